@@ -17,6 +17,7 @@ from engine.runs import runs
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
+from webui import charts
 from webui.panels import Updates
 from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.curves_panel import CurvesPanel
@@ -144,6 +145,21 @@ def test_a_look_at_a_run_answers_only_what_has_changed(tab: Tab, past: Callable[
     assert updates[tab.view.stamp] != stamp
     assert "0.125" in updates[tab.curves.html]
     assert tab.view.tick("no/such/run", stamp, *CURVES)[tab.view.timer].active is False
+
+
+def test_pages_that_look_at_one_run_share_what_has_changed(
+    tab: Tab, past: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[bool] = []
+    draw = charts.charts
+    monkeypatch.setattr(charts, "charts", lambda *words: drawn.append(words[4]) or draw(*words))
+    run = past("going", outcome=None)
+    logarithmic = (*CURVES[:2], True, *CURVES[3:])
+    first, second, other = (tab.view.tick(run.id, "", *view) for view in (CURVES, CURVES, logarithmic))
+    assert first.keys() == second.keys()
+    assert first[tab.curves.html] == second[tab.curves.html]
+    assert first[tab.curves.html] != other[tab.curves.html]
+    assert drawn == [False, True]
 
 
 def test_curves_are_drawn_anew_as_they_are_looked_at(tab: Tab, past: Callable[..., Run]) -> None:

@@ -19,6 +19,7 @@ from webui.compare_tab.view import View
 from webui.compare_tab.view_panel import ViewPanel
 from webui.events import QUIET
 from webui.panels import Panel, Updates, hidden_value
+from webui.shared_answers import SharedAnswers
 from webui.words import Words
 
 # page.js also writes the values into the address.
@@ -33,6 +34,7 @@ class ComparisonPanel(Panel):
     ):
         self.words, self.saves, self.root = words, workplace.saves, root
         self.timer, self.runs, self.view = timer, runs, view
+        self.shared = SharedAnswers()
         self.stamp = hidden_value()  # identifies the state of the runs that is shown
 
     def layout(self) -> None:
@@ -97,7 +99,9 @@ class ComparisonPanel(Panel):
         """Show the runs again if they have changed since `stamp`."""
         try:
             runs, _ = compare.select_runs(self.saves, ids or ())
-            return gr.skip() if compare.stamp(runs) == stamp else self.draw(ids, *controls)
+            if (now := compare.stamp(runs)) == stamp:
+                return gr.skip()
+            return self.shared.get((now, repr(ids), repr(controls)), lambda: self.draw(ids, *controls))
         except FileNotFoundError:  # a file was deleted meanwhile; the next tick will see what is left
             return gr.skip()
 

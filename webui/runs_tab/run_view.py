@@ -19,6 +19,7 @@ from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.curves_panel import CurvesPanel
 from webui.runs_tab.panel import Context, CurveView, Panel
 from webui.runs_tab.table_panel import TablePanel
+from webui.shared_answers import SharedAnswers
 
 POLL_SECONDS = 2  # between two looks at the open run
 
@@ -33,6 +34,7 @@ class RunView(Panel):
         self.table, self.buttons, self.curves, self.panels = table, buttons, curves, panels
         self.stamp = hidden_value()  # of what is shown of the run
         self.timer = gr.Timer(POLL_SECONDS, active=False)
+        self.shared = SharedAnswers()
 
     def layout(self) -> gr.Column:
         """The column that the panels are laid out in."""
@@ -89,7 +91,10 @@ class RunView(Panel):
         """What has changed since the stamp was `known`; nothing if nothing has."""
         try:
             run = runs.get(self.saves, run_id)
-            return gr.skip() if stamp_of(run) == known else self.now(run, CurveView(*view))
+            if (stamp := stamp_of(run)) == known:
+                return gr.skip()
+            question = run_id, stamp, repr(view)
+            return self.shared.get(question, lambda: self.now(run, CurveView(*view)))
         except Refusal:
             return {self.timer: gr.Timer(active=False)}
         except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
