@@ -1,8 +1,8 @@
 """What many open pages take: how long a tick waits for its answer, and whether the studio's memory levels off.
 
-`python -m bench.many_clients --minutes 10`. A real studio with dozens of runs, one of which goes on; pages that ask what a
-browser's would (`simulated_page`), some in a real Chromium if asked for; and visitors who open the page, look for a few ticks and are
-gone without a word, some of them to come back in the same session.
+`python -m bench.many_clients --minutes 10`. A real studio with dozens of runs, one of which goes on; pages that ask
+what a browser's would (`simulated_page`), some in a real Chromium if asked for; and visitors who open the page, look
+for a few ticks and are gone without a word, some of them to come back in the same session.
 """
 
 from __future__ import annotations
@@ -154,14 +154,11 @@ async def browsers(address: str, count: int) -> AsyncIterator[None]:
         await browser.close()
 
 
-async def watch_pages(
-    options: argparse.Namespace, server: Server, watch: str
-) -> tuple[list[Sample], Answers]:
+async def watch_pages(options: argparse.Namespace, server: Server, watch: str) -> tuple[list[Sample], Answers]:
     """Open the pages, and look at the studio until the time is over."""
     answers, samples = Answers(), []
     pages = [
-        SimulatedPage(server.address, LOOKS[number % len(LOOKS)], answers.note)
-        for number in range(options.clients)
+        SimulatedPage(server.address, LOOKS[number % len(LOOKS)], answers.note) for number in range(options.clients)
     ]
     async with browsers(server.address, options.browsers), asyncio.TaskGroup() as group:
         for page in pages:
@@ -185,11 +182,12 @@ async def watch_pages(
 def line(sample: Sample, took: list[float], failed: int) -> str:
     p50, p95, most = (1000 * value for value in percentiles(took))
     counts = sample.counts
+    used, free = counts["malloc_used"] / MB, counts["malloc_free"] / MB
     return (
         f"{sample.at:5.0f} s  ticks {len(took):4} p50 {p50:5.0f} p95 {p95:5.0f} max {most:5.0f} ms  failed {failed}  "
-        f"rss {sample.rss:6.1f} uss {sample.uss:6.1f} MB  malloc {counts['malloc_used'] / MB:5.1f} used {counts['malloc_free'] / MB:5.1f} free  "
-        f"blocks {counts['python_blocks']:,}  threads {sample.threads} sockets {sample.sockets} sessions {counts['sessions']}  "
-        f"load {os.getloadavg()[0]:.1f}"
+        f"rss {sample.rss:6.1f} uss {sample.uss:6.1f} MB  malloc {used:5.1f} used {free:5.1f} free  "
+        f"blocks {counts['python_blocks']:,}  threads {sample.threads} sockets {sample.sockets} "
+        f"sessions {counts['sessions']}  load {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -232,6 +230,7 @@ async def measure(options: argparse.Namespace) -> list[Figure]:
         collected, trimmed = ask(watch, "/collect"), ask(watch, "/trim")
         after_trim = server.process.memory_info().rss / MB
     p50, p95, most = (1000 * value for value in percentiles(answers.all))
+    growth = slope(samples, options.settled)
     print(f"after a collection: {collected}\nafter trimming: {trimmed}")
     return [
         Figure("ticks answered", len(answers.all)),
@@ -243,9 +242,7 @@ async def measure(options: argparse.Namespace) -> list[Figure]:
         Figure("resident when all pages were open", samples[0].rss, "MB"),
         Figure("resident at the end", samples[-1].rss, "MB"),
         Figure("… given back when asked for", samples[-1].rss - after_trim, "MB"),
-        Figure(
-            f"growth after {options.settled:g} minutes, per hour", slope(samples, options.settled), "MB", TARGET_MB_PER_HOUR
-        ),
+        Figure(f"growth after {options.settled:g} minutes, per hour", growth, "MB", TARGET_MB_PER_HOUR),
         Figure("load of the machine at the end", os.getloadavg()[0]),
     ]  # fmt: skip
 
@@ -262,9 +259,7 @@ def main() -> int:
         help="visitors a minute who open a page and are gone again; 0: none",
     )
     parser.add_argument("--every", type=float, default=15, help="seconds between two lines")
-    parser.add_argument(
-        "--settled", type=float, default=SETTLED_MINUTES, help="minutes before growth is counted"
-    )
+    parser.add_argument("--settled", type=float, default=SETTLED_MINUTES, help="minutes before growth is counted")
     parser.add_argument(
         "--trace", action="store_true", help="trace allocations, which makes all of it several times as slow"
     )

@@ -1,4 +1,4 @@
-"""An open page of the studio without a browser: it reads the page's own configuration and asks what gradio's client would ask."""
+"""A page of the studio without a browser: it reads the page's configuration and asks what gradio's client asks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Answered = Callable[[str, float, bool], None]
 class SimulatedPage:
     """One page with the values of its controls, its timers and its session.
 
-    Each dependency of the configuration is called as gradio's client calls one that is not queued, with what the controls hold;
-    answers change controls, which fires further events. The page's JavaScript is followed where it says what the address
-    holds; all else that it does keeps to the browser. What Chromium asks at each tick is the same; when it arrives, it asks two small
-    things more.
+    Each dependency of the configuration is called as gradio's client calls one that is not queued, with what the
+    controls hold; answers change controls, which fires further events. The page's JavaScript is followed where it says
+    what the address holds; all else that it does keeps to the browser. What Chromium asks at each tick is the same;
+    when it arrives, it asks two small things more.
     """
 
     def __init__(self, address: str, query: str, answered: Answered, session: str = ""):

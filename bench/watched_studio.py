@@ -1,8 +1,9 @@
 """The studio as `python app.py` starts it, with a second port on loopback that tells what its process holds.
 
-`WATCH_PORT=… python -m bench.watched_studio --port … --saves …`; then `GET /` answers counts as JSON, `/collect` the same after
-a garbage collection, `/trim` after the C library has given back what it can, `/types` objects by type, `/lines` the lines that allocated
-most since the last such question (with `WATCH_TRACE=1`, which makes everything several times as slow).
+`WATCH_PORT=… python -m bench.watched_studio --port … --saves …`; then `GET /` answers counts as JSON, `/collect` the
+same after a garbage collection, `/trim` after the C library has given back what it can, `/types` objects by type,
+`/lines` the lines that allocated most since the last such question (with `WATCH_TRACE=1`, which makes everything
+several times as slow).
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class Mallinfo2(ctypes.Structure):
 @functools.cache
 def state_holders() -> list[Any]:
     """Where gradio keeps its sessions; there are as many as pages, and never more."""
-    return [item for item in gc.get_objects() if type(item).__name__ == "StateHolder"]
+    # Only now, when the studio has settled what gradio reads from its environment as it is imported.
+    from gradio.state_holder import StateHolder
+
+    return [item for item in gc.get_objects() if isinstance(item, StateHolder)]
 
 
 def counts() -> dict[str, Any]:

@@ -81,11 +81,10 @@ def answers(controls: Controls) -> Iterator[dict[Any, Any]]:
 
 
 def as_sent(answers: list[Any]) -> str:
-    """As JSON, without what gradio adds to each HTML of which nothing is to change: the type of the update as a property, for
-    which the browser would write the HTML again."""
-    return json.dumps(
-        [gr.skip() if value == gr.skip() | {"props": gr.skip()} else value for value in answers]
-    )
+    """As JSON, without what gradio adds to each HTML of which nothing is to change: the type of the update as a
+    property,
+    for which the browser would write the HTML again."""
+    return json.dumps([gr.skip() if value == gr.skip() | {"props": gr.skip()} else value for value in answers])
 
 
 def of_gradio(blocks: gr.Blocks, event: BlockFunction, answer: Any, session: SessionState) -> list[Any]:
@@ -130,9 +129,7 @@ def test_handlers_are_given_what_gradio_would_give_them(controls: Controls, held
         except Exception as error:
             return type(error), str(error)
 
-    gradios = outcome(
-        lambda *given: gr.Blocks.preprocess_data(controls.blocks, *given), SessionState(controls.blocks)
-    )
+    gradios = outcome(lambda *given: gr.Blocks.preprocess_data(controls.blocks, *given), SessionState(controls.blocks))
     assert outcome(controls.blocks.preprocess_data, PageSession(controls.blocks)) == gradios
 
 
@@ -193,9 +190,7 @@ def test_pages_that_came_and_went_leave_next_to_nothing(visits: Visits) -> None:
     assert len(visits.sessions.session_data) == VISITORS + 1
 
 
-def test_pages_that_were_silent_for_long_are_forgotten(
-    visits: Visits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_that_were_silent_for_long_are_forgotten(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"visitor {number}" for number in range(VISITORS)]
     visits.come_and_go(names)
     sessions = [weakref.ref(visits.sessions[name]) for name in names]

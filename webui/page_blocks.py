@@ -1,9 +1,9 @@
 """`gr.Blocks` whose events do for each other page only what is new to it.
 
-Gradio hands every value of an event to a thread of its own accord, 119 times for a look at the form, and makes a component anew for
-each output, changed or not, for each page: half of what a tick took, and most of what a page held. Here plain values are treated on
-the spot, what is not in an answer is passed over, and equal components are one. What a browser gets is the same to the byte; any
-event that is not plain is left to gradio.
+Gradio hands each value of an event to a thread, 119 times for a look at the form, and makes a component anew for each
+output, changed or not, for each page: half of what a tick took, and most of what a page held. Here plain values are
+treated on the spot, what is not in an answer is passed over, and equal components are one. A browser is sent the same;
+an event that is not plain is left to gradio.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PageBlocks(gr.Blocks):
         return postprocess_update_dict(component, changes)  # type: ignore[arg-type]  # nothing else is ever an output
 
     def _changed(self, id: int, component: Block, changes: Mapping[str, Any]) -> Block:
-        """The component with these arguments besides those that it has; the one that another page has, if there is one."""
+        """The component with these arguments besides those that it has; another page's, where one has it."""
         arguments = {**component.constructor_args, **changes, "render": False}
         for name in ("value", "__type__"):
             arguments.pop(name, None)

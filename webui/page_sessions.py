@@ -1,8 +1,9 @@
 """What the server keeps of each page that was opened: little, and not for ever.
 
-Gradio keeps a copy of the configuration of every component for each page, with its last value, for "deep links", which the
-studio does not have: 1 MB and 46 ms. It keeps those of ten thousand pages, since a page without `gr.State` does not tell that it is
-closed. Kept here are only the components that events have changed, since choices that an event has offered are valid later on.
+Gradio keeps a copy of the configuration of every component for each page, with its last value, for "deep links", which
+the studio does not have: 1 MB and 46 ms. It keeps those of ten thousand pages, since a page without `gr.State` does
+not tell that it is closed. Kept here are only the components that events have changed: choices that were offered are
+valid later on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from gradio.routes import App
 from gradio.state_holder import SessionState, StateHolder
 from starlette.routing import Mount
 
-# A page that was left open and is used after that must be reloaded before what it chooses from lists is believed. Browsers
-# suspend a page that is not looked at, so silence does not mean that it is closed.
+# A page that was left open and is used after that must be reloaded before what it chooses from lists is believed.
+# Browsers suspend a page that is not looked at, so silence does not mean that it is closed.
 KEPT = timedelta(days=7)
 MAX_SESSIONS = 5_000  # of one language; those are ended first that have been silent for longest
 

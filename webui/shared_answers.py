@@ -31,10 +31,7 @@ class SharedAnswers:
                 future.set_result(answer())
             except BaseException as error:
                 future.set_exception(error)
-        return {
-            block: value.copy() if isinstance(value, dict) else value
-            for block, value in future.result().items()
-        }
+        return {block: value.copy() if isinstance(value, dict) else value for block, value in future.result().items()}
 
     def _drop_old(self) -> None:
         now = time.monotonic()
