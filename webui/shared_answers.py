@@ -35,8 +35,8 @@ class SharedAnswers:
 
     def _drop_old(self) -> None:
         now = time.monotonic()
-        for question, (asked, future) in list(self.answers.items()):
-            if now - asked < self.seconds:
+        for question, (since, future) in list(self.answers.items()):
+            if now - since < self.seconds:
                 return
             if future.done():
                 del self.answers[question]
