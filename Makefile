@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-changed test-harness check format bench docs site templates pictures smollm2 gguf clean
+.PHONY: run test test-changed test-harness zoo check format bench docs site templates pictures smollm2 gguf clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -22,6 +22,10 @@ test-changed: $(VENV)/installed-dev
 # The optional package, in an environment of its own on top of the other: trainings begin a second later where it is.
 test-harness: $(VENV)-harness/installed
 	$(VENV)-harness/bin/python -m pytest tests/test_harness.py
+
+# Every architecture that transformers knows, as a tiny model: writes docs/models.md. Takes half an hour.
+zoo: $(VENV)/installed-dev
+	$(BIN)/python -m tests.zoo.whole_way --method lora --method freeze --page docs/models.md
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -115,7 +115,10 @@ class Batch:
 
     def __init__(self, model: PreTrainedModel, adapter: str | None, max_batch_size: int = MAX_BATCH_SIZE):
         self.model, self.adapter, self.max_batch_size = model, adapter, max_batch_size
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        arguments = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in arguments
+        # A training wants the routers' logits for a loss of theirs, which cannot be computed for a token alone.
+        self.without_loss = {"output_router_logits": False} if "output_router_logits" in arguments else {}
         self.clear()
 
     def clear(self) -> None:
@@ -198,6 +201,7 @@ class Batch:
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=1,
+            **self.without_loss,
             **extra,
         )
         return read.logits[:, -1].float()

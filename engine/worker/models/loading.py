@@ -59,6 +59,7 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
     base = load_base(spec, path, dtype)
+    base.router_settings = _router_settings(base)  # type: ignore[assignment]  # TRL changes them while it trains
     structure = structure_of(base)
     remember(Path(path), structure)
     text_config = base.config.get_text_config()
@@ -67,6 +68,12 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     model = PREPARE_METHOD[spec.method.kind](spec, base)
     _assert_trained_as_planned(spec, path, model)
     return model
+
+
+def _router_settings(model: Any) -> dict[str, Any]:
+    """What the configuration says of the routers' logits and loss."""
+    text = vars(model.config.get_text_config())
+    return {key: text[key] for key in ("output_router_logits", "router_aux_loss_coef") if key in text}
 
 
 def _assert_trained_as_planned(spec: RunSpec, path: str, model: torch.nn.Module) -> None:
@@ -314,6 +321,8 @@ def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
 
 def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:
     """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
+    for key, value in getattr(model, "router_settings", {}).items():
+        setattr(model.config.get_text_config(), key, value)  # with the routers' logits on, nothing could be generated
     options: dict[str, Any] = {}
     if spec.method.kind == "lora":
         learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]

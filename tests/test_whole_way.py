@@ -1,0 +1,53 @@
+"""A dozen architectures, from the check before the start to an export that is loaded again; `make zoo` tries all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from engine.launch.workspace import PROJECT
+from tests.zoo.whole_way import WholeWay, page
+
+FAMILIES = (
+    "llama", "gemma3", "gpt2", "qwen3_vl", "llama4", "mistral3", "qwen3_moe", "gpt_oss", "deepseek_v3", "nemotron_h",
+    "granitemoehybrid", "mllama",
+)  # fmt: skip
+REFUSED = {"blip": "pixel_values"}
+
+
+@pytest.fixture(scope="module")
+def lines() -> dict[str, str]:
+    command = [sys.executable, "-m", "tests.zoo.whole_way", *FAMILIES, *REFUSED]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {line.split()[0]: line for line in done.stdout.splitlines() if "lora" in line}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_trains_and_its_merged_model_has_the_same_logits(family: str, lines: dict[str, str]) -> None:
+    assert lines[family].endswith(" ok"), lines[family]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "reason"), REFUSED.items())
+def test_a_family_that_cannot_learn_from_text_is_refused_before_the_start(
+    family: str, reason: str, lines: dict[str, str]
+) -> None:
+    assert "refused: " in lines[family]
+    assert reason in lines[family]
+
+
+def test_the_page_counts_families_by_what_became_of_them() -> None:
+    ways = [
+        WholeWay("a", "lora", modules={"q_proj": 2}, towers=["model.visual"], experts=4), WholeWay("a", "freeze"),
+        WholeWay("b", "lora", refusal="model.model_name_or_path: no | text"), WholeWay("b", "freeze"),
+        WholeWay("c", "lora"), WholeWay("c", "freeze", failure="train: ValueError: x"),
+    ]  # fmt: skip
+    text = page(ways, ["lora", "freeze"])
+    assert "Of 3 families 1 pass, 1 are refused" in text
+    assert "| `a` | q_proj | visual, experts | ✓ | ✓ |" in text
+    assert "| `b` | — | — | no \\| text | ✓ |" in text
+    assert "| `c` | — | — | ✓ | train: ValueError: x |" in text

@@ -1,0 +1,282 @@
+"""The whole way of a family's tiny model: checked, trained, exported merged, loaded again.
+
+By the engine's own functions, in a fork for each family: `python -m tests.zoo.whole_way [--method lora] [FAMILY …]`
+prints a line for each, and with `--page FILE` writes the table of docs/models.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TIME_LIMIT_SECONDS = 180
+MAX_LOGIT_DIFFERENCE = 1e-3  # between base with adapter and merged model, both in fp32
+PROMPTS = ["What comes after 3?", "Hello"]
+
+
+@dataclass
+class WholeWay:
+    """Both empty: all went well. `refusal` is what the check before the start says, `failure` the step that failed."""
+
+    family: str
+    method: str
+    class_name: str = ""
+    parameters: int = 0
+    trained: int = 0
+    modules: dict[str, int] = field(default_factory=dict)  # that get an adapter
+    towers: list[str] = field(default_factory=list)
+    experts: int = 0  # tensors of routed experts
+    refusal: str = ""
+    failure: str = ""
+
+
+def go(family: str, method: str, place: Path) -> WholeWay:
+    """The whole way of one family below an empty folder."""
+    from tests import zoo
+
+    way = WholeWay(family, method)
+    folder = place / "models" / family
+    try:
+        zoo.build(family, folder)
+    except Exception as error:
+        way.failure = f"not built: {_reason(error)}"
+        return way
+    step = "check"
+    try:
+        spec = _spec(folder, _data(place / "data"), method)
+        if refusal := _check(way, spec, folder, place):
+            way.refusal = refusal
+            return way
+        step = "train"
+        result = _train(spec, place / "saves" / "u" / "trained")
+        step = "export"
+        merged = _export(folder, result, method, place / "saves" / "u" / "exported")
+        step = "compare"
+        _compare(folder, result, merged, method)
+    except Exception as error:
+        way.failure = f"{step}: {_reason(error)}"
+    return way
+
+
+def _data(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    rows = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(40)]
+    (folder / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps({"chat": {"file_name": "chat.json"}}), encoding="utf-8")
+    return folder
+
+
+def _spec(model: Path, data: Path, method: str) -> Any:
+    from engine.spec.run_spec import RunSpec
+
+    return RunSpec.read({
+        "model": {"model_name_or_path": str(model)}, "method": {"kind": method},
+        "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
+        "training": {
+            "max_steps": 3, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
+        },
+        "logging": {"logging_steps": 1, "save_steps": 3, "probe": False}, "hardware": {"device": "cpu"},
+    })  # fmt: skip
+
+
+def _check(way: WholeWay, spec: Any, model: Path, place: Path) -> str:
+    """Write down what the page says before the start; returns what stands in the way."""
+    from engine.launch.workspace import Workplace
+    from engine.models.facts import inspect_model
+    from engine.models.structure import structure_of
+    from engine.preflight.checks import preflight_problems
+    from engine.preflight.model_checks import adapted_modules, trained_parameters
+
+    facts = inspect_model(model)
+    structure = structure_of(facts)
+    way.class_name, way.parameters = facts.architecture, facts.parameters or 0
+    way.towers, way.experts = list(structure.towers), len(structure.experts)
+    problems = preflight_problems(spec, Workplace((model.parent,), Path(spec.data.dataset_dir), place / "saves"))
+    if problems:
+        return str(problems[0])
+    way.trained, way.modules = trained_parameters(spec) or 0, adapted_modules(spec)
+    return ""
+
+
+def _run(folder: Path, spec: Any) -> Any:
+    from engine.core.rundir import RunDir
+
+    folder.mkdir(parents=True)
+    run = RunDir(folder)
+    run.spec.write_text(spec.to_yaml(), encoding="utf-8")
+    run.request.write_text('{"attempt": 1}', encoding="utf-8")
+    return run
+
+
+def _train(spec: Any, folder: Path) -> Path:
+    from engine.worker.prepare import prepare
+    from engine.worker.train import train
+
+    run = _run(folder, spec)
+    prepare(run)
+    train(run)
+    return run.adapter if spec.method.kind == "lora" else run.model
+
+
+def _export(base: Path, result: Path, method: str, folder: Path) -> Path:
+    from engine.export.export_spec import ExportSpec
+    from engine.worker.export import export
+
+    lora = method == "lora"
+    run = _run(folder, ExportSpec.read({
+        "name": "exported", "model": {"model_name_or_path": str(base if lora else result)},
+        "adapters": {str(result): 1.0} if lora else {}, "precision": "fp32", "check_prompts": 0, "prompts": PROMPTS,
+        "hardware": {"device": "cpu"},
+    }))  # fmt: skip
+    export(run)
+    comparison = json.loads((run.model / "comparison.json").read_text(encoding="utf-8"))
+    if comparison["equal"] != comparison["prompts"]:
+        raise ValueError(f"{comparison['equal']} of {comparison['prompts']} answers are the same after the export")
+    return run.model
+
+
+def _compare(base: Path, result: Path, merged: Path, method: str) -> None:
+    """Logits of what was trained and of what was exported, both loaded as anybody would: by transformers and peft.
+
+    Raises:
+        ValueError: they differ, or a tensor of the base is missing in the export.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig
+
+    from engine.models.safetensors_headers import tensors_of
+    from tests import zoo
+
+    def load(folder: Path) -> Any:
+        config = AutoConfig.from_pretrained(folder)
+        return zoo.model_class(config.model_type, config).from_pretrained(folder, dtype=torch.float32).eval()
+
+    trained = PeftModel.from_pretrained(load(base), str(result)) if method == "lora" else load(result)
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        logits = [
+            model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (trained, load(merged))
+        ]
+    difference = float((logits[0] - logits[1]).abs().max())
+    if difference > MAX_LOGIT_DIFFERENCE:
+        raise ValueError(f"logits differ by {difference:.2g}")
+    if lost := set(tensors_of(base)[0]) - set(tensors_of(merged)[0]):
+        raise ValueError(f"{len(lost)} tensors of the base are not in the export, such as {min(lost)}")
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]
+
+
+def _import_libraries() -> None:
+    """All that a family needs, once for all forks."""
+    import transformers
+
+    from engine.spec.run_spec import RunSpec
+    from engine.worker.runtime.optional_packages import hide_unused_packages
+    from engine.worker.training.preload import import_libraries
+
+    hide_unused_packages(quantizes=False)
+    import_libraries(RunSpec())
+    import engine.worker.data.examples
+    import engine.worker.export
+    import engine.worker.exporting.merge  # noqa: F401
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def whole_ways(families: Sequence[str], method: str) -> Iterator[WholeWay]:
+    """Each family's, in a fork of its own: one that hangs or dies stops no other."""
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    _import_libraries()
+    for family in families:
+        place = Path(tempfile.mkdtemp())
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            signal.alarm(TIME_LIMIT_SECONDS)
+            os.write(writing, json.dumps(asdict(go(family, method, place))).encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, encoding="utf-8") as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        shutil.rmtree(place, ignore_errors=True)
+        yield WholeWay(**json.loads(text)) if text else WholeWay(family, method, failure="its process ended")
+
+
+def line(way: WholeWay) -> str:
+    outcome = way.failure or (f"refused: {way.refusal}" if way.refusal else "ok")
+    return f"{way.family:26} {way.method:6} {way.class_name:44} {way.trained:>8,} of {way.parameters:>9,}  {outcome}"
+
+
+def page(ways: Sequence[WholeWay], methods: Sequence[str]) -> str:
+    """The table of docs/models.md: a row for each family."""
+    by_family: dict[str, dict[str, WholeWay]] = {}
+    for way in ways:
+        by_family.setdefault(way.family, {})[way.method] = way
+    counts = Counter(
+        "failed"
+        if any(way.failure for way in row.values())
+        else "refused"
+        if any(way.refusal for way in row.values())
+        else "passed"
+        for row in by_family.values()
+    )
+    rows = [_row(family, row, methods) for family, row in sorted(by_family.items())]
+    return (Path(__file__).parent / "models_page.md").read_text(encoding="utf-8").format(
+        families=len(by_family), passed=counts["passed"], refused=counts["refused"], failed=counts["failed"],
+        methods=" | ".join(methods), rules=" | ".join("---" for _ in methods), rows="\n".join(rows),
+    )  # fmt: skip
+
+
+def _row(family: str, row: dict[str, WholeWay], methods: Sequence[str]) -> str:
+    way = row[methods[0]]
+    beside = [*(f"{tower.rpartition('.')[2]}" for tower in way.towers), *(["experts"] if way.experts else [])]
+    modules = ", ".join(way.modules) or "—"
+    outcomes = [_outcome(row[method]) if method in row else "" for method in methods]
+    return f"| `{family}` | {modules} | {', '.join(beside) or '—'} | {' | '.join(outcomes)} |"
+
+
+def _outcome(way: WholeWay) -> str:
+    text = way.failure or way.refusal
+    return text.replace("|", "\\|").removeprefix("model.model_name_or_path: ") if text else "✓"
+
+
+def main() -> None:
+    from tests import zoo
+
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo.whole_way")
+    parser.add_argument("--method", choices=("lora", "freeze", "full"), action="append")
+    parser.add_argument("--page", type=Path, help="write the table there")
+    parser.add_argument("families", nargs="*")
+    arguments = parser.parse_args()
+    ways, methods = [], arguments.method or ["lora"]
+    for method in methods:
+        for way in whole_ways(arguments.families or zoo.families(), method):
+            ways.append(way)
+            print(line(way), flush=True)
+    if arguments.page:
+        arguments.page.write_text(page(ways, methods), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
