@@ -32,6 +32,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+@pytest.hookimpl(trylast=True)  # the browser's tests have been marked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests come first: the many short ones then keep both processes busy to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, module: str, *words: str) -> Path:
     """A folder that `python -m module folder words…` has made, once for all processes that test side by side."""
     root = tmp_path_factory.getbasetemp()

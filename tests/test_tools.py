@@ -34,7 +34,13 @@ SPEC = {
     "stage": {"kind": "sft"},
     "method": {"kind": "full"},
     "data": {"datasets": ["calls"]},
-    "training": {"num_train_epochs": 40, "learning_rate": 0.003, "per_device_train_batch_size": 12},
+    "training": {
+        "num_train_epochs": 40,
+        "learning_rate": 0.003,
+        "per_device_train_batch_size": 12,
+        "gradient_checkpointing": False,
+    },
+    "logging": {"probe": False, "save_strategy": "no"},
 }
 
 
