@@ -8,11 +8,11 @@ import contextlib
 import sys
 
 from engine.core.rundir import RunDir, write_json, write_text
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import Spec
 from tests.preloaded import run_python
 
 
-def lay_out(run: RunDir, spec: RunSpec) -> RunDir:
+def lay_out(run: RunDir, spec: Spec) -> RunDir:
     """A run that has been submitted and nothing more."""
     run.path.mkdir(parents=True)
     write_text(run.spec, spec.to_yaml())

@@ -66,6 +66,12 @@ def adapter_has_score_head(folder: str | Path) -> bool:
     return not isinstance(config, Problem) and _has_score_head(config)
 
 
+def adapts_experts(folder: str | Path) -> bool:
+    """Whether an adapter is on tensors that hold several experts, where peft has no dropout."""
+    config = read_json_object(Path(folder) / ADAPTER_FILES[0])
+    return not isinstance(config, Problem) and bool(config.get("target_parameters"))
+
+
 def _has_score_head(config: Mapping[str, Any]) -> bool:
     return config.get("task_type") == "SEQ_CLS"
 

@@ -247,7 +247,26 @@ def auto_classes(table: str) -> Mapping[str, str]:
     return {}
 
 
+@cache
 def has_reward_model(model_type: str) -> bool:
-    """Whether the installed transformers can put a score in place of the next token of this family."""
+    """Whether the installed transformers can put a score in place of the next token of this family: it has a class for
+    it, whose head is one matrix called "score". Those of encoders have heads of other kinds."""
     families = auto_classes("SEQUENCE_CLASSIFICATION")
-    return not families or model_type in families  # without transformers nothing is trained on this machine
+    if model_type not in families:
+        return not families  # without transformers nothing is trained on this machine
+    declaration = rf"^class {families[model_type]}\((.*?)\):(.*?)(?=^\S|\Z)"
+    for file in _modeling_files(model_type):
+        if match := re.search(declaration, file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            return "GenericForSequenceClassification" in match[1] or "self.score =" in match[2]
+    return True
+
+
+def _modeling_files(model_type: str) -> list[Path]:
+    """Where the installed transformers has the classes of a family; [] where its folder is called otherwise."""
+    package = importlib.util.find_spec("transformers")
+    parts = model_type.replace("-", "_").split("_")
+    for place in (package.submodule_search_locations if package else None) or ():
+        for end in range(len(parts), 0, -1):  # a language part lies in its family's folder
+            if files := sorted(Path(place, "models", "_".join(parts[:end])).glob("modeling_*.py")):
+                return files
+    return []

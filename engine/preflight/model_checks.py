@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.core.problems import Problem, problem
 from engine.launch.workspace import Workplace, template_file
-from engine.models.adapters import adapter_has_score_head, adapter_parameters, adapter_problems
+from engine.models.adapters import adapter_has_score_head, adapter_parameters, adapter_problems, adapts_experts
 from engine.models.chat_templates import TEMPLATE_FOLDER, template_file_problem, template_problem
 from engine.models.checks import model_problems
 from engine.models.discovery import is_hub_id
@@ -58,6 +58,8 @@ def chosen_model_problems(spec: RunSpec, workplace: Workplace, outside: set[str]
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in ADAPTER_SETTINGS}
         problems += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=is_reward_model)
+        if spec.method.lora_dropout and adapts_experts(spec.model.adapter_path):
+            problems.append(problem("adapter-on-experts", "method.lora_dropout"))
     if is_hub_id(chosen) and not os.path.isdir(chosen):
         return problems  # its files are not here yet; once they are, the worker asks the same
     return problems + model_setting_problems(spec, inspect_model(chosen))

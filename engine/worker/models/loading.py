@@ -102,6 +102,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
             # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
             # and could not train through them then.
             part.support_avx512bf16_for_cpu = False
+    _turn_off_router_loss(model)
     if not is_reward_model(spec):
         expose_backbone(model)
     if is_reward_model(spec):
@@ -166,6 +167,14 @@ def _name_experts(config: Any) -> None:
     counts = (getattr(config, key, None) for key in EXPERT_COUNT_KEYS)
     if hasattr(config, "output_router_logits") and not hasattr(config, "num_experts"):
         config.num_experts = next((count for count in counts if isinstance(count, int)), None)
+
+
+def _turn_off_router_loss(model: Any) -> None:
+    """A trainer asks for the loss that balances the experts with each batch. A configuration that asks for it always
+    makes some families fail as soon as they write with a cache: its mask is longer than what is read."""
+    config = model.config.get_text_config()
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
 
 
 def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
@@ -324,6 +333,7 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
     for key, value in getattr(model, "router_settings", {}).items():
         setattr(model.config.get_text_config(), key, value)  # with the routers' logits on, nothing could be generated
     options: dict[str, Any] = {}
+    _turn_off_router_loss(model)  # which TRL has turned on
     if spec.method.kind == "lora":
         learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]
         if learned and not any(p.detach().any() for p in learned):

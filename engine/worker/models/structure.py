@@ -110,7 +110,7 @@ def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
     """The topmost modules and parameters that belong to no language part: what lies beside it, the output
     head aside, of a model that is made of several; and whole models of another configuration inside it."""
     decoder = _language_part(model)
-    language, head = names[decoder], names.get(model.get_output_embeddings(), "")
+    language, head = names[decoder], _head(model, names)
     if model.config.get_text_config() is not model.config:
         path = language.split(".") if language else []
         for depth in range(len(path)):
@@ -123,6 +123,12 @@ def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
         if nested and name.startswith(f"{language}.") and not (last and name.startswith(f"{last}.")):
             last = name
             yield name
+
+
+def _head(model: Any, names: dict[nn.Module, str]) -> str:
+    """The name of what makes the next token, or the score, of the last hidden state."""
+    writing = names.get(model.get_output_embeddings(), "")
+    return writing or next((name for name, _ in model.named_children() if name in HEADS), "")
 
 
 def _language_part(model: Any) -> Any:
