@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
 import subprocess
@@ -171,7 +170,7 @@ def test_a_dpo_loss_has_the_value_of_its_formula(judged: dict[str, dict[str, Any
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
-    tiny: Path, tmp_path: Path, processes: int
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     spec = RunSpec.read(
         {
@@ -186,12 +185,16 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     batches = [pairs(4, seed=3), pairs(4, seed=4)]
     write_text(tmp_path / "spec.yaml", spec.to_yaml())
     write_json(tmp_path / "batches.json", batches)
-    words = command.train_command(spec, tmp_path, supervisor.free_port(), gpu_count=0)
-    words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
-    words[words.index("engine.worker.train")] = "tests.shifted"
-    environment = os.environ | command.environment(spec, tmp_path, gpu_indices=(), threads=2)
-    done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for name, value in command.environment(spec, tmp_path, gpu_indices=(), threads=2).items():
+        monkeypatch.setenv(name, value)
+    if processes == 1:
+        run_python("-m", "tests.shifted", tmp_path)
+    else:
+        words = command.train_command(spec, tmp_path, supervisor.free_port(), gpu_count=0)
+        words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
+        words[words.index("engine.worker.train")] = "tests.shifted"
+        done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
     ranks = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(processes)]
     rewards: list[float] = []
     for number, batch in enumerate(batches):
