@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-changed test-harness zoo check format bench docs site templates pictures smollm2 gguf clean
+.PHONY: run test test-changed test-harness zoo kills check format bench docs site templates pictures smollm2 gguf clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -18,6 +18,13 @@ test: $(VENV)/installed-dev
 SINCE ?= HEAD
 test-changed: $(VENV)/installed-dev
 	$(BIN)/python -m tests.changed --since $(SINCE) -n 2 --dist loadscope
+
+# Everything that takes part in runs is killed at random, and no state may be false: many rounds, some 20 seconds each.
+ROUNDS ?= 60
+SEED   ?= 1
+kills: $(VENV)/installed-dev
+	ATHANOR_KILL_ROUNDS=$(ROUNDS) ATHANOR_KILL_SEED=$(SEED) \
+	    $(BIN)/python -m pytest -s tests/test_random_kills.py
 
 # The optional package, in an environment of its own on top of the other: trainings begin a second later where it is.
 test-harness: $(VENV)-harness/installed
