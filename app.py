@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import functools
+import gc
 import os
 import socket
 import sys
@@ -25,6 +28,8 @@ QUEUE_POLL_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
 # How long an end waits for transfers that are under way; a slow one takes hours.
 SHUTDOWN_SECONDS = 5
+M_ARENA_MAX = -8  # as in malloc.h
+ARENAS = 2
 LOOPBACK_HOSTS = "localhost,127.0.0.1,::1"
 
 
@@ -35,6 +40,14 @@ def settle_environment(workplace: Workplace) -> None:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK_HOSTS)))
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / UPLOADS_FOLDER)
+
+
+def settle_memory() -> None:
+    """Before threads are started: each would else have an arena of glibc's for itself, and what is freed in one
+    arena is of no use to another, so memory would rise with every thread that gradio has a use for. Other C
+    libraries lack the call."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 def arguments() -> argparse.Namespace:
@@ -145,6 +158,7 @@ def serve(options: argparse.Namespace) -> None:
         )
 
     settle_environment(workplace)
+    settle_memory()
     import uvicorn
 
     from webui.login import LoginRequired
@@ -164,6 +178,9 @@ def serve(options: argparse.Namespace) -> None:
     servers.hold_studio_lock(workplace.saves)
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
+    # What the page is made of stays for good: a garbage collection that walked over it would stop all pages meanwhile.
+    gc.collect()
+    gc.freeze()
     config = uvicorn.Config(
         page,
         root_path=options.root_path,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import ctypes
-import functools
 import gc
 import json
 import os
@@ -35,13 +34,11 @@ class Mallinfo2(ctypes.Structure):
     ]  # fmt: skip
 
 
-@functools.cache
-def state_holders() -> list[Any]:
-    """Where gradio keeps its sessions; there are as many as pages, and never more."""
-    # Only now, when the studio has settled what gradio reads from its environment as it is imported.
-    from gradio.state_holder import StateHolder
+def sessions() -> int:
+    """How many sessions gradio holds, of the pages in both languages."""
+    from gradio import Blocks  # only now, when the studio has settled what gradio reads from its environment
 
-    return [item for item in gc.get_objects() if isinstance(item, StateHolder)]
+    return sum(len(blocks.state_holder.session_data) for blocks in Blocks.get_instances())
 
 
 def counts() -> dict[str, Any]:
@@ -50,7 +47,7 @@ def counts() -> dict[str, Any]:
     libc.mallinfo2.restype = Mallinfo2
     malloc = libc.mallinfo2()
     return {
-        "sessions": sum(len(holder.session_data) for holder in state_holders()),
+        "sessions": sessions(),
         "python_blocks": sys.getallocatedblocks(),
         "malloc_used": malloc.uordblks + malloc.hblkhd,
         "malloc_free": malloc.fordblks,
