@@ -77,12 +77,11 @@ class Sample:
     counts: dict[str, int]
 
 
-def watched_studio(folder: Path, saves: Path, **environment: str) -> tuple[Server, str]:
+def watched_studio(folder: Path, saves: Path) -> tuple[Server, str]:
     """The studio, and the address at which it tells its counts."""
     port, watch = free_port(), free_port()
     command = [sys.executable, "-m", "bench.watched_studio", "--port", str(port), "--saves", str(saves)]
-    environment |= {"WATCH_PORT": str(watch), "PYTHONPATH": str(PROJECT)}
-    return Server(command, port, folder, **environment), f"http://127.0.0.1:{watch}"
+    return Server(command, port, folder, WATCH_PORT=str(watch), PYTHONPATH=str(PROJECT)), f"http://127.0.0.1:{watch}"
 
 
 def ask(address: str, question: str = "/") -> dict:
@@ -113,6 +112,11 @@ async def go_on(run: BigRun) -> None:
     while True:
         await asyncio.sleep(LIVE_STEP_SECONDS)
         run.add()
+
+
+async def begin_tracing(watch: str, after_minutes: float) -> None:
+    await asyncio.sleep(after_minutes * 60 + RAMP_SECONDS)
+    await asyncio.to_thread(ask, watch, "/lines")
 
 
 async def visit(address: str, answers: Answers, per_minute: float) -> None:
@@ -206,14 +210,14 @@ def slope(samples: list[Sample], after_minutes: float) -> float:
 
 
 @contextlib.contextmanager
-def studio_with_runs(**environment: str) -> Iterator[tuple[Server, str, BigRun]]:
+def studio_with_runs() -> Iterator[tuple[Server, str, BigRun]]:
     """A studio on past runs and one that goes on."""
     with tempfile.TemporaryDirectory() as folder:
         saves = Path(folder) / "saves"
         saves.mkdir()
         build_past_runs(saves)
         run = BigRun(saves, LIVE_LINES, LIVE_LOG_BYTES, RUN)
-        server, watch = watched_studio(Path(folder), saves, **environment)
+        server, watch = watched_studio(Path(folder), saves)
         try:
             yield server, watch, run
         finally:
@@ -222,11 +226,14 @@ def studio_with_runs(**environment: str) -> Iterator[tuple[Server, str, BigRun]]
 
 
 async def measure(options: argparse.Namespace) -> list[Figure]:
-    traced = {"WATCH_TRACE": "1"} if options.trace else {}
-    with studio_with_runs(**traced) as (server, watch, run):
+    with studio_with_runs() as (server, watch, run):
         training = asyncio.create_task(go_on(run))
+        tracing = asyncio.create_task(begin_tracing(watch, options.settled)) if options.trace else None
         samples, answers = await watch_pages(options, server, watch)
         training.cancel()
+        if tracing:
+            await tracing
+            print(*ask(watch, "/lines"), sep="\n\n")
         collected, trimmed = ask(watch, "/collect"), ask(watch, "/trim")
         after_trim = server.process.memory_info().rss / MB
     p50, p95, most = (1000 * value for value in percentiles(answers.all))
@@ -261,7 +268,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=15, help="seconds between two lines")
     parser.add_argument("--settled", type=float, default=SETTLED_MINUTES, help="minutes before growth is counted")
     parser.add_argument(
-        "--trace", action="store_true", help="trace allocations, which makes all of it several times as slow"
+        "--trace", action="store_true", help="tell where memory is held that was allocated after it has settled; slow"
     )
     options = parser.parse_args()
     if (options.minutes - options.settled) * 60 < 3 * options.every:

@@ -2,8 +2,8 @@
 
 `WATCH_PORT=… python -m bench.watched_studio --port … --saves …`; then `GET /` answers counts as JSON, `/collect` the
 same after a garbage collection, `/trim` after the C library has given back what it can, `/types` objects by type,
-`/lines` the lines that allocated most since the last such question (with `WATCH_TRACE=1`, which makes everything
-several times as slow).
+`/lines` where what was allocated since the first such question is held, which makes everything several times as slow
+from then on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import tracemalloc
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import app
 
@@ -60,25 +60,26 @@ def types() -> dict[str, int]:
     return dict(counter.most_common(TYPES))
 
 
-def lines(before: list[tracemalloc.Snapshot]) -> list[str]:
-    """Where memory was allocated that is still held and was not at the last question."""
+def lines() -> list[str]:
+    """Where what is still held was allocated since this was first asked, the most first; nothing at first."""
+    if not tracemalloc.is_tracing():
+        tracemalloc.start(FRAMES)
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
-    grown = snapshot.compare_to(before[-1], "traceback") if before else snapshot.statistics("traceback")
-    before[:] = [snapshot]
-    return ["\n".join([str(entry)[:200], *entry.traceback.format()]) for entry in grown[:LINES]]
+    held = snapshot.statistics("traceback")[:LINES]
+    return [
+        "\n".join([f"{entry.size / 1e3:,.0f} KB in {entry.count} blocks", *entry.traceback.format()]) for entry in held
+    ]
 
 
 class Counts(BaseHTTPRequestHandler):
     """Answers the questions above."""
 
-    before: ClassVar[list[tracemalloc.Snapshot]] = []
-
     def do_GET(self) -> None:
-        if self.path in ("/collect", "/trim"):
+        if self.path in ("/collect", "/trim", "/lines"):
             gc.collect()
         if self.path == "/trim":
             ctypes.CDLL(None).malloc_trim(0)
-        answers = {"/types": types, "/lines": lambda: lines(self.before)}
+        answers = {"/types": types, "/lines": lines}
         body = json.dumps(answers.get(self.path, counts)()).encode()
         self.send_response(200)
         self.end_headers()
@@ -89,8 +90,6 @@ class Counts(BaseHTTPRequestHandler):
 
 
 def main() -> int:
-    if os.environ.get("WATCH_TRACE"):
-        tracemalloc.start(FRAMES)
     server = HTTPServer(("127.0.0.1", int(os.environ["WATCH_PORT"])), Counts)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return app.main()
