@@ -56,6 +56,7 @@ class Navigation:
         frame, tabs, items = self.frame, self.tabs, self.tabs.items
         run = [frame.selected, *tabs.runs.view]
         frame.selected.change(self.open_run, run, [tabs.tabs, *tabs.runs.outputs], js=RUNS_JS, **QUIET)
+        items["train"].select(tabs.train.list_choices, None, tabs.train.lists, js=TRAIN_JS, **QUIET)
         items["runs"].select(tabs.runs.open, run, tabs.runs.outputs, js=RUNS_JS, **QUIET)
         items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
         items["compare"].select(tabs.compare.arrive, tabs.compare.chosen, tabs.compare.outputs, js=COMPARE_JS, **QUIET)
@@ -68,13 +69,11 @@ class Navigation:
 
     def _wire_timers(self) -> None:
         """Only what is looked at is asked about."""
-        tabs, items = self.tabs, self.tabs.items
-        items["train"].select(partial(paused, tabs.runs.timers), None, tabs.runs.timers, js=TRAIN_JS, **QUIET).then(
-            tabs.train.list_choices, None, tabs.train.lists, **QUIET
-        )
-        timers = {id: getattr(tabs, id).timer for id in ("chat", "compare", "export", "evaluate")}
-        for id, item in items.items():
-            others = [timer for other, timer in timers.items() if other != id]
+        tabs = self.tabs
+        timers = {id: [getattr(tabs, id).timer] for id in ("chat", "compare", "export", "evaluate")}
+        timers["runs"] = tabs.runs.timers
+        for id, item in tabs.items.items():
+            others = [timer for other, own in timers.items() if other != id for timer in own]
             item.select(partial(paused, others), None, others, **QUIET)
 
     def arrive(self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str) -> Updates:
