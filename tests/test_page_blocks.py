@@ -7,7 +7,8 @@ import collections
 import gc
 import json
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -87,15 +88,21 @@ def as_sent(answers: list[Any]) -> str:
     return json.dumps([gr.skip() if value == gr.skip() | {"props": gr.skip()} else value for value in answers])
 
 
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns. In a thread: a browser that other tests opened keeps a loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
 def of_gradio(blocks: gr.Blocks, event: BlockFunction, answer: Any, session: SessionState) -> list[Any]:
-    return asyncio.run(gr.Blocks.postprocess_data(blocks, event, answer, session))
+    return run(gr.Blocks.postprocess_data(blocks, event, answer, session))
 
 
 def test_browsers_are_sent_what_gradio_would_send(controls: Controls) -> None:
     gradios, ours = SessionState(controls.blocks), PageSession(controls.blocks)
     for answer, same in zip(answers(controls), answers(controls), strict=True):  # gradio takes answers apart
         expected = of_gradio(controls.blocks, controls.event, answer, gradios)
-        sent = asyncio.run(controls.blocks.postprocess_data(controls.event, same, ours))
+        sent = run(controls.blocks.postprocess_data(controls.event, same, ours))
         assert as_sent(sent) == as_sent(expected)
 
 
@@ -104,9 +111,9 @@ def test_plain_answers_are_not_left_to_gradio(controls: Controls, monkeypatch: p
     monkeypatch.delattr(gr.Blocks, "preprocess_data")
     session = PageSession(controls.blocks)
     for answer in list(answers(controls))[:-2]:
-        asyncio.run(controls.blocks.postprocess_data(controls.event, answer, session))
+        run(controls.blocks.postprocess_data(controls.event, answer, session))
     held = ["typed", "c", ["x"], "2", 5, True]
-    assert asyncio.run(controls.blocks.preprocess_data(controls.event, held, session)) == held
+    assert run(controls.blocks.preprocess_data(controls.event, held, session)) == held
 
 
 @pytest.mark.parametrize(
@@ -125,7 +132,7 @@ def test_plain_answers_are_not_left_to_gradio(controls: Controls, monkeypatch: p
 def test_handlers_are_given_what_gradio_would_give_them(controls: Controls, held: list[Any]) -> None:
     def outcome(preprocess: Any, session: SessionState) -> Any:
         try:
-            return asyncio.run(preprocess(controls.event, list(held), session))
+            return run(preprocess(controls.event, list(held), session))
         except Exception as error:
             return type(error), str(error)
 
@@ -136,11 +143,11 @@ def test_handlers_are_given_what_gradio_would_give_them(controls: Controls, held
 def test_a_choice_that_an_event_has_offered_is_valid_on_that_page_alone(controls: Controls) -> None:
     offered, other = PageSession(controls.blocks), PageSession(controls.blocks)
     answer = {controls.choice: gr.update(choices=["c"])}
-    asyncio.run(controls.blocks.postprocess_data(controls.event, answer, offered))
+    run(controls.blocks.postprocess_data(controls.event, answer, offered))
     held = ["typed", "c", [], "1", 5, True]
-    assert asyncio.run(controls.blocks.preprocess_data(controls.event, held, offered))[1] == "c"
+    assert run(controls.blocks.preprocess_data(controls.event, held, offered))[1] == "c"
     with pytest.raises(gr.Error, match="not in the list of choices"):
-        asyncio.run(controls.blocks.preprocess_data(controls.event, held, other))
+        run(controls.blocks.preprocess_data(controls.event, held, other))
 
 
 def test_whole_tabs_are_answered_as_gradio_would(workplace: Workplace) -> None:
@@ -149,7 +156,7 @@ def test_whole_tabs_are_answered_as_gradio_would(workplace: Workplace) -> None:
     arrive = events["Navigation.open_run"]
     answer, same = (arrive.fn("", "step", 0.6, False, "", "", "100") for _ in range(2))
     expected = of_gradio(blocks, arrive, answer, SessionState(blocks))
-    sent = asyncio.run(blocks.postprocess_data(arrive, same, PageSession(blocks)))
+    sent = run(blocks.postprocess_data(arrive, same, PageSession(blocks)))
     assert as_sent(sent) == as_sent(expected)
 
 
@@ -163,7 +170,7 @@ class Visits:
         self.sessions = self.blocks.state_holder
 
     def come_and_go(self, names: Iterable[str]) -> None:
-        asyncio.run(self._ask(names))
+        run(self._ask(names))
         gc.collect()
 
     async def _ask(self, names: Iterable[str]) -> None:
