@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,14 @@ def test_the_newest_value_is_of_the_curve_that_tells_how_the_stage_goes(stage: s
     assert progress.headline_curve(run) == curve
     assert run.facts.headline == pytest.approx(lines[-2][curve])  # the last line is of a validation
     assert progress.sparkline(run)[-1] == pytest.approx(lines[-2][curve], rel=0.1)
+
+
+def test_of_a_run_that_goes_on_no_state_is_remembered(run: Run) -> None:
+    remembered = progress._sparkline_while_unchanged.cache_info
+    before = remembered().currsize
+    for step in range(1, 6):
+        log(run, at(step, loss=float(step)))
+        assert progress.sparkline(run)[-1] == step
+    assert remembered().currsize == before
+    ended = dataclasses.replace(run, state="finished")
+    assert (progress.sparkline(ended), remembered().currsize) == ([1, 2, 3, 4, 5], before + 1)

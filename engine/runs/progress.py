@@ -108,7 +108,9 @@ def headline_curve(run: Run) -> str:
 
 def sparkline(run: Run) -> list[float]:
     """That curve in at most 32 points."""
-    return list(_sparkline(run.dir.metrics, *_stamp(run.dir.metrics), headline_curve(run)))
+    path, name = run.dir.metrics, headline_curve(run)
+    # A run that goes on changes before it is asked for again: each of its states would be remembered in vain.
+    return list(_sparkline_while_unchanged(path, *_stamp(path), name) if run.final else _sparkline(path, name))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -120,9 +122,12 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def _sparkline(path: Path, _changed: int, size: int, name: str) -> tuple[float, ...]:
-    """Kept as long as the file does not change."""
-    curve = _reader(path).read() if size else {}
+def _sparkline_while_unchanged(path: Path, _changed: int, size: int, name: str) -> tuple[float, ...]:
+    return _sparkline(path, name) if size else ()
+
+
+def _sparkline(path: Path, name: str) -> tuple[float, ...]:
+    curve = _reader(path).read()
     if name not in curve:
         return ()
     values = curve[name].value
