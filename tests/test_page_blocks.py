@@ -189,12 +189,18 @@ def visits(workplace: Workplace) -> Visits:
 
 def test_pages_that_came_and_went_leave_next_to_nothing(visits: Visits) -> None:
     visits.come_and_go(["first"])
-    before = collections.Counter(isinstance(item, Block) for item in gc.get_objects())
-    visits.come_and_go(f"visitor {number}" for number in range(VISITORS))
-    after = collections.Counter(isinstance(item, Block) for item in gc.get_objects())
-    assert after[True] == before[True]  # no component of its own for any of them
-    assert after[False] - before[False] < 20 * VISITORS
-    assert len(visits.sessions.session_data) == VISITORS + 1
+    left = min((objects_left_by(visits, turn) for turn in range(3)), key=collections.Counter.total)
+    assert not any(issubclass(kind, Block) for kind in left)  # no component of its own for any of them
+    assert left.total() < 20 * VISITORS, left.most_common(8)
+    assert len(visits.sessions.session_data) == 3 * VISITORS + 1
+
+
+def objects_left_by(visits: Visits, turn: int) -> collections.Counter[type]:
+    """How many more objects of each type there are once so many have come. The whole process is counted: what a
+    library imports late, or a thread of an earlier test makes, is in the first count alone."""
+    before = collections.Counter(type(item) for item in gc.get_objects())
+    visits.come_and_go(f"visitor {number} of {turn}" for number in range(VISITORS))
+    return collections.Counter(type(item) for item in gc.get_objects()) - before
 
 
 def test_pages_that_were_silent_for_long_are_forgotten(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,8 +99,8 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     gpu_count = len(gpu_indices)
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, gpu_count)
+    broken = bitsandbytes_problems(doctor.device_of(spec), wait=False)  # first: what is known is told below too
     all_problems = preflight_problems(spec, workplace, wait=False)
-    broken = bitsandbytes_problems(doctor.device_of(spec), wait=False)
     wrong = {obstacle.field for obstacle in all_problems}
     # A folder that is not this installation's is not looked into, not even to count.
     counted = None if "data.dataset_dir" in wrong else limits.row_counts(spec)
