@@ -24,6 +24,7 @@ from engine.launch.workspace import Workplace, absolute_path, is_inside
 from engine.models.adapters import ADAPTER_FILES, adapter_config, adapter_has_score_head, adapter_problems
 from engine.models.checks import model_problems
 from engine.models.facts import inspect_model
+from engine.models.quantized_weights import DEQUANTIZED
 from engine.models.safetensors_headers import Tensor, read_header
 from engine.preflight import checks
 from engine.preflight.doctor import device_of
@@ -160,7 +161,7 @@ def _base_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
         return problems
     if not os.path.isdir(base):
         return [problem("export-no-base", BASE_FIELD, base=base)]
-    if how := inspect_model(base).quantized:
+    if (how := inspect_model(base).quantized) and how not in DEQUANTIZED:
         return [problem("export-base-quantized", BASE_FIELD, base=base, how=how)]
     unfinished = _unfinished(Path(base), BASE_FIELD)
     return [unfinished] if unfinished else []

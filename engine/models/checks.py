@@ -28,6 +28,7 @@ from engine.models.facts import (
     is_language_model,
 )
 from engine.models.json_objects import files_in, read_json_object
+from engine.models.quantized_weights import quantization_problems
 from engine.models.safetensors_headers import Tensor, names_in_line, tensors_of
 
 MAX_TOKENIZER_BYTES = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
@@ -111,8 +112,6 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
     model, problems = inspect_model(folder), []
     if model.needs_remote_code and not allow_remote_code:
         problems.append(problem("model-remote-code", model=model.name, model_type=model.model_type or "?"))
-    if model.quantized not in (None, "bitsandbytes"):
-        problems.append(problem("model-quantized", how=model.quantized))
     if config.get("is_encoder_decoder"):
         problems.append(problem("model-encoder-decoder", architecture=model.architecture or model.model_type))
     elif any(word in model.architecture for word in SCORER_CLASSES):
@@ -126,6 +125,7 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
     elif model.has_towers and not _can_write(model):
         problems.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
     tensors, damaged = tensors_of(folder)
+    problems += quantization_problems(folder, model.quantized, config, tensors)
     return problems + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
 
 

@@ -19,6 +19,14 @@ from typing import Any
 from engine.core import regular_files
 from engine.core.problems import Problem
 from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_object
+from engine.models.quantized_weights import (
+    DEQUANTIZED,
+    TEXT_CONFIG_KEYS,
+    TRAINED_AS_THEY_ARE,
+    bitsandbytes_kind,
+    quantization_config,
+    quantization_method,
+)
 from engine.models.safetensors_headers import Tensor, tensors_of
 
 # The same fact under the names different families gave it; the first one present wins.
@@ -27,11 +35,6 @@ HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 EXPERTS_PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
-TEXT_CONFIG_KEYS = (
-    "text_config",
-    "llm_config",
-    "language_config",
-)  # where vision-language models keep theirs
 GENERATOR_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")
 SCORER_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
@@ -57,6 +60,7 @@ class ModelFacts:
     rope: str | None = None  # how its positions are stretched already: "yarn", "llama3", …
     has_chat_template: bool = False
     quantized: str | None = None  # "gptq", "awq", "bitsandbytes", "fp8", …
+    stored_kind: str = ""  # "4bit" or "8bit" of bitsandbytes
     needs_remote_code: bool = False
     adapter_of: str | None = None  # the folder is an adapter, of this base
     has_towers: bool = False  # it sees or hears besides
@@ -82,8 +86,8 @@ def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
     config = read_json_object(folder / "config.json")
     config = {} if isinstance(config, Problem) else config
     tensors, broken = tensors_of(folder)
-    quantized = _quantized(folder, config)
-    countable = tensors and not broken and quantized in (None, "bitsandbytes", "fp8")
+    quantized = quantization_method(folder, config)
+    countable = tensors and not broken and quantized in (None, *TRAINED_AS_THEY_ARE, *DEQUANTIZED)
     tied = bool(config.get("tie_word_embeddings", _text_part(config).get("tie_word_embeddings")))
     if tied and "lm_head.weight" in tensors and len(tensors) > 1:
         tensors = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
@@ -103,6 +107,7 @@ def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
         rope=_rope(config),
         has_chat_template=_has_chat_template(folder),
         quantized=quantized,
+        stored_kind=bitsandbytes_kind(quantization_config(config)),
         needs_remote_code="auto_map" in config and not is_known_to_transformers(as_text(config.get("model_type"))),
         adapter_of=base_of_adapter(folder),
         has_towers=_has_towers(config),
@@ -162,18 +167,10 @@ def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return DTYPE_NAMES.get(common, common.lower())
 
 
-def may_be_quantized(path: str, kind: str = "none") -> bool:
-    """Whether a model may have quantized weights: it is loaded so (`kind`), lies so on disk, or is not here yet."""
-    return kind != "none" or not os.path.isdir(path) or inspect_model(path).quantized is not None
-
-
-def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
-    how = config.get("quantization_config")
-    if isinstance(how, dict):
-        return as_text(how.get("quant_method")) or "bitsandbytes"  # its first releases did not name themselves
-    if os.path.isfile(folder / "quantize_config.json"):
-        return "gptq"  # AutoGPTQ and AutoAWQ kept it in a file of their own at first
-    return "awq" if os.path.isfile(folder / "quant_config.json") else None
+def may_need_bitsandbytes(path: str, kind: str = "none") -> bool:
+    """Whether a model may have weights that bitsandbytes reads: it is loaded so (`kind`), lies so on disk, or is not
+    here yet."""
+    return kind != "none" or not os.path.isdir(path) or inspect_model(path).quantized == "bitsandbytes"
 
 
 def _rope(config: Mapping[str, Any]) -> str | None:

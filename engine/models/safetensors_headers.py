@@ -31,7 +31,13 @@ DTYPE_BITS = {
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
 PACKED_WEIGHT = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
-AUXILIARY_TENSOR = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rotary_emb\.inv_freq)")
+AUXILIARY_TENSOR = re.compile(
+    r".+\.(weight\..+|SCB|weight_format|rotary_emb\.inv_freq|weight_(scale\w*|zero_point|global_scale|g_idx)"
+    r"|(input|output|activation|[kqv])_(scale|zero_point|global_scale))"
+)
+SHAPE = "SHAPE"  # type of an entry whose shape is what the tensor holds: the shape of packed weights beside it
+STORED_SHAPE = {"I64": struct.Struct("<2q"), "I32": struct.Struct("<2i")}
+VALUES_PER_BYTE = 2  # of MXFP4: the last two axes are groups of a row, and 16 bytes of each
 
 
 class Tensor(NamedTuple):
@@ -94,7 +100,7 @@ def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
             problems.append(file_tensors)
         else:
             tensors.update(file_tensors)
-    return tensors, problems
+    return _unpacked(tensors), problems
 
 
 def read_header(path: Path) -> Mapping[str, Tensor] | Problem:
@@ -131,10 +137,32 @@ def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] |
         for name in tensors.copy():
             if packed := PACKED_WEIGHT.fullmatch(name):
                 file.seek(8 + length + entries[name]["data_offsets"][0])
-                shape = _packed_shape(file.read(min(math.prod(tensors[name].shape), 4096)))
-                if shape and packed[1] in tensors:
-                    tensors[packed[1]] = tensors[packed[1]]._replace(shape=shape)
+                true_shape = _packed_shape(file.read(min(math.prod(tensors[name].shape), 4096)))
+                if true_shape and packed[1] in tensors:
+                    tensors[packed[1]] = tensors[packed[1]]._replace(shape=true_shape)
+            dtype, shape = tensors[name]
+            if name.endswith(".weight_shape") and dtype in STORED_SHAPE and shape == (2,):
+                file.seek(8 + length + entries[name]["data_offsets"][0])
+                stored = STORED_SHAPE[dtype]
+                values = stored.unpack(file.read(stored.size))
+                tensors[name] = Tensor(SHAPE if min(values) > 0 else dtype, values if min(values) > 0 else shape)
     return {name: tensor for name, tensor in tensors.items() if not AUXILIARY_TENSOR.fullmatch(name)}
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Packed weights under the names and with the shapes that they have in memory, without what they are unpacked by."""
+    unpacked: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        stored, blocks = tensors.get(f"{module}.weight_shape"), name.removesuffix("_blocks")
+        if kind == "weight_packed" and stored and stored.dtype == SHAPE:  # compressed-tensors
+            unpacked[f"{module}.weight"] = Tensor(tensor.dtype, stored.shape)
+        elif blocks != name and f"{blocks}_scales" in tensors and len(tensor.shape) > 2:  # MXFP4
+            *outer, groups, width = tensor.shape
+            unpacked[blocks] = Tensor(tensor.dtype, (*outer, groups * width * VALUES_PER_BYTE))
+        elif kind != "weight_shape" and f"{name.removesuffix('_scales')}_blocks" not in tensors:
+            unpacked[name] = tensor
+    return unpacked
 
 
 def _parse_tensor(entry: Any) -> Tensor:

@@ -18,6 +18,7 @@ from engine.data.mixing import held_out, repeats
 from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
+from engine.models.quantized_weights import DEQUANTIZED
 from engine.models.vocabulary import vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
@@ -116,10 +117,20 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
     if model_is_readable(wrong_fields) and not known_problems:
         model = inspect_model(spec.model.model_name_or_path)
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
+        warnings += _dequantization_warnings(spec, model)
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
             warnings.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
     return warnings
+
+
+def _dequantization_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """That weights take more in memory than on disk, since they are dequantized while they are loaded."""
+    loaded = memory.weight_bytes(spec, model, len(hardware.gpus()))
+    if model.quantized not in DEQUANTIZED or not loaded:
+        return []
+    values = {"how": model.quantized, "stored": _size(model.bytes), "size": _size(loaded)}
+    return [problem("weights-dequantized", "model.model_name_or_path", **values)]
 
 
 def _expert_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:

@@ -67,7 +67,7 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
     if not (adapted and trained and model.parameters and model.layers and model.hidden_size):
         return None
     cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
-    half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
+    half = _in_half_precision(spec, cpu)
     plain = 2.0 if half else 4.0
     # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
     critic = (trained if lora else CRITIC_RANK * adapted) if spec.stage.kind == "ppo" else 0
@@ -86,6 +86,19 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
         activations,
         (CPU_LIBRARY_BYTES if cpu else CUDA_CONTEXT_BYTES) + (ALLOCATOR_FACTOR - 1) * held,
     )
+
+
+def _in_half_precision(spec: RunSpec, cpu: bool) -> bool:
+    return spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
+
+
+def weight_bytes(spec: RunSpec, model: ModelFacts, gpu_count: int) -> float:
+    """Bytes of the model's own weights once they are loaded; 0 where they cannot be counted."""
+    if not model.parameters:
+        return 0.0
+    if spec.method.kind != "lora":
+        return 4.0 * model.parameters
+    return _base_bytes(spec, model, 2.0 if _in_half_precision(spec, on_cpu(spec, gpu_count)) else 4.0)
 
 
 def _expert_width(model: ModelFacts) -> int:
@@ -107,10 +120,11 @@ def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
     """Bytes of the base under an adapter."""
     assert model.parameters  # as `memory_needed` has made sure
     quantization = spec.model.quantization
-    if quantization.kind == "none":
+    kind = model.stored_kind or quantization.kind
+    if kind == "none":
         return plain * model.parameters
-    scales_too = quantization.kind == "4bit" and quantization.bnb_4bit_use_double_quant
-    each = QUANTIZED_WEIGHT_BYTES["4bit, scales too" if scales_too else quantization.kind]
+    scales_too = kind == quantization.kind == "4bit" and quantization.bnb_4bit_use_double_quant
+    each = QUANTIZED_WEIGHT_BYTES["4bit, scales too" if scales_too else kind]
     whole = unquantized_parameters(model)
     return each * (model.parameters - whole) + plain * whole
 

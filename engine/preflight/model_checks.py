@@ -14,6 +14,7 @@ from engine.models.chat_templates import TEMPLATE_FOLDER, template_file_problem,
 from engine.models.checks import model_problems
 from engine.models.discovery import is_hub_id
 from engine.models.facts import ModelFacts, chat_template, has_reward_model, inspect_model
+from engine.models.quantized_weights import DEQUANTIZED
 from engine.models.structure import structure_of, structure_problems
 from engine.models.trainable_modules import (
     adapter_targets,
@@ -79,7 +80,7 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """What of the settings does not go with a model that is sound in itself."""
     if problems := structure_problems(model, "model.model_name_or_path"):
         return problems
-    problems, template = [], spec.model.chat_template
+    problems, template = stored_weights_problems(spec, model), spec.model.chat_template
     known = ", ".join(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")))
     if spec.stage.kind == "rm" and not has_reward_model(model.model_type):
         problems.append(problem("no-score-head", "stage", model_type=model.model_type))
@@ -105,6 +106,23 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     problems += vocabulary_problems(model, resized=resized, adapter=adapter)
     problems += special_token_problems(model, spec.stage.kind)
     return problems + _context_problems(spec, model)
+
+
+def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """Settings that do not go with weights which are quantized on disk."""
+    chosen, how = spec.model.quantization.kind, model.quantized
+    if how in DEQUANTIZED and chosen != "none":
+        return [problem("dequantized-not-again", "model.quantization", how=how, kind=chosen)]
+    if how != "bitsandbytes":
+        return []
+    problems, kind = [], model.stored_kind
+    if chosen not in ("none", kind):
+        problems.append(problem("quantized-otherwise", "model.quantization", stored=kind, kind=chosen))
+    if spec.method.kind != "lora":
+        problems.append(problem("quantized-needs-lora", "method", bits=kind, method=spec.method.kind))
+    elif spec.method.init_lora_weights in ("pissa", "olora"):
+        problems.append(problem("quantized-svd-init", "method.init_lora_weights", init=spec.method.init_lora_weights))
+    return problems
 
 
 def rank_problems(method: Lora, model: ModelFacts, adapter: str | None) -> list[Problem]:

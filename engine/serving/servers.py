@@ -42,7 +42,7 @@ from engine.launch import command
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT, Workplace, is_inside
 from engine.models.discovery import identity, is_hub_id
-from engine.models.facts import may_be_quantized
+from engine.models.facts import may_need_bitsandbytes
 from engine.runs.results import Result, base_of, results
 from engine.serving import vllm
 from engine.spec.model_settings import Model, NoRopeScaling
@@ -269,7 +269,7 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
     """The content of serve.json for what is chosen. Raises Refusal if no GPU is left for it."""
     loaded = [Model(**choice.model), *(model.run.spec.model for model in reward_models(workplace.saves))]
     return {
-        "quantized": any(may_be_quantized(model.model_name_or_path, model.quantization.kind) for model in loaded),
+        "quantized": any(may_need_bitsandbytes(model.model_name_or_path, model.quantization.kind) for model in loaded),
         "base": str(choice.base),
         "name": choice.name,
         "model": dict(choice.model),

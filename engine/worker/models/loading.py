@@ -35,6 +35,7 @@ from engine.models.trainable_modules import ALL_LINEAR, is_or_below, targeted_mo
 from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
+from engine.worker.models.dequantization import dequantization, forget_quantization, refuse_unread_scales
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
 
@@ -86,17 +87,23 @@ def _assert_trained_as_planned(spec: RunSpec, path: str, model: torch.nn.Module)
 def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `path` as the spec's `model` part says: stretched, quantized, and on its GPU."""
     config = _config(spec, path)
-    model = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
+    dequantized = dequantization(config)
+    model, report = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
         path,
         config=config,
         dtype=dtype,
-        quantization_config=_quantization(spec),
+        quantization_config=dequantized or _quantization(spec),
+        output_loading_info=True,
         # Straight to the GPU it stays on: several ranks would else hold as many copies in main memory.
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
         trust_remote_code=spec.model.trust_remote_code,
         use_safetensors=True,
         **({} if spec.model.attn_implementation == "auto" else {"attn_implementation": spec.model.attn_implementation}),
     )
+    _refuse_missing_weights(report["missing_keys"])
+    if dequantized:
+        refuse_unread_scales(model, report["unexpected_keys"])
+        forget_quantization(model)
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
@@ -111,6 +118,13 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     if spec.model.resize_embeddings:
         resize(spec, model, path)
     return model
+
+
+def _refuse_missing_weights(names: set[str]) -> None:
+    """Raises Refusal where weights began as random numbers since no file has them, except for a head that scores."""
+    if missing := sorted(name for name in names if SCORE_HEAD not in name.split(".")):
+        field = "model.model_name_or_path"
+        raise Refusal(problem("weights-missing", field, count=len(missing), name=missing[0]))
 
 
 def is_reward_model(spec: RunSpec) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from engine.models.facts import may_be_quantized
+from engine.models.facts import may_need_bitsandbytes
 from engine.preflight.package_checks import required_packages
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
@@ -34,4 +34,4 @@ def trains_quantized(spec: RunSpec) -> bool:
 
 
 def quantized(model: Model) -> bool:
-    return may_be_quantized(model.model_name_or_path, model.quantization.kind)
+    return may_need_bitsandbytes(model.model_name_or_path, model.quantization.kind)

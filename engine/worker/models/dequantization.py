@@ -1,0 +1,75 @@
+"""Weights that are quantized on disk as the plain ones that they stand for.
+
+`engine.models.quantized_weights` says of which kinds that is so. transformers dequantizes while it reads; here is what
+it needs to be told for it, what it does wrongly, and what has to be forgotten for the model to be saved as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+from engine.core.problems import Refusal, problem
+from engine.models.quantized_weights import DEQUANTIZED, quantization_config
+
+# Tensors beside quantized weights that are of no use to plain ones: scales of activations and of the cache.
+SCALES_OF_ACTIVATIONS = (
+    "input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale",
+)  # fmt: skip
+
+
+def dequantization(config: Any) -> Any:
+    """The quantization config with which transformers reads the weights of this model as plain ones; None where they
+    are plain already, or are used as they are."""
+    how = quantization_config(config.to_dict())
+    if how is None or how.get("quant_method") not in DEQUANTIZED:
+        return None
+    return AutoQuantizationConfig.from_dict(dict(how) | {"dequantize": True})
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Let a model that has been dequantized be saved as the plain one that it is in memory.
+
+    transformers keeps how the weights were read to write them so again: without the scales that belong to them.
+    """
+    loaded: Any = model
+    loaded._weight_conversions = None  # those of the architecture itself are found again when it is saved
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+
+
+def refuse_unread_scales(model: PreTrainedModel, unexpected: set[str]) -> None:
+    """Raises Refusal where something that belongs to a quantized weight was not used when it was dequantized."""
+    modules = {name for name, _ in model.named_modules()}
+    for name in sorted(unexpected):
+        module, _, kind = name.rpartition(".")
+        if module in modules and kind not in SCALES_OF_ACTIVATIONS:
+            raise Refusal(problem("weights-unread", "model.model_name_or_path", name=name))
+
+
+def _dequantized(
+    self: Fp8Dequantize, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None
+) -> Tensor:
+    """As transformers' own, where it is right: it takes the blocks to be as large as divides the matrix into so many,
+    which they are not where the last of them are cut off, as in DeepSeek-V3 (576 rows in blocks of 128)."""
+    rows, columns = quantized.shape[-2:]
+    block = getattr(self.hf_quantizer.quantization_config, "weight_block_size", None)
+    counts = tuple(scales.shape[-2:])
+    if not block or scales.ndim < 2 or counts != (-(-rows // block[0]), -(-columns // block[1])):
+        return _TRANSFORMERS_OWN(self, quantized, scales, output_dtype)
+    if output_dtype is None:
+        output_dtype = scales.dtype if scales.dtype in (torch.float32, torch.float16) else torch.bfloat16
+    factors = (scales.float() - 127).exp2() if scales.dtype == torch.uint8 else scales.float()
+    factors = factors.repeat_interleave(block[0], -2)[..., :rows, :]
+    factors = factors.repeat_interleave(block[1], -1)[..., :columns]
+    return (quantized.float() * factors).to(output_dtype)
+
+
+_TRANSFORMERS_OWN = Fp8Dequantize._dequantize_one
+Fp8Dequantize._dequantize_one = _dequantized  # type: ignore[method-assign]
