@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GptOssConfig, GptOssForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from tests import tiny_model
 
@@ -54,16 +61,17 @@ def fp8_rows(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """compressed-tensors' float-quantized: float8 with a factor for each row."""
     factors = (weight.abs().amax(1, keepdim=True) / 448).bfloat16()
     stored = (weight / factors.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
-    return {"weight": stored, "weight_scale": factors}, stored.float() * factors.float()
+    meant = stored.float() * factors.float()
+    return {"weight": stored, "weight_scale": factors}, meant.bfloat16().float()  # in the type of the factors
 
 
 def packed_int4(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """compressed-tensors' pack-quantized: eight numbers from -8 to 7 in an int32, with a factor for each 32 of a row."""
+    """compressed-tensors' pack-quantized: eight numbers of 4 bits in an int32, with a factor for each 32 of a row."""
     rows, columns = weight.shape
     groups = weight.reshape(rows, -1, 32)
     factors = (groups.abs().amax(2) / 7).bfloat16()
     numbers = (groups / factors.float()[..., None]).round().clamp(-8, 7).to(torch.int64)
-    meant = (numbers.float() * factors.float()[..., None]).reshape(rows, columns)
+    meant = (numbers.float() * factors.float()[..., None]).reshape(rows, columns).bfloat16().float()
     words = torch.zeros(rows, columns // 8, dtype=torch.int64)
     for place in range(8):
         words |= (numbers.reshape(rows, -1, 8)[..., place] + 8) << (4 * place)

@@ -1,4 +1,4 @@
-"""Load, train, save and export models with quantized weights in one process: python -m tests.quantized_runs MODELS SAVES
+"""Load, train and export models with quantized weights in one process: python -m tests.quantized_runs MODELS SAVES
 
 Prints as JSON, for each kind: how far the loaded weights are from those that were meant, the names of the tensors that
 a whole model is saved with, and where the results are.
@@ -33,7 +33,9 @@ TRAINED = {"fp8": {"method__r": 4}, "mxfp4": {"method__r": 4, "method__expert_r"
 
 def load(models: Path, kind: str) -> dict[str, Any]:
     """What the weights are in memory, and what a whole model is saved as."""
-    spec = RunSpec.read({"model": {"model_name_or_path": str(models / kind)}, "method": "full", "data": {"datasets": ["x"]}})
+    spec = RunSpec.read(
+        {"model": {"model_name_or_path": str(models / kind)}, "method": "full", "data": {"datasets": ["x"]}}
+    )
     model: Any = load_base(spec, str(models / kind), torch.float32)
     meant = load_file(models / f"{kind}-plain" / "model.safetensors")
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +45,9 @@ def load(models: Path, kind: str) -> dict[str, Any]:
     counted = load_model(spec, str(models / kind))  # which asserts that the plan is right
     return {
         "names": sorted(saved) == sorted(meant),
-        "far": max(float((saved[name] - weight.float()).abs().max()) for name, weight in meant.items() if name in saved),
+        "far": max(
+            float((saved[name] - weight.float()).abs().max()) for name, weight in meant.items() if name in saved
+        ),
         "quantization_config": config.get("quantization_config"),
         "trained": sum(weight.numel() for weight in counted.parameters() if weight.requires_grad),
         "planned": trained_parameters(spec),

@@ -152,8 +152,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, grown: Path) -> dict[str, 
 
 
 def greedy(base: Path, adapter: Path | None) -> str:
-    """The answer as whoever uses the result with transformers and peft alone gets it: resized as peft's documentation
-    says, by the tokenizer of the result."""
+    """The first tokens of the answer as whoever uses the result with transformers and peft alone gets it: resized as
+    peft's documentation says, by the tokenizer of the result. Not its end, for which the frozen, random head of the
+    tiny model has too small a row."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -166,7 +167,7 @@ def greedy(base: Path, adapter: Path | None) -> str:
     chat = [{"role": "user", "content": "How is day 3?"}]
     asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     config = GenerationConfig.from_pretrained(folder)
-    told = model.generate(**asked, generation_config=config, max_new_tokens=8, do_sample=False)
+    told = model.generate(**asked, generation_config=config, max_new_tokens=len(ADDED), do_sample=False)
     return tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -179,12 +180,12 @@ def test_the_added_tokens_are_learned_whatever_the_method(trained: dict[str, Run
 
 
 @pytest.mark.slow
-def test_embedding_and_head_are_saved_with_the_adapter_and_counted_before(
+def test_the_new_rows_alone_are_saved_with_the_adapter_and_counted_before(
     trained: dict[str, RunDir], grown: Path
 ) -> None:
     weights = load_file(trained["lora"].adapter / "adapter_model.safetensors")
     shapes = {name: tuple(one.shape) for name, one in weights.items() if "lora_" not in name}
-    assert sorted(shapes.values()) == [(ROWS + 3, 64)] * 2, shapes
+    assert list(shapes.values()) == [(3, 64)], shapes
     spec = RunSpec.from_yaml(trained["lora"].spec.read_text(encoding="utf-8"))
     assert trained_parameters(spec) == sum(one.numel() for one in weights.values())
 

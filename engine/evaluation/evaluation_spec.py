@@ -204,7 +204,7 @@ def trained_result(folder: str | Path) -> TrainedResult | None:
 
 def model_part_of_base(result: TrainedResult) -> Model:
     """The `model` part by which the base of a result is loaded: as its run had it, but without what it continued."""
-    return result.spec.model.model_copy(update={"adapter_path": None, "chat_template": None})
+    return result.spec.model.used(result.spec.model.model_name_or_path)
 
 
 def model_part_of_whole(result: TrainedResult) -> Model:

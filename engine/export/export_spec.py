@@ -243,7 +243,7 @@ def _combination_problems(spec: ExportSpec) -> list[Problem]:
     whole = [
         names[folder]
         for folder, config in configs.items()
-        if config.get("modules_to_save") or adapter_has_score_head(folder)
+        if config.get("modules_to_save") or config.get("trainable_token_indices") or adapter_has_score_head(folder)
     ]
     if whole:
         problems.append(problem("export-whole-modules", ADAPTERS_FIELD, names=", ".join(whole)))

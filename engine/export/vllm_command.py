@@ -37,7 +37,7 @@ def adapter_problems(adapter: Mapping[str, Any]) -> list[Problem]:
     problems = []
     if adapter.get("task_type") == "SEQ_CLS":
         problems.append(problem("vllm-judge"))
-    if whole := adapter.get("modules_to_save"):
+    if whole := [*(adapter.get("modules_to_save") or ()), *(adapter.get("trainable_token_indices") or ())]:
         problems.append(problem("vllm-whole-modules", names=", ".join(whole)))
     if adapter.get("use_dora"):
         problems.append(problem("vllm-dora"))

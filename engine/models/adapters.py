@@ -100,6 +100,14 @@ def adapter_embedding_rows(folder: str | Path) -> int:
     )
 
 
+def adapter_token_rows(folder: str | Path) -> int:
+    """How many rows the embeddings need for the tokens that an adapter has trained alone: their highest id + 1."""
+    indices = adapter_config(folder).get("trainable_token_indices") or ()
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    rows = (row for part in lists if isinstance(part, list) for row in part)
+    return max((row + 1 for row in rows if type(row) is int), default=0)
+
+
 def adapter_parameters(folder: str | Path) -> int:
     """How many weights an adapter has; 0 where its header cannot be read."""
     weights = read_header(Path(folder) / ADAPTER_FILES[1])

@@ -19,7 +19,7 @@ from engine.models.safetensors_headers import Tensor
 
 TRAINED_AS_THEY_ARE = ("bitsandbytes",)  # under an adapter
 DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")  # while they are loaded
-PACKAGES = {"compressed-tensors": "compressed_tensors"}  # kind → module that reads it
+READERS = {"compressed-tensors": ("compressed_tensors",)}  # kind → modules that read it
 # Kinds that older tools wrote down in a file of their own.
 FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config")  # where vision-language models keep theirs
@@ -27,8 +27,10 @@ TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config")  # where vis
 COMPRESSED_FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized")
 PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 # What hubs call a quantized release beside the plain one: Qwen3-8B-FP8, Qwen2.5-7B-Instruct-GPTQ-Int4.
-RELEASE_SUFFIX = re.compile(r"(?i)([-_.](?:awq|gptq|int[48]|[48]bit|w\d+a\d+|fp8|dynamic|nvfp4|mxfp4|quantized|g\d+))+$")
-BASE_MODEL = re.compile(r"^base_model:\s*(?:\n\s*-\s*)?[\"']?([\w./-]+)", re.MULTILINE)
+RELEASE_SUFFIX = re.compile(
+    r"(?i)([-_.](?:awq|gptq|int[48]|[48]bit|w\d+a\d+|fp8|dynamic|nvfp4|mxfp4|quantized|g\d+))+$"
+)
+BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n\s*-\s*)?[\"']?([\w.][\w./-]*)", re.MULTILINE)
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

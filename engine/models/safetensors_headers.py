@@ -150,7 +150,7 @@ def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] |
 
 
 def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Packed weights under the names and with the shapes that they have in memory, without what they are unpacked by."""
+    """Packed weights under the names and with the shapes that they have in memory; not what they are unpacked by."""
     unpacked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.core.problems import Problem, problem
-from engine.models.adapters import adapter_embedding_rows
+from engine.models.adapters import adapter_embedding_rows, adapter_token_rows
 from engine.models.checks import MAX_TOKENIZER_BYTES
 from engine.models.facts import ModelFacts
 from engine.models.json_objects import json_object_or_empty
+from engine.models.safetensors_headers import tensors_of
 from engine.models.trainable_modules import HEAD_MODULES, weight_matrices
 
 TOKENIZER_JSON_FILES = (
@@ -30,14 +31,17 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 # Tokenizer classes without special tokens of their own: what their files do not name, they do not have.
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 EMBEDDING_MODULES = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
+HEAD_BIASES = tuple(f"{name}.bias" for name in HEAD_MODULES)
 MAX_TOKENS_NAMED = 5  # tokens named in a sentence
 
 
 class Vocabulary(NamedTuple):
-    """`rows` is the highest id + 1, 0 where the files do not tell; `added` are the tokens beyond the plain ones, by id.
-    `eos` and `pad` are None where there is none, "?" where the tokenizer's class may bring one of its own."""
+    """`rows` is the highest id + 1, 0 where the files do not tell; `added` are the tokens beyond the plain ones, by id;
+    `words` are the plain ones. `eos` and `pad` are None where there is none, "?" where the tokenizer's class may bring
+    one of its own."""
 
     rows: int
+    words: frozenset[str]
     added: tuple[tuple[int, str], ...]
     eos: str | None
     pad: str | None
@@ -80,7 +84,7 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
             rows += 1
     plain = str(config.get("tokenizer_class", PLAIN_CLASSES[0])) in PLAIN_CLASSES
     eos, pad = (special[name] or (None if plain else "?") for name in ("eos_token", "pad_token"))
-    return Vocabulary(rows, tuple(sorted(added.items())), eos, pad)
+    return Vocabulary(rows, frozenset(known), tuple(sorted(added.items())), eos, pad)
 
 
 def _added(whole: Mapping[str, Any], config: Mapping[str, Any], file: Mapping[str, Any]) -> dict[int, str]:
@@ -127,10 +131,41 @@ def missing_rows(model: ModelFacts) -> int:
     return max(vocabulary(model.path).rows - rows, 0) if rows else 0
 
 
+def new_tokens(model: ModelFacts, tokens: Collection[str]) -> list[str]:
+    """Those of the `tokens` that the tokenizer in the model's folder does not have."""
+    words = vocabulary(model.path)
+    known = {token for _, token in words.added}
+    return [token for token in tokens if token not in known and token not in words.words]
+
+
+def new_rows(model: ModelFacts, tokens: Collection[str], *, resized: bool) -> tuple[int, int]:
+    """How many rows are trained for tokens that the model was not made for, and how many of them are made: it may have
+    rows to spare. `tokens`: what is added; `resized`: rows are made for what the tokenizer has already, too."""
+    added, rows, words = len(new_tokens(model, tokens)), embedding_rows(model) or 0, vocabulary(model.path)
+    if not (added or resized):
+        return 0, 0
+    # A new token gets the id behind the last one.
+    first = words.rows or rows
+    made = max(first + added - rows, 0)
+    return made + min(max(rows - first, 0), added), made
+
+
+def trains_rows_alone(model: ModelFacts) -> bool:
+    """Whether an adapter can train new rows alone: peft lets a head follow the embedding by the configuration of a
+    whole model, and drops the bias of a head of its own. Otherwise embedding and head are trained in full."""
+    tensors, _ = tensors_of(model.path)
+    return not model.has_towers and not any(name.endswith(HEAD_BIASES) for name in tensors)
+
+
+def rows_of_adapter(folder: str | None) -> int:
+    """For how many token ids there are rows with an adapter on: it brings all of them, or those of new tokens."""
+    return max(adapter_embedding_rows(folder), adapter_token_rows(folder)) if folder else 0
+
+
 def vocabulary_problems(model: ModelFacts, *, resized: bool, adapter: str | None) -> list[Problem]:
     """Token ids for which there is no embedding, where none will be made (`resized`) and the adapter brings none."""
     missing, words, rows = missing_rows(model), vocabulary(model.path), embedding_rows(model)
-    brings = adapter_embedding_rows(adapter) if adapter else 0
+    brings = rows_of_adapter(adapter)
     if not missing or rows is None or brings >= words.rows:
         return []
     names = [f"{token} ({number})" for number, token in words.added if number >= rows]

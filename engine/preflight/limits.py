@@ -19,7 +19,8 @@ from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.quantized_weights import DEQUANTIZED
-from engine.models.vocabulary import vocabulary
+from engine.models.safetensors_headers import names_in_line
+from engine.models.vocabulary import new_tokens, vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
 from engine.preflight.model_checks import model_is_readable, trained_parameters
@@ -82,6 +83,7 @@ def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Pro
             problems += _step_problems(spec, optimizer_steps(spec, rows.total), rows.measured)
     if model_is_readable(wrong_fields) and not wrong_fields & {
         "model.resize_embeddings",
+        "model.add_tokens",
         "stage.reward_model",
     }:
         model = inspect_model(spec.model.model_name_or_path)
@@ -117,7 +119,7 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
     if model_is_readable(wrong_fields) and not known_problems:
         model = inspect_model(spec.model.model_name_or_path)
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
-        warnings += _dequantization_warnings(spec, model)
+        warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
             warnings.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
@@ -131,6 +133,13 @@ def _dequantization_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
         return []
     values = {"how": model.quantized, "stored": _size(model.bytes), "size": _size(loaded)}
     return [problem("weights-dequantized", "model.model_name_or_path", **values)]
+
+
+def _token_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """Added tokens that the tokenizer has already: they are what they were."""
+    new = new_tokens(model, spec.model.added_tokens)
+    known = [token for token in spec.model.added_tokens if token not in new]
+    return [problem("tokens-known", "model.add_tokens", tokens=names_in_line(known))] if known else []
 
 
 def _expert_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:

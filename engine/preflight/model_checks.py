@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.core.problems import Problem, problem
 from engine.launch.workspace import Workplace, template_file
@@ -24,8 +25,11 @@ from engine.models.trainable_modules import (
 )
 from engine.models.vocabulary import (
     embedding_rows,
-    missing_rows,
+    new_rows,
+    new_tokens,
     special_token_problems,
+    trains_rows_alone,
+    vocabulary,
     vocabulary_modules,
     vocabulary_problems,
 )
@@ -102,9 +106,9 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
         problems += [] if problems else rank_problems(spec.method, model, spec.model.adapter_path)
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
-    resized, adapter = spec.model.resize_embeddings, spec.model.adapter_path
+    resized, adapter = spec.model.makes_rows, spec.model.adapter_path
     problems += vocabulary_problems(model, resized=resized, adapter=adapter)
-    problems += special_token_problems(model, spec.stage.kind)
+    problems += special_token_problems(model, spec.stage.kind) + _continued_token_problems(spec, model)
     return problems + _context_problems(spec, model)
 
 
@@ -123,6 +127,19 @@ def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     elif spec.method.init_lora_weights in ("pissa", "olora"):
         problems.append(problem("quantized-svd-init", "method.init_lora_weights", init=spec.method.init_lora_weights))
     return problems
+
+
+def _continued_token_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """That an adapter which is continued was trained with other tokens than those that are added now."""
+    adapter = spec.model.adapter_path
+    if spec.method.kind != "lora" or not adapter or not vocabulary(Path(adapter)).rows:
+        return []
+    theirs = new_tokens(model, [token for _, token in vocabulary(Path(adapter)).added])
+    ours = new_tokens(model, spec.model.added_tokens)
+    if theirs == ours:
+        return []
+    values = {"theirs": " ".join(theirs) or "—", "ours": " ".join(ours) or "—"}
+    return [problem("adapter-other-tokens", "model.add_tokens", **values)]
 
 
 def rank_problems(method: Lora, model: ModelFacts, adapter: str | None) -> list[Problem]:
@@ -179,14 +196,28 @@ def trained_parameters(spec: RunSpec) -> int | None:
         "trainable_modules",
     )
     chosen = {name: chosen[name] for name in names if name in chosen}
-    grown = 0
-    if spec.model.resize_embeddings and (missing := missing_rows(model)):
-        whole = vocabulary_modules(model, scorer=is_reward_model)
-        if "modules_to_save" in chosen:
-            chosen["modules_to_save"] = list(dict.fromkeys([*chosen["modules_to_save"], *whole]))
-        # A tied head is the embedding, except under LoRA, which trains a copy of each.
-        copies = len(whole) if spec.method.kind == "lora" or not model.tied else 1
-        rows = missing + (embedding_rows(model) or 0) * (spec.method.kind == "freeze")
-        grown = rows * (model.hidden_size or 0) * copies
+    if spec.model.added_tokens and not vocabulary(model.path).rows:
+        return None  # which of them are new is known once the tokenizer is loaded
+    grown = _grown_parameters(spec, model, chosen)
     counted = trainable_parameters(model, spec.method.kind, scorer=is_reward_model, **chosen)
     return counted + grown if counted else None
+
+
+def _grown_parameters(spec: RunSpec, model: ModelFacts, chosen: dict[str, Any]) -> int:
+    """Parameters of rows for tokens that the model was not made for; modules that are trained in full for them are
+    added to those that are `chosen`."""
+    trained, made = new_rows(model, spec.model.added_tokens, resized=spec.model.resize_embeddings)
+    if not trained:
+        return 0
+    whole, width = vocabulary_modules(model, scorer=spec.stage.kind == "rm"), model.hidden_size or 0
+    # A tied head is the embedding, except under LoRA where all of it is trained: a copy of each.
+    copies = 1 if model.tied else len(whole)
+    if spec.method.kind == "lora":
+        saved = chosen["modules_to_save"]
+        if trains_rows_alone(model):
+            left = [name for name in whole if not any(name.endswith(end) for end in saved)]
+            return trained * width * (min(len(left), copies)) + made * width * (len(whole) - len(left))
+        chosen["modules_to_save"] = list(dict.fromkeys([*saved, *whole]))
+        return made * width * len(whole)
+    rows = made + (embedding_rows(model) or 0) * (spec.method.kind == "freeze")
+    return rows * width * copies

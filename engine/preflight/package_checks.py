@@ -8,6 +8,8 @@ import os
 from dataclasses import replace
 
 from engine.core.problems import Problem, problem
+from engine.models.facts import inspect_model
+from engine.models.quantized_weights import READERS
 from engine.preflight import doctor
 from engine.spec.run_spec import RunSpec
 
@@ -35,6 +37,7 @@ PACKAGE_NAMES = {
     "optimi": "torch-optimi",
     "flash_attn": "flash-attn",
     "modelscope_hub": "modelscope-hub",
+    "compressed_tensors": "compressed-tensors",
     "liger_kernel": "liger-kernel",
 }  # what to install, if it has another name
 QUANTIZER = "bitsandbytes"
@@ -51,6 +54,9 @@ def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
         requirements.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
     if spec.model.quantization.kind != "none":
         requirements.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))
+    if os.path.isdir(spec.model.model_name_or_path):
+        how = inspect_model(spec.model.model_name_or_path).quantized or ""
+        requirements += [(how, module, "model.model_name_or_path") for module in READERS.get(how, ())]
     if spec.extra.get("use_liger_kernel") is True:
         requirements.append(("use_liger_kernel", "liger_kernel", "extra"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):

@@ -81,16 +81,15 @@ def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settin
         raise Refusal(problem("export-whole-beside", name=whole.run.title))
     model = chosen[0].run.spec.model
     changes: dict[str, Any] = {
-        "model_name_or_path": str(whole.folder if whole else base_of(chosen[0])),
-        "adapter_path": None,
-        "chat_template": None,
         "quantization": NoQuantization(),
         "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(model.model_name_or_path),
     }
     if whole:
         changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
     adapters = {str(result.folder): weights[result.run.id] for result in chosen if result.adapter}
-    return ExportSpec.read({"model": model.model_copy(update=changes).model_dump(), "adapters": adapters} | settings)
+    base = str(whole.folder if whole else base_of(chosen[0]))
+    model = model.used(base).model_copy(update=changes)
+    return ExportSpec.read({"model": model.model_dump(), "adapters": adapters} | settings)
 
 
 def possible_next_stages(run: Run) -> list[str]:

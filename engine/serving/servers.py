@@ -192,15 +192,11 @@ def _model_part(workplace: Workplace, folder: Path, whole: Result | None, adapte
     """The `model` part of a spec by which the base is loaded: as the run that made the result had it."""
     made_by = [*filter(None, [whole]), *adapters]
     model = made_by[0].run.spec.model if made_by else Model(model_name_or_path=str(folder))
-    changes: dict[str, Any] = {
-        "model_name_or_path": str(folder),
-        "adapter_path": None,
-        "chat_template": None,
-        "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(str(folder)),
-    }
+    allowed = model.trust_remote_code and workplace.allows_code_of(str(folder))
+    changes: dict[str, Any] = {"trust_remote_code": allowed}
     if whole:
         changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
-    return model.model_copy(update=changes).model_dump()
+    return model.used(str(folder)).model_copy(update=changes).model_dump()
 
 
 def reward_models(saves: Path) -> list[Result]:

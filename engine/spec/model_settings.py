@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from engine.spec.parts import OneOf, Part, setting
+
+MAX_ADDED_TOKENS = 4096
+MAX_TOKEN_LENGTH = 200
+
+
+def _tokens(tokens: list[str]) -> list[str]:
+    """Raises ValueError for what cannot be a token."""
+    for token in tokens:
+        if not token.strip() or len(token) > MAX_TOKEN_LENGTH:
+            raise ValueError(f"{token[:MAX_TOKEN_LENGTH]!r} cannot be a token")
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"{next(token for token in tokens if tokens.count(token) > 1)!r} is given twice")
+    return tokens
 
 
 class NoQuantization(Part):
@@ -108,11 +123,24 @@ class Model(Part):
     rope_scaling: OneOf[NoRopeScaling | LinearRope | DynamicRope | YarnRope] = setting(
         NoRopeScaling(), "RoPE scaling", "For texts longer than the model's context length."
     )
+    add_tokens: Annotated[list[str], AfterValidator(_tokens)] = setting(
+        [],
+        "Added tokens",
+        "Words that become tokens of their own, such as <answer>. Their rows of the embeddings and the output head "
+        "begin as the mean of the others and are trained; with LoRA they are saved with the adapter.",
+        max_length=MAX_ADDED_TOKENS,
+    )
+    add_special_tokens: Annotated[list[str], AfterValidator(_tokens)] = setting(
+        [],
+        "Added special tokens",
+        "The same for control tokens: they are left out of the text of an answer, and not read in what users write.",
+        max_length=MAX_ADDED_TOKENS,
+    )
     resize_embeddings: bool = setting(
         False,
         "Resize embeddings",
-        "Adds the missing rows if the tokenizer has more tokens than the model has embeddings. With LoRA, "
-        "the embeddings and the output head are then trained in full and saved with the adapter.",
+        "Adds the missing rows if the tokenizer has more tokens than the model has embeddings, and trains them. "
+        "With LoRA they are saved with the adapter.",
     )
     trust_remote_code: bool = setting(
         False,
@@ -120,3 +148,24 @@ class Model(Part):
         "Runs Python code that comes with the model. Only for models that the operator has allowed with "
         "--allow-remote-code.",
     )
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """All tokens that are added, in the order in which they get their ids."""
+        return list(dict.fromkeys([*self.add_tokens, *self.add_special_tokens]))
+
+    @property
+    def makes_rows(self) -> bool:
+        """Whether the embeddings get a row for each token that has none."""
+        return self.resize_embeddings or bool(self.added_tokens)
+
+    def used(self, folder: str) -> Model:
+        """How the model in `folder` is loaded where it is used and not trained: what is trained is in the results."""
+        changes: dict[str, Any] = {
+            "model_name_or_path": folder,
+            "adapter_path": None,
+            "chat_template": None,
+            "add_tokens": [],
+            "add_special_tokens": [],
+        }
+        return self.model_copy(update=changes)

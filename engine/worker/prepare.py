@@ -26,9 +26,8 @@ from engine.core.stages import STAGES
 from engine.data import template_losses
 from engine.data.datasets import Dataset, files_of, read_dataset_info
 from engine.data.mixing import held_out, repeats
-from engine.models.adapters import adapter_embedding_rows
 from engine.models.facts import inspect_model
-from engine.models.vocabulary import embedding_rows
+from engine.models.vocabulary import embedding_rows, rows_of_adapter
 from engine.spec.contradictions import has_validation
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
@@ -154,8 +153,8 @@ def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | 
     """That the tokenizer as it was loaded writes ids up to `highest`, for which
     the model has no embeddings and gets none."""
     rows = embedding_rows(inspect_model(model_path))
-    brings = adapter_embedding_rows(spec.model.adapter_path) if spec.model.adapter_path else 0
-    if not rows or spec.model.resize_embeddings or highest < max(rows, brings):
+    brings = rows_of_adapter(spec.model.adapter_path)
+    if not rows or spec.model.makes_rows or highest < max(rows, brings):
         return None
     return problem(
         "tokens-beyond-embeddings",

@@ -16,6 +16,7 @@ ADAPTER = "model.adapter_path"
 RESULT_SETTINGS = (ADAPTER, "stage.reward_model")  # what a finished run left
 # Names of modules of the chosen model.
 TARGET_MODULES, SAVED_MODULES = "method.target_modules", "method.modules_to_save"
+ADDED_TOKENS = ("model.add_tokens", "model.add_special_tokens")  # any text, commas and spaces included
 
 
 def paths() -> list[str]:
@@ -38,8 +39,10 @@ def control_kind(path: str) -> str:
         return "model"
     if path in RESULT_SETTINGS:
         return "result"
-    if path in (*DATASET_NAMES, TARGET_MODULES, SAVED_MODULES):
-        return "names" if path in DATASET_NAMES else "modules"
+    if path in (*DATASET_NAMES, *ADDED_TOKENS):
+        return "names"
+    if path in (TARGET_MODULES, SAVED_MODULES):
+        return "modules"
     kind = _plain_type(fields()[path].annotation)
     if get_origin(kind) is Literal:
         return "choice"

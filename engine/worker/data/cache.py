@@ -64,6 +64,7 @@ def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache
         "data": data,
         "seed": spec.training.seed if chance else None,
         "remote_code": spec.model.trust_remote_code,
+        "added_tokens": [spec.model.add_tokens, spec.model.add_special_tokens],
         "tokenizer": [[file.name, fingerprints.of(file)] for file in files],
         "entries": [_dataset_entry(dataset, fingerprints) for dataset in datasets],
         # A template may write the day, and then the rows are of that day.

@@ -19,7 +19,8 @@ from engine.models.quantized_weights import DEQUANTIZED, quantization_config
 
 # Tensors beside quantized weights that are of no use to plain ones: scales of activations and of the cache.
 SCALES_OF_ACTIVATIONS = (
-    "input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale",
+    "input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale", "q_scale", "k_scale",
+    "v_scale",
 )  # fmt: skip
 
 
@@ -32,12 +33,18 @@ def dequantization(config: Any) -> Any:
     return AutoQuantizationConfig.from_dict(dict(how) | {"dequantize": True})
 
 
-def forget_quantization(model: PreTrainedModel) -> None:
-    """Let a model that has been dequantized be saved as the plain one that it is in memory.
+def forget_quantization(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let a model that has been dequantized be the plain one, in `dtype`, and be saved as that.
 
-    transformers keeps how the weights were read to write them so again: without the scales that belong to them.
+    transformers leaves what was not quantized in the type that it has on disk; and it keeps how the weights were read
+    to write them so again: without the scales that belong to them.
     """
     loaded: Any = model
+    in_fp32 = [*(loaded._keep_in_fp32_modules_strict or ())]
+    in_fp32 += (loaded._keep_in_fp32_modules or ()) if dtype == torch.float16 else ()
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(torch.float32 if any(part in name for part in in_fp32) else dtype)
     loaded._weight_conversions = None  # those of the architecture itself are found again when it is saved
     for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "quantization_config"):

@@ -36,7 +36,13 @@ from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.dequantization import dequantization, forget_quantization, refuse_unread_scales
-from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
+from engine.worker.models.embeddings import (
+    fit_vocabulary,
+    let_loss_read_head,
+    make_rows,
+    trained_rows,
+    vocabulary_modules,
+)
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
 
 
@@ -103,7 +109,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     _refuse_missing_weights(report["missing_keys"])
     if dequantized:
         refuse_unread_scales(model, report["unexpected_keys"])
-        forget_quantization(model)
+        forget_quantization(model, dtype)
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
@@ -115,8 +121,8 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     if is_reward_model(spec):
         _in_fp32(model.get_submodule(SCORE_HEAD))
         _score_at_the_end(model)
-    if spec.model.resize_embeddings:
-        resize(spec, model, path)
+    if spec.model.makes_rows:
+        make_rows(spec, model, path)
     return model
 
 
@@ -215,7 +221,8 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     if spec.model.adapter_path:
         return _continued(spec, method, model, spec.model.adapter_path)
     # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
-    whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
+    rows = trained_rows(model, method.modules_to_save)
+    whole = list(dict.fromkeys([*method.modules_to_save, *([] if rows else vocabulary_modules(model))]))
     adapted = get_peft_model(
         model,
         LoraConfig(
@@ -225,12 +232,14 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
             lora_dropout=method.lora_dropout,
             target_modules=_targets(method, model, whole),
             modules_to_save=whole or None,
+            trainable_token_indices=rows or None,
             use_dora=method.use_dora,
             use_rslora=method.use_rslora,
             init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
             **_expert_targets(method, model),
         ),
     )
+    let_loss_read_head(adapted)
     if vocabulary_modules(model):
         # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this model alone
@@ -271,10 +280,17 @@ def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str)
     config: Any = PeftConfig.from_pretrained(folder)
     config.lora_dropout = method.lora_dropout  # belongs to a training, not to the weights
     if not is_reward_model(spec) or config.task_type == "SEQ_CLS":
-        return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+        let_loss_read_head(adapted)
+        return adapted
     config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
     config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
     config.inference_mode = False
+    if isinstance(config.trainable_token_indices, dict):
+        names = {name for name, _ in model.named_modules()}
+        config.trainable_token_indices = {
+            name: rows for name, rows in config.trainable_token_indices.items() if name in names
+        }
     scorer: Any = model.get_submodule(SCORE_HEAD)
     head = {f"base_model.model.{SCORE_HEAD}.weight": scorer.weight.detach().clone()}
     adapted = get_peft_model(model, config)

@@ -16,17 +16,27 @@ from engine.worker.templates.conversations import end_of_turn_ids
 
 
 def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer in `path`. Its chat template is the spec's, if the spec names one."""
+    """The tokenizer in `path`, with the tokens that the spec adds: `new_token_ids` has the ids of those that it did not
+    have. Its chat template is the spec's, if the spec names one."""
     tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
     if spec.model.chat_template:
         file = template_file(spec) or TEMPLATE_FOLDER / f"{spec.model.chat_template}.jinja"
         tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+    tokenizer.new_token_ids = _add_tokens(spec, tokenizer)
     if tokenizer.pad_token is None:
         # Only fills up batches: labels and attention never come from it.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if spec.stage.kind == "rm":
         tokenizer.pad_token_id = padding_beside_ends(tokenizer)
     return tokenizer
+
+
+def _add_tokens(spec: RunSpec, tokenizer: Any) -> list[int]:
+    """Add the tokens of the spec; returns the ids of those that the tokenizer did not have."""
+    known = tokenizer.get_vocab() if spec.model.added_tokens else {}
+    tokenizer.add_tokens(spec.model.add_tokens)
+    tokenizer.add_tokens(spec.model.add_special_tokens, special_tokens=True)
+    return tokenizer.convert_tokens_to_ids([token for token in spec.model.added_tokens if token not in known])
 
 
 def padding_beside_ends(tokenizer: PreTrainedTokenizerFast) -> int | None:

@@ -41,8 +41,8 @@ class ActorCritic(nn.Module):
             reference = "reference" if begun else None
             if begun:
                 _add_adapter_copy(policy, "reference", config)
-            # No whole modules: an output head beside the critic's own would only lie about.
-            _add_adapter_copy(policy, "critic", config, modules_to_save=None)
+            # No whole modules: an output head beside the critic's own would only lie about. No rows of tokens either.
+            _add_adapter_copy(policy, "critic", config, modules_to_save=None, trainable_token_indices=None)
             self.learning, roles = ["default", "critic"], {"policy": (policy, "default")}
         else:
             frozen = copy.deepcopy(policy).requires_grad_(False)
