@@ -26,7 +26,7 @@ from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
-# How long an end waits for transfers that are under way; a slow one takes hours.
+# How long shutting down waits for transfers in progress; a slow one may take hours.
 SHUTDOWN_SECONDS = 5
 M_ARENA_MAX = -8  # as in malloc.h
 ARENAS = 2
@@ -34,8 +34,8 @@ LOOPBACK_HOSTS = "localhost,127.0.0.1,::1"
 
 
 def settle_environment(workplace: Workplace) -> None:
-    """Before gradio is imported: it talks to itself over localhost, which a proxy must not catch; it sends nothing to
-    outside services; and it keeps temporary files here, since /tmp/gradio may belong to another user."""
+    """To be called before gradio is imported: requests to localhost must not go through a proxy; nothing is sent to
+    outside services; and temporary files are kept here, since /tmp/gradio may belong to another user."""
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK_HOSTS)))
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -43,9 +43,9 @@ def settle_environment(workplace: Workplace) -> None:
 
 
 def settle_memory() -> None:
-    """Before threads are started: each would else have an arena of glibc's for itself, and what is freed in one
-    arena is of no use to another, so memory would rise with every thread that gradio has a use for. Other C
-    libraries lack the call."""
+    """To be called before threads are started: otherwise each gets its own arena of glibc, and memory freed in one
+    arena cannot be used by another, so memory would rise with every thread that gradio starts. Other C libraries
+    lack the call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
         "--no-auth",
         action="store_true",
         default=environment("ATHANOR_NO_AUTH", "") not in ("", "0"),
-        help="let everyone in who can reach the address [ATHANOR_NO_AUTH]",
+        help="let in everyone who can reach the address [ATHANOR_NO_AUTH]",
     )
     parser.add_argument(
         "--root-path",
@@ -85,8 +85,8 @@ def arguments() -> argparse.Namespace:
         action="extend",
         default=environment("ATHANOR_ALLOWED_HOSTS", "").replace(",", " ").split(),
         help=(
-            "names by which browsers reach the studio, besides addresses and this machine's own name; "
-            "needed without --auth, and behind a proxy that passes no Host on [ATHANOR_ALLOWED_HOSTS]"
+            "host names by which browsers reach the studio, besides IP addresses and this machine's own name; "
+            "needed without --auth, and behind a proxy that does not pass on Host [ATHANOR_ALLOWED_HOSTS]"
         ),
     )
     parser.add_argument(
@@ -98,8 +98,8 @@ def arguments() -> argparse.Namespace:
         .replace(",", " ")
         .split(),
         help=(
-            "addresses or networks of reverse proxies, which are believed from where a "
-            "request comes (X-Forwarded-For); nobody else is [ATHANOR_TRUSTED_PROXIES]"
+            "addresses or networks of reverse proxies whose X-Forwarded-For is trusted; "
+            "none by default [ATHANOR_TRUSTED_PROXIES]"
         ),
     )
     add_arguments(parser)
@@ -107,13 +107,13 @@ def arguments() -> argparse.Namespace:
 
 
 def keep_from_other_users() -> None:
-    """Where only users may log in, what the studio and its runs write is not for everybody
-    with an account on this machine. What the group may do stays as the umask says."""
+    """If a login is required, other accounts of this machine must not read what the studio and its runs write.
+    Group permissions still follow the umask."""
     os.umask(os.umask(0o077) | 0o007)
 
 
 def open_socket(options: argparse.Namespace) -> socket.socket:
-    """The socket to serve on. Raises Refusal if it would let strangers in, or if another process listens there."""
+    """The socket to serve on. Raises Refusal if it would be open to anyone, or if another process listens there."""
     if not is_loopback(options.host) and not options.auth and not options.no_auth:
         raise Refusal(problem("open-without-login", host=options.host))
     if options.auth and not Path(options.auth).is_file():
@@ -122,8 +122,8 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
 
 
 def repeat(act: Callable[[], object], seconds: float) -> None:
-    """Do this now and every so many seconds, in a thread, as long as the studio lives. An error that comes
-    again and again is printed once, so that a full or vanished disk does not fill another one with the log."""
+    """Call `act` now and every `seconds`, in a thread, as long as the studio runs. An error that repeats is printed
+    once, so that a full or missing disk does not fill another one with the log."""
 
     def go_on() -> None:
         before: list[str] = []
@@ -131,8 +131,8 @@ def repeat(act: Callable[[], object], seconds: float) -> None:
             place: list[str] = []
             try:
                 act()
-            except Exception as error:  # the next time may find it well again
-                # Not what it says, which may name a temporary file.
+            except Exception as error:  # the next call may succeed again
+                # Without the message, which may name a temporary file.
                 place = [type(error).__name__, *traceback.format_tb(error.__traceback__)]
                 if place != before:
                     traceback.print_exc()
@@ -143,7 +143,7 @@ def repeat(act: Callable[[], object], seconds: float) -> None:
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Build the studio and serve it until it is ended. Raises Refusal for what keeps it from starting."""
+    """Build the studio and serve it until it is stopped. Raises Refusal if it cannot start."""
     workplace = from_arguments(options)
     listener = open_socket(options)
     if options.auth:
@@ -153,7 +153,7 @@ def serve(options: argparse.Namespace) -> None:
             print(made.text(shell_language()), file=sys.stderr)
     if not is_loopback(options.host) and options.no_auth and not options.auth:
         print(
-            f"WARNING: anyone who can reach {options.host} can train, read and delete here.",
+            f"WARNING: anyone who can reach {options.host} can train, read data and delete runs here.",
             file=sys.stderr,
         )
 
@@ -178,7 +178,7 @@ def serve(options: argparse.Namespace) -> None:
     servers.hold_studio_lock(workplace.saves)
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
-    # What the page is made of stays for good: a garbage collection that walked over it would stop all pages meanwhile.
+    # The components of the page are never freed; a garbage collection that visited them would stall all pages.
     gc.collect()
     gc.freeze()
     config = uvicorn.Config(
@@ -205,7 +205,7 @@ def main() -> int:
 
 
 def command() -> int:
-    """`athanor`: the studio; with a verb, what `python -m engine` does: `athanor train spec.yaml`."""
+    """`athanor`: the studio; with a verb, the same as `python -m engine`: `athanor train spec.yaml`."""
     if sys.argv[1:2] and not sys.argv[1].startswith("-"):
         from engine import __main__ as shell
 

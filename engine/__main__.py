@@ -1,4 +1,4 @@
-"""What the studio does, from a shell: `python -m engine VERB …`. Same folders, same spec, same defaults as the page."""
+"""The studio on the command line: `python -m engine VERB …`, with the same folders, specs and defaults as the page."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from engine.following import sentence
 from engine.launch.workspace import Workplace, add_arguments, from_arguments
 from engine.runs import queue
 
-# Those that may create the saves folder, when their spec is sound, and those that do not read it.
+# Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
 VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.evaluate)
 VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor)
 
 
 def _workplace(arguments: argparse.Namespace) -> Workplace:
-    """The workplace of a verb. Raises Refusal if the verb is about runs and there is no folder with any."""
+    """The workplace of a verb. Raises Refusal if the verb needs runs and the saves folder does not exist."""
     workplace = from_arguments(arguments)
     if arguments.function not in VERBS_THAT_MAKE_SAVES + VERBS_WITHOUT_SAVES and not workplace.saves.is_dir():
         raise Refusal(problem("saves-missing", folder=workplace.saves))
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         if function is verbs.follow:
             verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
         if function is verbs.stop:
-            verb.add_argument("--kill", action="store_true", help="end its processes at once, without saving")
+            verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
         if function is verbs.evaluate:
             flags.add_evaluate_options(verb)
         if function is verbs.export:
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         if function is verbs.prune_:
             flags.add_prune_options(verb)
         if function is verbs.doctor:
-            verb.add_argument("--hub", action="store_true", help="try to reach the model hubs, too")
+            verb.add_argument("--hub", action="store_true", help="also try to reach the model hubs")
         if function is verbs.user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
@@ -86,19 +86,19 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that is no text, as file systems allow
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     arguments = parser().parse_args()
     try:
         workplace = _workplace(arguments)
         status = arguments.function(arguments, workplace)
         if arguments.function not in VERBS_WITHOUT_SAVES:
-            # A supervisor that was killed has started nobody after it, and there may be no studio that does.
-            with contextlib.suppress(OSError):  # somebody who may only read here
+            # A supervisor that was killed did not start the next run, and there may be no studio to do so.
+            with contextlib.suppress(OSError):  # a user with read access only
                 queue.advance(workplace.saves)
         return status
     except Refusal as refusal:
         issues = refusal.problems
-    except BrokenPipeError:  # whoever read it has read enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

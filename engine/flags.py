@@ -1,4 +1,4 @@
-"""The options of the verbs of the shell that have many; the verbs themselves are in `engine.verbs`."""
+"""Command-line options of the verbs that have many; the verbs themselves are in `engine.verbs`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.runs import prune
 from engine.serving.vllm import ENGINES
 from engine.spec.run_spec import fields
 
-# Settings of an evaluation that are options of the shell, too; their help is the settings' own.
+# Settings of an evaluation that are also command-line options; their help is that of the settings.
 EVALUATION_OPTIONS = {
     "data.datasets": "--datasets",
     "model.model_name_or_path": "--base",
@@ -29,7 +29,7 @@ EVALUATION_OPTIONS = {
 
 
 def add_evaluate_options(verb: argparse.ArgumentParser) -> None:
-    """What is measured, and on which rows; the options are settings of an evaluation's spec."""
+    """What to evaluate, and on which rows; the options are settings of an evaluation's spec."""
     verb.add_argument(
         "what",
         nargs="*",
@@ -64,7 +64,7 @@ def changes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_export_options(verb: argparse.ArgumentParser) -> None:
-    """Which results, and in which form."""
+    """Which results to export, and in which form."""
     verb.add_argument(
         "runs",
         nargs="+",
@@ -81,7 +81,7 @@ def add_export_options(verb: argparse.ArgumentParser) -> None:
 
 
 def add_serve_options(verb: argparse.ArgumentParser) -> None:
-    """Which results, where, and for whom."""
+    """Which results to serve, at which address, and with which key."""
     verb.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, by ID as printed by list")
     verb.add_argument("--base", default="", metavar="MODEL", help="model folder; default: the base model of the runs")
     verb.add_argument(
@@ -116,22 +116,22 @@ def _not_negative(text: str) -> float:
 
 
 def add_prune_options(verb: argparse.ArgumentParser) -> None:
-    """What may go, and whether it goes."""
+    """What may be deleted, and whether to delete it."""
     verb.add_argument(
         "--what",
         nargs="+",
         choices=prune.KINDS,
         default=list(prune.KINDS),
-        help="kinds of things; all by default",
+        help="what to list or delete; everything by default",
     )
     verb.add_argument(
         "--older-than",
         type=_not_negative,
         default=7.0,
         metavar="DAYS",
-        help="unchanged for so many days (default: 7)",
+        help="unchanged for at least this many days (default: 7)",
     )
     verb.add_argument(
-        "--larger-than", type=_not_negative, default=0.0, metavar="MB", help="of at least so many megabytes"
+        "--larger-than", type=_not_negative, default=0.0, metavar="MB", help="at least this many megabytes"
     )
-    verb.add_argument("--yes", action="store_true", help="remove it")
+    verb.add_argument("--yes", action="store_true", help="delete it instead of only listing it")

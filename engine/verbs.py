@@ -1,5 +1,5 @@
-"""The verbs of the shell. Each does one thing, prints what came of it, and
-returns the exit status; a Refusal is raised."""
+"""The verbs of the command line. Each does one thing, prints the result, and returns the exit status; or raises a
+Refusal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Evaluate finished runs and their base model on held-out rows, in the foreground; print the findings and
+    """Evaluate finished runs and their base model on held-out rows, in the foreground; print the results and
     the folder of the report. WHAT is the file of an evaluation spec, or runs; options override the spec."""
     return following.follow(following.submit(_evaluation(arguments, workplace), workplace), workplace)
 
@@ -60,7 +60,7 @@ def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> Evaluati
 
 
 def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Put a spec into the queue and print the run's ID."""
+    """Add a spec to the queue and print the run's ID."""
     print(_submitted(arguments, workplace).id)
     return 0
 
@@ -70,7 +70,7 @@ def _submitted(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
 
 
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print a line for each run, newest first."""
+    """Print one line per run, newest first."""
     for run in runs.find(workplace.saves):
         value = run.facts.headline
         shown = "" if value is None else f"{headline_curve(run)} {value:.4f}"
@@ -79,7 +79,7 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print a run's state, its progress, the findings of an evaluation, and its spec."""
+    """Print a run's state, its progress, the results of an evaluation, and its spec."""
     run = _run(arguments, workplace)
     now = progress(run)
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
@@ -95,7 +95,7 @@ def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Stop a run after saving a checkpoint; with --kill, end its processes
     without saving, by force after ten seconds."""
     run = _run(arguments, workplace)
-    # A run that waits has nothing to save.
+    # A queued run has nothing to save.
     runs.stop(run, "kill" if arguments.kill or run.state == "queued" else "save", by=user_name())
     return 0
 
@@ -121,13 +121,13 @@ def follow(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Remove a run and everything in its folder."""
+    """Delete a run and everything in its folder."""
     runs.delete(_run(arguments, workplace))
     return 0
 
 
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """List everything that is wrong with a spec, without starting it."""
+    """List all problems of a spec, without starting it."""
     spec = kinds.read(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
@@ -146,7 +146,7 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     folder = Path.cwd() if arguments.file == "-" else Path(arguments.file).parent
 
     def reader(name: str) -> str | None:
-        """A file that a command names: as seen from the command's own folder, or from here."""
+        """A file that a command refers to, relative to the command's own folder or to the current one."""
         file = next((path for path in (folder / name, Path(name), folder / Path(name).name) if path.is_file()), None)
         return importer.decoded(file.read_bytes(), name) if file else None
 
@@ -158,8 +158,8 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 
 def prune_(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """List what can be removed without losing a result: checkpoints and prepared rows
-    of finished runs, cached rows, remains of deleted runs. With --yes, remove it."""
+    """List what can be deleted without losing a result: checkpoints and prepared rows
+    of finished runs, cached rows, leftovers of deleted runs. With --yes, delete it."""
     items = prune.removable(workplace.saves, arguments.what, arguments.older_than, int(arguments.larger_than * 1e6))
     if arguments.yes:
         items = prune.remove(workplace.saves, items)
@@ -172,7 +172,7 @@ def prune_(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def doctor(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Say what works on this machine and what does not, with the fix. Exit code 1 if something is broken."""
+    """Check what works on this machine, and suggest fixes. Exit code 1 if something is broken."""
     language, broken = shell_language(), False
     for finding in machine.findings(workplace, hub=arguments.hub):
         broken |= finding.level == "broken"
@@ -205,7 +205,7 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def _without_gguf(run: runs.Run) -> int:
-    """1 for a finished export whose GGUF file was asked for and is not there; says why, and how to try again."""
+    """1 for a finished export without the requested GGUF file; prints why, and how to try again."""
     outcome = gguf.outcome(run.dir)
     if not outcome or not gguf.can_be_tried_again(run.dir):
         return 0
@@ -229,7 +229,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     settings |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
     server = servers.Server(workplace.saves / servers.SERVERS_FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
     child = servers.begin(server, settings, key, foreground=True)
-    # Ctrl-C reaches both; the server ends its answers, and its folder goes when it is gone.
+    # Ctrl-C reaches both; the server ends its answers, and its folder is deleted when it has ended.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
@@ -245,7 +245,7 @@ def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     if arguments.what == "remove":
         users.remove_user(file, arguments.name)
         return 0
-    # From a pipe where there is no terminal, so that a script can add users; never as an argument, which ps shows.
+    # Without a terminal, from a pipe, so that scripts can add users; never as an argument, which ps shows.
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
     users.add_user(file, arguments.name, password)
     print(f"{arguments.name} can log in; the file is {file}")
@@ -253,7 +253,7 @@ def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 
 def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
-    """The run that a verb is given; of several that are called so, the one that the verb can take."""
+    """The run given to a verb; of several with that name, the one that the verb can be applied to."""
     return runs.get(workplace.saves, arguments.run, TAKES_RUN.get(arguments.function, lambda _: True))
 
 
@@ -267,7 +267,7 @@ def _text(file: str) -> str:
 
 
 def _bytes_as_text(file: str) -> str:
-    """The text of a file in whatever encoding the other program's user has it. Raises Refusal."""
+    """The text of a file in whatever encoding it has. Raises Refusal."""
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
@@ -280,11 +280,11 @@ def _context(model: str) -> int | None:
 
 
 def _has_result(run: runs.Run) -> bool:
-    """Whether it is a training that has left weights."""
+    """Whether it is a training run with a result."""
     return run.kind == "training" and results.result_of(run) is not None
 
 
-# Which runs a verb can take, where several are called alike: any, if the verb is not here.
+# Which runs a verb can be applied to, if several have the same name. Verbs not listed here take any.
 TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
     stop: lambda run: "kill" in run.can,
     resume: lambda run: "resume" in run.can,

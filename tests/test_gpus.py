@@ -111,7 +111,7 @@ def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
     assert cards(auto.change("hardware.devices", [3])) == "3"
     assert cards(auto.change("hardware.device", "cpu")) == ""
     [wrong] = checks._gpu_problems(auto.change("hardware.devices", [0]))
-    assert wrong.text() == "There is no GPU 0 here. GPUs that can be used: 2, 3."
+    assert wrong.text() == "There is no GPU 0 here. Available GPUs: 2, 3."
     assert codes(auto.change("hardware.num_processes", 3)) == ["too-few-cards"]
 
 

@@ -216,5 +216,5 @@ def test_the_doctor_tells_of_a_bitsandbytes_without_its_library(workplace: Workp
     broken = [line for line in done.stdout.splitlines() if line.startswith("!!")]
     assert broken
     assert all("bitsandbytes" in line for line in broken), broken
-    assert "2 processes reach each other (gloo)" in done.stdout
+    assert "2 processes can communicate (gloo)" in done.stdout
     assert "The CPU computes" in done.stdout

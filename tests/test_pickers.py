@@ -17,5 +17,5 @@ def test_of_many_the_newest_and_the_chosen_are_offered_and_it_is_said() -> None:
     update = picker(MANY, ["id-1999", "id-3"], "Type to search.", Words("en"))
     assert update["choices"] == [*MANY[:MAX_OFFERED], MANY[1999]]
     assert update["value"] == ["id-1999", "id-3"]
-    assert "The newest 500 of 2,000 are listed" in update["info"]
+    assert "Only the newest 500 of 2,000 are listed" in update["info"]
     assert "最新的 500 个" in picker(MANY, [], "", Words("zh"))["info"]

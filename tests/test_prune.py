@@ -112,12 +112,12 @@ def test_the_shell_lists_first_and_removes_when_told(saves: Path) -> None:
 
     before = everything(saves)
     listed = shell()
-    assert "4 things can be removed" in listed
+    assert "4 items can be deleted" in listed
     assert "tiny/lora/done/checkpoint-4" in listed
     assert everything(saves) - {".queue.lock"} == before
-    assert "1 thing removed" in shell("--what", "checkpoints", "--yes")
-    assert "3 things can be removed" in shell()
-    assert "0 things can be removed" in shell("--older-than", "99")
+    assert "1 item deleted" in shell("--what", "checkpoints", "--yes")
+    assert "3 items can be deleted" in shell()
+    assert "0 items can be deleted" in shell("--older-than", "99")
 
 
 def test_the_page_lists_and_removes_what_is_chosen(saves: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_page_lists_and_removes_what_is_chosen(saves: Path) -> None:
     panel.items, panel.remove, panel.sure, panel.listed = "items", "remove", "sure", "listed"
     listed = panel.list_items(["checkpoints", "rows", "nonsense"], 7)
     assert listed["remove"]["visible"] is True
-    assert "2 to remove, 1.51 KB in all" in listed["items"]
+    assert "2 items to delete, 1.51 KB in total" in listed["items"]
     for days in (None, -5):
         assert panel.list_items(["cache"], days)["remove"]["visible"] is False
         assert "0 or more" in panel.list_items(["cache"], days)["items"]
@@ -137,8 +137,8 @@ def test_the_page_lists_and_removes_what_is_chosen(saves: Path) -> None:
     }
     listed = panel.list_items(["checkpoints"], 7)["listed"]
     done = panel.remove_items(listed, ["checkpoints", "cache"], 0)  # ticked since: that was not listed
-    assert "1 removed" in done["message"]
-    assert "1 to remove" in done["items"]
+    assert "1 item deleted" in done["message"]
+    assert "1 item to delete" in done["items"]
     assert len(prune.removable(saves)) == 3
 
 

@@ -1,9 +1,9 @@
-"""RunSpec: everything that is needed to repeat a run, as one value.
+"""RunSpec: everything needed to repeat a run, as one value.
 
-Each setting is declared here and nowhere else: its type, default, limits, English label and help. The form,
-the YAML, the shell, the validation and docs/spec.md read it from here. Names are those of transformers, peft
-and TRL. A part that does not apply is absent: a choice between kinds (`stage`, `method`, `quantization`,
-`rope_scaling`) is a union of parts, so a full fine-tuning has no LoRA rank to ignore.
+Each setting is declared here and nowhere else: its type, default, limits, English label and help. The form, the YAML,
+the command line, the validation and docs/spec.md read it from here. Names are those of transformers, peft and TRL. A
+part that does not apply is absent: a choice between kinds (`stage`, `method`, `quantization`, `rope_scaling`) is a
+union of parts, so a full fine-tuning has no LoRA rank to ignore.
 
 What a spec means on a particular machine is left to `engine.preflight.checks`.
 """
@@ -21,7 +21,7 @@ from engine.spec.parts import OneOf, Part, named_weights, setting
 from engine.spec.stage_settings import AnyStage, Sft
 from engine.spec.yaml_text import read_yaml, write_yaml
 
-MAX_NAME_LENGTH = 80  # characters of what a run is called
+MAX_NAME_LENGTH = 80  # characters of a run's name
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
@@ -250,15 +250,15 @@ class Logging(Part):
         "warn",
         "If the loss goes wrong",
         "If the loss is exactly 0 for several points, or rises far above its best: show a warning on the run's "
-        "page, or save a checkpoint and stop the run. Not for PPO and GRPO, whose loss says little. A loss that "
-        "is no number always stops the run.",
+        "page, or save a checkpoint and stop the run. Not for PPO and GRPO, whose loss says little. A loss of NaN "
+        "or infinity always stops the run.",
     )
     stall_minutes: float = setting(
         30.0,
         "Stall warning after",
-        "Minutes without a new step after which the run's page shows a warning, and stalled.txt in the run's "
-        "folder what each process is doing. The run is not stopped. Loading and the first step may take three "
-        "times as long. 0 turns it off.",
+        "Minutes without a new step after which the run's page shows a warning, and what each process is doing is "
+        "written to stalled.txt in the run's folder. The run is not stopped. Loading and the first step may take "
+        "three times as long. 0 turns it off.",
         ge=0,
         le=100_000,
     )
@@ -293,8 +293,8 @@ class Hardware(Part):
 
 
 class Spec(Part):
-    """A whole: everything needed to repeat a run of one kind. Each has a name, a model and hardware; its `shelf` is
-    the folder below the model's in which such runs lie."""
+    """A whole spec: everything needed to repeat a run of one kind. Each has a name, a model and hardware; `shelf` is
+    the folder inside the model's folder that contains such runs."""
 
     if TYPE_CHECKING:  # each kind of run declares them itself, at their places among its settings
         kind: ClassVar[str]
@@ -307,16 +307,16 @@ class Spec(Part):
         return self.kind
 
     def named(self, name: str) -> Self:
-        """The spec itself if it has a name; else a copy that is called `name`, as much of it as a name may have."""
+        """The spec itself if it has a name; otherwise a copy called `name`, cut to the maximum length."""
         return self if self.name.strip() else self.change("name", name[:MAX_NAME_LENGTH])
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
-        """A spec from YAML. Raises Refusal, with line and column where the text is not YAML at all."""
+        """A spec from YAML. Raises Refusal, with line and column if the text is not valid YAML."""
         return cls.read(read_yaml(text))
 
     def to_yaml(self, *, brief: bool = False) -> str:
-        """YAML that `from_yaml` reads back to an equal spec. `brief` leaves out what is at its default."""
+        """YAML from which `from_yaml` reads an equal spec. `brief` leaves out defaults."""
         return write_yaml({"kind": self.kind} | self.model_dump(mode="json", exclude_defaults=brief))
 
     def change(self, path: str, value: Any) -> Self:

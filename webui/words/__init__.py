@@ -1,8 +1,8 @@
-"""Every word that the page shows, in one language.
+"""All texts of the page, in one language.
 
-English labels and help of the settings are in `engine/spec/` (`run_spec.py` and
-`*_settings.py`); `zh.yaml` has their Chinese, `en.yaml` English for choices
-whose bare value is no label, and `page.yaml` the page's own words side by side.
+English labels and help of the settings are in `engine/spec/` (`run_spec.py` and `*_settings.py`). `zh.yaml` has their
+Chinese, `en.yaml` the English labels of choices whose value is not a label, and `page.yaml` the page's own texts in
+both languages.
 """
 
 from __future__ import annotations
