@@ -1,1 +1,1 @@
-"""What Athanor knows of fine-tuning. Plain modules: no torch, no gradio; see docs/architecture.md."""
+"""What Athanor knows about fine-tuning. Plain modules without torch or gradio; see docs/architecture.md."""

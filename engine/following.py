@@ -1,4 +1,4 @@
-"""A run from a shell: it is submitted, and followed to its end."""
+"""Submit a run from the command line and follow it to its end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from engine.spec.run_spec import Spec
 
 
 def submit(spec: Spec, workplace: Workplace) -> runs.Run:
-    """Submit a spec; say so if that has made the data folder, or the saves folder, which may be a mistyped path."""
-    # An installation by pip begins without one. One that was named is not made: its sets are wanted, not the samples.
+    """Submit a spec; print a note if that has created the data folder, or the saves folder, whose path may be
+    mistyped."""
+    # An installation by pip starts without one. A folder given explicitly is not created: its own sets are expected,
+    # not the samples.
     made = make_data(workplace) if workplace.data == Workplace.data else None
     if made:
         print(made.text(shell_language()), file=sys.stderr)
@@ -33,9 +35,9 @@ def submit(spec: Spec, workplace: Workplace) -> runs.Run:
 
 
 def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
-    """Print what the run prints until it ends; `quiet`: only where its result is."""
+    """Print the output of the run until it ends; `quiet`: only the path of its result."""
     presses: list[int] = []
-    # Only noted here: a handler that took the queue's lock could meet itself holding it.
+    # Only recorded here: a handler that took the queue's lock could wait for itself.
     signal.signal(signal.SIGINT, lambda *_: presses.append(1))
     shown, last_state, obeyed = 0, "", 0
     while True:
@@ -51,7 +53,7 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
             obeyed = len(presses)
             how = "kill" if obeyed > 1 or now.state == "queued" else "save"
             print(f"[asked to stop: {how}]", flush=True)
-            with contextlib.suppress(Refusal):  # it ended in the same moment
+            with contextlib.suppress(Refusal):  # it ended at the same moment
                 runs.stop(now, how, by=user_name())
         queue.advance(workplace.saves)
         time.sleep(0.5)
@@ -79,7 +81,7 @@ def _print_end(run: runs.Run) -> int:
 
 
 def print_doubts(doubts: list[Problem]) -> None:
-    """What keeps nobody from starting goes to standard error: a script reads the answer alone."""
+    """Warnings go to standard error, so that a script reads only the answer."""
     for doubt in doubts:
         print(say("doubt", shell_language(), what=sentence(doubt)), file=sys.stderr)
 
@@ -89,5 +91,5 @@ def sentence(issue: Problem) -> str:
 
 
 def user_name() -> str:
-    """Who uses the shell."""
+    """The user of the command line."""
     return os.environ.get("USER") or os.environ.get("LOGNAME") or ""

@@ -1,3 +1,3 @@
-"""The page. It knows gradio and engine's plain modules, and nothing of torch."""
+"""The page. It uses gradio and the engine's plain modules, but not torch."""
 
 from webui import gradio_import  # noqa: F401  # before any module of the page imports gradio

@@ -1,4 +1,4 @@
-"""Refuses requests with larger bodies than the page ever sends, before they are held in memory: an ASGI middleware."""
+"""Reject request bodies that are larger than any the page sends, before they are held in memory: an ASGI middleware."""
 
 from __future__ import annotations
 

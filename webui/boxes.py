@@ -1,7 +1,7 @@
-"""Boxes for numbers, the same in every tab: what is typed is text, which engine reads and judges in sentences.
+"""Number boxes, the same in every tab: the input stays text, which the engine parses and reports problems with.
 
-A number box of gradio's turns what it cannot read into nothing, nothing into 0, and what is out of bounds into an error
-of its own.
+Gradio's own number box turns what it cannot parse into nothing, nothing into 0, and out-of-range values into its own
+kind of error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The curves and axes of a figure as SVG, and what the pointer finds in it."""
+"""The curves and axes of a chart as SVG, and the data that the pointer shows in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From values to pixels: the frame of a picture, linear and logarithmic scales, and round numbers along them."""
+"""From values to pixels: the frame of a chart, linear and logarithmic scales, and round tick values."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Curves as inline SVG: pure functions from numbers to text, no library, no script needed to read them.
+"""Curves as inline SVG: pure functions from numbers to text, without a library, and readable without a script.
 
-Colours come from the page's CSS variables, so that light and dark need no second picture. What the pointer finds
-is in each figure's `data-points`; page.js shows it.
+Colours come from the page's CSS variables, so that light and dark mode use the same chart. The data that the pointer
+shows is in each chart's `data-points`; page.js displays it.
 """
 
 from __future__ import annotations

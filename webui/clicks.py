@@ -1,5 +1,5 @@
-"""What HTML components do when they are clicked: the scripts that tell the server which row was, and that keep open
-what a reader has opened."""
+"""Scripts for clicks in HTML components: they tell the server which row was clicked, and keep open what a reader has
+opened."""
 
 from __future__ import annotations
 

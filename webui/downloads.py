@@ -1,5 +1,7 @@
-"""Files of a run, what a data job has found, and curves of several runs, over HTTP. Whether a name is such a file is
-engine's to say; no file is copied to serve it."""
+"""Downloads over HTTP: files of a run, findings of a data job, and curves of several runs.
+
+The engine decides which names are valid; no file is copied to serve it.
+"""
 
 from __future__ import annotations
 

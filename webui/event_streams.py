@@ -1,5 +1,4 @@
-"""Tells reverse proxies to pass event streams on as they come, whatever they do
-with other answers: an ASGI middleware."""
+"""Tell reverse proxies not to buffer event streams, whatever they do with other responses: an ASGI middleware."""
 
 from __future__ import annotations
 

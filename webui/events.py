@@ -1,4 +1,4 @@
-"""How the events of the page are made: those that are done at once, and those that go on."""
+"""How the page registers events: those that finish at once, and those that take a while."""
 
 from __future__ import annotations
 

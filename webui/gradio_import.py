@@ -1,8 +1,8 @@
-"""Imports gradio without the type stubs that it writes for editors each time, a second of each start of the studio.
+"""Import gradio without the type stubs that it writes for editors each time, which saves a second at each start.
 
-Gradio parses and rewrites a .pyi file beside each of its components as their classes are
-made, and leaves out those that lie in no file. For the time of its import, that is what
-its components are told to be. Where gradio changes how it looks, stubs are written again.
+Gradio parses and rewrites a .pyi file for each of its component classes when it is created, and skips classes that are
+not in a file. During its import, its components are made to look like those. If gradio changes this check, the stubs
+are written again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The door of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
+"""The login of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
 
-Everything behind it is closed, websockets and API endpoints included; only /login, /logout and /healthz answer
-by themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users and hashes
-are `engine.core.users`, sessions `webui.sessions`; this module knows cookies, pages and slowing down those who guess.
+Everything behind it is protected, including websockets and API endpoints; only /login, /logout and /healthz respond by
+themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users and hashes are in
+`engine.core.users`, sessions in `webui.sessions`; this module handles cookies, pages and rate limiting.
 """
 
 from __future__ import annotations

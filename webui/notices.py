@@ -1,7 +1,7 @@
-"""How the page says that something is wrong, or that something was done.
+"""How the page shows problems and confirmations.
 
-A problem belongs to a field. The card lists all of them; the marks beside the fields are one small style sheet,
-so that showing them moves nothing on the page and needs one output instead of one for every field.
+A problem belongs to a field. The summary lists all of them; the marks at the fields are one small style sheet, so that
+showing them moves nothing on the page and needs one output instead of one per field.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the page writes counts, sizes, spans of time and moments."""
+"""How the page formats counts, sizes, durations and times."""
 
 from __future__ import annotations
 

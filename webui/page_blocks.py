@@ -1,9 +1,9 @@
-"""`gr.Blocks` whose events do for each other page only what is new to it.
+"""`gr.Blocks` whose events process only what is new to a page.
 
-Gradio hands each value of an event to a thread, 119 times for a look at the form, and makes a component anew for each
-output, changed or not, for each page: half of what a tick took, and most of what a page held. Here plain values are
-treated on the spot, what is not in an answer is passed over, and equal components are one. A browser is sent the same;
-an event that is not plain is left to gradio.
+Gradio hands each value of an event to a thread, 119 times for a refresh of the form, and creates each output's
+component anew for each page, changed or not: half of the time of a tick, and most of the memory of a page. Here plain
+values are processed directly, unchanged outputs are skipped, and equal components are shared. The browser receives the
+same; events that are not plain are left to gradio.
 """
 
 from __future__ import annotations

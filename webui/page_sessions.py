@@ -1,9 +1,9 @@
-"""What the server keeps of each page that was opened: little, and not for ever.
+"""What the server keeps for each opened page: little, and not forever.
 
 Gradio keeps a copy of the configuration of every component for each page, with its last value, for "deep links", which
-the studio does not have: 1 MB and 46 ms. It keeps those of ten thousand pages, since a page without `gr.State` does
-not tell that it is closed. Kept here are only the components that events have changed: choices that were offered are
-valid later on.
+the studio does not have: 1 MB and 46 ms. It keeps those of ten thousand pages, since a page without `gr.State` does not
+report that it was closed. Here only the components that events have changed are kept, so that choices that were offered
+remain valid.
 """
 
 from __future__ import annotations

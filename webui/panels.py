@@ -1,8 +1,8 @@
 """What the panels of all tabs have in common.
 
-A panel is one part of a tab, in three parts itself: `layout` builds its components where it is called, handlers
-answer with the new values of components, by component, and `wire` binds the handlers to events. Handlers keep
-nothing between calls: what is chosen stands in the page, and everything else in the folders that they read.
+A panel is one part of a tab, and has three parts itself: `layout` builds its components where it is called, handlers
+return the new values of components, by component, and `wire` binds the handlers to events. Handlers keep nothing
+between calls: the page keeps what is chosen, and everything else is in the folders that they read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lists to choose runs and results from: of thousands the newest are offered, and what is chosen already."""
+"""Lists to choose runs and results from: of thousands, the newest are offered, and those already chosen."""
 
 from __future__ import annotations
 

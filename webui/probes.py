@@ -1,4 +1,4 @@
-"""What the probe at a training's end says, as HTML."""
+"""The results of the probe at the end of a training, as HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language of whoever sends a request: English or Chinese."""
+"""The language of a request's sender: English or Chinese."""
 
 from __future__ import annotations
 

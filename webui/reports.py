@@ -1,4 +1,4 @@
-"""Evaluations and their reports as HTML: pure functions from what engine says to text."""
+"""Evaluations and their reports as HTML: pure functions from the engine's results to text."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Lets no other website use the studio through somebody's browser: an ASGI middleware around the whole app.
+"""Keep other websites from using the studio through a user's browser: an ASGI middleware around the whole app.
 
-A page of another site can make a browser send requests here, with the reader's cookies and from the
-reader's machine. Browsers say where such a request comes from (Origin, Sec-Fetch-Site); programs that are
-no browsers say nothing and are let through. Without a login, a name that its owner points to this machine
-(DNS rebinding) would make another site look like this one, so the name in Host must be one of ours.
+A page of another site can make a browser send requests here, with the user's cookies and from the user's machine.
+Browsers state where such a request comes from (Origin, Sec-Fetch-Site); programs that are not browsers do not, and are
+let through. Without a login, a host name that its owner points to this machine (DNS rebinding) would make another site
+look like this one, so the name in Host must be one of ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Sessions of logged-in users: signed tokens, good for 30 days, until the
-password changes, or until somebody signs out.
+"""Sessions of logged-in users: signed tokens that are valid for 30 days, until the password changes, or until the user
+signs out.
 
-itsdangerous signs and dates them. Which were ended before their time is kept in a file, since a token cannot know; so a
-studio that is started again knows it, and so does another one with the same users.
+itsdangerous signs and dates them. Sessions that ended early are recorded in a file, since a token cannot know this; so
+a restarted studio knows them, and so does another one with the same users.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the page looks like: one accent colour, system fonts, light and dark, and nothing fetched from outside."""
+"""The look of the page: one accent colour, system fonts, light and dark mode, and nothing loaded from other servers."""
 
 from __future__ import annotations
 

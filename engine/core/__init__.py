@@ -1,2 +1,1 @@
-"""What everything else stands on: problems and their sentences, the run folder
-and its lock, this machine, the stages."""
+"""The base of all other packages: problems and their sentences, run folder and lock, this machine, the stages."""

@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes the rest of a cell for
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins like this is a formula to a spreadsheet
 
 
 def as_csv(rows: Iterable[Sequence[Any]]) -> str:
-    """CSV with a byte order mark, by which a spreadsheet knows that it is UTF-8; no cell of text is a formula."""
+    """CSV with a byte order mark, which tells spreadsheets that it is UTF-8. Text cells never become formulas."""
     text = io.StringIO()
     csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
     return "\ufeff" + text.getvalue()
@@ -26,7 +26,7 @@ def _cell(value: Any) -> Any:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet would compute the text. A number with a sign is what it is."""
+    """Whether a spreadsheet would evaluate the text as a formula. Signed numbers are harmless."""
     if not text.startswith(FORMULA_STARTS):
         return False
     with contextlib.suppress(ValueError):

@@ -1,9 +1,8 @@
-"""What NVIDIA's management library says of the cards, as JSON on standard
-output: {"gpus": [...], "lost": {...}} or {"error": "..."}.
+"""Query NVIDIA's management library for the GPUs and print JSON: {"gpus": [...], "lost": {...}} or {"error": "..."}.
 
     python engine/core/gpu_query.py
 
-A program of its own, since a driver in trouble can keep its caller waiting for ever. It opens no CUDA context.
+This is a separate program, because a failing driver can block its caller forever. It opens no CUDA context.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import pynvml
 
 
 def answer() -> dict[str, Any]:
-    """`gpus` in the order of the PCI bus, as nvidia-smi numbers them, memory in bytes;
-    and `lost`, those that do not answer, by index with the reason. Raises NVMLError."""
+    """`gpus`: in the order of the PCI bus, as numbered by nvidia-smi, memory in bytes. `lost`: GPUs that do not
+    respond, by index with the reason. Raises NVMLError."""
     pynvml.nvmlInit()
     gpus, lost = [], {}
     for index in range(pynvml.nvmlDeviceGetCount()):
         try:
             gpus.append(_gpu(index))
-        except pynvml.NVMLError as error:  # fallen off the bus, say: the others work
+        except pynvml.NVMLError as error:  # such as one that has fallen off the bus; the others work
             lost[str(index)] = str(error)
     return {"gpus": gpus, "lost": lost}
 

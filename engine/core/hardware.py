@@ -1,4 +1,4 @@
-"""What this machine has: cards, cores, memory, disk. No process but a worker opens a CUDA context."""
+"""The hardware of this machine: GPUs, cores, memory, disk. Only workers open a CUDA context."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import psutil
 
 from engine.core.problems import Problem, problem
 
-CGROUP = Path("/sys/fs/cgroup")  # of the kernel's second kind, as a container sees its own
-# One of these is there wherever a driver is installed, or was handed into a container or WSL.
+CGROUP = Path("/sys/fs/cgroup")  # cgroup v2, as seen inside a container
+# One of these exists wherever a driver is installed or was passed into a container or WSL.
 DRIVER_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0")
-WSL_TRACE = "/dev/dxg"  # of any maker's card: without NVIDIA's library there is none of NVIDIA's
-NO_CARDS = ("-1", "NoDevFiles", "none", "void")  # what people write into CUDA_VISIBLE_DEVICES to have none
-QUERY_LIMIT_SECONDS = 10.0  # for the driver to answer
+WSL_TRACE = "/dev/dxg"  # GPUs of any vendor: without NVIDIA's library, none of them is NVIDIA's
+NO_CARDS = ("-1", "NoDevFiles", "none", "void")  # common values of CUDA_VISIBLE_DEVICES that hide all GPUs
+QUERY_LIMIT_SECONDS = 10.0  # time limit for the driver's answer
 QUERY_HOLDS_SECONDS, FAILURE_HOLDS_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card. Memory in bytes. `index` is nvidia-smi's; memory is 0 where the driver does not tell it."""
+    """A GPU. Memory is in bytes, and 0 if the driver does not report it. `index` is that of nvidia-smi."""
 
     index: int
     uuid: str
@@ -41,14 +41,14 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The cards that may be used here, as of a few seconds ago: those of CUDA_VISIBLE_DEVICES, where somebody has
-    set it, in its order; else all. None where there are none, and where the driver fails (see `gpu_failure`)."""
+    """The usable GPUs, at most a few seconds old: those of CUDA_VISIBLE_DEVICES in its order, if it is set, otherwise
+    all. Empty if there are none or the driver fails (see `gpu_failure`)."""
     return _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def gpu_failure() -> Problem | None:
-    """Why the cards of this machine cannot be asked for, or none of those that
-    CUDA_VISIBLE_DEVICES names is there; None where they can, and where there are none."""
+    """Why the GPUs cannot be listed, or that CUDA_VISIBLE_DEVICES matches none of them. None if the query works, even
+    if there are no GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", *NO_CARDS):
         return None
@@ -60,7 +60,7 @@ def gpu_failure() -> Problem | None:
 
 
 def chosen_gpus(indices: Sequence[int], count: int) -> tuple[Gpu, ...]:
-    """The cards with these indices, as far as they are there; where none is named, the first `count`."""
+    """The GPUs with these indices, as far as they exist; without indices, the first `count`."""
     there = gpus()
     if not indices:
         return there[:count]
@@ -69,7 +69,7 @@ def chosen_gpus(indices: Sequence[int], count: int) -> tuple[Gpu, ...]:
 
 
 def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
-    """As CUDA reads its variable: indices or the beginnings of UUIDs, up to the first that is no card."""
+    """Read the variable as CUDA does: indices or prefixes of UUIDs, up to the first that matches no GPU."""
     if visible is None:
         return all_gpus
     chosen: list[Gpu] = []
@@ -83,7 +83,7 @@ def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
 
 
 _turn = threading.Lock()
-_last_query: tuple[float, tuple[tuple[Gpu, ...], Problem | None]] | None = None  # until when it holds, and the answer
+_last_query: tuple[float, tuple[tuple[Gpu, ...], Problem | None]] | None = None  # when it expires, and the answer
 
 
 def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
@@ -97,7 +97,7 @@ def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
 
 
 def _query_gpus() -> tuple[tuple[Gpu, ...], Problem | None]:
-    """The cards of this machine, or why they cannot be asked. A machine without a trace of a driver has none."""
+    """The GPUs of this machine, or why they cannot be listed. A machine without a driver has none."""
     driver = any(os.path.exists(trace) for trace in DRIVER_TRACES)
     if not driver and not os.path.exists(WSL_TRACE):
         return (), None
@@ -117,9 +117,9 @@ def _query_gpus() -> tuple[tuple[Gpu, ...], Problem | None]:
 
 
 def _ask_driver() -> dict[str, Any]:
-    """What the program says that asks the driver. Raises TimeoutExpired, OSError, ValueError.
+    """Run the program that queries the driver. Raises TimeoutExpired, OSError, ValueError.
 
-    One that waits inside the driver cannot be killed, so after SIGKILL nobody waits for its end.
+    A process that hangs inside the driver cannot be killed, so after SIGKILL its end is not awaited.
     """
     program = Path(__file__).with_name("gpu_query.py")
     child = subprocess.Popen(
@@ -133,33 +133,33 @@ def _ask_driver() -> dict[str, Any]:
         output, errors = child.communicate(timeout=QUERY_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
-        threading.Thread(target=child.wait, daemon=True, name="gpu query").start()  # leaves no zombie, if it ever ends
+        threading.Thread(target=child.wait, daemon=True, name="gpu query").start()  # avoids a zombie, if it ever ends
         raise
     return json.loads(output or "null") or {"error": errors.strip().rpartition("\n")[2] or "—"}
 
 
 def threads() -> int:
-    """CPU threads for a run: OMP_NUM_THREADS where somebody has set it, else the cores this process may use."""
-    match = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is 4 outside and 2 inside
+    """CPU threads for a run: OMP_NUM_THREADS if it is set, otherwise the cores available to this process."""
+    match = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 means 4 outer and 2 inner threads
     return int(match[1]) if match else len(os.sched_getaffinity(0))
 
 
 def memory() -> tuple[int, int]:
-    """Main memory in bytes that this process may have: what is free now, and all of it. In a container that of the
-    container, where that is less."""
+    """Main memory available to this process in bytes: free now, and in total. In a container, its limit if that is
+    lower."""
     now = psutil.virtual_memory()
     try:
         most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         kept = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):  # no such group, or "max": no limit
+    except (OSError, ValueError):  # no such cgroup, or "max": no limit
         return now.available, now.total
-    # Files that were read count as used, and are given back when anybody needs the memory.
+    # The page cache counts as used, but is freed when memory is needed.
     free = most - used + (int(kept[1]) if kept else 0)
     return min(now.available, max(free, 0)), min(now.total, most)
 
 
 def free_disk(path: Path) -> int:
-    """Free bytes where `path` is or will be."""
+    """Free bytes on the disk where `path` is or will be."""
     while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""The mode of files that were made for their owner alone, as temporary files and those of some libraries are."""
+"""The mode of files that were created for their owner only, such as temporary files and those of some libraries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ DEFAULT_UMASK = 0o022
 
 
 def apply_umask(path: str | os.PathLike[str]) -> None:
-    """Give a file or folder the mode that one made without more ado would have:
-    a team reads it, if the umask allows."""
+    """Give a file or folder the mode of a newly created one, so that a team can read it if the umask allows."""
     os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_umask())
 
 
 def _umask() -> int:
-    """That of this process. Only /proc tells it without changing it for other threads."""
+    """The umask of this process. Only /proc shows it without changing it for other threads."""
     umask = re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     return int(umask[1], 8) if umask else DEFAULT_UMASK

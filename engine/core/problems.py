@@ -1,8 +1,8 @@
-"""How anything in Athanor says that something is wrong: one value, told in the reader's language.
+"""Problems: the values by which all of Athanor reports what is wrong, shown in the reader's language.
 
-The sentences themselves are in `engine/core/sentences/*.yaml`, English and Chinese side by side, so that whoever
-changes one sees the other. A sentence names the thing, what was given and the smallest fix. What a parser or the
-system gives as its reason is told in the reader's language too, by `engine/core/reasons.yaml`.
+The sentences are in `engine/core/sentences/*.yaml`, English and Chinese side by side, so that whoever changes one sees
+the other. A sentence names the thing, what was given and the smallest fix. Reasons given by a parser or the operating
+system are translated, too, by `engine/core/reasons.yaml`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import yaml
 SENTENCES = Path(__file__).parent / "sentences"
 REASONS = Path(__file__).parent / "reasons.yaml"
 LANGUAGES = ("en", "zh")
-NOTHING = "—"  # a value that there is none of; `[[ … {value}.]]` in a sentence is left out then
+NOTHING = "—"  # a value that does not exist; a part `[[ … {value}.]]` of a sentence is then left out
 _OPTIONAL = re.compile(r"\[\[(.*?)\]\]")
 _BEFORE_STOP = re.compile(r"\{(\w+)\}(?=[.。])")
 
 
 @cache
 def sentences() -> Mapping[str, Mapping[str, str]]:
-    """All sentences: code → language → text with `{placeholders}`. Raises ValueError on a code given twice."""
+    """All sentences: code → language → text with `{placeholders}`. Raises ValueError if a code is defined twice."""
     sentences_by_code: dict[str, Mapping[str, str]] = {}
     for path in sorted(SENTENCES.glob("*.yaml")):
         for code, texts in yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader).items():
@@ -41,12 +41,12 @@ def sentences() -> Mapping[str, Mapping[str, str]]:
 
 @cache
 def reasons() -> Mapping[str, Mapping[str, str]]:
-    """What others say in English → language → how it is told here."""
+    """Messages of other programs in English → language → our wording."""
     return yaml.load(REASONS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
 
 
 def say(code: str, language: str = "en", /, **values: Any) -> str:
-    """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
+    """The sentence `code` in `language` ("en" or "zh") with its placeholders filled in. Raises KeyError if unknown."""
     localized = {name: _localized(language, value) for name, value in values.items()}
     text = _OPTIONAL.sub(lambda part: _optional_part(part[1], localized), sentences()[code][language])
     for name in _BEFORE_STOP.findall(text):
@@ -55,25 +55,25 @@ def say(code: str, language: str = "en", /, **values: Any) -> str:
 
 
 def _without_stop(value: Any) -> Any:
-    """A text without the full stop at its end, for a place where the sentence goes on with one."""
+    """The text without its final full stop, so that the sentence can continue."""
     return (value.rstrip().rstrip(".。") or value) if isinstance(value, str) else value
 
 
 def _optional_part(part: str, values: Mapping[str, Any]) -> str:
-    """A part of a sentence that is left out where there is nothing to fill into it."""
+    """An optional part of a sentence, left out if there is no value for it."""
     names = {name for _, name, _, _ in string.Formatter().parse(part) if name}
     return "" if any(values.get(name) == NOTHING for name in names) else part
 
 
 def _localized(language: str, value: Any) -> Any:
-    """A value as it is told in a language: a reason that is known, or one that comes in every language."""
+    """A value in the given language: a known reason, or a value that has a text in each language."""
     if isinstance(value, Mapping) and set(value) == set(LANGUAGES):
         return value[language]
     return reasons()[value][language] if _is_known_reason(value) else printable(value)
 
 
 def printable(value: Any) -> Any:
-    """A text without what no terminal, file or page takes, half of a character or a NUL, each written as its escape."""
+    """The text with characters that no terminal, file or page accepts (half characters, NUL) written as escapes."""
     if not isinstance(value, (str, os.PathLike)):
         return value
     return str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
@@ -86,7 +86,7 @@ class _Filling(string.Formatter):
 
 
 def fill(text: str, /, **values: Any) -> str:
-    """The text with its placeholders filled. `{rows:row/rows}` is the word that goes with as many rows."""
+    """The text with its placeholders filled in. `{rows:row/rows}` is the singular or plural word for that number."""
     return _Filling().vformat(text, (), values)
 
 
@@ -95,31 +95,31 @@ def _is_known_reason(value: Any) -> bool:
 
 
 def shell_language() -> str:
-    """The language of whoever reads this process's output, by the variables that say so to every program."""
+    """The language of this process's reader, from the usual environment variables."""
     language = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")[:2]
     return language if language in LANGUAGES else "en"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `field` is the path of the spec field it belongs to ("" = none in particular),
-    which its sentence may name as `{field}`."""
+    """A problem. `field` is the path of the spec field it belongs to ("" = none), which its sentence may contain as
+    `{field}`."""
 
     code: str
     field: str = ""
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def text(self, language: str = "en") -> str:
-        """The sentence; a place that it does not name itself stands before it."""
+        """The sentence, preceded by its place if it does not contain it."""
         text, place = say(self.code, language, field=self.field, **self.values), self.values.get("place")
         return f"{printable(place)}: {text}" if place and "{place}" not in sentences()[self.code][language] else text
 
     def at(self, place: object) -> Problem:
-        """The same problem, of what stands at this place (file and line)."""
+        """The same problem at this place (file and line)."""
         return dataclasses.replace(self, values={**self.values, "place": str(place)})
 
     def with_field(self, language: str = "en") -> str:
-        """The sentence for a reader who sees no form: behind its field, unless it names that itself."""
+        """The sentence for a reader without a form: preceded by its field, unless it contains it."""
         named = "{field}" in sentences()[self.code][language] or self.field in self.values.values()
         return self.text(language) if named or not self.field else f"{self.field}: {self.text(language)}"
 
@@ -128,14 +128,14 @@ class Problem:
 
 
 class Refusal(Exception):
-    """Raised where an action cannot be done; carries every problem found, not only the first."""
+    """Raised if an action cannot be done; carries all problems, not only the first."""
 
     def __init__(self, problems: Problem | Iterable[Problem]):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type[Refusal], tuple[list[Problem]]]:
-        return type(self), (self.problems,)  # from one process to another
+        return type(self), (self.problems,)  # for passing it between processes
 
     def text(self, language: str = "en") -> str:
         return "\n".join(problem.text(language) for problem in self.problems)

@@ -1,7 +1,7 @@
-"""Files that somebody else may have laid down, opened without trust in what they are.
+"""Open files that someone else may have created, without trusting what they are.
 
-Opening a pipe waits for its other end, a device has no end, and a file of holes takes no disk but
-all memory: one of them in a folder would stop everybody who looks into it. Here each is an OSError.
+Opening a pipe waits for its other end, a device has no end, and a sparse file takes no disk space but all memory: one
+of these in a folder would block everyone who reads the folder. Here each of them is an OSError.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import stat
 from collections.abc import Callable
 from typing import BinaryIO
 
-MAX_BYTES = 64 << 20  # of a file that is read in whole
+MAX_BYTES = 64 << 20  # of a file that is read as a whole
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading. Raises OSError, also where it is no regular file."""
+    """Open a file for reading. Raises OSError, also if it is not a regular file."""
     return open(path, "rb", opener=open_descriptor)
 
 
 def append_to_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for writing at its end, made if it is not there. Raises OSError, also where it is no regular file."""
+    """Open a file for appending, and create it if necessary. Raises OSError, also if it is not a regular file."""
     return open(path, "ab", opener=open_descriptor)
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
-    """The whole content of a file. Raises OSError, also where it has more than `limit` bytes."""
+    """The whole content of a file. Raises OSError, also if it has more than `limit` bytes."""
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -36,13 +36,13 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
-    """The whole text of a file. Raises OSError as `read_bytes` does, UnicodeDecodeError where it is no such text."""
+    """The whole text of a file. Raises OSError as `read_bytes` does, and UnicodeDecodeError if it is not valid text."""
     return read_bytes(path).decode(encoding).replace("\r\n", "\n")
 
 
 def open_descriptor(path: str | os.PathLike[str], flags: int) -> int:
-    """A descriptor of a regular file. Raises OSError, also where it is none."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)  # a regular file never blocks
+    """A descriptor of a regular file. Raises OSError, also if it is not one."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)  # has no effect on a regular file
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -50,13 +50,13 @@ def open_descriptor(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def list_folders(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The folders in a folder, links to folders included. A link to itself is
-    left out; where the folder cannot be listed, there are none."""
+    """The folders in a folder, including links to folders. Circular links are left out. Empty if the folder cannot be
+    listed."""
     return _entries(path, lambda entry: entry.is_dir())
 
 
 def list_files(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The regular files in a folder, as `list_folders` does."""
+    """The regular files in a folder, like `list_folders`."""
     return _entries(path, lambda entry: entry.is_file())
 
 

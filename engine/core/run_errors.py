@@ -1,5 +1,4 @@
-"""error.json: what ended a process of a run, as codes where it was a refusal,
-so that it can be told in any language."""
+"""error.json: what ended a process of a run; refusals are stored as codes, to be shown in any language."""
 
 from __future__ import annotations
 
@@ -10,12 +9,11 @@ import traceback
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir
 
-MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # causes that are written down, and characters of each
+MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # maximum number of recorded causes, and characters of each
 
 
 def write_error(run: RunDir, error: Exception, rank: int = 0) -> None:
-    """Write an error that is being handled to error.json. Raises
-    FileExistsError if another rank has written its own."""
+    """Write the error being handled to error.json. Raises FileExistsError if another rank has already written one."""
     record = {
         "type": type(error).__name__,
         "message": str(error),
@@ -25,7 +23,7 @@ def write_error(run: RunDir, error: Exception, rank: int = 0) -> None:
         "causes": _causes(error),
     }
     if isinstance(error, Refusal):
-        # As codes and values, so that the page can say it in the reader's language.
+        # As codes and values, so that the page can show them in the reader's language.
         record["problems"] = [
             {
                 "code": reason.code,
@@ -39,8 +37,8 @@ def write_error(run: RunDir, error: Exception, rank: int = 0) -> None:
 
 
 def _causes(error: BaseException) -> list[str]:
-    """What an error was raised from, or while handling, the nearest first: a library may wrap the reason in words about
-    something else, and leave it out of the traceback (`raise … from None`)."""
+    """The causes of an error, nearest first, including errors during whose handling it was raised: a library may wrap
+    the reason in an unrelated message and hide it from the traceback (`raise … from None`)."""
     chain: list[BaseException] = []
     cause = error.__cause__ or error.__context__
     while cause and cause not in chain and len(chain) < MAX_CAUSES:

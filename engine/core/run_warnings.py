@@ -1,5 +1,4 @@
-"""warnings.jsonl: what is wrong with a run that goes on nevertheless, as codes,
-so that it can be told in any language."""
+"""warnings.jsonl: problems of a run that continues, stored as codes, to be shown in any language."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from engine.core.rundir import RunDir, append_lines, read_lines
 
 @dataclass(frozen=True)
 class RunWarning:
-    """What is wrong, at which step, and when it was noted (seconds since the epoch)."""
+    """A warning: the problem, its step, and when it was recorded (seconds since the epoch)."""
 
     problem: Problem
     step: int
@@ -21,7 +20,7 @@ class RunWarning:
 
 
 def write_warning(run: RunDir, problem: Problem, step: int) -> None:
-    """Add a line to warnings.jsonl. A full disk loses it and no more."""
+    """Append a line to warnings.jsonl. If the disk is full, only this warning is lost."""
     values = {name: str(value) for name, value in problem.values.items()}
     record = {
         "at": time.time(),
@@ -35,8 +34,7 @@ def write_warning(run: RunDir, problem: Problem, step: int) -> None:
 
 
 def read_warnings(run: RunDir) -> list[RunWarning]:
-    """The newest warning of each code, oldest first; a line that is spoiled, or
-    of a code that is not known here, is left out."""
+    """The newest warning of each code, oldest first. Damaged lines and unknown codes are left out."""
     newest: dict[str, RunWarning] = {}
     for line in read_lines(run.warnings):
         if (warning := _read(line)) and warning.problem.code in sentences():

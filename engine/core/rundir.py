@@ -1,7 +1,7 @@
-"""The folder of a run: every path in it, whole-or-nothing writes, and the lock that says that it lives.
+"""The folder of a run: all paths in it, atomic writes, and the lock that shows that the run is alive.
 
-docs/architecture.md lists what each file means; `tests/test_contract.py` freezes the names. This module
-knows nothing of processes and nothing of training.
+docs/architecture.md lists what each file means; `tests/test_contract.py` freezes the names. This module knows nothing
+about processes or training.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 from engine.core.permissions import apply_umask
 from engine.core.regular_files import list_folders, open_regular, read_bytes
 
-MAX_LINES_BYTES = 1 << 30  # of a file of lines that is read in whole
-# Two bytes of the lock file, each locked on its own. ALIVE_BYTE is shared by the supervisor and every worker rank: held
-# by anyone means that the run lives. SUPERVISED_BYTE is held by the one supervisor, so that no run ever gets two.
+MAX_LINES_BYTES = 1 << 30  # of a JSON Lines file that is read as a whole
+# Two bytes of the lock file, locked independently. ALIVE_BYTE is shared by the supervisor and all worker ranks: if
+# anyone holds it, the run is alive. SUPERVISED_BYTE is held by the one supervisor, so that no run gets two.
 ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
 
 
@@ -40,7 +40,7 @@ class _PathBelow:
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run."""
+    """The paths of one run."""
 
     path: Path
 
@@ -67,39 +67,38 @@ class RunDir:
     attempts = _PathBelow("attempts")
 
     def alive(self) -> bool:
-        """Whether any process of the run lives."""
+        """Whether any process of the run is alive."""
         return is_locked(self.lock, ALIVE_BYTE)
 
     def attempt(self) -> int:
-        """Which attempt this is: 1, and one more for each resume."""
+        """The number of the current attempt: 1, and one more for each resume."""
         return read_json(self.request)["attempt"]
 
     def log_from(self) -> int:
-        """Where in the log this attempt begins."""
+        """The position in the log where this attempt begins."""
         return (read_json(self.keeper) or {}).get("log_from", 0)
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first. One without its marker was cut off while being written."""
+        """Complete checkpoints, oldest first. A checkpoint without its marker was interrupted while being written."""
         checkpoints = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE_FILE}")]
         return sorted(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
 
     def result(self) -> Path | None:
-        """The folder with the weights that this run has left, if it has."""
+        """The folder with the weights that this run has produced, if any."""
         return _folder_with_result(self.adapter, self.model)
 
     def left(self) -> Path | None:
-        """The folder with what this run was for: weights, or of an evaluation its report."""
+        """The folder with the result of this run: weights, or the report of an evaluation."""
         return _folder_with_result(self.adapter, self.model, self.report)
 
 
 def _folder_with_result(*folders: Path) -> Path | None:
-    # os.path, which takes a folder that may not be looked into for one without a result.
+    # os.path treats a folder that cannot be accessed as one without a result.
     return next((folder for folder in folders if os.path.exists(folder / RESULT_FILE)), None)
 
 
 def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
-    """What runs are called beside each other, by their ids: as `titles` has it,
-    with the folder where two have the same."""
+    """Distinct names of runs by their ids: as `titles` gives them, with the folder added to duplicates."""
     titles = dict(titles)
     for disambiguate in (lambda id, title: f"{title} · {id.split('/')[-1]}", lambda id, _: id):
         counts = Counter(titles.values())
@@ -108,18 +107,18 @@ def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
 
 
 def scan_runs(saves: Path) -> Iterator[tuple[str, str, int]]:
-    """Every folder below `saves` that may be a run, saves/<model>/<method>/<run id>: its id, its path, and when it last
-    changed (ns). One that cannot be looked into is left out."""
+    """Every folder in `saves` that may be a run, saves/<model>/<method>/<run id>: its id, its path, and its
+    modification time (ns). Folders that cannot be accessed are left out."""
     for model in list_folders(saves):
         if not model.name.startswith("."):
             for method in list_folders(model.path):
                 for run in list_folders(method.path):
-                    with contextlib.suppress(OSError):  # deleted meanwhile
+                    with contextlib.suppress(OSError):  # deleted in the meantime
                         yield f"{model.name}/{method.name}/{run.name}", run.path, run.stat().st_mtime_ns
 
 
 def run_folders(saves: Path) -> list[Path]:
-    """Every run below `saves`, submitted in whole."""
+    """Every completely submitted run in `saves`."""
     return [Path(path) for _, path, _ in scan_runs(saves) if os.path.lexists(f"{path}/request.json")]
 
 
@@ -128,13 +127,13 @@ def any_run_alive(saves: Path) -> bool:
     return any(RunDir(folder).alive() for folder in run_folders(saves))
 
 
-COMPLETE_FILE = "complete.json"  # marks a checkpoint whose every file is on disk
+COMPLETE_FILE = "complete.json"  # marks a checkpoint whose files are all on disk
 WAITING_FOR_SPACE = "waiting for space"  # the phase of a training whose next checkpoint does not fit on the disk
-RESULT_FILE = "result.json"  # marks a result, and says which attempt wrote it
+RESULT_FILE = "result.json"  # marks a result, and contains the attempt that wrote it
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader never sees half, a full disk leaves the old one in place."""
+    """Write a file atomically: readers never see half of it, and a full disk leaves the old one in place."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -154,7 +153,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; None if there is none that can be read: no file, a folder, not ours to read, not JSON."""
+    """The JSON in `path`; None if it cannot be read: no file, a folder, no permission, not JSON."""
     try:
         return json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
@@ -162,13 +161,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; {} if there is none that can be read."""
+    """The JSON object in `path`; {} if it cannot be read."""
     value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 
 def stamp(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """Changes when one of the files does, comes or goes."""
+    """A value that changes when one of the files is changed, created or deleted."""
     stamps = []
     for path in paths:
         try:
@@ -180,11 +179,11 @@ def stamp(paths: Iterable[str | os.PathLike[str]]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole JSON objects of a file of lines; a line that a kill or a power loss spoiled is left out."""
+    """The complete JSON objects of a JSON Lines file. Lines damaged by a kill or power loss are left out."""
     objects = []
     try:
         lines = read_bytes(path, MAX_LINES_BYTES).splitlines()
-    except OSError:  # not there, or no file
+    except OSError:  # missing, or not a file
         lines = []
     for line in lines:
         try:
@@ -197,7 +196,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Add JSON objects to a file of lines, behind half a line that a kill may have left. JSON has no NaN: null."""
+    """Append JSON objects to a JSON Lines file, after any half line that a kill has left. JSON has no NaN, so it
+    becomes null."""
     lines = "".join(json.dumps(_plain(value), ensure_ascii=False) + "\n" for value in values)
     with path.open("a", encoding="utf-8") as file:
         torn = file.tell() and not end_of(path, 1).endswith(b"\n")
@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
 
 
 def end_of(path: Path, size: int, after: int = 0) -> bytes:
-    """The last `size` bytes of a file, none of them before `after`; nothing if it is not there."""
+    """The last `size` bytes of a file, but none before `after`; empty if there is no file."""
     try:
         with open_regular(path) as file:
             file.seek(max(file.seek(0, os.SEEK_END) - size, after))
@@ -233,7 +233,7 @@ def _record(kind: int, byte: int) -> bytes:
 
 
 def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
-    """Lock one byte of `path` and return the open descriptor that holds it; None if someone else has it.
+    """Lock one byte of `path` and return the open descriptor that holds it; None if someone else holds it.
 
     The lock lives as long as the descriptor is open here or in a child that inherited it.
     """
@@ -247,17 +247,17 @@ def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
 
 
 def wait_for_lock(path: Path, byte: int = 0) -> int:
-    """Lock one byte of `path` for oneself, waiting as long as it takes. Close the descriptor to release it."""
+    """Lock one byte of `path` exclusively, waiting as long as necessary. Close the descriptor to release it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
     return descriptor
 
 
 def is_locked(path: Path, byte: int) -> bool:
-    """Whether any process holds that byte of `path`, shared or alone."""
+    """Whether any process holds that byte of `path`, shared or exclusively."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # nobody can hold what is not there; of what may not be opened nothing is known
+    except OSError:  # nobody can hold a missing file; if it cannot be opened, nothing is known
         return False
     try:
         answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _record(fcntl.F_WRLCK, byte))

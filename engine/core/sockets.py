@@ -1,4 +1,4 @@
-"""Where this machine listens for others: a socket, and whether more than this machine can knock at it."""
+"""Listening sockets, and whether an address can be reached from other machines."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import socket
 
 from engine.core.problems import Refusal, problem
 
-# Longer than a reverse proxy keeps an idle connection (nginx: 60 seconds), so
-# that none sends a request into one that closes.
+# Longer than reverse proxies keep idle connections (nginx: 60 seconds), so that none uses a connection that is closing.
 KEEP_ALIVE_SECONDS = 75
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that strangers may knock at from now on: who comes before there is an answer waits a moment.
+    """A listening socket: clients that connect before the server answers wait a moment.
 
-    `port` 0 is any that is free. Raises Refusal if somebody else listens there, or nobody can.
+    `port` 0 means any free port. Raises Refusal if the address is in use or not available.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,7 +31,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself reaches that address."""
+    """Whether the address can be reached from this machine only."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"

@@ -1,6 +1,6 @@
-"""Facts of each stage: what data it learns from, what its curves are called, what may follow it.
+"""Facts about each stage: what data it learns from, the names of its curves, which stages can follow it.
 
-What settings a stage has is in `engine.spec.stage_settings`; how it trains, in `engine.worker`.
+The settings of a stage are in `engine.spec.stage_settings`, its training in `engine.worker`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["text", "chat", "pairs", "thumbs"]  # of a data set
-Form = Literal["text", "chat", "pairs", "thumbs", "prompts"]  # of a row that a stage is given
-# The kinds of data sets whose rows can be made into each form.
+Kind = Literal["text", "chat", "pairs", "thumbs"]  # kinds of data sets
+Form = Literal["text", "chat", "pairs", "thumbs", "prompts"]  # forms of the rows that a stage gets
+# The kinds of data sets whose rows can be converted to each form.
 KINDS_BY_FORM: dict[Form, tuple[Kind, ...]] = {
     "text": ("text",),
     "chat": ("chat",),
@@ -22,12 +22,12 @@ KINDS_BY_FORM: dict[Form, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """`form` is what a row is made into; `curves` are drawn first, in this order.
+    """`form`: the form of its rows; `curves`: drawn first, in this order.
 
-    `tells`: the curve that is looked at first, where there is room for one number.
-    `best`: what a validation measures that says which checkpoint is best: the lowest loss, the highest of all else.
-    `answers`: the model writes answers of its own while it trains. `follows`: the stages whose result is a good
-    start for this one, the most usual first. `pace`: the usual learning rate, as a multiple of that of SFT.
+    `tells`: the curve whose value is shown if there is room for only one number.
+    `best`: the validation metric that identifies the best checkpoint: the lowest loss, otherwise the highest value.
+    `answers`: whether the model generates answers during training. `follows`: the stages whose results are a good
+    start for this one, the most common first. `pace`: the usual learning rate, as a multiple of that of SFT.
     """
 
     form: Form
@@ -75,5 +75,5 @@ STAGES: dict[str, Stage] = {
 
 
 def next_stages(kind: str) -> list[str]:
-    """Stages that a result of this one is a good start for."""
+    """Stages for which a result of this one is a good start."""
     return [name for name, stage in STAGES.items() if kind in stage.follows]

@@ -1,6 +1,7 @@
-"""Any row of a data set without reading all of it, and rows that hold a text.
+"""Read any row of a data set without reading all of it, and search for rows that contain a text.
 
-The first look at a place far inside a file reads through it once, for where its rows begin; a later one goes there.
+The first access to a place far inside a file reads through the file once to find where its rows begin; later ones seek
+directly.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from engine.data import row_files
 from engine.data.datasets import Dataset, count_rows, entries, example
 from engine.data.row_files import PLACE_INTERVAL_ROWS, Entry, Place
 
-MAX_PAGE_ROWS = 100  # rows of one page
+MAX_PAGE_ROWS = 100  # rows per page
 
 
 @dataclass(frozen=True)
 class BrowsedRow:
-    """A row as it is in the file, with what is made of it or what is wrong with
-    it. `number` counts in the set, from 1."""
+    """A row as it is in the file, with its canonical form or the problem with it. `number` counts within the set, from
+    1."""
 
     number: int
     place: Place
@@ -32,7 +33,7 @@ class BrowsedRow:
 
 
 def page(dataset: Dataset, first: int, size: int) -> list[BrowsedRow]:
-    """The rows from number `first` on. Raises Refusal if the data set cannot be read."""
+    """The rows from `first` on. Raises Refusal if the data set cannot be read."""
     size, first = min(max(size, 1), MAX_PAGE_ROWS), max(first, 1)
     return [_browsed_row(dataset, number, entry) for number, entry in islice(_numbered_entries(dataset, first), size)]
 
@@ -40,9 +41,9 @@ def page(dataset: Dataset, first: int, size: int) -> list[BrowsedRow]:
 def search(
     dataset: Dataset, text: str, after: int, size: int, seconds: float = 2.0
 ) -> tuple[list[BrowsedRow], int | None]:
-    """Rows behind number `after` in which every word of `text` occurs, whatever its case; and where to go on.
+    """Rows after `after` that contain every word of `text`, ignoring case; and where to continue.
 
-    None: there is nothing more to look at. Comes back when it has `size` rows, or has looked for that many seconds.
+    None means that there are no more rows. Returns when it has `size` rows, or has searched for that many seconds.
     """
     words = text.casefold().split()
     deadline, matches = time.monotonic() + seconds, []
@@ -56,7 +57,7 @@ def search(
 
 
 def _numbered_entries(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
-    """The rows with their numbers, from number `first` on."""
+    """The rows with their numbers, from `first` on."""
     if first == 1:
         yield from enumerate(entries(dataset), start=1)
         return
@@ -101,7 +102,7 @@ def _text_values(value: Any) -> Iterator[str]:
 
 
 def sample_entries(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
-    """At most `size` rows and how many there are: all of them, or runs of rows spread evenly over the set."""
+    """At most `size` rows and the total number: all rows, or runs of rows spread evenly over the set."""
     total = count_rows(dataset)
     if total <= size:
         return entries(dataset), total

@@ -1,8 +1,8 @@
-"""Data files in blocks whose rows can be parsed apart from each other, so that several processes share the work.
+"""Split data files into blocks whose rows can be parsed independently, so that several processes share the work.
 
-A block of a JSON file is a range of its bytes, found without parsing it. Where a block of an array ends is guessed from
-how its first row begins, and proved by parsing: a range that begins at a row and is whole JSON ends at one. What the
-guess does not fit is read row by row, as are the other formats, by the readers of `engine.data.row_files`.
+A block of a JSON file is a range of its bytes, found without parsing. The end of a block of an array is guessed from
+the beginning of its first row and proved by parsing: a range that begins at a row and is complete JSON ends at one.
+Where the guess does not fit, and for other formats, rows are read one by one by the readers of `engine.data.row_files`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from engine.data.json_layout import parse_line
 from engine.data.row_files import entries, valid_rows
 from engine.data.text_lines import MAX_ROW_BYTES, Entry, Located, OnBad, Row
 
-CHUNK_BYTES = 1 << 19  # bytes of a block, or about so many
-MAX_BLOCK_ROWS = 2000  # of a file that is read row by row; of long rows, as many as have BLOCK_BYTES characters
+CHUNK_BYTES = 1 << 19  # approximate bytes of a block
+MAX_BLOCK_ROWS = 2000  # of a file that is read row by row; fewer if the rows are long (BLOCK_BYTES characters)
 FIRST_ROW_START = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
 ELEMENT_SEPARATOR = re.compile(r"[\s,]*")
 
 
 class InvalidByteRange(Exception):
-    """A byte range is not whole JSON: its file has to be read row by row from there on."""
+    """A byte range is not complete JSON: from there on, its file has to be read row by row."""
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes of a UTF-8 file that begin and end with a row. `before` and `after` make an array of them; lines need
+    """Bytes of a UTF-8 file that begin and end with a row. `before` and `after` turn them into an array; lines need
     neither."""
 
     file: Path
@@ -54,9 +54,9 @@ class ByteRange:
             return stream.read(self.end - self.begin)
 
     def rows(self, on_bad: OnBad) -> Iterator[tuple[Located, Row]]:
-        """Each row and its place, which is good until the next; what is no row goes to `on_bad`.
+        """Each row and its place, which is valid until the next; anything that is not a row goes to `on_bad`.
 
-        Raises InvalidByteRange before the first of them.
+        Raises InvalidByteRange before the first row.
         """
         return valid_rows(self._array() if self.before else self._lines(), on_bad)
 
@@ -77,10 +77,10 @@ class ByteRange:
 
     @cached_property
     def places(self) -> list[tuple[int, int | None]]:
-        """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
-        asked where it is."""
+        """Line and column of each row of an array, as in a Place. Computed on demand: only rows with a problem need
+        it."""
         with self.file.open("rb") as stream:
-            stream.seek(max(self.begin - MAX_ROW_BYTES, 0))  # a longer line has columns that tell nobody anything
+            stream.seek(max(self.begin - MAX_ROW_BYTES, 0))  # columns in a longer line are of no use
             before = stream.read(min(self.begin, MAX_ROW_BYTES)).rpartition(b"\n")[2]
         lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
@@ -98,13 +98,13 @@ class ByteRange:
 
 def _after_separator(text: str, at: int) -> int:
     separator = ELEMENT_SEPARATOR.match(text, at)
-    assert separator is not None  # it matches nothing, too
+    assert separator is not None  # it also matches nothing
     return separator.end()
 
 
 @dataclass
 class _LazyPlace:
-    """Like a Place, but moved from row to row, and found only when it is told."""
+    """Like a Place, but moved from row to row, and computed only when it is reported."""
 
     file: Path
     row: int = 0
@@ -118,7 +118,7 @@ class _LazyPlace:
 
 @dataclass(frozen=True)
 class ParsedRows:
-    """Rows that had to be parsed to be found, and Problems in the place of what was none."""
+    """Rows that had to be parsed to be found, with Problems in the place of what is not a row."""
 
     entries: tuple[Entry, ...]
 
@@ -130,9 +130,9 @@ Block = ByteRange | ParsedRows
 
 
 def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
-    """The blocks of a file, in order. One of them may raise InvalidByteRange: then `row_by_row` has the rest.
+    """The blocks of a file, in order. If one of them raises InvalidByteRange, `row_by_row` yields the rest.
 
-    `encoding`: what a person says the file is written in; it is found where nobody says.
+    `encoding`: the encoding chosen by a person; without it, it is detected.
     """
     codec = encoding_of(file, encoding).codec if file.suffix.lower() in (".json", ".jsonl") else ""
     shape = json_layout.layout(file, encoding).shape if codec in ("utf-8", "utf-8-sig") else ""
@@ -145,7 +145,7 @@ def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
     if shape == "lines":
         return _byte_ranges(file, skipped, 1)
     first_row = FIRST_ROW_START.match(start)
-    if not first_row:  # an empty array, or no rows in it
+    if not first_row:  # an empty array, or one without rows
         return row_by_row(file, encoding=encoding)
     return _byte_ranges(file, skipped + first_row.start(1), 1 + start.count(b"\n", 0, first_row.start(1)), first_row[1])
 
@@ -165,7 +165,7 @@ def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[Parsed
 
 
 def _approximate_size(value: Any) -> int:
-    """About how many characters a row has."""
+    """The approximate number of characters of a row."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -195,7 +195,7 @@ def _byte_ranges(file: Path, begin: int, line: int, row: bytes = b"") -> Iterato
 
 
 def _last_comma(data: bytes, row: bytes) -> int:
-    """Where the comma before the last row is; -1 if there is none."""
+    """The position of the comma before the last row; -1 if there is none."""
     start = data.rfind(row, 1)
     while start > 0:
         comma = len(data[max(start - 256, 0) : start].rstrip()) + max(start - 256, 0) - 1

@@ -1,7 +1,7 @@
-"""What the columns of a file mean, guessed by their names and by what is in them, and held against the first rows.
+"""Guess what the columns of a file mean, by their names and contents, and check the guess against the first rows.
 
-A guess is a `ColumnMapping`, for a person to correct in the Data tab (`propose`), or for
-a file of which dataset_info.json says nothing (`guess_entry`), where it has to be clear.
+A guess is a `ColumnMapping`: for a person to correct on the Data tab (`propose`), or for a file that dataset_info.json
+does not describe (`guess_entry`), where it has to be unambiguous.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.data import row_files
 from engine.data.labels import label_of
 from engine.data.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS
 
-COLUMN_ROWS_SAMPLED = 200  # first rows of a file that tell its columns
-MIN_LABEL_SHARE = 0.75  # share of the values of a column of labels that are labels
-# The parts that columns can play in rows of each kind; a set of them that is enough to say what a row is.
+COLUMN_ROWS_SAMPLED = 200  # the first rows of a file, which determine its columns
+MIN_LABEL_SHARE = 0.75  # minimum share of ratings among the values of a rating column
+# The roles that columns can have in rows of each kind; any one of these sets is enough.
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("prompt",),
     "chat": ("messages", "prompt", "query", "response", "history", "system", "tools"),
@@ -36,7 +36,7 @@ SUFFICIENT_ROLES: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "thumbs": (("messages", "kto_tag"), ("prompt", "response", "kto_tag")),
 }
 BESIDE_MESSAGES = ("messages", "system", "tools", "chosen", "rejected", "kto_tag")
-# Names that people give to columns, the most telling first.
+# Common names of columns, the most specific first.
 USUAL_COLUMN_NAMES = {
     "prompt": (
         "instruction", "prompt", "question", "query", "ask", "problem", "user", "source",
@@ -60,43 +60,43 @@ NON_CONVERSATION_COLUMNS = (
     "rejected",
     "prompt",
     "completion",
-)  # columns whose turns are not a row's conversation
+)  # columns whose turns are not the row's conversation
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """What the rows of a set are, and the column that plays each part."""
+    """The kind of the rows of a set, and the column for each role."""
 
     kind: Kind
     columns: dict[str, str] = field(default_factory=dict)
 
 
 def first_rows(file: Path, encoding: str = "") -> list[dict[str, Any]]:
-    """The first rows of a file that are rows."""
+    """The valid rows among the first ones of a file."""
     rows = (row for _, row in row_files.entries(file, encoding=encoding) if isinstance(row, dict))
     return list(islice(rows, COLUMN_ROWS_SAMPLED))
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:
-    """Every column that occurs, in the order of appearance."""
+    """Every column that occurs, in order of appearance."""
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def propose(rows: list[dict[str, Any]]) -> ColumnMapping:
-    """What the rows look like, going by the names of their columns and what is in them."""
+    """The kind of the rows, judged by the names and contents of their columns."""
     if plain := _propose_by_names(rows):
         return plain
     columns = columns_of(rows)
     named = _columns_by_role(rows)
     if "text" in named or len(columns) == 1:
         return ColumnMapping("text", {"prompt": named.get("text") or columns[0]})
-    if len(columns) == 2:  # two columns of any name: a question and its answer
+    if len(columns) == 2:  # two columns with any names: a question and its answer
         return ColumnMapping("chat", dict(zip(("prompt", "response"), columns, strict=True)))
     return _column_mapping("chat", named)
 
 
 def _propose_by_names(rows: list[dict[str, Any]]) -> ColumnMapping | None:
-    """What the rows are where the names of their columns say so."""
+    """The kind of the rows, if the names of their columns show it."""
     named = _columns_by_role(rows)
     columns = [column for column in columns_of(rows) if column.casefold() not in NON_CONVERSATION_COLUMNS]
     usual = [column for column in ("messages", "conversations") if column in columns]
@@ -113,7 +113,7 @@ def _propose_by_names(rows: list[dict[str, Any]]) -> ColumnMapping | None:
 
 
 def _columns_by_role(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Part → the column that is called as people call it."""
+    """Role → the column with a common name for it."""
     known = {column.casefold().strip(): column for column in columns_of(rows)}
     named = {
         role: next((known[name] for name in names if name in known), None) for role, names in USUAL_COLUMN_NAMES.items()
@@ -122,7 +122,7 @@ def _columns_by_role(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def label_columns(columns: Iterable[str]) -> list[str]:
-    """Those of the columns that are called as people call a column of labels."""
+    """Those of the columns that have a common name of a rating column."""
     return [column for column in columns if column.casefold().strip() in USUAL_COLUMN_NAMES["kto_tag"]]
 
 
@@ -147,15 +147,15 @@ def first_turns(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]]
 
 
 def _holds_labels(rows: list[dict[str, Any]], column: str) -> bool:
-    """Whether a column says of most rows that they are good or bad. What says neither is
-    then a bad row; of classes, even of three such as 0, 1 and 2, too many say neither."""
+    """Whether a column rates most rows as good or bad. Rows with other values are then bad rows. In columns of classes,
+    even of three such as 0, 1 and 2, too many values are neither."""
     values = [row[column] for row in rows if row.get(column) not in (None, "")]
     labels = sum(label_of(value) is not None for value in values)
     return labels > len(rows) / 2 and labels >= MIN_LABEL_SHARE * len(values)
 
 
 def dataset_info_entry(mapping: ColumnMapping, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What to write into dataset_info.json for rows that are so: formatting, columns, tags, ranking."""
+    """What to write into dataset_info.json for such rows: formatting, columns, tags, ranking."""
     chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
     entry: dict[str, Any] = {}
     if "messages" in chosen:
@@ -174,7 +174,7 @@ def dataset_info_entry(mapping: ColumnMapping, rows: list[dict[str, Any]]) -> di
 
 
 def _unusual_tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str]:
-    """How these turns name their parts, where that is not what the formatting is used to."""
+    """The names of the parts of these turns, as far as they differ from the defaults of the formatting."""
     if not turns:
         return {}
     usual = TAGS[formatting]
@@ -185,7 +185,7 @@ def _unusual_tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str
     known = {*usual.values(), *SPEAKERS}
     speakers = [str(turn.get(tags["role_tag"])) for turn in turns]
     strangers = dict.fromkeys(speaker for speaker in speakers if speaker.casefold() not in known)
-    if len(strangers) == 2:  # a conversation between two with names of their own
+    if len(strangers) == 2:  # a conversation between two custom names
         tags["user_tag"], tags["assistant_tag"] = strangers
     return {tag: name for tag, name in tags.items() if name != usual[tag]}
 
@@ -194,8 +194,8 @@ def _unusual_tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str
 
 
 def guess_entry(file: Path, encoding: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """What dataset_info.json would say of a file's rows, {} where they are as it takes them to be anyway; and, where
-    that does not hold for all of the first rows, how many of them are otherwise: `kind`, `unlike`, `rows`."""
+    """The dataset_info.json entry for a file's rows, {} if they have the default format; and, if some of the first rows
+    do not fit, how many: `kind`, `unlike`, `rows`."""
     entry, unlike = _guess_entry(file, encoding, *row_files.version(file))
     return dict(entry), dict(unlike)
 
@@ -217,9 +217,9 @@ def _guess_entry(file: Path, encoding: str, _mtime_ns: int, _size: int) -> tuple
     )
     unlike = sum(any(row.get(mapping.columns[role]) is None for role in needed) for row in rows)
     entry = dataset_info_entry(mapping, rows)
-    if not entry:  # as they are taken to be anyway
+    if not entry:  # the default format
         return {}, {}
-    if "messages" in mapping.columns:  # later rows may have what the first ones have not
+    if "messages" in mapping.columns:  # later rows may have what the first ones do not
         entry["columns"] = {"system": "system", "tools": "tools"} | entry["columns"]
     counts = {"kind": mapping.kind, "unlike": unlike, "rows": len(rows)}
     return entry, counts if unlike else {}

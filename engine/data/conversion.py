@@ -1,6 +1,7 @@
-"""Rows of any of the known formats → one canonical form. What a turn means is left to
-`engine.data.messages`, what its marks mean to `engine.data.loss_marks`. Who speaks
-after whom is left to the model's chat template: what it writes is trained as it is.
+"""Rows of any known format → one canonical form.
+
+The meaning of a turn is left to `engine.data.messages`, that of its marks to `engine.data.loss_marks`. The order of
+speakers is left to the model's chat template: what it renders is trained on as it is.
 
     text    {"text": str, "weights"?: [float]}
     chat    {"messages": [message, ...], "tools": [...] | None, "weights"?: [float for each answer]}
@@ -8,7 +9,7 @@ after whom is left to the model's chat template: what it writes is trained as it
     thumbs  {"messages": prompt and answer, "label": bool, "tools": ...}
     prompts {"messages": prompt, "answer": str | None, "tools": ...}; any of the three above, read for its questions
 
-`weights` is there if not all are 1, and `notes` (Problems of a row that can be used all the same) if there are any.
+`weights` is present if not all are 1, and `notes` (Problems of a row that can still be used) if there are any.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from engine.data.row_values import Row, comma_separated, nth_element
 
 Example = dict[str, Any]
 Remark = tuple[str, dict[str, Any]]  # a code and its values
-# Columns that hold pictures or sounds, and what stands in a text for one of them.
+# Columns that contain images or audio, and placeholders for them in a text.
 MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in MEDIA for column in (name, name.rstrip("s"))}
 SCORE_COLUMN_PAIRS = (
     ("score_chosen", "score_rejected"),
@@ -37,7 +38,7 @@ SCORE_COLUMN_PAIRS = (
 
 
 def convert(row: Row, form: Form) -> Example:
-    """A row in a canonical form. Raises Refusal with what is wrong with it."""
+    """A row in canonical form. Raises Refusal if something is wrong with it."""
     example = CONVERSIONS[form](row)
     if row.dataset.media or not MEDIA_COLUMNS.keys().isdisjoint(row.values):
         _refuse_media(row)
@@ -90,7 +91,7 @@ def _pairs(row: Row) -> Example:
 
 
 def _prompts(row: Row) -> Example:
-    """The questions of a row, and its answer where it has one: what follows the last turn of anybody else."""
+    """The questions of a row, and its answer if it has one: what follows the last turn of anyone else."""
     answers: list[str] = []
     if row.dataset.kind == "pairs":
         messages = _preference_pair(row)[0]
@@ -131,12 +132,12 @@ def _nonempty_text(row: Row, value: Any, column: str) -> str:
 
 
 def _conversation(row: Row) -> list[Message]:
-    """All messages of a row, its answer included."""
+    """All messages of a row, including its answer."""
     messages = _prompt_messages(row)
     if row.dataset.formatting != "alpaca":
         return messages
     if not isinstance(row.get("prompt"), str):
-        for message in messages:  # of a prompt and its completion only the completion is trained, as TRL has it
+        for message in messages:  # of a prompt and its completion, only the completion is trained on, as in TRL
             if message["role"] == "assistant" and "weight" not in message:
                 loss_marks.set_weight(row, message, 0.0, row.column("prompt"))
     value, column = row.need("response"), row.column("response")
@@ -145,7 +146,7 @@ def _conversation(row: Row) -> list[Message]:
 
 
 def _as_messages(row: Row, value: Any, column: str) -> list[Message] | None:
-    """The messages of a value that is no plain text; None if it is one."""
+    """The messages of a value that is not plain text; None if it is."""
     if isinstance(value, str) and not value.startswith("["):
         return None
     return as_conversation(row, value, column)
@@ -185,8 +186,7 @@ def _history_messages(row: Row, history: Any) -> list[Message]:
 
 
 def _with_valid_order(row: Row, messages: list[Message], *, answered: bool = True) -> list[Message]:
-    """The messages, if their order can be meant; what is unusual of it is
-    noted. `answered`: their answers are learned."""
+    """The messages, if their order is plausible; unusual orders are noted. `answered`: their answers are learned."""
     wrong, notes = _check_roles(tuple([message["role"] for message in messages]), answered)
     if wrong:
         code, values = wrong
@@ -198,7 +198,7 @@ def _with_valid_order(row: Row, messages: list[Message], *, answered: bool = Tru
 
 @lru_cache(maxsize=4096)
 def _check_roles(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None, tuple[Remark, ...]]:
-    """What is wrong with an order of speakers, and what is unusual."""
+    """Problems of an order of speakers, and what is unusual about it."""
     notes: list[Remark] = []
     first = next((role for role in roles if role != "system"), "")
     if answered:
@@ -221,7 +221,7 @@ def _check_roles(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None,
 
 
 def _ending_with(row: Row, messages: list[Message], *last: str) -> list[Message]:
-    """The messages, if the last one is by one of `last`."""
+    """The messages, if the last one is from one of `last`."""
     if not messages:
         raise row.bad("row-without-messages")
     if (role := messages[-1]["role"]) not in last:
@@ -233,8 +233,9 @@ def _ending_with(row: Row, messages: list[Message], *last: str) -> list[Message]
 
 
 def _preference_pair(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
-    """The prompt and what follows it on either side. An answer may be a text, a message, several of them, or the whole
-    conversation; then the prompt is what both begin with, behind the row's own prompt if that is not in it."""
+    """The prompt and what follows it on either side. An answer can be a text, a message, several messages, or the whole
+    conversation; in the last case the prompt is what both begin with, after the row's own prompt if that is not
+    included."""
     chosen, rejected = (_answer_messages(row, role) for role in ("chosen", "rejected"))
     whole = chosen[0]["role"] != "assistant" or rejected[0]["role"] != "assistant"
     column = row.column("messages" if row.dataset.formatting != "alpaca" else "prompt")
@@ -254,7 +255,7 @@ def _answer_messages(row: Row, role: str) -> list[Message]:
 
 
 def _common_prefix_length(chosen: list[Message], rejected: list[Message]) -> int:
-    """How many messages both begin with; where they differ, both have to begin an answer."""
+    """The number of messages that both begin with; where they differ, each has to begin an answer."""
     shared = 0
     for ours, other in zip(chosen, rejected, strict=False):
         if ours != other:
@@ -268,7 +269,7 @@ def _common_prefix_length(chosen: list[Message], rejected: list[Message]) -> int
 
 
 def _join_prompt(prompt: list[Message], shared: list[Message]) -> list[Message]:
-    """A prompt, and what both answers begin with, which often is that prompt once more."""
+    """A prompt, and what both answers begin with, which often repeats that prompt."""
     if not prompt or not shared:
         return prompt or shared
     system = [message for message in prompt if message["role"] == "system"]
@@ -280,7 +281,7 @@ def _join_prompt(prompt: list[Message], shared: list[Message]) -> list[Message]:
 
 
 def _note_score_conflict(row: Row) -> None:
-    """Say so where the rejected answer has the higher score."""
+    """Note that the rejected answer has the higher score."""
     for better, worse in SCORE_COLUMN_PAIRS:
         chosen, rejected = row.values.get(better), row.values.get(worse)
         if isinstance(chosen, (int, float)) and isinstance(rejected, (int, float)) and chosen < rejected:
@@ -288,13 +289,13 @@ def _note_score_conflict(row: Row) -> None:
 
 
 def _note_unused_weights(row: Row, weights: list[float] | None) -> None:
-    """Marks of turns have no meaning where whole answers are compared or judged."""
+    """Marks of turns have no meaning in stages that compare or rate whole answers."""
     if weights is not None:
         row.note("row-marks-unused")
 
 
 def _refuse_media(row: Row) -> None:
-    """Raises Refusal if the row has a picture or a sound: told by its column, or by what stands in the text for it."""
+    """Raises Refusal if the row has an image or audio, recognized by its column or by a placeholder in the text."""
     mapped = {row.dataset.columns[name]: f"<{name.rstrip('s')}>" for name in row.dataset.media}
     for column, placeholder in (MEDIA_COLUMNS | mapped).items():
         value = row.values.get(column)

@@ -1,7 +1,7 @@
-"""A table of text (csv, tsv) → its rows: which character separates the cells is found, and proved on the first rows.
+"""A text table (csv, tsv) → its rows. The separator of the cells is detected and proved on the first rows.
 
-A first line `sep=;`, as Excel takes it, decides; else the separator with which the header and the rows have
-equally many cells. A row that has not as many as the header is told with its line, wherever in the file it is.
+A first line `sep=;`, as Excel accepts it, decides; otherwise the separator with which header and rows have the same
+number of cells. A row with a different number of cells than the header is reported with its line, wherever it is.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from engine.data.encodings import encoding_of, has_zeros, version
 from engine.data.text_lines import Entry, Place, lines, too_long_problem, undecodable_problem
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-SEPARATOR_ROWS_SAMPLED = 100  # rows by which the separator is proved
+SEPARATOR_ROWS_SAMPLED = 100  # rows on which the separator is proved
 BYTES_SAMPLED = 1 << 20
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?;*\s*', re.IGNORECASE)
 NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 SENTENCE_END = re.compile(r"[.?!。？！]$")
-MAX_COLUMN_NAME_LENGTH = 60  # characters; a column with a longer name is most likely a text
+MAX_COLUMN_NAME_LENGTH = 60  # characters; a column with a longer name is most likely text
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written: the separator, whether its first line says so, the names of its columns, and what of this
-    could not be proved."""
+    """The format of a table: the separator, whether its first line sets it, the names of its columns, and what could
+    not be proved."""
 
     separator: str
     declared: bool
@@ -46,7 +46,7 @@ class Dialect:
 
 
 def dialect(file: Path, encoding: str = "") -> Dialect:
-    """How a table is written; remembered until it changes. Raises Refusal if it cannot be decoded."""
+    """The format of a table; cached until the file changes. Raises Refusal if it cannot be decoded."""
     return _dialect(file, encoding, *version(file))
 
 
@@ -82,7 +82,7 @@ def _decode_lossless(text: bytes) -> str:
 
 
 def _rows(first_lines: list[str], separator: str) -> Iterator[list[str]]:
-    """The rows of the first lines, the blank ones left out, up to what no table can hold."""
+    """The rows of the first lines, without blank ones, up to what no table can contain."""
     csv.field_size_limit(text_lines.MAX_ROW_BYTES)
     reader = csv.reader(first_lines, delimiter=separator)
     try:
@@ -92,7 +92,7 @@ def _rows(first_lines: list[str], separator: str) -> Iterator[list[str]]:
 
 
 def _detect_separator(first_lines: list[str], usual: str) -> tuple[str, dict[str, object] | None]:
-    """The character that separates cells; what to say where the rows do not prove it."""
+    """The separator of the cells, and what to report if the rows do not prove it."""
     candidates = [usual, *(separator for separator in SEPARATORS if separator != usual)]
     fits: dict[str, tuple[float, int]] = {}
     for separator in candidates:
@@ -105,7 +105,7 @@ def _detect_separator(first_lines: list[str], usual: str) -> tuple[str, dict[str
     proved = [separator for separator, (share, _) in fits.items() if share == 1]
     if proved == [best]:
         return best, None
-    # One separator whose rows are ragged: each of them is told. Nothing else could be meant.
+    # If there is only one separator and its rows are ragged, each of them is reported: nothing else is possible.
     if len(fits) == 1 and fits[best][0] >= 0.5:
         return best, None
     share, columns = fits[best]
@@ -119,7 +119,7 @@ def _detect_separator(first_lines: list[str], usual: str) -> tuple[str, dict[str
 
 
 def _column_names(header: list[str]) -> tuple[str, ...]:
-    """The names of the columns; one without a name is called by its number, but for empty ones at the end."""
+    """The names of the columns. A column without a name is called by its number; empty ones at the end are dropped."""
     names = [name.strip().lstrip("\ufeff").strip() for name in header]
     while len(names) > 1 and not names[-1]:
         names.pop()
@@ -185,7 +185,7 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
 
 
 def _header_problem(start: Place, source: _LineSource) -> Problem:
-    """What is wrong with a header."""
+    """The problem with a header."""
     place = Place(start.file, start.row, 1)
     if source.ended:
         return problem("row-quote-open", place=str(place))
@@ -195,10 +195,10 @@ def _header_problem(start: Place, source: _LineSource) -> Problem:
 
 
 def _row_or_problem(place: Place, cells: list[str], names: tuple[str, ...], source: _LineSource) -> object:
-    """What the cells of a row are by the names of their columns, or the Problem with them."""
+    """The cells of a row by the names of their columns, or the Problem with them."""
     ended, long, undecoded, zero = source.ended, source.too_long, source.undecodable, source.has_zero
     source.forget()
-    if ended:  # the reader asked for another line before the row was over
+    if ended:  # the reader requested another line before the end of the row
         return problem("row-quote-open", place=str(place))
     if long:
         return too_long_problem(place)
@@ -214,7 +214,7 @@ def _row_or_problem(place: Place, cells: list[str], names: tuple[str, ...], sour
 class _LineSource:
     """The lines of a table for the csv reader, which takes as many as a row needs; and where the next one begins.
 
-    `has_problem`: since the last `forget`, the lines have ended, or one was too long, undecodable or had a NUL in it.
+    `has_problem`: since the last `forget`, the lines have ended, or one was too long, undecodable or contained a NUL.
     """
 
     def __init__(self, file: Path, start: Place, encoding: str):

@@ -1,12 +1,13 @@
-"""Jobs about data that take a while: to check a set, take a workbook in, make one set of another, fetch one from a hub.
+"""Data jobs that take a while: check a data set, import a workbook, derive one set from another, download one from a
+hub.
 
-Like a run, each is a folder and a child process that fills it; the folder is the truth, so a
-page that is closed loses nothing, and a studio that is restarted finds what was done. Unlike a
-run it needs no queue and no supervisor: its request is hashed into its name, so whoever starts
-the same job on the same data meanwhile finds it there, and its result if the job only reads.
+Like a run, each job is a folder and a child process that fills it. The folder is the truth, so closing a page loses
+nothing, and a restarted studio finds what was done. Unlike a run, a job needs no queue and no supervisor. Its name is a
+hash of its request, so whoever starts the same job on the same data finds it in progress, or finds its result if the
+job only reads.
 
     request.json    what was asked                  progress.json   how far it is
-    lock            held while it goes on           result.json or error.json, last
+    lock            held while it is running        result.json or error.json, last
 """
 
 from __future__ import annotations
@@ -38,16 +39,14 @@ from engine.launch.workspace import PROJECT
 JOBS_FOLDER = ".errands"
 VALIDATION_VERSION = 2  # raise it whenever the same rows would be validated differently
 MAX_FINISHED_JOBS = 40
-MAX_PROBLEMS_SHOWN = 50  # problems of a set that its page shows, and warnings of each sort
-EXIT_TIMEOUT_S = 5  # a process that has written its result is gone by then
+MAX_PROBLEMS_SHOWN = 50  # problems of a set shown on its page, and warnings of each kind
+EXIT_TIMEOUT_S = 5  # a process that has written its result has exited by then
 BAD_ROWS_FILE = "bad-rows.jsonl"
-CACHEABLE_JOBS = frozenset(
-    {"check"}
-)  # jobs that only read; the others make something, which may be deleted before the next request
+CACHEABLE_JOBS = frozenset({"check"})  # these only read; the result of others may be deleted before the next request
 
 
 class ReportProgress(Protocol):
-    """Called with how much is done, of how many if that is known, and of what."""
+    """Called with the number done, the total if it is known, and the unit."""
 
     def __call__(self, done: int, total: int | None = None, unit: str = "rows") -> None: ...
 
@@ -71,7 +70,7 @@ class DataJob:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """What the job was started with: the name of the data set, and more."""
+        """The arguments of the job: the name of the data set, and more."""
         return read_object(self.path / "request.json").get("given", {})
 
     @property
@@ -92,14 +91,14 @@ class DataJob:
 
 
 def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
-    """Start the job `what`, unless it is running, or its result is known and cacheable. Returns at once."""
+    """Start the job `what`, unless it is running, or its result is known and cacheable. Returns immediately."""
     job = _job_for(saves, what, arguments)
     job.path.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + EXIT_TIMEOUT_S
     while (lock := try_lock(job.path / "lock", ALIVE_BYTE, shared=False)) is None:
         if what in CACHEABLE_JOBS or job.state == "working" or time.monotonic() > deadline:
             return job
-        time.sleep(0.01)  # it has written its result and is about to exit: what it made may be deleted before
+        time.sleep(0.01)  # it has written its result and is about to exit: what it created may be deleted before
     try:
         if what not in CACHEABLE_JOBS or not (job.path / "result.json").exists():
             for stale in ("result.json", "error.json", "progress.json"):
@@ -113,7 +112,7 @@ def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
 
 
 def find_finished(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob | None:
-    """The finished job with the same arguments on the data as it is now; None if there is none."""
+    """The finished job with the same arguments on the current data; None if there is none."""
     job = _job_for(saves, what, arguments)
     return job if job.state == "done" else None
 
@@ -133,7 +132,7 @@ def get(saves: Path, id: str) -> DataJob | None:
 
 
 def wait(job: DataJob, seconds: float = 3600) -> Any:
-    """The result, once it is there. Raises Refusal if there will be none."""
+    """The result, once it exists. Raises Refusal if there will be none."""
     deadline = time.monotonic() + seconds
     while job.state == "working" and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -143,7 +142,7 @@ def wait(job: DataJob, seconds: float = 3600) -> Any:
 
 
 def stop(job: DataJob) -> None:
-    """End it, if it goes on."""
+    """End it, if it is running."""
     end_processes(job.path, kill_timeout_s=1)
 
 
@@ -159,11 +158,11 @@ def _start_process(job: DataJob, module: str, lock: int) -> None:
             stderr=log,
             env=command.inherited_environment() | {command.RUN_VARIABLE: str(job.path), "PYTHONUTF8": "1"},
         )
-    threading.Thread(target=child.wait, daemon=True, name="job").start()  # leaves no zombie
+    threading.Thread(target=child.wait, daemon=True, name="job").start()  # avoids a zombie
 
 
 def _data_versions(arguments: Mapping[str, Any]) -> list[Any]:
-    """Changes when a file changes that the job is about."""
+    """A value that changes when a file of the job changes."""
     with contextlib.suppress(Refusal, OSError):
         names = [arguments["name"], *arguments.get("against", ())] if "name" in arguments else []
         datasets = [find(Path(arguments["data"]), name) for name in names]
@@ -186,7 +185,7 @@ def _prune(saves: Path) -> None:
 def job_process(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], ReportProgress]]:
     """The frame of a job's child process: yields its folder, its arguments and the function that reports progress.
 
-    An error is left behind as codes, which can be shown in any language.
+    Errors are recorded as codes, which can be shown in any language.
     """
     path, due = Path(folder), 0.0
 
@@ -211,7 +210,7 @@ def job_process(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], ReportPr
 
 
 def _check(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
-    """Validate a whole set; the bad rows go into a file, each with what is wrong with it."""
+    """Validate a whole set; write the bad rows to a file, each with the reason."""
     data = Path(arguments["data"])
     dataset = find(data, arguments["name"])
     against = [find(data, name) for name in arguments["against"]]
@@ -287,7 +286,7 @@ JOBS: dict[str, Callable[[Path, Mapping[str, Any], ReportProgress], dict[str, An
     "deduplicate": _deduplicate,
     "split": _split,
 }
-JOB_MODULES = {"download": "engine.worker.data.download"}  # what needs more than the engine has a module of its own
+JOB_MODULES = {"download": "engine.worker.data.download"}  # jobs that need more than the engine have their own module
 
 
 def main() -> int:

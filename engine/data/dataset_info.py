@@ -1,8 +1,7 @@
-"""Reads dataset_info.json, as LLaMA-Factory's users have it: what data sets a folder has, and what is wrong with which.
+"""Read dataset_info.json in LLaMA-Factory's format: the data sets of a folder, and the problems of each.
 
-An entry is proved on its file as far as that is quick: names in it that mean nothing
-are told, with the name that was meant where one is near. Its rows are read by
-`engine.data.datasets`, and the file is changed by `engine.data.dataset_info_edits`.
+An entry is checked against its files as far as that is quick. Unknown keys are reported, with the likely correct one if
+it is similar. Rows are read by `engine.data.datasets`, and the file is changed by `engine.data.dataset_info_edits`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from engine.data.unpacking import PACKED_SUFFIXES
 from engine.data.workbooks import WORKBOOK_SUFFIXES
 
 INFO_FILE = "dataset_info.json"
-SPLIT_NAMES = {  # what the names of files call them
+SPLIT_NAMES = {  # as they occur in file names
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -44,14 +43,14 @@ KEY_TYPES: dict[str, tuple[type, str]] = {
     "split": (str, "string"),
     "encoding": (str, "string"),
 }
-# Keys of an entry: ours, and those of LLaMA-Factory that name a place where nothing is read from here.
+# Keys of an entry: ours, and LLaMA-Factory's keys of sources that are not read here.
 KNOWN_KEYS = (*KEY_TYPES, *HUB_KEYS, "script_url", "cloud_file_name")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry of dataset_info.json. `problem` says why it cannot be used; `hub` is the id of one that is not on disk,
-    of which `folder` is the part to be fetched. `notes` are told of one that can be used all the same."""
+    """One entry of dataset_info.json. `problem` says why it cannot be used. `hub` is the id of a set that is not on
+    disk, and `folder` the part of it to download. `notes` are reported for an entry that can be used."""
 
     name: str
     kind: Kind = "chat"
@@ -63,24 +62,24 @@ class Dataset:
     hub: str = ""
     subset: str = ""
     split: str = "train"
-    encoding: str = ""  # what a person says its files are written in; "" = as they show or as detected
+    encoding: str = ""  # the encoding chosen by a person; "" = as marked or detected
     problem: Problem | None = None
     folder: str = ""
     notes: tuple[Problem, ...] = ()
 
     @cached_property
     def speakers(self) -> dict[str, str]:
-        """Who the entry's tags say that speaks: name in the data → role."""
+        """The roles defined by the entry's tags: name in the data → role."""
         return {self.tags[tag]: role for tag, role in ROLE_OF_TAG.items() if self.tags.get(tag)}
 
     @cached_property
     def used(self) -> frozenset[str]:
-        """The columns that play a part."""
+        """The columns that have a role."""
         return frozenset(self.columns.values())
 
     @cached_property
     def read(self) -> frozenset[str]:
-        """The columns that rows of its kind are made from."""
+        """The columns from which rows of its kind are made."""
         beside = {role for role in columns.ROLES[self.kind] if role != "messages"}
         roles = beside if self.formatting == "alpaca" else set(columns.BESIDE_MESSAGES) & {*beside, "messages"}
         names = {column for role, column in self.columns.items() if role in roles or role == "weight"}
@@ -92,20 +91,20 @@ class Dataset:
 
     @cached_property
     def media(self) -> tuple[str, ...]:
-        """Which of LLaMA-Factory's columns for pictures and sounds the entry has."""
+        """LLaMA-Factory's columns for images and audio that the entry has."""
         return tuple(role for role in MEDIA if role in self.columns)
 
     def role_of(self, speaker: Any) -> str | None:
-        """The role of whoever speaks, by the entry's tags or the usual names; None if neither knows the name."""
+        """The role of a speaker, by the entry's tags or the common names; None if unknown."""
         if not isinstance(speaker, str):
             return None
         return self.speakers.get(speaker) or SPEAKERS.get(speaker.strip().casefold())
 
 
 def read_dataset_info(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
-    """The data sets of a folder, in the order of its file, and what is wrong with the file as a whole.
+    """The data sets of a folder, in the order of its file, and the problems of the file as a whole.
 
-    An entry that cannot be used stays in the list with its `problem`. Never raises on what users may have written.
+    An entry that cannot be used stays in the list with its `problem`. Never raises because of the file's content.
     """
     path = data_dir / INFO_FILE
     if not path.is_file():
@@ -124,7 +123,7 @@ def read_dataset_info(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
 
 
 def find(data_dir: Path, name: str) -> Dataset:
-    """One data set of a folder. Raises Refusal if it is not there, or if the file is broken."""
+    """One data set of a folder. Raises Refusal if it does not exist, or if the file is broken."""
     datasets, broken = read_dataset_info(data_dir)
     for dataset in datasets:
         if dataset.name == name:
@@ -133,17 +132,17 @@ def find(data_dir: Path, name: str) -> Dataset:
 
 
 def dataset_of(data_dir: Path, name: str, entry: Any) -> Dataset:
-    """What an entry says, with the problem in it if it cannot be used. Raises nothing."""
+    """The data set of an entry, with its problem if it cannot be used. Raises nothing."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # half of a character, which no page and no file could hold
+    except UnicodeEncodeError:  # half a character, which no page and no file can store
         name = name.encode(errors="backslashreplace").decode()
         return Dataset(name, problem=problem("set-name-half", name=name))
     try:
         return _read_entry(data_dir, name, entry)
     except Refusal as refusal:
         return Dataset(name, problem=refusal.problems[0])
-    # A name too long, or with a NUL in it; links in a circle.
+    # A name that is too long or contains a NUL; circular links.
     except (OSError, ValueError, RuntimeError) as error:
         values = {"key": "file_name", "expected": "file name", "found": error}
         return Dataset(name, problem=problem("entry-value", name=name, **values))
@@ -160,7 +159,7 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     if entry.get("file_name"):
         files = _files_of_split(name, _files(data_dir, name, entry["file_name"], folder, subset), split)
     encoding = encoding_key(entry["encoding"]) if entry.get("encoding") else ""
-    if files and not {"formatting", "columns"} & set(entry):  # it says nothing about its rows
+    if files and not {"formatting", "columns"} & set(entry):  # it does not describe its rows
         if wrong := file_problem(files[0], encoding):
             return Dataset(name, files=files, encoding=encoding, problem=wrong)
         guessed, unlike = columns.guess_entry(files[0], encoding)
@@ -209,7 +208,7 @@ def _check_types(name: str, entry: Any) -> None:
 
 
 def _unread_key_notes(name: str, entry: Mapping[str, Any]) -> list[Problem]:
-    """Notes of keys, roles of columns and tags that nobody reads. Raises Refusal where another was clearly meant."""
+    """Notes about unknown keys, column roles and tags. Raises Refusal if one is clearly a misspelling."""
     unread = []
     for where, names, known in (
         ("", entry, KNOWN_KEYS),
@@ -241,10 +240,10 @@ def _kind(entry: Mapping[str, Any], formatting: str, roles: Mapping[str, str], f
 
 
 def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) -> tuple[Path, ...]:
-    """A file, or those of a folder. Where that is a copy of a hub's repository, `folder` is a folder in it, and
-    `subset` the one in that which is called so; of a single file neither says anything, as in LLaMA-Factory.
+    """A file, or the files of a folder. If that is a copy of a hub's repository, `folder` is a folder in it, and
+    `subset` the folder of that name inside it; for a single file neither has a meaning, as in LLaMA-Factory.
 
-    Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed.
+    Raises Refusal if there is nothing, or if it is outside the data folder once links are resolved.
     """
     root, path = data_dir.resolve(), data_dir / file_name
     if not path.is_file():
@@ -271,10 +270,11 @@ def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) 
 
 
 def _files_of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
-    """Those of `split`, told by their names as the datasets library does it: test-00000-of-00002.parquet, my_test.json.
+    """The files of `split`, recognized by their names as in the datasets library: test-00000-of-00002.parquet,
+    my_test.json.
 
-    Where none is named they are the ones for training, or all if no name says so. Raises Refusal for a named split
-    that no file has.
+    Without `split`, the training files, or all files if no name identifies any. Raises Refusal for a given split that
+    no file has.
     """
     chosen = split or "train"
     words = "|".join(map(re.escape, SPLIT_NAMES.get(chosen, (chosen,))))
@@ -287,7 +287,7 @@ def _files_of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Pat
 
 
 def file_problem(file: Path, encoding: str = "") -> Problem | None:
-    """Why no row of a file can be read, if that is so."""
+    """Why no row of a file can be read, if so."""
     _, first = next(row_files.entries(file, encoding=encoding), (None, None))
     whole = isinstance(first, Problem) and first.code.startswith(("file-", "data-file-"))
     return first if whole else None

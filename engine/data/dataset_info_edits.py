@@ -1,7 +1,7 @@
-"""Changes dataset_info.json: adds, describes, renames and removes data sets, and leaves all else in it as it was.
+"""Change dataset_info.json: add, describe, rename and remove data sets, leaving everything else in it unchanged.
 
-A description says of a data file what its rows are and which column plays which part;
-`engine.data.columns` guesses one. Reading the file is left to `engine.data.dataset_info`.
+A description says what the rows of a data file are and which role each column has; `engine.data.columns` guesses one.
+Reading the file is left to `engine.data.dataset_info`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_NAME_LENGTH = 100
 
 
 def mapping_of(dataset: Dataset) -> ColumnMapping:
-    """The mapping that the entry of a data set has."""
+    """The mapping in the entry of a data set."""
     roles = ROLES[dataset.kind]
     return ColumnMapping(dataset.kind, {role: column for role, column in dataset.columns.items() if role in roles})
 
@@ -51,7 +51,8 @@ def mapping_of(dataset: Dataset) -> ColumnMapping:
 def entry_for_mapping(
     file_name: str, mapping: ColumnMapping, rows: list[dict[str, Any]], before: Any = None
 ) -> dict[str, Any]:
-    """The entry that says so, with everything else that the entry `before` had. Raises Refusal at what is missing."""
+    """The entry for this mapping, with everything else that the entry `before` had. Raises Refusal if something is
+    missing."""
     chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
     available = columns_of(rows)
     if unknown := [column for column in chosen.values() if available and column not in available]:
@@ -72,7 +73,7 @@ def entry_for_mapping(
 
 
 def add(data_dir: Path, name: str, entry: dict[str, Any]) -> str:
-    """Put an entry under `name`, or the next such name that is free; returns the name."""
+    """Add an entry under `name`, or the next free variant of it; returns the name."""
     with _edited_entries(data_dir) as entries:
         free, number = name, 1
         while free in entries:
@@ -83,9 +84,9 @@ def add(data_dir: Path, name: str, entry: dict[str, Any]) -> str:
 
 
 def save(data_dir: Path, name: str, entry: dict[str, Any], instead_of: str = "") -> str:
-    """Put an entry under `name`, in the place of the one called `instead_of`; returns the name as it is kept.
+    """Store an entry under `name`, replacing the one called `instead_of`; returns the stored name.
 
-    Raises Refusal if the name is none, or is another set's.
+    Raises Refusal if the name is invalid, or is another set's.
     """
     name = valid_name(name)
     with _edited_entries(data_dir) as entries:
@@ -100,7 +101,7 @@ def save(data_dir: Path, name: str, entry: dict[str, Any], instead_of: str = "")
 
 
 def remove(data_dir: Path, name: str) -> None:
-    """Take an entry out. Its files stay. Raises Refusal if there is none."""
+    """Remove an entry. Its files stay. Raises Refusal if there is none."""
     with _edited_entries(data_dir) as entries:
         if name not in entries:
             raise Refusal(problem("set-unknown", name=name))
@@ -108,7 +109,7 @@ def remove(data_dir: Path, name: str) -> None:
 
 
 def entry_of(data_dir: Path, name: str) -> dict[str, Any]:
-    """What the file says of a set. Raises Refusal if it says nothing, or is broken."""
+    """The entry of a set. Raises Refusal if there is none, or the file is broken."""
     entry = _read_entries(data_dir).get(name)
     if not isinstance(entry, dict):
         raise Refusal(problem("set-unknown", name=name))
@@ -135,7 +136,7 @@ def derived_entry(entry: dict[str, Any], dataset: Dataset, file_name: str) -> di
 
 
 def valid_name(text: str) -> str:
-    """The name of a data set without the spaces around it. Raises Refusal if it cannot be one."""
+    """The name of a data set without surrounding spaces. Raises Refusal if it is invalid."""
     name = unicodedata.normalize("NFC", text).strip()
     looks_like_path = ".." in name or name.startswith((".", "/", "\\"))
     if not name or len(name) > MAX_NAME_LENGTH or "," in name or not name.isprintable() or looks_like_path:
@@ -145,7 +146,7 @@ def valid_name(text: str) -> str:
 
 @contextlib.contextmanager
 def _edited_entries(data_dir: Path) -> Iterator[dict[str, Any]]:
-    """The entries, to be changed by one at a time; written back as a whole or, after an error, not at all."""
+    """The entries, to be changed by one caller at a time; written back as a whole or, after an error, not at all."""
     try:
         lock = wait_for_lock(data_dir / f".{INFO_FILE}.lock")
     except OSError as error:
@@ -162,7 +163,7 @@ def _edited_entries(data_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_entries(data_dir: Path) -> dict[str, Any]:
-    """The file as it is; {} if there is none. Raises Refusal if it is broken, for then nothing may be written."""
+    """The file as it is; {} if there is none. Raises Refusal if it is broken, because then nothing may be written."""
     path = data_dir / INFO_FILE
     if not path.exists():
         return {}

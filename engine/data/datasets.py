@@ -1,8 +1,8 @@
 """The rows of a data set: as they are in its files, or in the canonical form that a stage needs.
 
-Whatever the files look like (alpaca, sharegpt, openai, TRL's; json, jsonl, csv, tsv, parquet, txt), `examples`
-yields one form, described in `engine.data.conversion`. A row that does not fit is a Problem with file and line, and
-the others go on. What data sets there are is said by `engine.data.dataset_info`; tokens are left to `engine.worker`.
+Whatever the files look like (alpaca, sharegpt, openai, TRL's; json, jsonl, csv, tsv, parquet, txt), `examples` yields
+one form, described in `engine.data.conversion`. A row that does not fit becomes a Problem with file and line, and the
+others are still read. `engine.data.dataset_info` lists the data sets; tokens are left to `engine.worker`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def entries(dataset: Dataset) -> Iterator[Entry]:
-    """The rows as they are in the files, lazily, the first `num_samples`; a Problem in the place of what is no row.
+    """The rows as they are in the files, lazily, the first `num_samples`; a Problem in the place of what is not a row.
 
     Raises Refusal if the data set itself cannot be used.
     """
@@ -45,7 +45,7 @@ def _first_rows(every: Iterable[Entry], count: int) -> Iterator[Entry]:
 
 
 def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The same without what is no row, which goes to `on_bad`. Raises Refusal as `entries`."""
+    """The same without what is not a row, which goes to `on_bad`. Raises Refusal as `entries` does."""
     return row_files.valid_rows(entries(dataset), on_bad)
 
 
@@ -59,14 +59,14 @@ def files_of(dataset: Dataset) -> tuple[Path, ...]:
 
 
 def count_rows(dataset: Dataset) -> int:
-    """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `entries`."""
+    """The number of rows, good or bad. Fast, and cached until a file changes. Raises Refusal as `entries` does."""
     total = sum(row_files.count(file, dataset.encoding) for file in files_of(dataset))
     return total if dataset.num_samples is None else min(total, dataset.num_samples)
 
 
 def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Iterator[Example]:
-    """The rows in a canonical form (see `engine.data.conversion`), that of their
-    own kind if none is named; each bad one goes to `on_bad` and is left out.
+    """The rows in a canonical form (see `engine.data.conversion`), that of their own kind by default; bad rows go to
+    `on_bad` and are left out.
 
     Raises Refusal if the data set itself cannot be used.
     """
@@ -79,7 +79,7 @@ def convert_rows(
     on_bad: OnBad,
     form: Form | None = None,
 ) -> Iterator[Example]:
-    """The same of rows that are read already."""
+    """The same for rows that have already been read."""
     for place, row in readable:
         try:
             yield convert(Row(dataset, place, row), form or dataset.kind)
@@ -88,5 +88,5 @@ def convert_rows(
 
 
 def example(dataset: Dataset, place: Place, row: Mapping[str, Any], form: Form | None = None) -> Example:
-    """One row in a canonical form, that of its own kind if none is named. Raises Refusal with what is wrong with it."""
+    """One row in a canonical form, that of its own kind by default. Raises Refusal if something is wrong with it."""
     return convert(Row(dataset, place, row), form or dataset.kind)

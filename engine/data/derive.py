@@ -1,6 +1,6 @@
-"""New data sets out of old ones: without repeated rows, or split in two by a seed. The old one's files are not touched.
+"""Derive new data sets: without duplicate rows, or split in two by a seed. The original files are not changed.
 
-What is new is written as JSON lines, each row as it was, and named in dataset_info.json as the old one is.
+New files are written as JSON lines with unchanged rows, and described in dataset_info.json like the original.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OnRows = Callable[[int], None]
 
 @dataclass(frozen=True)
 class DerivedDatasets:
-    """Names of the new data sets; rows in each, and under "left out" those that are in none."""
+    """Names of the new data sets; the number of rows in each and, under "left out", of those that are in none."""
 
     names: list[str]
     counts: Mapping[str, int]
 
 
 def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> DerivedDatasets:
-    """Write the set without the rows that say the same as one before them. Raises Refusal if there is none such."""
+    """Write the set without rows that equal an earlier one. Raises Refusal if there are no duplicates."""
     dataset = find(data_dir, name)
     repeats = list(repeated_rows(dataset, on_rows))
     if not any(repeats):
@@ -42,7 +42,8 @@ def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> Der
 
 
 def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None) -> DerivedDatasets:
-    """Write a share of the rows, drawn by the seed, into one set to measure on, and the others into one to train on."""
+    """Write a share of the rows, sampled with the seed, into a set for evaluation, and the others into one for
+    training."""
     if not 0 < share < 1:
         raise Refusal(problem("split-share", share=share))
     dataset = find(data_dir, name)
@@ -59,7 +60,8 @@ def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | 
 
 
 def _json_row(place: Place, row: Any) -> Any:
-    """A row as JSON says it: of Parquet, without the nulls that fill its objects up, which JSON would mean."""
+    """A row as JSON; rows from Parquet without the nulls that fill up their objects, which would have a meaning in
+    JSON."""
     if place.file.suffix.lower() != ".parquet" or not isinstance(row, dict):
         return row
     return {column: without_nulls(value) for column, value in row.items()}
@@ -68,7 +70,7 @@ def _json_row(place: Place, row: Any) -> Any:
 def _write_parts(
     data_dir: Path, dataset: Dataset, parts: Mapping[str, Iterable[bool]], on_rows: OnRows | None = None
 ) -> DerivedDatasets:
-    """One pass over the set; each part says of every row whether it takes it. A row that is none is left out."""
+    """One pass over the set; each part decides for every row whether it takes it. Invalid rows are left out."""
     entry = dataset_info_edits.entry_of(data_dir, dataset.name)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=uploads.ARRIVING) as folder:
         files = {name: Path(folder) / f"{uploads.safe_name(name)}.jsonl" for name in parts}

@@ -1,9 +1,10 @@
-"""The text encoding of a file: chosen, shown by a mark, proved, or detected and then proved on the whole file.
+"""The text encoding of a file: chosen, given by a byte order mark, proved, or detected and then proved on the whole
+file.
 
-UTF-8 and the Unicode encodings with a mark need no guess. What else a file is written in is proposed by chardet from
-its bytes and kept only if the file can be decoded so; how sure that is stands beside it, and a person can choose.
-Whatever the encoding, readers get UTF-8 from `open_utf8`. A byte that cannot be decoded arrives as an invalid one
-(0xFF), so that the row it is in can be told and the others go on.
+UTF-8 and Unicode encodings with a byte order mark need no guess. For others, chardet proposes an encoding from the
+bytes, which is accepted only if the whole file can be decoded with it; its confidence is shown, and a person can
+choose. Whatever the encoding, readers get UTF-8 from `open_utf8`. A byte that cannot be decoded arrives as an invalid
+one (0xFF), so that its row can be reported and the others are still read.
 """
 
 from __future__ import annotations
@@ -21,16 +22,14 @@ from typing import Any, BinaryIO
 from engine.core.problems import Refusal, problem
 
 BUFFER_BYTES = 1 << 20  # bytes read at a time
-SAMPLE_BYTES = 1 << 16  # bytes of lines with more than ASCII in them, by which an encoding is detected
-# What was right in each of short texts in nine languages, 10 to 500 characters: see docs/data.md.
+SAMPLE_BYTES = 1 << 16  # bytes of lines with non-ASCII characters, from which an encoding is detected
+# Confidence limits, chosen on short texts in nine languages, 10 to 500 characters: see docs/data.md.
 SURE_CONFIDENCE, SURE_MARGIN, SURE_BYTES = 0.3, 0.15, 3
-MIN_CONFIDENCE = 0.005  # below, the bytes are no text that chardet knows
-MAX_DAMAGED_UTF8_SHARE = (
-    0.2  # of them: what is UTF-8 to four fifths is no other encoding, whose pairs seldom fit its pattern
-)
-MAX_DAMAGED_SHARE = 0.05  # of the characters beyond ASCII: with more of them undecodable, a file is in another encoding
+MIN_CONFIDENCE = 0.005  # below this, the bytes are not text that chardet knows
+MAX_DAMAGED_UTF8_SHARE = 0.2  # of the characters; text that is four fifths UTF-8 is hardly ever in another encoding
+MAX_DAMAGED_SHARE = 0.05  # of the non-ASCII characters; if more are undecodable, the file is in another encoding
 
-# Name in dataset_info.json → the name people know, the codec. The wider codec stands for those within it.
+# Name in dataset_info.json → common name, codec. The wider codec stands for those within it.
 ENCODINGS: dict[str, tuple[str, str]] = {
     "utf-8": ("UTF-8", "utf-8"), "utf-16": ("UTF-16", "utf-16"), "utf-16-le": ("UTF-16 LE", "utf-16-le"),
     "utf-16-be": ("UTF-16 BE", "utf-16-be"), "utf-32": ("UTF-32", "utf-32"), "utf-32-le": ("UTF-32 LE", "utf-32-le"),
@@ -46,13 +45,13 @@ ENCODINGS: dict[str, tuple[str, str]] = {
     "mac-roman": ("Mac Roman", "mac-roman"), "cp437": ("CP437", "cp437"), "cp850": ("CP850", "cp850"),
     "cp866": ("CP866", "cp866"),
 }  # fmt: skip
-WIDER_CODECS = {  # codec → the wider one that stands for it
+WIDER_CODECS = {  # codec → the wider codec that stands for it
     "gbk": "gb18030", "gb2312": "gb18030", "hz": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs",
     "shift_jis": "cp932", "euc_kr": "cp949", "johab": "cp949", "ascii": "utf-8", "utf-8-sig": "utf-8",
     "euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932",
 }  # fmt: skip
-# What chardet may propose. Others are so rare in files of training data that
-# they would only mislead; they can be chosen.
+# Encodings that chardet may propose. Others are so rare in training data that proposing them would mislead; they can be
+# chosen.
 DETECTABLE_CODECS = (
     "gb18030",
     "big5hkscs",
@@ -65,21 +64,22 @@ DETECTABLE_CODECS = (
     "cp1250",
 )
 DETECTABLE_LABELS = (
-    "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
+    "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # of what is detected
 )
 ASCII_RUN = re.compile(r"[\x00-\x7f]+")
-MIN_BYTE_PAIR_RUNS = 8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
+MIN_BYTE_PAIR_RUNS = 8  # runs of non-ASCII bytes, all of even length, which single-byte encodings do not have by chance
 SINGLE_BYTE_CODECS = ("cp1252", "cp1251", "koi8-r", "cp1250")
 NON_ASCII_BYTES = re.compile(rb"[\x80-\xff]+")
-UNDECODABLE_MARK = re.compile("[\udc80-\udcff]")  # what an undecodable byte becomes in a text
+UNDECODABLE_MARK = re.compile("[\udc80-\udcff]")  # replaces an undecodable byte in a text
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a file is read. `name` is a key of ENCODINGS, `codec` what Python calls it.
+    """How a file is read. `name` is a key of ENCODINGS, `codec` Python's name.
 
-    `detected`: it was inferred from the bytes, with `confidence` from 0 to 1; `sure`: so clearly that nobody need be
-    asked. `others`: names it could be instead, the likeliest first. `damaged`: it may hold bytes that are not of it.
+    `detected`: it was inferred from the bytes, with `confidence` from 0 to 1; `sure`: clearly enough that nobody has to
+    be asked. `others`: names of alternatives, the most likely first. `damaged`: it may contain bytes that do not belong
+    to it.
     """
 
     name: str
@@ -96,7 +96,8 @@ class Encoding:
 
 
 def encoding_key(name: str) -> str:
-    """The key of ENCODINGS that a person means by `name`. Raises Refusal, with the nearest name, for an unknown one."""
+    """The key of ENCODINGS that a person means by `name`. Raises Refusal, with the most similar name, for an unknown
+    one."""
     try:
         codec = codecs.lookup(name.strip()).name
     except (LookupError, ValueError):
@@ -111,13 +112,13 @@ def encoding_key(name: str) -> str:
 
 
 def version(file: Path) -> tuple[int, int]:
-    """Changes when the file does."""
+    """A value that changes when the file does."""
     status = file.stat()
     return status.st_mtime_ns, status.st_size
 
 
 def encoding_of(file: Path, chosen: str = "") -> Encoding:
-    """The encoding of a file; `chosen` is a person's word for it. Remembered until the file changes.
+    """The encoding of a file; `chosen` is a person's choice. Cached until the file changes.
 
     Raises Refusal if the file cannot be decoded, or not as chosen.
     """
@@ -152,7 +153,7 @@ def _as_specified(file: Path, name: str, start: bytes) -> Encoding:
 
 
 def _detect_by_byte_order_mark(start: bytes) -> Encoding | None:
-    """By the byte order mark. UTF-32's little-endian mark begins with that of UTF-16."""
+    """By the byte order mark. The little-endian mark of UTF-32 begins with that of UTF-16."""
     for mark, name in (
         (codecs.BOM_UTF32_LE, "utf-32"),
         (codecs.BOM_UTF32_BE, "utf-32"),
@@ -160,14 +161,15 @@ def _detect_by_byte_order_mark(start: bytes) -> Encoding | None:
         (codecs.BOM_UTF16_BE, "utf-16"),
     ):
         if start.startswith(mark):
-            return Encoding(name, name, damaged=True)  # believed, and read only row by row
+            return Encoding(name, name, damaged=True)  # accepted here, and checked when rows are read
     return None
 
 
 def _detect_by_zero_bytes(start: bytes) -> Encoding | None:
-    """Without a mark, UTF-16 and UTF-32 show in the zero bytes of Latin letters, digits and brackets."""
+    """Without a byte order mark, UTF-16 and UTF-32 are recognized by the zero bytes of Latin letters, digits and
+    brackets."""
     zeros = [start[place::4].count(0) * 4 for place in range(4)]
-    full = len(start) * 0.99 - 4  # the last character may be cut
+    full = len(start) * 0.99 - 4  # the last character may be cut in two
     for name, high, low in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
         if len(start) >= 8 and zeros[high[0]] >= full and zeros[high[1]] >= full / 2 and zeros[low] * 4 < full:
             return Encoding(name, name, detected=True, damaged=True)
@@ -179,10 +181,10 @@ def _detect_by_zero_bytes(start: bytes) -> Encoding | None:
 
 
 def _detect_by_content(file: Path, start: bytes, failed_at: tuple[int, int]) -> Encoding:
-    """What chardet proposes for the lines beyond ASCII, the first proposal first that decodes the whole file."""
+    """The first of chardet's proposals for the non-ASCII lines that decodes the whole file."""
     size, line = file.stat().st_size, failed_at[1]
     good, bad, _ = _count_damage_in(_sample_lines(file), "utf-8")
-    # Text that is almost all UTF-8, or is it up to a last character that was cut in two, is UTF-8 with damage: as
+    # Text that is almost all UTF-8, or is UTF-8 up to a last character that was cut in two, is damaged UTF-8: in
     # another encoding every character of it would be wrong.
     if good and (bad <= MAX_DAMAGED_UTF8_SHARE * (good + bad) or failed_at[0] >= size - 3):
         sig = start.startswith(codecs.BOM_UTF8)
@@ -220,8 +222,8 @@ def _is_certain(confidence: float, rival: float) -> bool:
 
 
 def _proposals(sample: bytes) -> list[tuple[str, float]]:
-    """Names of encodings that the bytes may be in, with confidence, the likeliest first."""
-    import chardet  # takes a moment, and few files need it
+    """Names of possible encodings with confidence, the most likely first."""
+    import chardet  # slow to import, and few files need it
 
     proposed = chardet.detect_all(
         sample,
@@ -239,8 +241,8 @@ def _proposals(sample: bytes) -> list[tuple[str, float]]:
     runs = NON_ASCII_BYTES.findall(sample)
     pairs = len(runs) >= MIN_BYTE_PAIR_RUNS and all(len(run) % 2 == 0 for run in runs)
     if pairs and not _is_certain(*[*confidences.values(), 0.0, 0.0][:2]):
-        # Letters beyond ASCII do not always come in pairs in a Western or Cyrillic text; Chinese, Japanese and Korean
-        # ones are pairs of bytes. A text of few different ones tells a detector nothing more.
+        # Non-ASCII letters do not always come in pairs in a Western or Cyrillic text, while Chinese, Japanese and
+        # Korean characters are pairs of bytes. A text with few different ones tells a detector nothing more.
         confidences = {encoding_key(name): 0.0 for name in DETECTABLE_CODECS} | confidences
         return sorted(
             confidences.items(),
@@ -263,8 +265,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 def has_zeros(file: Path) -> bool:
-    """Whether a file holds a byte that is zero: asked once, so that not every
-    line of a large table need be looked at."""
+    """Whether a file contains a zero byte: checked once, so that not every line of a large table has to be checked."""
     return _has_zeros(file, *version(file))
 
 
@@ -274,7 +275,7 @@ def _has_zeros(file: Path, mtime_ns: int, size: int) -> bool:
 
 
 def _first_undecodable(file: Path, codec: str) -> tuple[int, int] | None:
-    """Byte and line, from 1, of the first thing that is not of this codec; None if all is."""
+    """Byte and line, from 1, of the first place that this codec cannot decode; None if there is none."""
     decoder = codecs.getincrementaldecoder(codec)()
     line, at = 1, 0
     try:
@@ -283,13 +284,13 @@ def _first_undecodable(file: Path, codec: str) -> tuple[int, int] | None:
             line, at = line + block.count(b"\n"), at + len(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        # The error counts from what was left over of the block before.
+        # The error's position includes what was left over from the previous block.
         return at + error.start, line + error.object[: error.start].count(b"\n")
     return None
 
 
 def _sample_lines(file: Path) -> list[bytes]:
-    """Lines with bytes beyond ASCII, up to SAMPLE_BYTES of them."""
+    """Lines with non-ASCII bytes, up to SAMPLE_BYTES of them."""
     lines: list[bytes] = []
     left, held = SAMPLE_BYTES, b""
     for block in _blocks(file):
@@ -300,7 +301,7 @@ def _sample_lines(file: Path) -> list[bytes]:
                 left -= len(line)
         if left <= 0:
             return lines
-        if len(held) > SAMPLE_BYTES:  # a line without end
+        if len(held) > SAMPLE_BYTES:  # a line that never ends
             lines.append(held[:left])
             return lines
     return [*lines, held[:left]] if not held.isascii() else lines
@@ -311,7 +312,7 @@ def _count_damage(file: Path, codec: str) -> tuple[int, int, int]:
 
 
 def _count_damage_in(blocks: Iterator[bytes] | list[bytes], codec: str) -> tuple[int, int, int]:
-    """Characters beyond ASCII, places that cannot be decoded, and the line of the first of them."""
+    """The number of non-ASCII characters, the number of undecodable places, and the line of the first of these."""
     decoder = codecs.getincrementaldecoder(codec)("no character")
     good = bad = 0
     line, first = 1, 0
@@ -369,9 +370,9 @@ class _Utf8Stream(io.RawIOBase):
 
 
 def open_utf8(file: Path, at: int = 0, encoding: str = "") -> BinaryIO:
-    """The text of a file as UTF-8 without a byte order mark, whatever it is written in, from byte `at` on.
+    """The text of a file as UTF-8 without a byte order mark, whatever its encoding, from byte `at` on.
 
-    Raises Refusal if its encoding is not known. `at` counts from the start of the file, a mark included.
+    Raises Refusal if its encoding is unknown. `at` counts from the start of the file, including a byte order mark.
     """
     codec = encoding_of(file, encoding).codec
     if codec.startswith("utf-8"):
@@ -379,13 +380,13 @@ def open_utf8(file: Path, at: int = 0, encoding: str = "") -> BinaryIO:
         stream.seek(at or len(codecs.BOM_UTF8) * (codec == "utf-8-sig"))
         return stream
     stream = io.BufferedReader(_Utf8Stream(file, codec), BUFFER_BYTES)
-    while at > 0:  # what was written in another encoding can only be reached by reading up to there
+    while at > 0:  # text in another encoding can only be reached by reading up to there
         at -= len(stream.read(min(at, BUFFER_BYTES)) or b" " * at)
     return stream
 
 
 def read_text(file: Path) -> str:
-    """All of a small file. Raises Refusal if its encoding is not known, or a piece of it cannot be decoded."""
+    """All of a small file. Raises Refusal if its encoding is unknown, or a part of it cannot be decoded."""
     with open_utf8(file) as stream:
         content = stream.read()
     try:

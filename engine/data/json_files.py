@@ -1,7 +1,7 @@
-"""A file of JSON → its rows, whichever way it is laid out (`engine.data.json_layout`).
+"""A JSON file → its rows, in any layout (`engine.data.json_layout`).
 
-Lists and lines are read row by row, so a file of any size fits into memory; what has to be
-read whole may have MAX_ROW_BYTES bytes. What a row means is left to `engine.data.datasets`.
+Lists and lines are read row by row, so files of any size fit into memory; what has to be read as a whole is limited to
+MAX_ROW_BYTES bytes. The meaning of a row is left to `engine.data.datasets`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _read_lines(file: Path, start: Place, encoding: str, _layout: Layout) -> Ite
 
 
 def _read_object(file: Path, start: Place, encoding: str, file_layout: Layout) -> Iterator[Entry]:
-    """Rows of an object that is read whole."""
+    """The rows of an object that is read as a whole."""
     with open_utf8(file, 0, encoding) as stream:
         text = stream.read(text_lines.MAX_ROW_BYTES + 1).decode(errors="surrogateescape")
     begin = after_space(text)
@@ -72,7 +72,7 @@ def _read_object(file: Path, start: Place, encoding: str, file_layout: Layout) -
 
 
 def _read_list(file: Path, start: Place, encoding: str, file_layout: Layout) -> Iterator[Entry]:
-    """Elements of a list, or objects one after the other, decoded one by one from a buffer of text."""
+    """Elements of a list, or objects one after another, decoded one by one from a text buffer."""
     with open_utf8(file, start.at or file_layout.at, encoding) as stream:
         walk = _ListReader(file, start, encoding, file_layout, stream)
         while (entry := walk.next()) is not None:
@@ -84,7 +84,8 @@ def _read_list(file: Path, start: Place, encoding: str, file_layout: Layout) -> 
 
 
 class _ListReader:
-    """Where the reading of a list is. `text[:counted]` is behind `line`, `column` and `at_byte`; `at` is the next."""
+    """The reading position in a list. `text[:counted]` is before `line`, `column` and `at_byte`; `at` is the next
+    element."""
 
     def __init__(self, file: Path, start: Place, encoding: str, file_layout: Layout, stream: Any):
         self.file, self.layout, self.stream = file, file_layout, stream
@@ -118,7 +119,7 @@ class _ListReader:
             ended = self.at
             try:
                 begins, value, end = step(self.text, self.at, self.first)
-                # A number at the end of the buffer may go on behind it.
+                # A number at the end of the buffer may continue after it.
                 if end < len(self.text) or begins is None or not self._grow():
                     self.at = end
                     break
@@ -134,7 +135,7 @@ class _ListReader:
         return error.msg.startswith("Unterminated") or len(self.text) - error.pos < 16
 
     def _grow(self) -> bool:
-        """Whether there is more text; the buffer never holds more than a row may have, and as much again."""
+        """Whether there is more text; the buffer never holds more than twice the maximum of a row."""
         held = len(self.text) - self.at
         if held > text_lines.MAX_ROW_BYTES or not (block := self.more(max(text_lines.BUFFER_BYTES, held))):
             return False
@@ -172,7 +173,7 @@ class _ListReader:
         return place, reject_half_characters(place, value, written)
 
     def left_over(self) -> Entry | None:
-        """What stands behind the end of the list, and was not read."""
+        """Report content after the end of the list, which was not read."""
         if self.layout.shape == "values":
             return None
         while len(self.text) - self.at <= text_lines.MAX_ROW_BYTES and (block := self.more(text_lines.BUFFER_BYTES)):

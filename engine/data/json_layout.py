@@ -1,8 +1,7 @@
-"""How a JSON file is laid out, found in its beginning: rows one per line, a
-list, values one after the other, or one object.
+"""The layout of a JSON file, detected from its beginning: one row per line, a list, values one after another, or one
+object.
 
-Whoever reads the file on (`engine.data.json_files`) proves it. What one object
-means is said by `engine.data.json_shapes`.
+Reading on proves it (`engine.data.json_files`). The meaning of a single object is decided by `engine.data.json_shapes`.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from engine.data.encodings import open_utf8, version
 from engine.data.text_lines import Place, half_character, nonblank_lines, undecodable_problem
 
 SPACE = re.compile(r"[ \t\r\n\ufeff]*")
-MAX_UNCUT_BYTES = 1 << 15  # bytes of a beginning that may not be all of the file
-LINES_SAMPLED = 20  # lines by which lines are told from something else
+MAX_UNCUT_BYTES = 1 << 15  # bytes of the beginning, which may not be the whole file
+LINES_SAMPLED = 20  # lines that are needed to recognize one value per line
 decode_next = json.JSONDecoder().raw_decode
 
 
 def after_space(text: str, at: int = 0) -> int:
-    """Where the white space at `at` ends: at `at` if there is none."""
+    """The end of the whitespace at `at`; `at` itself if there is none."""
     space = SPACE.match(text, at)
-    assert space is not None  # it matches nothing, too
+    assert space is not None  # it also matches nothing
     return space.end()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is laid out: a key of LAYOUT_READERS.
+    """The layout of a file: a key of LAYOUT_READERS.
 
-    `at`: the byte behind the bracket that opens the list of rows, which stands under `key`; `line` and `column` there.
-    `inside`: the key under which each element holds its row. `problem`: why no row can be read.
+    `at`: the byte after the bracket that opens the list of rows, which is under `key`; `line` and `column` there.
+    `inside`: the key under which each element has its row. `problem`: why no row can be read.
     """
 
     shape: str
@@ -54,7 +53,7 @@ class Layout:
 
 
 def layout(file: Path, encoding: str = "") -> Layout:
-    """How the file is laid out; remembered until it changes. Raises Refusal if it cannot be decoded."""
+    """The layout of the file; cached until it changes. Raises Refusal if it cannot be decoded."""
     return _layout(file, encoding, *version(file))
 
 
@@ -91,7 +90,7 @@ def _parse_object(line: bytes | None) -> dict[str, Any] | None:
 
 
 def _values_follow(file: Path, encoding: str) -> bool:
-    """Whether a file begins with several values one after the other, wherever their lines end."""
+    """Whether a file begins with several values one after another, wherever their lines end."""
     with open_utf8(file, 0, encoding) as stream:
         text = stream.read(text_lines.BUFFER_BYTES).decode(errors="ignore")
     at, seen = 0, 0
@@ -119,7 +118,7 @@ def _no_json_problem(file: Path, line: tuple[int, int, int, bytes | None]) -> Pr
 def _layout_of_list(file: Path, start: bytes) -> Layout:
     some = [line for line in start.split(b"\n") if line.strip()]
     if len(start) > MAX_UNCUT_BYTES:
-        some = some[:-1]  # it may be cut
+        some = some[:-1]  # it may be truncated
     first, *others = some or [b""]
     if others and others[0].lstrip().startswith(b"["):
         value = parse_line("", first)
@@ -130,7 +129,7 @@ def _layout_of_list(file: Path, start: bytes) -> Layout:
 
 
 def _layout_of_object(file: Path, encoding: str, lines_follow: bool) -> Layout:
-    """Of a file that begins with an object which is not alone on its line, or alone in the file."""
+    """The layout of a file that begins with an object which is not alone on its line, or alone in the file."""
     with open_utf8(file, 0, encoding) as stream:
         offset = stream.tell() if stream.seekable() else 0
         text = stream.read(text_lines.MAX_ROW_BYTES + 1).decode(errors="surrogateescape")
@@ -152,7 +151,8 @@ def _layout_of_object(file: Path, encoding: str, lines_follow: bool) -> Layout:
 
 
 def _layout_of_broken_object(file: Path, text: str, begin: int, offset: int, error: Exception) -> Layout:
-    """Of an object that is broken somewhere, or too long to be read whole: its list may be readable all the same."""
+    """The layout of an object that is broken somewhere, or too long to be read as a whole: its list may still be
+    readable."""
     before: dict[str, Any] = {}
     for key, start, value in object_members(text, begin):
         if value is None and (opening := re.compile(r"\[\s*\{").match(text, start)):
@@ -186,8 +186,8 @@ def parse_error_reason(error: Exception) -> str:
 
 
 def object_members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
-    """Key, beginning and value of each member of the object at `at`; the value
-    is None, and the last, where it is broken."""
+    """Key, beginning and value of each member of the object at `at`. At the first broken member, the value is None and
+    the iteration ends."""
     at = after_space(text, at + 1)
     while text.startswith('"', at):
         try:
@@ -216,11 +216,11 @@ def _layout_of_member(text: str, begin: int, offset: int, shape: json_shapes.Sha
 
 
 def parse_line(place: Any, line: bytes, label: str = "UTF-8") -> Any:
-    """What a line of JSON holds, or the Problem with it. `place` is told as text; `label` is what people call the
-    encoding of its file."""
+    """The value of a line of JSON, or the Problem with it. `place` is reported as text; `label` is the common name of
+    the file's encoding."""
     try:
         return from_json(line, cache_strings="keys")
-    except ValueError:  # the other parser is kinder, and says better what is wrong
+    except ValueError:  # the other parser is more tolerant, and has better messages
         pass
     try:
         value = json.loads(line.decode())
@@ -234,13 +234,13 @@ def parse_line(place: Any, line: bytes, label: str = "UTF-8") -> Any:
 
 
 def reject_half_characters(place: Any, value: Any, written: str | bytes) -> Any:
-    """The value, or the Problem if its text holds half of a character."""
+    """The value, or the Problem if its text contains half a character."""
     half = half_character(value, written)
     return problem("row-half-character", place=str(place), found=half) if half else value
 
 
 def advance_position(passed: str, line: int, column: int, at: int) -> tuple[int, int, int]:
-    """Line, column and byte behind the text that was passed."""
+    """Line, column and byte after the text that was passed."""
     lines = passed.count("\n")
     column = len(passed) - passed.rfind("\n") if lines else column + len(passed)
     size = len(passed) if passed.isascii() else len(passed.encode(errors="surrogateescape"))
@@ -248,8 +248,8 @@ def advance_position(passed: str, line: int, column: int, at: int) -> tuple[int,
 
 
 def next_value(text: str, at: int, first: bool) -> tuple[int | None, Any, int]:
-    """Where the next value begins, the value and where it ends, of values one after the other, with or
-    without a comma in between; None for the beginning at the end. Raises ValueError or RecursionError."""
+    """Where the next value begins, the value, and where it ends, for values one after another, with or without commas
+    between them; None for the beginning at the end. Raises ValueError or RecursionError."""
     at = after_space(text, at)
     if not first and text.startswith(",", at):
         at = after_space(text, at + 1)

@@ -1,4 +1,4 @@
-"""What one JSON object means as data: a row, a list of rows under some key, or columns. Pure; nothing is read here."""
+"""What a JSON object means as data: a row, a list of rows under some key, or columns. Pure; nothing is read here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 SPEAKER_KEYS = ("role", "from", "speaker")  # what the turns of a conversation have
-# Keys by which an object is known as a row, beside which a list of objects is part of that row.
+# Keys that identify an object as a row, so that a list of objects next to them is part of that row.
 ROW_KEYS = frozenset((
     "instruction", "prompt", "question", "query", "problem", "input", "output", "response", "answer", "completion",
     "chosen", "rejected", "messages", "conversations", "text", "system", "指令", "问题", "回答", "答案", "输入", "输出",
@@ -18,10 +18,10 @@ ROW_LIST_KEYS = frozenset(("messages", "conversations", "history", "tools", "fun
 
 @dataclass(frozen=True)
 class Shape:
-    """A key of ROW_ITERATORS, or "wrapped": a list of rows stands under `key`,
-    each in its element's `inside` if that is named.
+    """A key of ROW_ITERATORS, or "wrapped": a list of rows is under `key`, each in `inside` of its element if that is
+    given.
 
-    `code` and `values`: the problem with it, if it has no clear meaning.
+    `code` and `values`: the problem, if the meaning is unclear.
     """
 
     name: str = ""
@@ -32,7 +32,7 @@ class Shape:
 
 
 def shape_of(value: Mapping[str, Any]) -> Shape:
-    """What an object that a file consists of means."""
+    """The meaning of an object that is a whole file."""
     columns, data = value.get("columns"), value.get("data")
     if _is_string_list(columns) and isinstance(data, list) and data and all(isinstance(row, list) for row in data):
         if all(len(row) == len(columns) for row in data):
@@ -60,7 +60,7 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
 
 def _shape_of_columns(value: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> Shape:
     if not value or len(lists) < len(value):
-        # {"data": [], "total": 0} is no row of two columns, but no rows.
+        # {"data": [], "total": 0} is not a row of two columns, but has no rows.
         empty = [key for key, column in lists.items() if not column and key not in ROW_LIST_KEYS]
         return Shape("nothing" if empty and not set(value) & ROW_KEYS else "row")
     if len({len(column) for column in lists.values()}) > 1:
@@ -70,7 +70,7 @@ def _shape_of_columns(value: Mapping[str, Any], lists: Mapping[str, list[Any]]) 
 
 
 def _shape_of_objects(value: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of an object of objects: by columns, by rows, or a row."""
+    """The meaning of an object of objects: by columns, by rows, or a single row."""
     inner = [key for column in value.values() for key in column]
     if any(isinstance(column.get(role), str) for column in value.values() for role in SPEAKER_KEYS[:2]):
         if set(value) & ROW_KEYS:  # {"prompt": {"role", "content"}, "chosen": {…}}
@@ -101,14 +101,14 @@ def _is_row_list(value: list[Any]) -> bool:
 
 
 def is_conversation(value: list[Any]) -> bool:
-    """Whether a list is a conversation: objects of which each says whose turn it is."""
+    """Whether a list is a conversation: objects that each state their speaker."""
     return bool(value) and all(
         isinstance(turn, dict) and any(isinstance(turn.get(role), str) for role in SPEAKER_KEYS) for turn in value
     )
 
 
 def is_closing(rest: str, inside: str) -> bool:
-    """Whether that can stand behind the list of rows and close the object it is in, without another list of rows."""
+    """Whether this can follow the list of rows and close its object, without another list of rows."""
     text = rest.lstrip()
     try:
         value = json.loads("{" + (text[1:] if text.startswith(",") else text))

@@ -1,4 +1,4 @@
-"""Words that data has for "good" and "bad", and numbers that weigh."""
+"""The words that data sets use for "good" and "bad", and numbers as weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABEL_OF_NUMBER: dict[float, bool] = {1: True, 0: False, -1: False}
 
 
 def label_of(value: Any) -> bool | None:
-    """Whether a label says good or bad: true/false, 1/0, +1/-1, or one of the words; None if it says neither."""
+    """Whether a rating says good or bad: true/false, 1/0, +1/-1, or one of the words; None if it is neither."""
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
@@ -29,7 +29,7 @@ def label_of(value: Any) -> bool | None:
 
 
 def weight_of(value: Any) -> float | None:
-    """A weight as true/false or a number from 0 on, or either as text; None if it is none."""
+    """A weight as true/false or a number ≥ 0, or either as text; None if it is not one."""
     if isinstance(value, str):
         text = value.strip().casefold()
         if text in ("true", "false"):

@@ -1,7 +1,7 @@
-"""A file from outside is read by a process of its own, that may take only so much memory, time and disk.
+"""Read an untrusted file in a separate process with limited memory, time and disk.
 
-Its question and its answer are JSON, on standard input and output. What is wrong with the file comes back as
-a Refusal, and so does an end of the process: libraries that are not Python's abort where their memory ends.
+Question and answer are JSON on standard input and output. Problems of the file come back as a Refusal, and so does a
+crash of the process, because native libraries abort when memory runs out.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
 from engine.launch.workspace import PROJECT
 
-MAX_MEMORY = 8 << 30  # bytes of address space, and no more than half of what is free
-MAX_SECONDS = 300  # of processor time
-MAX_WRITTEN_BYTES = 8 << 30  # bytes of a file that it writes
+MAX_MEMORY = 8 << 30  # bytes of address space, but at most half of the free memory
+MAX_SECONDS = 300  # of CPU time
+MAX_WRITTEN_BYTES = 8 << 30  # maximum bytes of a file that it writes
 
 
 def ask(module: str, file: Path, *, seconds: int = MAX_SECONDS, **question: Any) -> Mapping[str, Any]:
-    """What the module answers, run as a process. Raises Refusal if it refuses, takes too much or ends before it has an
-    answer; OSError where it cannot write."""
+    """The answer of the module, run as a process. Raises Refusal if it refuses, uses too much or ends without an
+    answer; OSError if it cannot write."""
     free_memory, _ = hardware.memory()
     limits = {
         "memory": min(MAX_MEMORY, free_memory // 2),
@@ -61,7 +61,7 @@ def ask(module: str, file: Path, *, seconds: int = MAX_SECONDS, **question: Any)
 
 
 def reply(act: Callable[..., dict[str, Any]]) -> None:
-    """Answer the question on standard input with what `act` makes of the file and the question."""
+    """Answer the question on standard input with the result of `act` for the file and the question."""
     request = json.load(sys.stdin)
     _limit(**request["limits"])
     file = Path(request["file"])
@@ -73,11 +73,11 @@ def reply(act: Callable[..., dict[str, Any]]) -> None:
         number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or errno.EIO
         too_much = {"problems": [asdict(problem("file-takes-too-much", file=file.name))]}
         answer = too_much if number in (errno.ENOMEM, errno.EFBIG) else {"errno": number}
-    json.dump(answer, sys.stdout, default=str)  # what was raised may be a value of a problem
+    json.dump(answer, sys.stdout, default=str)  # the exception may contain values of a problem
 
 
 def _limit(memory: int, seconds: int, written: int) -> None:
-    """Limit this process. Whoever goes beyond is ended by the system, or told so by an exception."""
+    """Limit this process. Exceeding a limit ends it or raises an exception."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))

@@ -1,9 +1,8 @@
-"""What a row says of what is to be trained in it: marks of a message, a mask of
-the messages, a weight of the whole row.
+"""What a row specifies about training on it: marks of messages, a mask over the messages, a weight of the whole row.
 
-A mark is a number from 0 on or true/false: `weight` (OpenAI), `train` (axolotl), `loss` and `loss_scale` (ms-swift),
+A mark is a number ≥ 0 or true/false: `weight` (OpenAI), `train` (axolotl), `loss` and `loss_scale` (ms-swift),
 `loss_weight`. Several marks of one message multiply, and so does the row's own weight. They become one number for each
-answer of the row; what they do in the loss is said in `engine.worker.data.turn_weights`.
+answer of the row; `engine.worker.data.turn_weights` describes their effect on the loss.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from engine.data.row_values import Row, nth_element
 
 Message = dict[str, Any]
 TURN_MARK_KEYS = frozenset(("weight", "train", "training", "loss", "loss_weight", "loss_scale", "train_detail"))
-ROW_WEIGHT_COLUMNS = ("loss_weight", "sample_weight", "loss_scale")  # columns that can mean nothing else
+ROW_WEIGHT_COLUMNS = ("loss_weight", "sample_weight", "loss_scale")  # columns that can only mean this
 MASK_COLUMN = "loss_mask"
-AMBIGUOUS_WEIGHT_COLUMN = "weight"  # a column that may as well be of what the row is about
+AMBIGUOUS_WEIGHT_COLUMN = "weight"  # a column that may also be part of the row's subject
 ROW_MARK_COLUMNS = frozenset((*ROW_WEIGHT_COLUMNS, MASK_COLUMN, AMBIGUOUS_WEIGHT_COLUMN))
 # Columns of a row that is nothing but a conversation.
 CONVERSATION_COLUMNS = frozenset(
@@ -37,7 +36,7 @@ CONVERSATION_COLUMNS = frozenset(
 
 
 def turn_weight(row: Row, turn: Message, column: str) -> float | None:
-    """What the marks of a turn come to; None if it has none. Raises Refusal at one that is no weight."""
+    """The combined weight of a turn's marks; None if it has none. Raises Refusal for an invalid weight."""
     weight: float | None = None
     for key in sorted(TURN_MARK_KEYS.intersection(turn)):
         value = turn[key]
@@ -52,7 +51,8 @@ def turn_weight(row: Row, turn: Message, column: str) -> float | None:
 
 
 def _train_detail(row: Row, detail: Any, column: str) -> Any:
-    """What axolotl's marks of spans of a text say, if all say the same; else a note, for an answer has one weight."""
+    """The mark of axolotl's spans of a text, if all have the same; otherwise a note, because an answer has one
+    weight."""
     spans = detail if isinstance(detail, list) else [detail]
     marks = [part.get("train") for part in spans if isinstance(part, dict)]
     if len(marks) == len(spans) and len(set(map(bool, marks))) == 1:
@@ -70,7 +70,7 @@ def _weight(row: Row, value: Any, column: str) -> float:
 
 
 def set_weight(row: Row, message: Message, weight: float | None, column: str) -> None:
-    """Leave a weight at a message, until `collect_weights` takes it. Only answers can be trained."""
+    """Store a weight at a message, until `collect_weights` takes it. Only answers can be trained on."""
     if weight is None:
         return
     if message["role"] != "assistant":
@@ -82,9 +82,9 @@ def set_weight(row: Row, message: Message, weight: float | None, column: str) ->
 
 
 def row_mask(row: Row, roles: Sequence[str | None]) -> list[float | None] | None:
-    """The row's mask, a weight for each of its turns, whose roles these are; a mask of the answers alone is one too.
+    """The row's mask, a weight for each turn with these roles; a mask of the answers alone is also accepted.
 
-    None if the row has no mask. Raises Refusal at one of another length, such as a mask of tokens.
+    None if the row has no mask. Raises Refusal if its length differs, as in a mask of tokens.
     """
     value = row.parsed(row.values.get(MASK_COLUMN))
     if value is None or value == "":  # an empty cell
@@ -107,7 +107,7 @@ def row_mask(row: Row, roles: Sequence[str | None]) -> list[float | None] | None
 
 
 def row_weight(row: Row) -> float:
-    """The weight of the row as a whole; 1 if it has none."""
+    """The weight of the whole row; 1 if it has none."""
     weight = 1.0
     mapped = row.dataset.columns.get("weight")
     for column in ROW_WEIGHT_COLUMNS if mapped is None else (mapped,):
@@ -126,7 +126,7 @@ def row_weight(row: Row) -> float:
 
 
 def collect_weights(row: Row, messages: Sequence[Message]) -> list[float] | None:
-    """The weight of each answer, taken off the messages; None if all are 1."""
+    """The weight of each answer, removed from the messages; None if all are 1."""
     whole = 1.0
     if "weight" in row.dataset.columns or not ROW_MARK_COLUMNS.isdisjoint(row.values):
         whole = row_weight(row)

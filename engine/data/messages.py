@@ -1,11 +1,11 @@
-"""One turn of a conversation, in any spelling people use → messages as chat templates know them.
+"""One turn of a conversation, in any common spelling → messages as chat templates expect them.
 
     {"role": "system" | "user" | "assistant" | "tool", "content": str, "reasoning_content"?: str, "tool_call_id"?: str,
      "name"?: str, "tool_calls"?: [{"id"?, "type": "function", "function": {"name", "arguments": object}}]}
 
-Read are ShareGPT's and OpenAI's turns, with `tool_calls` or the older `function_call`;
-Gemini's `parts`; content as text, or as a list of parts: text, thoughts, Anthropic's
-tool_use and tool_result. A picture or a sound is refused: only text is trained.
+It reads ShareGPT's and OpenAI's turns, with `tool_calls` or the older `function_call`; Gemini's `parts`; content as
+text or as a list of parts: text, thoughts, Anthropic's tool_use and tool_result. Images and audio are rejected, since
+only text is trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.data.row_values import Row, comma_separated, nth_element
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 PLAIN_ROLES = ("user", "assistant", "system")
-# Types of parts, and keys of parts without a type, that are no text.
+# Types of parts, and keys of parts without a type, that are not text.
 MEDIA_WORDS = (
     "image",
     "audio",
@@ -38,7 +38,7 @@ MEDIA_WORDS = (
 
 @dataclass(slots=True)
 class Content:
-    """What the parts of a content come to."""
+    """What the parts of a content add up to."""
 
     text: str = ""
     reasoning: str = ""
@@ -47,7 +47,7 @@ class Content:
 
 
 def conversation(row: Row, value: Any, column: str) -> list[Message]:
-    """The messages of a list of turns, with the weights that turns and the row's mask give them."""
+    """The messages of a list of turns, with the weights from the turns and the row's mask."""
     turns = _parsed_objects(row, row.items(value, column))
     messages: list[Message] = []
     for number, turn in enumerate(turns):
@@ -58,8 +58,8 @@ def conversation(row: Row, value: Any, column: str) -> list[Message]:
 
 
 def _parsed_objects(row: Row, items: list[Any]) -> list[Any]:
-    """The items of a list; each may be the JSON of an object, as the datasets
-    library stores what is uneven in Parquet."""
+    """The items of a list; each may be the JSON of an object, since the datasets library stores irregular items so in
+    Parquet."""
     if not any([type(item) is str for item in items]):
         return items
     return [row.parsed(item) for item in items]
@@ -74,7 +74,7 @@ def _masked_messages(row: Row, turns: Sequence[Any], column: str) -> list[Messag
 
 
 def as_conversation(row: Row, value: Any, column: str) -> list[Message] | None:
-    """The messages of a value that is a turn or a list of turns, or the JSON of such a list; None if it is none."""
+    """The messages of a value that is a turn or a list of turns, or the JSON of such a list; None if it is not."""
     turns = [value] if isinstance(value, dict) else row.parsed(value)
     turns = _parsed_objects(row, turns) if isinstance(turns, list) else None
     if not turns or not isinstance(turns[0], dict):
@@ -86,9 +86,9 @@ def as_conversation(row: Row, value: Any, column: str) -> list[Message] | None:
 
 
 def turn_messages(row: Row, turn: Any, column: str, number: int) -> list[Message]:
-    """One turn; several messages where it holds results of tools beside other things."""
+    """One turn; several messages if it contains tool results and other content."""
     dataset = row.dataset
-    if isinstance(turn, dict) and len(turn) == 2:  # the usual ones, quickly
+    if isinstance(turn, dict) and len(turn) == 2:  # fast path for the usual ones
         content = turn.get(dataset.tags["content_tag"])
         role = dataset.role_of(turn.get(dataset.tags["role_tag"]))
         if type(content) is str and role in PLAIN_ROLES and (role == "system" or not content.isspace()) and content:
@@ -128,7 +128,7 @@ def _first_key(turn: Message, keys: Iterable[str]) -> str | None:
 
 
 def _with_ids(message: Message, turn: Message) -> Message:
-    """The message with those names and ids of its turn that a template may write."""
+    """The message with those names and ids of its turn that a template may render."""
     for key in ("tool_call_id", "name"):
         if isinstance(turn.get(key), str) and turn[key]:
             message[key] = turn[key]
@@ -136,10 +136,10 @@ def _with_ids(message: Message, turn: Message) -> Message:
 
 
 def _question_messages(row: Row, role: str, turn: Message, content: Content, column: str) -> list[Message]:
-    """What a user or the system says, behind the results of tools that stand in the same turn."""
+    """What a user or the system says, after any tool results in the same turn."""
     if content.calls:
         raise row.bad("row-not-text", column=column, found="tool_use")
-    # An empty system message is a way to turn a template's own off.
+    # An empty system message is a way to turn off a template's own.
     if not content.text.strip() and role == "user":
         if content.results:
             return content.results
@@ -166,7 +166,7 @@ def _answer_message(row: Row, turn: Message, content: Content, column: str) -> M
 
 
 def _tool_result(row: Row, value: Any, column: str) -> str:
-    """What a tool has answered, which may be nothing, or data instead of text."""
+    """The result of a tool, which may be empty, or data instead of text."""
     if isinstance(value, dict) or (isinstance(value, list) and not all(map(_is_part, value))):
         return json.dumps(row.structs(value), ensure_ascii=False, default=str)
     return content_of(row, value, column).text
@@ -180,8 +180,8 @@ def _is_part(value: Any) -> bool:
 
 
 def text_of(row: Row, value: Any, column: str) -> str:
-    """The text of a column that is a string or parts that are text. Raises Refusal for anything else: strings in a list
-    may be several answers."""
+    """The text of a column that is a string or a list of text parts. Raises Refusal for anything else: strings in a
+    list may be several answers."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and any(isinstance(part, str) for part in value):
@@ -193,7 +193,7 @@ def text_of(row: Row, value: Any, column: str) -> str:
 
 
 def content_of(row: Row, value: Any, column: str) -> Content:
-    """A content in any spelling. null is no content. Raises Refusal for what is no text."""
+    """A content in any spelling. null means no content. Raises Refusal for anything that is not text."""
     if isinstance(value, str):
         return Content(value)
     content = Content()
@@ -245,8 +245,7 @@ def _add_part(row: Row, part: dict[str, Any], content: Content, column: str) -> 
 
 
 def calls(row: Row, value: Any, column: str) -> list[dict[str, Any]]:
-    """Calls of tools as OpenAI writes them, with the arguments as an object;
-    from one call or several, or their JSON."""
+    """Tool calls in OpenAI's format, with the arguments as an object; from one call or several, or their JSON."""
     value = row.parsed(value)
     made = []
     for call in value if isinstance(value, list) else [value]:
@@ -265,7 +264,7 @@ def calls(row: Row, value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def tools(row: Row) -> list[dict[str, Any]] | None:
-    """The tools of a row, each as OpenAI writes them; the older `functions` where there are no tools."""
+    """The tools of a row in OpenAI's format; the older `functions` if there are no tools."""
     column = row.dataset.columns.get("tools")
     if not column:
         return None

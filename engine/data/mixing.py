@@ -1,4 +1,5 @@
-"""How many rows of each data set are kept for measuring, and how often each of the others is shown. Pure arithmetic."""
+"""How many rows of each data set are held out for validation, and how often each of the others is used. Pure
+arithmetic."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from engine.spec.run_spec import Data
 
 
 def held_out(data: Data, rows: Mapping[str, int]) -> dict[str, int]:
-    """Of how many rows of each training set is measured, from the number of rows that each has.
+    """How many rows of each training set are held out for validation, given the number of rows of each.
 
-    A share is taken of each set, but at least one row; a number of rows is divided among the sets by their sizes, the
+    A share is taken from each set, but at least one row. A number of rows is divided among the sets by their sizes, the
     largest remainders first (Hamilton's method).
     """
     if not data.validation_rows:
@@ -27,10 +28,11 @@ def held_out(data: Data, rows: Mapping[str, int]) -> dict[str, int]:
 
 
 def repeats(data: Data, rows: Mapping[str, int]) -> dict[str, float]:
-    """How often each row of each set is shown in an epoch, from the number of rows that are trained on.
+    """How often each row of each set is used in an epoch, given the numbers of rows that are trained on.
 
-    concat: as the weights say. interleave_under and interleave_over: the weights are the chances with which the next
-    row is taken from each set, until the first of them is used up, or until all are (`datasets.interleave_datasets`).
+    concat: according to the weights. interleave_under and interleave_over: the weights are the probabilities with which
+    the next row is taken from each set, until the first of them is used up, or all are
+    (`datasets.interleave_datasets`).
     """
     weights = {name: data.datasets[name] for name in rows}
     if data.mix_strategy == "concat":

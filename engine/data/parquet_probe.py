@@ -1,4 +1,4 @@
-"""A Parquet file is read once where it may take only so much: a kilobyte of it may stand for gigabytes of rows."""
+"""Read an uploaded Parquet file once within limits: a kilobyte of it may stand for gigabytes of rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from engine.data.row_files import PLACE_INTERVAL_ROWS
 
 
 def prove_bounded(file: Path) -> None:
-    """Raises Refusal if reading the file takes more memory or time than it may.
-    Any other damage is its reader's to tell."""
+    """Raises Refusal if reading the file takes more memory or time than allowed. Other damage is reported by its
+    reader."""
     limited_process.ask(__name__, file)
 
 
@@ -20,8 +20,8 @@ def _read(file: Path) -> dict[str, int]:
     rows = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=PLACE_INTERVAL_ROWS):
-            rows += len(batch.to_pylist())  # which is how its rows are read
-    except ArrowMemoryError as error:  # an ArrowException, too
+            rows += len(batch.to_pylist())  # as its rows are read later
+    except ArrowMemoryError as error:  # also an ArrowException
         raise MemoryError from error
     except (ArrowException, OSError):
         pass

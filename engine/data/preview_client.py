@@ -1,6 +1,7 @@
-"""The studio's side of the preview: one warm child that is asked what a model would see of a data set.
+"""The studio's side of the preview: one warm child process that shows what a model sees of a data set.
 
-The child is started at the first look, and again whenever it is gone; the studio lives on whatever happens to it.
+The child is started with the first question, and again if it has ended; whatever happens to it does not affect the
+studio.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _child: subprocess.Popen[bytes] | None = None
 
 
 def start_child() -> None:
-    """Start the child if there is none, so that the first question finds it ready. Comes back at once."""
-    if _lock.acquire(blocking=False):  # else it is at work, and warm
+    """Start the child if there is none, so that it is ready for the first question. Returns immediately."""
+    if _lock.acquire(blocking=False):  # otherwise it is busy, and therefore warm
         try:
             _running_child()
         finally:
@@ -43,7 +44,7 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> d
     question = json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **parameters}) + "\n"
     with _lock:
         try:
-            response = _ask_child(question.encode()) or _ask_child(question.encode())  # an idle one may end just now
+            response = _ask_child(question.encode()) or _ask_child(question.encode())  # an idle one may be ending
         except TimeoutError:
             raise Refusal(problem("preview-too-slow", seconds=int(ANSWER_TIMEOUT_S))) from None
     if response is None:
@@ -54,9 +55,9 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> d
 
 
 def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]:
-    """What keeps a run from starting in the rows themselves, and what is told of them, by a look at some of
-    each data set: rows that the chat template refuses, and what it leaves out of the others. Nothing where
-    the model is not on this machine, or the rows are plain text. Raises Refusal where no look is possible."""
+    """What in the rows keeps a run from starting, and what is only noted, from a sample of each data set: rows that the
+    chat template rejects, and what it leaves out of the others. Empty if the model is not on this machine, or the rows
+    are plain text. Raises Refusal if the rows cannot be examined."""
     wrong: list[Problem] = []
     notes: list[Problem] = []
     if STAGES[spec.stage.kind].form == "text" or not Path(spec.model.model_name_or_path).is_dir():
@@ -74,7 +75,7 @@ def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]
 
 
 def _ask_child(question: bytes) -> dict[str, Any] | None:
-    """None: the child has ended. Raises TimeoutError where it did not answer in time, and was ended."""
+    """None: the child has ended. Raises TimeoutError if it did not answer in time, and was ended."""
     child = _running_child()
     to_child, from_child = _pipes(child)
     try:

@@ -1,8 +1,8 @@
-"""A data file → its rows, one after the other, from any place in it.
+"""A data file → its rows, one after another, starting at any place in it.
 
-json, jsonl, csv, tsv, parquet and txt, in any encoding of `engine.data.encodings`. Nothing is held but the row
-at hand, and of that no more than MAX_ROW_BYTES: a file of any size, and a line of any length, fit into memory.
-What cannot be read as a row comes as a Problem in its place. What a row means is left to `engine.data.datasets`.
+It reads json, jsonl, csv, tsv, parquet and txt, in any encoding of `engine.data.encodings`. Only the current row is in
+memory, and at most MAX_ROW_BYTES of it, so files of any size and lines of any length can be read. What cannot be read
+as a row becomes a Problem in its place. The meaning of a row is left to `engine.data.datasets`.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ __all__ = [
     "version",
 ]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
-PLACE_INTERVAL_ROWS = 256  # rows from one remembered place to the next
+PLACE_INTERVAL_ROWS = 256  # rows between two remembered places
 
 
 def entries(file: Path, start: Place | None = None, encoding: str = "") -> Iterator[Entry]:
-    """The rows of a file, each with its place, from `start` on if one is given: a place that this has told before.
+    """The rows of a file, each with its place, from `start` on if given: a place that this function has yielded before.
 
-    `encoding`: what a person says the file is written in; it is found where nobody says. Where a row cannot be read
-    there is a Problem instead; the last entry may be a Problem of the file itself.
+    `encoding`: the encoding chosen by a person; without it, it is detected. A row that cannot be read is replaced by a
+    Problem; the last entry may be a Problem of the file itself.
     """
     start = start or Place(file, 1)
     try:
@@ -80,7 +80,7 @@ AnyPlace = TypeVar("AnyPlace", bound=Located)
 
 
 def valid_rows(values: Iterable[tuple[AnyPlace, Any]], on_bad: OnBad) -> Iterator[tuple[AnyPlace, Row]]:
-    """Those that are rows; the others go to `on_bad`."""
+    """The valid rows; the others go to `on_bad`."""
     for place, row in values:
         if isinstance(row, dict):
             yield place, row
@@ -90,8 +90,8 @@ def valid_rows(values: Iterable[tuple[AnyPlace, Any]], on_bad: OnBad) -> Iterato
 
 @dataclass(frozen=True)
 class FileSource:
-    """How a file is read: its encoding (None for Parquet), how it is laid out or what separates its cells, and what of
-    this is not certain: Problems that a person should know of before anything is trained on it."""
+    """How a file is read: its encoding (None for Parquet), its layout or separator, and what is uncertain: Problems
+    that a person should know about before anything is trained on it."""
 
     file: Path
     encoding: Encoding | None = None
@@ -101,7 +101,7 @@ class FileSource:
 
 
 def source_of(file: Path, encoding: str = "") -> FileSource:
-    """How the file is read; remembered until it changes. Raises Refusal if it cannot be read at all."""
+    """How the file is read; cached until it changes. Raises Refusal if it cannot be read at all."""
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
@@ -124,29 +124,27 @@ def source_of(file: Path, encoding: str = "") -> FileSource:
 
 
 def json_error_location(error: Exception) -> dict[str, Any]:
-    """Line, column and reason of an error in reading JSON, for a sentence."""
+    """Line, column and reason of a JSON error, for a sentence."""
     if isinstance(error, json.JSONDecodeError):
         return {"line": error.lineno, "column": error.colno, "reason": error.msg}
     return {"line": 1, "column": 1, "reason": json_layout.parse_error_reason(error)}
 
 
 def places(file: Path, encoding: str = "") -> tuple[list[Place], int]:
-    """The place of every PLACE_INTERVAL_ROWS-th row, the first one's before
-    all, and how many rows there are, good or bad.
+    """The place of every PLACE_INTERVAL_ROWS-th row, the first one first, and the number of rows, good or bad.
 
-    Takes one reading of the file, and is remembered until it changes.
+    Reads the file once, and is cached until it changes.
     """
     return _places(file, encoding, *version(file))
 
 
 def count(file: Path, encoding: str = "") -> int:
-    """How many rows there are, good or bad; remembered until the file changes. Raises Refusal if it is no data."""
+    """The number of rows, good or bad; cached until the file changes. Raises Refusal if it is not a data file."""
     return _count(file, encoding, *version(file))
 
 
 def truncation_problem(file: Path) -> Problem | None:
-    """Says so where a JSON file ends in the middle of a row, and how many rows
-    before it can be read. Reads all of it."""
+    """Report if a JSON file ends in the middle of a row, and how many rows before that can be read. Reads all of it."""
     if file.suffix.lower() not in (".json", ".jsonl"):
         return None
     before: Place | None = None
@@ -156,11 +154,11 @@ def truncation_problem(file: Path) -> Problem | None:
         before, last, rows = last, place, rows + isinstance(value, dict)
     codes = ("row-not-json", "file-broken-json", "row-bytes")
     if not rows or not isinstance(value, Problem) or value.code not in codes:
-        return None  # whole; or no row can be read at all, which whoever looks at its columns says
-    # What is broken is only known from where a row begins: in a list, that is the one before.
+        return None  # complete; or no row can be read, which is reported when its columns are read
+    # Where it is broken is known only from the beginning of a row: in a list, from the previous one.
     in_list = json_layout.layout(file).shape in ("array", "wrapped")
     opening, start = (b"[", before) if in_list else (b"", last)
-    assert start is not None  # a whole row stood before what is broken
+    assert start is not None  # a complete row came before the broken part
     assert last is not None
     with open_utf8(file, start.at) as stream:
         rest = (opening + stream.read(2 * text_lines.MAX_ROW_BYTES)).decode(errors="replace")
@@ -195,7 +193,7 @@ def _count(file: Path, encoding: str, mtime_ns: int, size: int) -> int:
 
 
 def is_json_lines(file: Path, encoding: str = "") -> bool:
-    """Whether every line is a row of JSON: files are often named .json for .jsonl and the other way about."""
+    """Whether every line is a row of JSON: .json and .jsonl are often confused in file names."""
     return file.suffix.lower() in (".json", ".jsonl") and json_layout.layout(file, encoding).shape == "lines"
 
 
@@ -232,7 +230,7 @@ def _read_parquet(file: Path, start: Place, _encoding: str) -> Iterator[Entry]:
 
 
 def _read_paragraphs(file: Path, start: Place, encoding: str) -> Iterator[Entry]:
-    """A text file's documents are separated by blank lines."""
+    """The documents of a text file are separated by blank lines."""
     place, document, size = replace(start, line=start.line or 1), [], 0
     for line, at, _, text in lines(file, start.line or 1, start.at, encoding, stop_at_cr=True):
         if text is None or text.strip():

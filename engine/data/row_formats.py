@@ -1,8 +1,8 @@
-"""The forms that people's data files have: names of columns, of the parts of a turn, and of who speaks in it."""
+"""Common formats of data files: names of columns, of the parts of a turn, and of roles."""
 
 from __future__ import annotations
 
-# LLaMA-Factory's defaults, which users' files rely on. Where an entry gives columns, those it leaves out do not exist.
+# LLaMA-Factory's defaults, which users' files rely on. If an entry lists columns, those it leaves out do not exist.
 COLUMNS = {
     "alpaca": {
         "prompt": "instruction",
@@ -44,13 +44,13 @@ TAGS = {
     },
 }
 MEDIA = ("images", "videos", "audios")
-# Every role that an entry may give a column to: LLaMA-Factory's, and `weight`, a row's own weight in the loss.
+# Every role that an entry may assign to a column: LLaMA-Factory's, and `weight`, the row's own weight in the loss.
 COLUMN_ROLES = (*COLUMNS["alpaca"], "messages", "kto_tag", *MEDIA, "weight")
-ROLE_TAGS = ("role", "from", "speaker")  # keys of a turn that say who speaks
-CONTENT_TAGS = ("content", "value", "text", "parts")  # and what
+ROLE_TAGS = ("role", "from", "speaker")  # keys of a turn that name the speaker
+CONTENT_TAGS = ("content", "value", "text", "parts")  # and the content
 
-CALL_ROLE = "call"  # the role of a turn that is a call of tools and nothing else
-# Who speaks, by the names that people write. Compared without case; an entry's own tags go before.
+CALL_ROLE = "call"  # the role of a turn that contains only tool calls
+# Roles by their common names. Compared without case; an entry's own tags take precedence.
 SPEAKERS = {
     "system": "system", "developer": "system", "系统": "system",
     "user": "user", "human": "user", "prompter": "user", "用户": "user",

@@ -1,4 +1,4 @@
-"""One row of a data file, asked for its values; and how anything that is wrong with it, or odd about it, is said."""
+"""Access to the values of one row of a data file, and the problems and oddities that it can have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.data.text_lines import Located
 class Row:
     """The values of a row by LLaMA-Factory's names of the columns.
 
-    `notes` are told of a row that can be used: what of it is not understood, or not used as it asks. `marked`: one of
+    `notes` are reported for a row that can be used: what is not understood, or not used as specified. `marked`: one of
     its messages has a `weight`.
     """
 
@@ -32,20 +32,20 @@ class Row:
         return Refusal(problem(code, place=str(self.place), **values))
 
     def wrong_type(self, column: str, expected: str, value: Any, *, named: bool = False) -> Refusal:
-        """`named`: the value stands behind its type, where others of that type are understood."""
+        """`named`: show the value after its type, if other values of that type are understood."""
         actual = type_of(value)
         if named and isinstance(value, (str, int, float)):
             actual += f" {json.dumps(value, ensure_ascii=False)[:40]}"
         return self.bad("row-value-type", column=column, expected=expected, found=actual)
 
     def note(self, code: str, **values: Any) -> None:
-        """Say something of the row, once for each code."""
+        """Add a note about the row, once for each code."""
         self.notes = self.notes or []
         if all(note.code != code for note in self.notes):
             self.notes.append(problem(code, place=str(self.place), **values))
 
     def get(self, role: str) -> Any:
-        """The value of an optional column; None where there is none."""
+        """The value of an optional column; None if there is none."""
         return self.values.get(self.dataset.columns.get(role, ""))
 
     def need(self, role: str) -> Any:
@@ -58,15 +58,15 @@ class Row:
         return self.dataset.columns.get(role, role)
 
     def parsed(self, value: Any) -> Any:
-        """What a string holds if it is the JSON of a list or an object, else the value itself. Raises Refusal for half
-        of a character, which JSON in a string can hide."""
+        """The content of a string that is the JSON of a list or an object, otherwise the value itself. Raises Refusal
+        for half a character, which JSON in a string can hide."""
         result = parsed(value)
         if result is not value and (half := row_files.half_character(result, value)):
             raise self.bad("row-half-character", found=half)
         return result
 
     def items(self, value: Any, column: str) -> list[Any]:
-        """A list, or the JSON of one: tables can hold nothing else."""
+        """A list, or the JSON of one, since tables cannot contain lists."""
         value = self.parsed(value)
         if not isinstance(value, list):
             raise self.wrong_type(column, "list", value)
@@ -74,12 +74,12 @@ class Row:
 
     def structs(self, value: Any) -> Any:
         """A value without the nulls in its objects, if it comes from Parquet: there all objects of a column have the
-        same keys, and one that has not a key cannot be told from one that has null. JSON's nulls are left alone."""
+        same keys, so a missing key cannot be distinguished from null. Nulls in JSON are kept."""
         return without_nulls(value) if self.place.file.suffix.lower() == ".parquet" else value
 
 
 def without_nulls(value: Any) -> Any:
-    """A value whose objects, at any depth, have no key that is null."""
+    """A value whose objects, at any depth, have no null values."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -88,7 +88,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def parsed(value: Any) -> Any:
-    """What a string holds if it is the JSON of a list or an object, else the value itself."""
+    """The content of a string that is the JSON of a list or an object, otherwise the value itself."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -98,7 +98,7 @@ def parsed(value: Any) -> Any:
 
 
 def nth_element(column: str, number: int) -> str:
-    """The name of element `number` (from 0) of a list in a column, counted from 1 as lines and messages are."""
+    """The name of element `number` (from 0) of a list in a column, counted from 1 like lines and messages."""
     return f"{column} #{number + 1}"
 
 

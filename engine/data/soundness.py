@@ -1,6 +1,6 @@
-"""Whether a data set can be read at all, by a look at the beginning and the end of its files: cheap enough for a list.
+"""Whether a data set can be read at all, judged from the beginning and end of its files: cheap enough for a list.
 
-What such a look does not see, a check of the whole set does (`engine.data.validation`).
+What this does not notice is found by a check of the whole set (`engine.data.validation`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from engine.data.json_layout import layout
 
 ROWS_READ = 20
 TAIL_BYTES = 1 << 16  # bytes of a file's end
-# Layout of a JSON file → what its last row, or the list of them, is closed with.
+# Layout of a JSON file → what closes its last row, or its list of rows.
 CLOSED_BY = {"lines": b"}", "values": b"}", "wrapped": b"}", "array": b"]"}
 
 
 def flaw(dataset: Dataset) -> Problem | None:
-    """Why a data set cannot be read, or not to its end; None where nothing of that is seen, and for one on a hub."""
+    """Why a data set cannot be read completely; None if no problem is visible, and for sets on a hub."""
     if dataset.problem or not dataset.files:
         return dataset.problem
     try:
@@ -37,7 +37,7 @@ def flaw(dataset: Dataset) -> Problem | None:
 
 
 def sound_first(catalogue: Iterable[Dataset]) -> list[Dataset]:
-    """The data sets in their order, those with a flaw behind all others."""
+    """The data sets in their order, those with a flaw after all others."""
     return sorted(catalogue, key=lambda dataset: flaw(dataset) is not None)
 
 
@@ -48,7 +48,7 @@ def sound_names(catalogue: Iterable[Dataset]) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _flaw(name: str, encoding: str, stamps: tuple[tuple[Path, int, int], ...]) -> Problem | None:
-    """Of many files the first and the last are looked at: a copy that was broken off lacks its end."""
+    """Of many files only the first and the last are checked: an interrupted copy lacks its end."""
     files = [file for file, _, _ in stamps]
     empty = True
     for file in dict.fromkeys((files[0], files[-1])):
@@ -62,7 +62,7 @@ def _flaw(name: str, encoding: str, stamps: tuple[tuple[Path, int, int], ...]) -
 
 
 def _ends_early(file: Path, encoding: str) -> bool:
-    """Whether a file of JSON in UTF-8 ends before its last row or its list of rows does."""
+    """Whether a JSON file in UTF-8 ends before the end of its last row or its list of rows."""
     if file.suffix.lower() not in (".json", ".jsonl"):
         return False
     try:
@@ -73,7 +73,7 @@ def _ends_early(file: Path, encoding: str) -> bool:
             stream.seek(max(file.stat().st_size - TAIL_BYTES, 0))
             end = stream.read().rstrip()
     except (OSError, Refusal):
-        return False  # somebody has changed it just now
+        return False  # it has just been changed
     _, newline, last_line = end.rpartition(b"\n")
     if shape == "lines" and newline:
         return _is_cut(last_line)

@@ -1,7 +1,8 @@
-"""What a chat template leaves out of rows, or writes otherwise than their author may think, told with how many rows.
+"""What a chat template leaves out of rows, or renders differently than their author may expect, with the number of
+rows.
 
-A template is free to write nothing of a system message or of earlier reasoning; the ids are then its own rendering, and
-still not what the user meant. Which rows lose what is found by `engine.worker.templates.provenance` and counted by row.
+A template may omit a system message or earlier reasoning; the ids are then a valid rendering, but not what the user
+meant. `engine.worker.templates.provenance` finds which rows lose what, and they are counted here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Mapping
 
 from engine.core.problems import Problem, problem
 
-# Each loss and the sentence that tells it, in the order in which they are told;
-# a row's losses are stored as bits by it.
+# Each kind of loss and its sentence, in the order in which they are shown; a row's losses are stored as bits in this
+# order.
 SENTENCES = {
     "system": "rows-lose-system",
     "reasoning": "rows-lose-reasoning",
@@ -29,5 +30,5 @@ LOSSES = tuple(SENTENCES)
 
 
 def notes(lost: Mapping[str, int], rows: int) -> list[Problem]:
-    """A sentence for each kind of loss, with what to do. `lost`: rows by kind; `rows`: how many were looked at."""
+    """A sentence for each kind of loss, with what to do. `lost`: rows by kind; `rows`: the number of rows checked."""
     return [problem(code, lost=lost[loss], rows=rows) for loss, code in SENTENCES.items() if lost.get(loss)]

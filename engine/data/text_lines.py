@@ -1,7 +1,7 @@
-"""Lines of a data file with their places, and what is said of a place where no row can be read.
+"""Lines of a data file with their places, and problems at places where no row can be read.
 
-Nothing is held but the line at hand, and of that no more than MAX_ROW_BYTES. What the lines mean is left to the
-readers: `engine.data.json_files`, `engine.data.csv_files` and `engine.data.row_files`.
+Only the current line is in memory, and at most MAX_ROW_BYTES of it. The meaning of lines is left to the readers:
+`engine.data.json_files`, `engine.data.csv_files` and `engine.data.row_files`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ BUFFER_BYTES = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines.
+    """Where a row is: its number in its file, from 1, and its line, from 1, if the file has lines.
 
-    `column`, from 1, is where it begins in that line, if it is not the first thing there: an array of rows may be
-    written in one line. `at` is where reading can go on with it: bytes from the start of the file, taken as UTF-8.
+    `column`, from 1, is where it begins in that line, if it is not the first thing there: an array of rows may be on
+    one line. `at` is where reading can continue: bytes from the start of the file, as UTF-8.
     """
 
     file: Path
@@ -42,7 +42,7 @@ class Place:
 
 
 class Located(Protocol):
-    """What a row is told to be at: a Place, or something like it."""
+    """The place of a row in messages: a Place, or something like it."""
 
     @property
     def file(self) -> Path: ...
@@ -53,16 +53,16 @@ class Located(Protocol):
 
 
 Row = dict[str, Any]
-Entry = tuple[Place, Any]  # what stands where a row should: a row, one hopes, or the Problem in its place
+Entry = tuple[Place, Any]  # an entry in the place of a row: the row itself, or the Problem with it
 OnBad = Callable[[Problem], None]
 
 
 def lines(
     file: Path, line: int, at: int, encoding: str = "", stop_at_cr: bool = False
 ) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """Number, beginning, end and text of every line; None for the text of one that is too long to be held.
+    """Number, beginning, end and text of every line; None for the text of a line that is too long.
 
-    `stop_at_cr`: a carriage return alone ends a line too, as in tables that old programs wrote.
+    `stop_at_cr`: a carriage return alone also ends a line, as in tables written by old programs.
     """
     with open_utf8(file, at, encoding) as stream:
         at = at or (stream.tell() if stream.seekable() else 0)
@@ -83,7 +83,7 @@ def lines(
 
 
 class _CarriageReturnsAsNewlines(io.RawIOBase):
-    """The bytes of a stream with a line feed in the place of every carriage return."""
+    """The bytes of a stream with a line feed in place of every carriage return."""
 
     def __init__(self, stream: BinaryIO):
         self.stream = stream
@@ -99,7 +99,7 @@ class _CarriageReturnsAsNewlines(io.RawIOBase):
 
 @lru_cache(maxsize=1024)
 def _ends_in_cr(file: Path, encoding: str, mtime_ns: int, size: int) -> bool:
-    """Whether the lines of a file end in a carriage return alone, going by its beginning."""
+    """Whether the lines of a file end in a carriage return alone, judged by its beginning."""
     with open_utf8(file, 0, encoding) as stream:
         start = stream.read(BUFFER_BYTES)
     return b"\r" in start and b"\n" not in start
@@ -108,7 +108,7 @@ def _ends_in_cr(file: Path, encoding: str, mtime_ns: int, size: int) -> bool:
 def nonblank_lines(
     file: Path, row: int, line: int, at: int, encoding: str = ""
 ) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """The lines that are not blank, with the number of the row that each is."""
+    """The lines that are not blank, with the number of their row."""
     for number, begins, _, text in lines(file, line, at, encoding):
         if text is None or not text.isspace():
             yield row, number, begins, text
@@ -120,7 +120,7 @@ def too_long_problem(place: Place) -> Problem:
 
 
 def undecodable_problem(place: Place, encoding: str) -> Problem:
-    """What to say of a row with bytes that are not of its file's encoding, called as people know it."""
+    """The problem of a row with bytes that do not belong to its file's encoding, given by its common name."""
     return problem("row-bytes", place=str(place), encoding=encoding)
 
 
@@ -129,8 +129,8 @@ def holds_undecodable(text: str) -> bool:
 
 
 def half_character(value: Any, written: str | bytes) -> str | None:
-    """The first half of a character in a value, as JSON has it: "\\ud83d" alone, which nothing can be trained on.
-    `written` is the JSON that the value was."""
+    """The first half character in a value, as JSON writes it: "\\ud83d" alone, which nothing can be trained on.
+    `written` is the JSON of the value."""
     if isinstance(written, bytes):
         escaped = b"\\ud" in written or b"\\uD" in written
     else:
@@ -146,11 +146,11 @@ def half_character(value: Any, written: str | bytes) -> str | None:
 
 
 def not_a_row(place: Located, value: Any) -> Problem:
-    """What to say of something that is no object."""
+    """The problem of something that is not an object."""
     return problem("row-type", place=str(place), expected="object", found=type_of(value))
 
 
 def type_of(value: Any) -> str:
-    """The word JSON has for it."""
+    """The JSON name of its type."""
     words = {str: "string", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
     return "null" if value is None else words.get(type(value), type(value).__name__)

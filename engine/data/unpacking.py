@@ -1,4 +1,4 @@
-"""A packed file (gz, bz2, xz, zst, or a zip of one file) → the data file in it, of no more than a given size."""
+"""A compressed file (gz, bz2, xz, zst, or a zip of one file) → the data file in it, up to a given size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.core.problems import Refusal, problem
 from engine.data import limited_process
 
 BLOCK_BYTES = 1 << 20
-MAX_SECONDS = 1800  # of processor time: bz2 takes 5 minutes for 8 GiB
-# What a damaged or locked file makes the readers raise; pyarrow raises OSError.
+MAX_SECONDS = 1800  # of CPU time: bz2 takes 5 minutes for 8 GiB
+# What readers raise for damaged or encrypted files; pyarrow raises OSError.
 READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -44,10 +44,11 @@ PACKED_SUFFIXES = (*OPENERS, ".zip")
 
 
 def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
-    """Unpack `source`, which is called `name`, into `folder`; returns the file, which has the name it was packed under.
+    """Unpack `source`, which is called `name`, into `folder`; returns the file, with the name under which it was
+    packed.
 
-    `limit`: bytes that it may have. Raises Refusal if it has more, is damaged,
-    is not one file, or takes too much memory: a dictionary of xz may have 4 GiB.
+    `limit`: its maximum number of bytes. Raises Refusal if it has more, is damaged, is not a single file, or takes too
+    much memory: an xz dictionary can have 4 GiB.
     """
     question = {"name": name, "folder": str(folder.absolute()), "limit": limit}
     answer = limited_process.ask(__name__, source, seconds=MAX_SECONDS, **question)
@@ -78,7 +79,7 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
 
 
 def _hidden(name: str) -> bool:
-    """What systems add of their own: __MACOSX, .DS_Store."""
+    """Files that systems add themselves: __MACOSX, .DS_Store."""
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
@@ -89,11 +90,11 @@ def _copy(opened: Callable[[], Any], target: Path, name: str, limit: int) -> Non
             size += len(block)
             if size > limit:
                 raise Refusal(problem("upload-bomb", file=name, limit=f"{limit >> 20:,} MB"))
-            into.write(block)  # outside: a disk that is full is no damaged file
+            into.write(block)  # outside the try: a full disk is not a damaged file
 
 
 def _blocks(opened: Callable[[], Any], name: str) -> Iterator[bytes]:
-    """What is unpacked, block by block. Raises Refusal where the file is damaged."""
+    """The unpacked content, block by block. Raises Refusal if the file is damaged."""
     try:
         with opened() as stream:
             while block := stream.read(BLOCK_BYTES):

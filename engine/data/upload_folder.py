@@ -1,5 +1,4 @@
-"""What browsers send lies in saves/.tmp until it is a day old, and what an
-interrupted upload leaves in the data folder, too."""
+"""Remove uploads from saves/.tmp after a day, and what interrupted uploads leave in the data folder."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ KEEP_SECONDS = 24 * 3600
 
 
 def remove_old_uploads(saves: Path, data_dir: Path) -> list[Path]:
-    """Remove the files that nothing has changed for a day, but none that a data set names, a job reads or a process has
-    open. Returns what was removed."""
+    """Remove files that have not changed for a day, except those that a data set names, a job reads or a process has
+    open. Returns the removed files."""
     uploads_folder, before = saves / UPLOADS_FOLDER, time.time() - KEEP_SECONDS
     arriving = (folder for folder in data_dir.glob(f"{ARRIVING}*") if not folder.is_symlink())
     folders = [uploads_folder, *arriving]
@@ -33,7 +32,7 @@ def remove_old_uploads(saves: Path, data_dir: Path) -> list[Path]:
         file.unlink(missing_ok=True)
     for folder in folders:
         for inner, _, _ in os.walk(folder, topdown=False):
-            # One that is not old may be about to get its file.
+            # A folder that is not old may be about to get its file.
             if Path(inner) != uploads_folder and _changed(Path(inner)) < before:
                 with contextlib.suppress(OSError):
                     os.rmdir(inner)
@@ -41,7 +40,7 @@ def remove_old_uploads(saves: Path, data_dir: Path) -> list[Path]:
 
 
 def _changed(path: Path) -> float:
-    """When, in seconds since the epoch; never for one that is gone meanwhile."""
+    """The modification time in seconds since the epoch; infinity if it no longer exists."""
     try:
         return path.lstat().st_mtime
     except OSError:
@@ -54,7 +53,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _used(saves: Path, data_dir: Path) -> Iterator[Path | str]:
-    """Files that somebody needs: of data sets, of jobs that go on, and open ones."""
+    """Files in use: of data sets, of running jobs, and open files."""
     for dataset in read_dataset_info(data_dir)[0]:
         yield from dataset.files
     for folder in (saves / JOBS_FOLDER).glob("*"):

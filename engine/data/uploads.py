@@ -1,8 +1,8 @@
-"""A file from outside → a data file in the data folder: under a safe name, beside what is there and never over it.
+"""A file from outside → a data file in the data folder, under a safe name and without overwriting anything.
 
-A packed file is unpacked and a workbook turned into JSON lines on the way; a workbook
-with several tables is kept beside what was made of it, hidden, for another sheet to
-be chosen. What the rows of a file mean is said in `engine.data.dataset_info_edits`.
+Compressed files are unpacked and workbooks converted to JSON lines. A workbook with several tables is kept, hidden,
+next to the converted file, so that another sheet can be chosen. What the rows of a file mean is stored by
+`engine.data.dataset_info_edits`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from engine.data.unpacking import PACKED_SUFFIXES
 from engine.data.workbooks import WORKBOOK_SUFFIXES
 
 ACCEPTED_SUFFIXES = (*SUFFIXES, *WORKBOOK_SUFFIXES, *PACKED_SUFFIXES)
-ARRIVING = ".arriving-"  # how folders in the data folder begin in which something is being made
+ARRIVING = ".arriving-"  # prefix of folders in the data folder in which something is being created
 MAX_UPLOAD_BYTES = 8 << 30  # bytes of one upload
-MAX_WORKBOOK_BYTES = 512 << 20  # bytes of a workbook, packed
-MAX_FILES_LISTED = 1000  # files of a data folder that are offered
+MAX_WORKBOOK_BYTES = 512 << 20  # bytes of a workbook, as uploaded
+MAX_FILES_LISTED = 1000  # number of offered files of a data folder
 
 
 def receive(
     source: Path, original_name: str, data_dir: Path, on_note: Callable[[Problem], None] = lambda note: None
 ) -> Path:
-    """Take the file `source`, which its owner calls `original_name`, into the data folder; `source` stays where it is.
+    """Take the file `source`, called `original_name` by its owner, into the data folder; `source` stays where it is.
 
-    Returns where it is now; `on_note` gets what a person should know of how it was read. A workbook may take a minute.
-    Raises Refusal if it is of no use, or cannot be kept.
+    Returns its new path; `on_note` gets what a person should know about how it was read. A workbook may take a minute.
+    Raises Refusal if it is of no use, or cannot be stored.
     """
     name = safe_name(original_name)
     suffix = Path(name).suffix.lower()
@@ -78,7 +78,7 @@ def _receive_workbook(
     source: Path, name: str, folder: Path, data_dir: Path, on_note: Callable[[Problem], None]
 ) -> Path:
     arrived = folder / f"{Path(name).stem}.jsonl"
-    called = folder / name  # by which it is told
+    called = folder / name  # which identifies its format
     called.symlink_to(source.resolve())
     table = workbooks.to_jsonl(called, arrived)
     for note in table.notes:
@@ -90,22 +90,22 @@ def _receive_workbook(
     return placed
 
 
-_choosing = threading.Lock()  # between a sheet that is chosen and the workbook that is forgotten
+_choosing = threading.Lock()  # between the choice of a sheet and the deletion of the workbook
 
 
 def workbook_of(file: Path) -> Path | None:
-    """The workbook that a data file was made of, which is kept if it had several sheets."""
+    """The workbook from which a data file was made, which is kept if it had several sheets."""
     kept = (file.with_name(f".{file.name}{suffix}") for suffix in WORKBOOK_SUFFIXES)
     return next(filter(Path.is_file, kept), None)
 
 
 def _sheet_file(file: Path) -> Path:
-    """Where it is written which of its sheets a data file was made of."""
+    """The file that records from which of its sheets a data file was made."""
     return file.with_name(f".{file.name}.sheet")
 
 
 def sheets_of(file: Path) -> tuple[list[str], str]:
-    """The sheets that a data file could be made of, and the one it is made of; none if there is nothing to choose."""
+    """The sheets from which a data file can be made, and the current one; none if there is no choice."""
     workbook, chosen = workbook_of(file), _sheet_file(file)
     if workbook is None or not chosen.is_file():
         return [], ""
@@ -113,7 +113,8 @@ def sheets_of(file: Path) -> tuple[list[str], str]:
 
 
 def choose_sheet(file: Path, sheet: str) -> list[Problem]:
-    """Make a data file anew, of another sheet of its workbook; returns what a person should know of how it was read.
+    """Make a data file again, from another sheet of its workbook; returns what a person should know about how it was
+    read.
 
     Raises Refusal if there is no such sheet.
     """
@@ -128,7 +129,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
             table = workbooks.to_jsonl(called, arrived, sheet)
             apply_umask(arrived)
             with _choosing:
-                if workbook_of(file) is None:  # forgotten while it was read: the sheet before was the choice
+                if workbook_of(file) is None:  # deleted while it was read: the previous sheet was chosen
                     raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
                 os.replace(arrived, file)
                 _sheet_file(file).write_text(table.sheet, encoding="utf-8")
@@ -138,14 +139,14 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
 
 
 def forget_workbook(file: Path) -> None:
-    """The sheet is chosen: forget the workbook."""
+    """The sheet is chosen: delete the workbook."""
     with _choosing:
         for hidden in filter(None, (workbook_of(file), _sheet_file(file))):
             hidden.unlink(missing_ok=True)
 
 
 def place(file: Path, data_dir: Path) -> Path:
-    """Move a finished file of the same disk into the data folder, under its own name or the next that is free."""
+    """Move a finished file on the same disk into the data folder, under its own name or the next free variant."""
     for name in _numbered_names(file.name):
         target = data_dir / name
         try:
@@ -168,17 +169,17 @@ def _numbered_names(name: str) -> Iterator[str]:
 
 
 def safe_name(original_name: str) -> str:
-    """A file name without folders, without leading dots, of letters and digits of any script and a few signs."""
+    """A file name without folders or leading dots, of letters and digits of any script and a few other characters."""
     name = unicodedata.normalize("NFC", original_name).replace("\\", "/").rsplit("/", 1)[-1]
     name = re.sub(r"[^\w.() -]+", "_", name).strip(" .")
     stem, suffix = os.path.splitext(name)
-    while len(stem.encode()) > 150:  # file systems end at 255 bytes, and copies get a number
+    while len(stem.encode()) > 150:  # file systems limit names to 255 bytes, and copies get a number
         stem = stem[:-1]
     return (stem.strip(" .") or "data") + suffix.lower()
 
 
 def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
-    """Data files in the data folder that no data set names, by their path below it, newest first."""
+    """Data files in the data folder that are in no data set, by their path inside it, newest first."""
     known = {file.resolve() for dataset in catalogue for file in dataset.files}
     candidates: list[tuple[float, str]] = []
     for folder, folders, files in os.walk(data_dir):
@@ -191,7 +192,7 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
         for name in files:
             file = Path(folder, name)
             if not _is_encodable(file):
-                continue  # no page could name it
+                continue  # no page could refer to it
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
                 continue
             if file.is_file() and file.resolve() not in known and file.resolve().is_relative_to(data_dir.resolve()):

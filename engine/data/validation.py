@@ -1,8 +1,8 @@
-"""Judges a whole data set before anything is trained on it: every row that
-cannot be used, and what is odd about the rest.
+"""Check a whole data set before training: every row that cannot be used, and what is unusual about the others.
 
-One pass, one row in memory at a time; what is remembered of a row are some 24 bytes, for finding doubles. A problem
-keeps a row from being trained on; a warning is something that a person would want to know and a run would not say.
+One pass with one row in memory at a time; about 24 bytes are remembered of each row, to find duplicates. A problem
+keeps a row from being trained on; a warning is something that a person would want to know and that a run would not
+report.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from engine.data.soundness import flaw
 
 MAX_ROWS_COMPARED = 50_000_000  # rows of a set that are compared with each other
 PROGRESS_INTERVAL_ROWS = 5_000  # rows
-ROWS_TRIED = 100  # rows, of which one at least is good
-RARE_SCRIPT_SHARE = 0.05  # a script that fewer answers are in than this share stands out
+ROWS_TRIED = 100  # rows, at least one of which is good
+RARE_SCRIPT_SHARE = 0.05  # a script used by a smaller share of answers stands out
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
-# What chat templates write between turns. A text that holds it was most likely rendered by a template already.
+# What chat templates write between turns. A text that contains it has probably already been rendered by a template.
 CONTROL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 SCRIPTS = {
     "han": "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
@@ -48,7 +48,7 @@ SCRIPTS = {
 SCRIPT_RUN = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
 SCORE_COLUMN = re.compile(r"score|rating|reward", re.IGNORECASE)  # columns that an author may think are used
 MAX_COLUMNS_NAMED = 12  # columns that a warning names
-SCRIPT_SAMPLE_CHARACTERS = 120  # characters of an answer from which its script is determined
+SCRIPT_SAMPLE_CHARACTERS = 120  # characters of an answer that determine its script
 
 OnBad = Callable[[Place, Problem, Any], None]
 OnRows = Callable[[int], None]
@@ -56,9 +56,9 @@ OnRows = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What `check` found: rows that can be used and not, the first problems and warnings, and how many of each.
+    """The result of `check`: usable and unusable rows, the first problems and warnings, and how many of each.
 
-    `counts`: code of a problem or warning → rows it was found in. `scripts`: writing system → answers in it.
+    `counts`: code of a problem or warning → number of rows. `scripts`: writing system → number of answers.
     """
 
     good: int
@@ -84,12 +84,12 @@ def check(
     on_bad: OnBad | None = None,
     on_rows: OnRows | None = None,
 ) -> ValidationReport:
-    """Reads up to `limit` rows and reports which can be used for a stage that needs `form`.
+    """Read up to `limit` rows and report which can be used for a stage that needs `form`.
 
-    At most `max_problems` problems, and as many warnings of each kind, are kept; `bad`
-    counts all. `datasets` is where other data sets are recommended from, if this one is of
-    the wrong kind. `against`: sets whose questions must not occur in this one, since they
-    are measured on. `on_bad` gets every bad row, `on_rows` now and then how many were read.
+    At most `max_problems` problems, and as many warnings of each kind, are kept; `bad` counts all. `datasets`: where to
+    recommend other data sets from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
+    this one, since they are used for evaluation. `on_bad` gets every bad row, `on_rows` now and then the number of rows
+    read.
     """
     if dataset.problem is None and dataset.kind not in KINDS_BY_FORM[form]:
         fitting = ", ".join(recommended(datasets, form)) or "—"
@@ -128,10 +128,10 @@ def check(
 
 
 def _file_warnings(dataset: Dataset) -> list[Problem]:
-    """What of the way in which its files are read is not certain."""
+    """What is uncertain about how its files are read."""
     doubts: list[Problem] = []
     for file in dataset.files:
-        with contextlib.suppress(Refusal):  # that no row of it can be read is told as a problem
+        with contextlib.suppress(Refusal):  # that none of its rows can be read is reported as a problem
             doubts += row_files.source_of(file, dataset.encoding).doubts
     return doubts
 
@@ -155,7 +155,7 @@ def _ignore(_: Problem) -> None:
 
 
 class _WarningCollector:
-    """What is odd about rows that can be used: looked for in each row, and at the end between them."""
+    """What is unusual about usable rows: within each row, and at the end between them."""
 
     def __init__(self, max_warnings: int, questions: Mapping[str, Collection[int]]):
         self.max_warnings, self.questions = max_warnings, questions
@@ -163,7 +163,7 @@ class _WarningCollector:
         self.collected: list[Problem] = []
         self.scripts: Counter[str] = Counter()
         self.first_places: dict[str, list[Place]] = {}
-        self.unread_columns: dict[str, None] = {}  # columns that play no part, though something is in them
+        self.unread_columns: dict[str, None] = {}  # columns without a role, although they are not empty
         self.rows = _Fingerprints()
 
     def check_row(self, place: Place, row: Example) -> None:
@@ -205,7 +205,7 @@ class _WarningCollector:
             self.collected.append(warning)
 
     def warnings(self, dataset: Dataset) -> tuple[Problem, ...]:
-        """All that were kept; with them what only shows when every row has been seen, and what is odd about the set."""
+        """All kept warnings, including those that need every row, and what is unusual about the whole set."""
         for note in dataset.notes:
             self._keep(note)
         scores = sorted(filter(SCORE_COLUMN.search, self.unread_columns))
@@ -234,7 +234,7 @@ class _WarningCollector:
         return tuple(self.collected)
 
     def _add_rare_scripts(self) -> None:
-        """Answers in a script that hardly any other answer is in, where one script is the rule."""
+        """Answers in a script that hardly any other answer uses, if one script dominates."""
         answers_by_script = Counter({script: count for script, count in self.scripts.items() if script})
         total = answers_by_script.total()
         if not total or max(answers_by_script.values()) < (1 - RARE_SCRIPT_SHARE) * total:
@@ -250,12 +250,12 @@ class _WarningCollector:
 
 
 class _Fingerprints:
-    """64 bits of each row and where it is, in 24 bytes a row. Two rows in a million million million are taken for
-    equal by mistake."""
+    """64 bits of each row and its place, in 24 bytes per row. The probability that two different rows are taken for
+    equal is about 10⁻¹⁸ per pair."""
 
     def __init__(self) -> None:
         self.prints, self.numbers, self.lines = array("q"), array("Q"), array("Q")
-        self.files: list[Place] = []  # the first place of each file
+        self.files: list[Place] = []  # the first place in each file
         self.starts: list[int] = []
 
     def add(self, place: Place, fingerprint: int) -> None:
@@ -269,7 +269,7 @@ class _Fingerprints:
         self.lines.append(0 if place.column else place.line or 0)
 
     def repeated(self) -> list[tuple[int, int]]:
-        """(row, the first row that is the same) for each that has been there before, by the order of the rows."""
+        """(row, the first equal row) for each row that occurred before, in the order of the rows."""
         import numpy as np
 
         prints = np.frombuffer(self.prints, np.int64) if self.prints else np.empty(0, np.int64)
@@ -287,8 +287,8 @@ class _Fingerprints:
 
 
 def repeated_rows(dataset: Dataset, on_rows: OnRows | None = None) -> Iterator[bool]:
-    """For every row of the set, good or bad, in order: whether a row before it was the same. Reads the set once,
-    before the first answer; rows that cannot be read are never the same."""
+    """For every row of the set, good or bad, in order: whether an earlier row was equal. Reads the set once before the
+    first answer; unreadable rows are never equal."""
     prints = _Fingerprints()
     unlike = 0
     for number, (place, row) in enumerate(entries(dataset)):
@@ -307,7 +307,7 @@ def repeated_rows(dataset: Dataset, on_rows: OnRows | None = None) -> Iterator[b
 
 
 def _question_fingerprints(dataset: Dataset) -> set[int]:
-    """Fingerprints of the questions of a set that can be used."""
+    """Fingerprints of the usable questions of a set."""
     fingerprints = set()
     for place, row in entries(dataset):
         if not isinstance(row, Problem):
@@ -322,7 +322,7 @@ def _question_fingerprints(dataset: Dataset) -> set[int]:
 
 
 def example_text(row: Example) -> str:
-    """All that a row says, tool calls included; equal for rows that teach the same."""
+    """Everything that a row says, including tool calls; equal for rows that teach the same."""
     if "text" in row:
         return row["text"]
     turns = [*row["messages"], *row.get("chosen", ()), *row.get("rejected", ())]
@@ -335,7 +335,7 @@ def example_text(row: Example) -> str:
 
 
 def example_question(row: Example) -> str:
-    """What a row asks: all before its last answer; of a text, the text."""
+    """What a row asks: everything before its last answer; for a text, the text."""
     if "text" in row:
         return row["text"]
     turns = row["messages"]
@@ -344,7 +344,7 @@ def example_question(row: Example) -> str:
 
 
 def example_answer(row: Example) -> str:
-    """What a row answers: its last or chosen answer; of a text, the text."""
+    """What a row answers: its last or chosen answer; for a text, the text."""
     if "text" in row:
         return row["text"]
     if "chosen" in row:
@@ -355,14 +355,15 @@ def example_answer(row: Example) -> str:
 
 
 def _last_answer(turns: Sequence[Mapping[str, Any]]) -> int:
-    """Where in a conversation the last answer is."""
+    """The position of the last answer in a conversation."""
     return max(at for at, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
 def script_of(text: str) -> str:
-    """The writing system that most letters of a text's beginning are of; "" if it has none.
+    """The writing system of most letters at the beginning of a text; "" if it has none.
 
-    A Chinese character says as much as several letters, so names and terms in Latin do not outweigh a few of them.
+    A Chinese character says as much as several letters, so names and terms in Latin letters do not outweigh a few of
+    them.
     """
     text = text[:SCRIPT_SAMPLE_CHARACTERS]
     if text.isascii():

@@ -1,8 +1,8 @@
 """The process that reads a workbook.
 
-The sheet is the one that is named, or the first with a table; its header is its
-first row, or the one below a title. Cells merged downwards stand in each of their
-rows. What a packed workbook unpacks to is counted before calamine opens it.
+It reads the given sheet, or the first one with a table. The header is the first row, or the one below a title.
+Vertically merged cells are repeated in each of their rows. The unpacked size of a workbook is determined before
+calamine opens it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from python_calamine import CalamineError, CalamineSheet, CalamineWorkbook, Shee
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import limited_process
 
-MAX_UNPACKED_BYTES = 4 << 30  # bytes of all parts of a workbook; a sheet of a million rows has some 500 MB of XML
-MAX_COMPRESSION_RATIO = 400  # unpacked ÷ packed; real sheets reach some 100
-RATIO_FREE_BYTES = 16 << 20  # bytes of a part that may be packed however well
+MAX_UNPACKED_BYTES = 4 << 30  # bytes of all parts of a workbook; a sheet of a million rows has about 500 MB of XML
+MAX_COMPRESSION_RATIO = 400  # unpacked ÷ packed; real sheets reach about 100
+RATIO_FREE_BYTES = 16 << 20  # bytes of a part that are accepted whatever the ratio
 BLOCK_BYTES = 1 << 20
-MAX_TITLE_ROWS = 5  # above a header, at the most
+MAX_TITLE_ROWS = 5  # above a header, at most
 MAX_TITLE_CHARACTERS = 80  # characters
-# What a damaged, cut off or locked file makes the readers raise.
+# What readers raise for a damaged, truncated or encrypted file.
 READ_ERRORS = (CalamineError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, RuntimeError)
-CELL_LIMIT = "Cell limit exceeded"  # how calamine begins to say that a sheet has more than 100 million cells
-Row = dict[int, str]  # column, from 0 → what stands there
+CELL_LIMIT = "Cell limit exceeded"  # the start of calamine's message that a sheet has more than 100 million cells
+Row = dict[int, str]  # column, from 0 → its content
 OnNote = Callable[[Problem], None]
 
 
@@ -47,7 +47,8 @@ def _read(workbook: Path, target: str = "", sheet: str = "") -> dict[str, Any]:
 
 
 def _answer(workbook: Path, target: str, sheet: str) -> dict[str, Any]:
-    """The sheets with a table; with a `target` the rows of one are written there, and it is told how they were read."""
+    """The sheets with a table. With a `target`, the rows of one are written there, and the answer says how they were
+    read."""
     if workbook.suffix.lower() != ".xls":
         _refuse_bomb(workbook)
     with CalamineWorkbook.from_path(workbook) as book:
@@ -72,7 +73,7 @@ def _answer(workbook: Path, target: str, sheet: str) -> dict[str, Any]:
 
 
 def _refuse_bomb(workbook: Path) -> None:
-    """Raises Refusal if a packed workbook is larger than it may be: by what it says, and by what is there."""
+    """Raises Refusal if a packed workbook is larger than allowed, according to its headers or its content."""
     with zipfile.ZipFile(workbook) as packed:
         total = 0
         if sum(member.file_size for member in packed.infolist()) > MAX_UNPACKED_BYTES:
@@ -80,7 +81,7 @@ def _refuse_bomb(workbook: Path) -> None:
         for member in packed.infolist():
             size, allowed = 0, max(RATIO_FREE_BYTES, MAX_COMPRESSION_RATIO * member.compress_size)
             member.file_size = sys.maxsize
-            del member.CRC  # so that all of it is read, whatever it says
+            del member.CRC  # so that all of it is read, whatever its headers say
             with packed.open(member) as stream:
                 while block := stream.read(BLOCK_BYTES):
                     size, total = size + len(block), total + len(block)
@@ -100,14 +101,14 @@ def _visible_sheets(book: CalamineWorkbook, name: str) -> list[str]:
 
 
 def _tables(book: CalamineWorkbook, sheets: Sequence[str]) -> list[str]:
-    """The sheets with several columns and rows; where there is none, those with several rows."""
+    """The sheets with several columns and rows; if there are none, those with several rows."""
     first = {sheet: list(islice(_filled(book.get_sheet_by_name(sheet)), MAX_TITLE_ROWS + 3)) for sheet in sheets}
     wide = [sheet for sheet, rows in first.items() if sum(len(_cell_texts(row)) > 1 for _, row in rows) > 1]
     return wide or [sheet for sheet, rows in first.items() if len(rows) > 1]
 
 
 def _rows(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[dict[str, str]]:
-    """The rows below the header, by the names in it; what a column without a name holds goes by its letters."""
+    """The rows below the header, by its names; columns without a name are called by their letters."""
     above, below = _split_title(_unmerged(sheet, name, on_note))
     if above:
         title = _cell_texts(above[0])[0]
@@ -124,11 +125,11 @@ def _rows(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[dict[str
 
 
 def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]:
-    """Every row with something in it; a cell that is merged downwards stands in each of its rows."""
+    """Every row with some content; vertically merged cells are repeated in each of their rows."""
     merged = {(first, column): last for (first, column), (last, _) in sheet.merged_cell_ranges or () if last > first}
     columns = {column for _, column in merged}
     repeated = 0
-    held: dict[int, tuple[int, str]] = {}  # column → last row that is merged, and what stands in it
+    held: dict[int, tuple[int, str]] = {}  # column → last merged row, and the content
     for number, row in _filled(sheet):
         for column in columns:
             if last := merged.get((number, column)):
@@ -142,8 +143,8 @@ def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]
 
 
 def _filled(sheet: CalamineSheet) -> Iterator[tuple[int, Row]]:
-    """Every row with something in it, by its number from 0. calamine gives
-    empty rows above, but no empty columns before."""
+    """Every row with some content, by its number from 0. calamine includes empty rows above, but no empty columns
+    before."""
     left = sheet.start[1] if sheet.start else 0
     for number, cells in enumerate(sheet.iter_rows()):
         row = {column: _text(value) for column, value in enumerate(cells, left) if value != ""}
@@ -158,8 +159,8 @@ def _cell_texts(row: Mapping[int, str]) -> list[str]:
 def _split_title(rows: Iterator[Row]) -> tuple[list[Row], Iterator[Row]]:
     """The title rows above a table, and its rows from the header on.
 
-    A title is a row of one cell above a header of several, with a row of several below that; in a sheet of one column
-    nothing is a title.
+    A title is a row with one cell above a header of several, followed by a row of several; in a sheet with one column
+    there is no title.
     """
     head: list[Row] = []
     for row in rows:
@@ -175,7 +176,7 @@ def _split_title(rows: Iterator[Row]) -> tuple[list[Row], Iterator[Row]]:
 
 
 def _text(value: Any) -> str:
-    """What a cell shows, near enough: a number as it was typed, a date in ISO form, a duration in hours."""
+    """What a cell shows, approximately: a number as it was typed, a date in ISO format, a duration in hours."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

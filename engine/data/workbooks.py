@@ -1,7 +1,7 @@
-"""A workbook (Excel's or LibreOffice's) → rows of text, as a csv of the same sheet would have them.
+"""A workbook (Excel or LibreOffice) → rows of text, as a CSV file of the same sheet would have them.
 
-It is read by a process with limits (`engine.data.workbook_reader`): an upload comes
-from anywhere, and calamine holds a whole sheet in memory (1.2 GB for 170 MB of rows).
+A process with limits reads it (`engine.data.workbook_reader`), because uploads are not trusted and calamine keeps a
+whole sheet in memory (1.2 GB for 170 MB of rows).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ READER = "engine.data.workbook_reader"
 
 @dataclass(frozen=True)
 class SheetTable:
-    """A sheet that was written out: its name, how many rows it has, the other sheets with a table, and what a person
-    should know of how it was read."""
+    """A sheet that was written out: its name, its number of rows, the other sheets with a table, and what a person
+    should know about how it was read."""
 
     sheet: str
     rows: int
@@ -32,8 +32,8 @@ class SheetTable:
 def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> SheetTable:
     """Write the rows of a sheet as JSON lines: of the one called `sheet`, or the first with a table.
 
-    Raises Refusal if the file is no workbook, or a bomb, or has no such sheet
-    or no table; OSError if `target` cannot be written.
+    Raises Refusal if the file is not a workbook, or unpacks to too much, or has no such sheet or no table; OSError if
+    `target` cannot be written.
     """
     answer = limited_process.ask(READER, workbook, target=str(target.absolute()), sheet=sheet)
     notes = tuple(Problem(**record) for record in answer["notes"])
@@ -41,8 +41,7 @@ def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> SheetTable:
 
 
 def tables(workbook: Path) -> list[str]:
-    """Names of the sheets with a table, in order; remembered until the file
-    changes. Raises Refusal as `to_jsonl` does."""
+    """Names of the sheets with a table, in order; cached until the file changes. Raises Refusal as `to_jsonl` does."""
     return list(_tables(workbook, *version(workbook)))
 
 

@@ -1,1 +1,1 @@
-"""The spec of an evaluation, its report, and the small probe at the end of a training."""
+"""The spec of an evaluation, its report, and the probe at the end of a training run."""

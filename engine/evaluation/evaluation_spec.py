@@ -1,6 +1,7 @@
-"""EvaluationSpec: what is measured of a base model and of the results of runs, on
-which rows; and what stands in the way of measuring it. The measuring itself is
-`engine.worker.evaluate`'s, its findings are read by `engine.evaluation.report`."""
+"""EvaluationSpec: which models are evaluated on which rows, and what prevents an evaluation.
+
+The evaluation itself is done by `engine.worker.evaluate`, and its results are read by `engine.evaluation.report`.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +32,11 @@ from engine.spec.parts import Part, setting
 from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, RunSpec, Spec
 
 BASE_FIELD, RESULTS_FIELD, DATASETS_FIELD = "model.model_name_or_path", "results", "data.datasets"
-REFERENCE_ROWS_SAMPLED = 2000  # of a set, from its beginning, to see whether it has references
+REFERENCE_ROWS_SAMPLED = 2000  # first rows of a set, read to see whether it has references
 NEEDED_ROWS_CODES = {
     "answers": "evaluate-needs-answers",
     "pairs": "evaluate-needs-pairs",
-}  # refusal of data sets of another kind
+}  # the refusal of data sets of other kinds
 DATASET_KINDS = {
     "answers": ("chat",),
     "pairs": ("pairs",),
@@ -43,7 +44,7 @@ DATASET_KINDS = {
 
 
 class Questions(Part):
-    """What is asked, and of which rows."""
+    """The questions: which data sets, and which rows of them."""
 
     datasets: list[str] = setting(
         [],
@@ -65,12 +66,12 @@ class Questions(Part):
     without_references: bool = setting(
         False,
         "Evaluate without references",
-        "With questions alone, only the length of the answers and whether they end can be measured.",
+        "Without references, only the length of the answers and the share of completed answers can be measured.",
     )
 
 
 class Generation(Part):
-    """How the answers are written."""
+    """How answers are generated."""
 
     max_new_tokens: int = setting(
         256,
@@ -137,7 +138,7 @@ class EvaluationSpec(Spec):
     results: list[str] = setting(
         [],
         "Results",
-        "IDs of finished runs, or their result folders: adapters of this base model, or whole models.",
+        "IDs of finished runs, or their result folders: adapters of this base model, or full models.",
         max_length=16,
     )
     data: Questions = Field(default_factory=Questions)
@@ -146,8 +147,8 @@ class EvaluationSpec(Spec):
     hardware: Hardware = Field(default_factory=Hardware)
 
     def to_yaml(self, *, brief: bool = False) -> str:
-        """As every spec's. Where the model is loaded in a kind of its own,
-        nothing is left out: the kind is a default."""
+        """As for every spec. If the model is loaded in a special way, nothing is left out, because that kind would be
+        taken for the default."""
         plain = self.model.quantization.kind == self.model.rope_scaling.kind == "none"
         return super().to_yaml(brief=brief and plain)
 
@@ -157,7 +158,7 @@ class EvaluationSpec(Spec):
 
 @dataclass(frozen=True)
 class TrainedResult:
-    """The trained weights that a run has left: an adapter, or a whole model."""
+    """The trained weights of a run: an adapter, or a full model."""
 
     folder: Path
     spec: RunSpec  # of the run
@@ -177,7 +178,7 @@ class TrainedResult:
 
     @property
     def id(self) -> str:
-        """Of the run: model/method/run."""
+        """The ID of the run: model/method/run."""
         return "/".join(self.folder.parent.parts[-3:])
 
     @property
@@ -186,12 +187,12 @@ class TrainedResult:
 
     @property
     def base(self) -> str:
-        """The model that the run began with."""
+        """The model that the run started from."""
         return self.spec.model.model_name_or_path
 
 
 def trained_result(folder: str | Path) -> TrainedResult | None:
-    """The trained weights in a result `folder` of a run; None if it is none."""
+    """The trained weights in a result `folder` of a run; None if it is not one."""
     folder = Path(folder)
     result, run = read_json(folder / RESULT_FILE), RunDir(folder.parent)
     if not result or folder.name not in ("adapter", "model"):
@@ -203,12 +204,13 @@ def trained_result(folder: str | Path) -> TrainedResult | None:
 
 
 def model_part_of_base(result: TrainedResult) -> Model:
-    """The `model` part by which the base of a result is loaded: as its run had it, but without what it continued."""
+    """The `model` part with which the base of a result is loaded: as in its run, but without the adapter it
+    continued."""
     return result.spec.model.used(result.spec.model.model_name_or_path)
 
 
 def model_part_of_whole(result: TrainedResult) -> Model:
-    """The same for a whole model that a run has left; its rope scaling is in its configuration already."""
+    """The same for a full model from a run; its rope scaling is already in its configuration."""
     changes = {"model_name_or_path": str(result.folder), "rope_scaling": NoRopeScaling()}
     return model_part_of_base(result).model_copy(update=changes)
 
@@ -217,8 +219,8 @@ def model_part_of_whole(result: TrainedResult) -> Model:
 
 
 def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
-    """The spec with every path absolute; a run's id is its result's folder. Without a base it is the first result's,
-    without a name it is named after what it measures."""
+    """The spec with absolute paths, and run IDs replaced by result folders. The default base is that of the first
+    result, and the default name is made of the models."""
     folders = [_folder(text, workplace) for text in spec.results]
     spec = spec.change(RESULTS_FIELD, list(dict.fromkeys(folders)))
     results = [result for folder in folders if (result := trained_result(folder))]
@@ -234,7 +236,7 @@ def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
 
 
 def _folder(text: str, workplace: Workplace) -> str:
-    """The result folder that a run's id or a path means; the text itself if it means none."""
+    """The result folder of a run ID or a path; the text itself if it is neither."""
     run = RunDir(workplace.saves / text)
     if text.count("/") == 2 and ".." not in text and (folder := run.result()):
         return str(folder)
@@ -242,7 +244,7 @@ def _folder(text: str, workplace: Workplace) -> str:
 
 
 def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
-    """Everything that would keep it from running here."""
+    """Everything that prevents it from running here."""
     all_problems = _result_problems(spec, workplace)
     scores = [result.is_reward_model for folder in spec.results if (result := trained_result(folder))]
     form = "pairs" if scores and all(scores) else "answers"
@@ -287,10 +289,10 @@ def _same_base(base: str, spec: EvaluationSpec) -> bool:
 
 
 def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
-    """The obstacles that a training of the same model on the same devices would meet: model, GPUs, packages, disk."""
+    """The problems that a training of the same model on the same devices would have: model, GPUs, packages, disk."""
     obstacles = checks.preflight_problems(as_training(spec), workplace)
-    # A base without a template takes that of its adapters; where there are none,
-    # loading it says so. And an adapter may bring the embeddings that the base lacks.
+    # A base without a template uses that of its adapters; if there are none, loading reports it. And an adapter may
+    # contain the embeddings that the base lacks.
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
     relevant = [
         obstacle
@@ -302,7 +304,7 @@ def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Proble
 
 
 def as_training(spec: EvaluationSpec) -> RunSpec:
-    """A training of the same model on the same devices: what other modules read from a training's spec."""
+    """A training of the same model on the same devices, for modules that take a training's spec."""
     return RunSpec.read(
         {
             "model": spec.model.model_dump(),
@@ -355,15 +357,15 @@ def references(dataset: Dataset) -> tuple[int, int]:
 
 
 def fitting_datasets(sets: list[Dataset], form: str = "answers") -> list[str]:
-    """Names of the sets that models of this `form` (a key of DATASET_KINDS) can be measured on."""
+    """Names of the sets on which models of this `form` (a key of DATASET_KINDS) can be evaluated."""
     return [
         dataset.name for dataset in sets if not flaw(dataset) and dataset.files and dataset.kind in DATASET_KINDS[form]
     ]
 
 
 def add_questions(data_dir: Path, file: Path) -> str:
-    """Make a data set of a file in the data folder whose rows are questions, with answers or without; returns its name.
-    Raises Refusal if no column is a question."""
+    """Add a file in the data folder as a data set of questions, with or without answers; returns its name. Raises
+    Refusal if no column is a question."""
     rows, name = dataset_info_edits.first_rows(file), str(file.relative_to(data_dir))
     proposed = dataset_info_edits.propose(rows)
     if proposed.kind != "text":
@@ -378,7 +380,7 @@ def add_questions(data_dir: Path, file: Path) -> str:
     if question is None or file.suffix == ".txt":
         listed = ", ".join(columns) or "—"
         raise Refusal(problem("evaluate-questions-column", DATASETS_FIELD, file=file.name, columns=listed))
-    # A column for answers that no row has: so the rows are questions to whoever reads them, and no running text.
+    # An answer column that no row has, so that the rows are read as questions and not as plain text.
     return dataset_info_edits.add(
         data_dir, file.stem, {"file_name": name, "columns": {"prompt": question, "response": "answer"}}
     )
@@ -387,7 +389,7 @@ def add_questions(data_dir: Path, file: Path) -> str:
 def _context_problems(spec: EvaluationSpec) -> list[Problem]:
     base = spec.model.model_name_or_path
     if is_hub_id(base) and not os.path.isdir(base):
-        return []  # not here yet; the worker asks again
+        return []  # not here yet; the worker checks again
     stretched = getattr(spec.model.rope_scaling, "factor", 1)
     context = int((inspect_model(base).context_length or 0) * stretched)
     if context and spec.generation.max_new_tokens >= context:

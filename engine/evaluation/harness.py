@@ -1,8 +1,7 @@
-"""Tasks of lm-evaluation-harness: YAML files in the data folder, each read, and
-whether it can run here without a network.
+"""Tasks of lm-evaluation-harness: YAML files in the data folder, and whether each can run here without a network.
 
-The package itself is optional and only `engine.worker.evaluation.harness` imports it. What is checked before a
-start is checked in the files alone: a task is what its own keys say, on top of those of the files that it includes.
+The package is optional, and only `engine.worker.evaluation.harness` imports it. The checks before the start use only
+the files: a task consists of its own keys on top of those of the files it includes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from engine.launch.workspace import is_inside
 from engine.spec.yaml_text import read_yaml
 
 TASKS_FOLDER = "harness"  # in the data folder
-PACKAGE = "lm-eval==0.4.13"  # what to install
+PACKAGE = "lm-eval==0.4.13"  # the package to install
 TASKS_FIELD = "harness.tasks"
-BUILDERS = ("json", "csv", "parquet", "text")  # of datasets, that read files
+BUILDERS = ("json", "csv", "parquet", "text")  # of the datasets library, which read files
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 METRICS = (
     "acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bits_per_byte",
@@ -37,8 +36,8 @@ UNSUPPORTED_KEYS = ("doc_to_image", "doc_to_audio", "use_prompt", "custom_datase
 
 @dataclass(frozen=True)
 class Task:
-    """What a file says. `config` is as the package takes it, its data files by full paths; empty where `problem` says
-    why it cannot run here."""
+    """The content of a task file. `config` is as the package expects it, with absolute paths of data files; empty if
+    `problem` says why it cannot run here."""
 
     name: str
     file: Path
@@ -47,13 +46,13 @@ class Task:
 
 
 def installed() -> bool:
-    """Whether the package is there."""
+    """Whether the package is installed."""
     return importlib.util.find_spec("lm_eval") is not None
 
 
 def tasks(data: Path) -> list[Task]:
-    """What the files in the harness folder of the data folder `data` describe, by name. A sound file
-    that others include and that names no task is not a task; every other file is one, sound or not."""
+    """The tasks in the harness folder of the data folder `data`, by name. A sound file that others include and that
+    names no task is not a task; every other file is one, sound or not."""
     folder = data / TASKS_FOLDER
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml") and path.is_file())
     read = [_TaskFile(data, folder, file) for file in files]
@@ -74,7 +73,7 @@ def tasks(data: Path) -> list[Task]:
 
 
 def problems(names: list[str], data: Path) -> list[Problem]:
-    """What keeps these tasks from running."""
+    """What prevents these tasks from running."""
     if not names:
         return []
     missing = (
@@ -91,14 +90,14 @@ def problems(names: list[str], data: Path) -> list[Problem]:
 
 
 def _within(root: Path, path: Path) -> Path:
-    """The path without links. Raises Refusal if it does not lie in `root`, or can be no path at all."""
+    """The path with links resolved. Raises Refusal if it is outside `root`, or is not a valid path."""
     if not is_inside(path, (root,)):
         raise Refusal(problem("path-outside", TASKS_FIELD, path=path, roots=root))
     return path.resolve()
 
 
 class _TaskFile:
-    """One file, with what it includes."""
+    """One file, with its includes."""
 
     def __init__(self, data: Path, folder: Path, file: Path):
         self.data, self.folder, self.file = data, folder, file
@@ -122,8 +121,7 @@ class _TaskFile:
             return Task(name, self.file, problem=replace(refusal.problems[0], field=TASKS_FIELD))
 
     def _read(self, file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-        """The keys of a file on top of those of its includes. Data files are
-        looked for beside the file that names them."""
+        """The keys of a file on top of those of its includes. Data files are relative to the file that names them."""
         name = file.name
         if file in above:
             raise Refusal(problem("harness-circle", TASKS_FIELD, file=name))
@@ -157,7 +155,7 @@ class _TaskFile:
         return config | {str(key): value for key, value in keys.items()}
 
     def _files(self, value: Any, file: Path) -> Any:
-        """The same with full paths."""
+        """The same with absolute paths."""
         if isinstance(value, dict):
             return {split: self._files(entry, file) for split, entry in value.items()}
         if isinstance(value, list):
@@ -166,7 +164,7 @@ class _TaskFile:
         if "://" in text:
             raise Refusal(problem("harness-hub", TASKS_FIELD, name=file.name, given=text))
         path = _within(self.data, file.parent / text)
-        if not os.path.isfile(path):  # False, too, of a name that no file can have, where Path.is_file raises
+        if not os.path.isfile(path):  # False also for an invalid file name, for which Path.is_file raises
             raise Refusal(problem("harness-file", TASKS_FIELD, name=file.name, given=text, folder=file.parent))
         return str(path)
 

@@ -1,11 +1,11 @@
-"""The small probe at the end of an SFT run: what its verdicts mean, and how its file is read. Pure.
+"""The probe at the end of an SFT run: what its verdicts mean, and how its file is read. Pure.
 
-A few prompts of the training and a few general ones are answered greedily by the model as it was before the run and
-as it is after it; `engine.worker.evaluation.probe` does it. Three things are measured, and each has a verdict of its
-own: whether the answer to a training prompt is the one in the data; how likely that one is (its loss in nats per
-token); and whether the model still says to general prompts what it said before. The verdict is what a person reading
-the answers would say: a loss that fell is never called "learned" where no answer is right. What became of general
-prompts is a verdict beside it. The bounds were chosen by `python -m bench.probe`.
+A few training prompts and a few general prompts are answered greedily by the model before and after the run;
+`engine.worker.evaluation.probe` does this. Three things are measured, each with its own verdict: whether the answer to
+a training prompt is the one in the data; how likely that one is (its loss in nats per token); and whether the model
+still answers general prompts as before. The verdict is what a person reading the answers would say: a lower loss is
+never called "learned" if no answer is right. General prompts have a separate verdict. The limits were chosen with
+`python -m bench.probe`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ LossVerdict = Literal["lower", "same", "higher", "forgot"]
 TrainingVerdict = Literal["learned", "knew", "closer", "likelier", "changed", "unchanged", "forgot"]
 GeneralVerdict = Literal["same", "changed", "forgot"]
 
-MAX_TRAINING_PROMPTS = 8  # of the training; as many of them as there is time for
+MAX_TRAINING_PROMPTS = 8  # training prompts; as many of them as there is time for
 MAX_ANSWER_TOKENS = 48  # of an answer
-MAX_REFERENCE_TOKENS = 256  # of a reference, of which the loss is taken
-MAX_PROMPT_TOKENS = 1024  # a longer one is not taken
+MAX_REFERENCE_TOKENS = 256  # of a reference whose loss is computed
+MAX_PROMPT_TOKENS = 1024  # longer ones are not used
 BUDGET_SHARE, MIN_BUDGET_S, MAX_BUDGET_S = 0.1, 3.0, 30.0
 
-# A tenth of a nat: on average every token of the reference is a tenth likelier
-# than it was (e^0.1 = 1.105). What one step of training does to a text that it
-# did not see is far less; what an epoch does to one that it saw is mostly more.
+# A tenth of a nat: on average every token of the reference is a tenth more likely than before (e^0.1 = 1.105). The
+# effect of one training step on a text that it did not see is far smaller; that of an epoch on a text that it saw is
+# mostly larger.
 CHANGED_LOSS_NATS = 0.1
-# Two nats: on average every token of the answer that the model would have given is seven times less likely than it was
-# (e^2 = 7.4). A new tone or a new length costs some tenths; a model that lost its language costs five and more, as
+# Two nats: on average every token of the answer that the model would have given is seven times less likely than before
+# (e^2 = 7.4). A new tone or a new length costs a few tenths; a model that lost its language costs five and more, since
 # guessing among V tokens costs ln V, about 12 for a vocabulary of 150,000.
 FORGOTTEN_LOSS_NATS = 2.0
 
 
 def budget(trained_s: float) -> float:
-    """Seconds that the probe may take, of a run that trained so long: a tenth of it, at least three, at most thirty. No
-    prompt is begun after that, and an answer that is being written is cut."""
+    """Seconds that the probe may take after a training of this length: a tenth of it, at least three, at most thirty.
+    After that no prompt is started, and an answer in progress is cut off."""
     return min(max(BUDGET_SHARE * trained_s, MIN_BUDGET_S), MAX_BUDGET_S)
 
 
@@ -53,22 +53,22 @@ def general_prompts() -> list[str]:
 
 
 def matches(reference: str, answer: str | None, *, cut: bool = False, full: bool = False) -> bool | None:
-    """Whether an answer is the reference, but for blanks. Of one that is `full`, as
-    long as a probe's answer may be, the reference need only begin with it. None
-    where that is not known: it was not asked, or `cut` while it was still right."""
+    """Whether an answer equals the reference, ignoring whitespace. If the answer is `full`, as long as a probe's answer
+    may be, the reference only has to begin with it. None if that is unknown: it was not asked, or `cut` off while it
+    was still right."""
     if answer is None:
         return None
     written, expected = " ".join(answer.split()), " ".join(reference.split())
     if written == expected:
         return True
-    begins = expected.startswith(written.rstrip("\ufffd"))  # half a character may stand at the end
+    begins = expected.startswith(written.rstrip("\ufffd"))  # it may end with half a character
     if begins and cut:
         return None
     return bool(written) and begins and full
 
 
 def same(before: str | None, after: str | None, *, cut: bool = False) -> bool | None:
-    """Whether two answers are the same, as far as there was time to write them; None if one was not asked."""
+    """Whether two answers are the same, as far as there was time to generate them; None if one was not asked."""
     if before is None or after is None:
         return None
     if cut:
@@ -78,8 +78,8 @@ def same(before: str | None, after: str | None, *, cut: bool = False) -> bool | 
 
 
 def loss_verdict(before: float | None, after: float | None) -> LossVerdict | None:
-    """About the loss of one text, in nats per token; None if it was not taken. One that is no number any more is the
-    worst there is."""
+    """The verdict on the loss of one text, in nats per token; None if it was not computed. NaN and infinity are the
+    worst."""
     if before is None:
         return None
     rise = float("inf") if after is None else after - before
@@ -92,8 +92,8 @@ def loss_verdict(before: float | None, after: float | None) -> LossVerdict | Non
 
 
 def summary(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The verdicts and the counts they are made from: {"verdict": on the
-    training prompts, "general_verdict", "training": {…}, "general": {…}}."""
+    """The verdicts and the counts they are based on: {"verdict": on the training prompts, "general_verdict",
+    "training": {…}, "general": {…}}."""
     kinds = {kind: [prompt for prompt in prompts if prompt["kind"] == kind] for kind in ("training", "general")}
     training, general = kinds["training"], kinds["general"]
     counts: dict[str, Any] = {
@@ -120,7 +120,7 @@ def summary(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _loss_counts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many prompts have a loss, how many each verdict on it, and how many another answer than before."""
+    """The numbers of prompts with a loss, with each verdict on it, and with a different answer than before."""
     losses = [prompt["loss"] for prompt in prompts if prompt["loss"]]
     verdicts = {name: losses.count(name) for name in ("lower", "higher", "forgot")}
     return {"losses": len(losses), "changed": sum(prompt["same"] is False for prompt in prompts), **verdicts}
@@ -134,11 +134,11 @@ def _mean(prompts: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def training_verdict(counts: Mapping[str, Any]) -> TrainingVerdict:
-    """What a person reading the answers to training prompts would say. The first that holds:
+    """What a person reading the answers to training prompts would say. The first that applies:
 
-    "forgot": the answers in the data have become very unlikely, at least half of them: the training went wrong.
-    "learned", "knew": at least half of the answers are right now; more than before, or no more.
-    "likelier": at least half of the answers in the data are likelier now, and nobody knows an answer.
+    "forgot": at least half of the answers in the data have become very unlikely: the training went wrong.
+    "learned", "knew": at least half of the answers are right now; more than before, or not more.
+    "likelier": at least half of the answers in the data are more likely now, and no answer is known.
     "closer": the same, and fewer than half of the answers are right.
     "changed": anything else that is not "unchanged".
     """
@@ -153,8 +153,8 @@ def training_verdict(counts: Mapping[str, Any]) -> TrainingVerdict:
 
 
 def general_verdict(counts: Mapping[str, Any]) -> GeneralVerdict | None:
-    """About the general prompts: "forgot" if at least half of the answers given before have become very
-    unlikely, "same" if all are answered as before, else "changed". None if there was no time for any."""
+    """The verdict on the general prompts: "forgot" if at least half of the earlier answers have become very unlikely,
+    "same" if all are answered as before, otherwise "changed". None if there was no time for any."""
     if counts["losses"] and 2 * counts["forgot"] >= counts["losses"]:
         return "forgot"
     if not counts["compared"]:
@@ -163,8 +163,8 @@ def general_verdict(counts: Mapping[str, Any]) -> GeneralVerdict | None:
 
 
 def read(run: RunDir) -> dict[str, Any] | None:
-    """What the probe of a run has found; None while there is none. One of an earlier version is judged anew, by what it
-    kept."""
+    """The results of a run's probe; None if there are none. Results of an earlier version are judged again from the
+    stored values."""
     result = read_json(run.probe)
     if not isinstance(result, dict) or not isinstance(result.get("prompts"), list):
         return None
@@ -175,8 +175,8 @@ def read(run: RunDir) -> dict[str, Any] | None:
 
 
 def with_verdicts(prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt with the verdicts on it: `right` and `right_before` of one of the training, `same`, and `loss`."""
-    # An earlier version kept only that one of the two was cut, and not that one was as long as it may be.
+    """A prompt with its verdicts: `right` and `right_before` for a training prompt, `same`, and `loss`."""
+    # An earlier version stored only that one of the two was cut off, not that one was as long as it may be.
     usual = "cancelled" if prompt.get("cut") else "length"
     finish = {when: prompt.get(f"finish_{when}") or usual for when in ("before", "after")}
     cut = {when: how == "cancelled" for when, how in finish.items()}

@@ -1,6 +1,6 @@
-"""What an evaluation has found, read: its summary, and its rows by pages, sorted and searched.
+"""Read the results of an evaluation: its summary, and its rows by pages, sorted and searched.
 
-It is written by `engine.worker.evaluation.findings`; the file of rows is read once and kept until it changes.
+They are written by `engine.worker.evaluation.findings`; the file of rows is read once and cached until it changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.core.rundir import RESULT_FILE, RunDir, read_json, read_lines
 Order = Literal["asked", "worst", "best", "changed"]
 ORDERS: tuple[str, ...] = get_args(Order)
 ROWS_PER_PAGE = 20
-ROW_FILES = ("rows.csv", "rows.jsonl")  # of the report, to take away
+ROW_FILES = ("rows.csv", "rows.jsonl")  # files of the report for download
 SORTING_SCORES = ("margin", "chrf", "tokens")  # rows are sorted by the first of these that they have
 
 Row = Mapping[str, Any]
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Page:
-    """Some of the rows. `number` from 1 of `pages`; `total` rows were found."""
+    """Some of the rows. `number` of `pages`, from 1; `total` is the number of matching rows."""
 
     rows: Sequence[Row]
     number: int
@@ -35,17 +35,17 @@ class Page:
 
 
 def summary(run: RunDir) -> dict[str, Any] | None:
-    """The summary of a finished evaluation; None while there is none."""
+    """The summary of a finished evaluation; None if there is none."""
     return read_json(run.report / "summary.json") if (run.report / RESULT_FILE).exists() else None
 
 
 def files(run: RunDir) -> list[str]:
-    """Those that can be taken away; none where no row was asked."""
+    """The files for download; none if no row was asked."""
     return list(ROW_FILES) if rows(run) else []
 
 
 def page(run: RunDir, order: str = "asked", text: str = "", number: int = 1) -> Page:
-    """The rows that hold every word of `text`, sorted, twenty at a time; the nearest page that there is."""
+    """The rows that contain every word of `text`, sorted, twenty per page; the nearest existing page."""
     matching = [row for row in rows(run) if matches(row, text)]
     matching = sort(matching, order)
     pages = max(math.ceil(len(matching) / ROWS_PER_PAGE), 1)
@@ -54,7 +54,7 @@ def page(run: RunDir, order: str = "asked", text: str = "", number: int = 1) -> 
 
 
 def rows(run: RunDir) -> Sequence[Row]:
-    """All rows, in the order in which they were drawn."""
+    """All rows, in the order of sampling."""
     file = run.report / "rows.jsonl"
     if not (run.report / RESULT_FILE).exists():
         return ()
@@ -83,7 +83,7 @@ def matches(row: Row, text: str) -> bool:
 
 def sort(rows: Sequence[Row], order: str) -> list[Row]:
     """Worst or best by the score of the first result that is not the base; changed: where it differs most from the
-    base, rows with the same answer last. Equal ones stay in their order; those without a score come last."""
+    base, with identical answers last. Ties keep their order; rows without a score come last."""
     keys = {"worst": _score, "best": lambda row: -_score(row), "changed": lambda row: -_change(row)}
     return sorted(rows, key=lambda row: _last(keys[order](row))) if order in keys else list(rows)
 
@@ -95,7 +95,7 @@ def _last(value: float) -> float:
 def _sorting_score(row: Row, model: str) -> float:
     scores = row["answers"].get(model, {}).get("scores", {})
     value = next((scores[name] for name in SORTING_SCORES if scores.get(name) is not None), math.nan)
-    # Of equal scores the one that the model finds less likely is the worse.
+    # Among equal scores, the less likely one is the worse.
     return value - scores.get("loss", 0.0) / 1e6
 
 
@@ -117,8 +117,8 @@ def _change(row: Row) -> float:
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
-    """The summary as a table for a shell: a line for each measure, a column for each model, each value with the
-    interval in which 95 % of its resamples lie."""
+    """The summary as a table for the command line: a line for each metric, a column for each model, each value with the
+    interval that contains 95 % of its resamples."""
     models, lines = summary["voices"], []
     width = max([26, *(len(model["title"]) + 2 for model in models)])
     lines.append(
@@ -143,7 +143,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 
 def tasks_of(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What tasks of lm-evaluation-harness have found; a report of before there were any has none."""
+    """The results of lm-evaluation-harness tasks; older reports have none."""
     return summary.get("tasks", ())
 
 

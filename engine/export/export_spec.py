@@ -1,6 +1,6 @@
-"""ExportSpec: which results are exported, in which form; and what would keep the export from running.
+"""ExportSpec: which results are exported, in which form; and what prevents the export.
 
-The weights themselves are `engine.worker.export`'s; what Ollama and vLLM need to run them is made by
+The weights are written by `engine.worker.export`; the files that Ollama and vLLM need are made by
 `engine.export.ollama` and `engine.export.vllm_command`.
 """
 
@@ -36,10 +36,10 @@ from engine.spec.yaml_text import read_yaml
 
 BASE_FIELD, ADAPTERS_FIELD = "model.model_name_or_path", "adapters"
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp16": 2}
-# What remains of a full-precision model of two bytes a weight: the embeddings stay as they are.
+# Size of a quantized model as a share of two bytes per weight: the embeddings are not quantized.
 QUANTIZED_SHARE = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
-LIBRARIES_BYTES = 500_000_000  # bytes of memory that the libraries take, and a few answers
-SLACK_BYTES = 50_000_000  # bytes: tokenizer, configuration, and the file system's own
+LIBRARIES_BYTES = 500_000_000  # bytes of memory for the libraries and a few answers
+SLACK_BYTES = 50_000_000  # bytes: tokenizer, configuration, and file system overhead
 EQUAL_RANK_COMBINATIONS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 PRUNING_COMBINATIONS = (
     "ties", "dare_linear", "dare_ties", "magnitude_prune",
@@ -113,7 +113,7 @@ class ExportSpec(Spec):
 
 
 def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
-    """The spec with every path absolute, and a name: without one it is named after what it is made of."""
+    """The spec with absolute paths, and a name: by default it is named after its models."""
     base = absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json")
     adapters = {
         absolute_path(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
@@ -125,7 +125,7 @@ def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
 
 
 def precision(spec: ExportSpec) -> str:
-    """The precision of the weights that are written, with "auto" decided by the base."""
+    """The precision of the written weights, with "auto" resolved by the base."""
     if spec.precision != "auto":
         return spec.precision
     stored = {"bfloat16": "bf16", "float16": "fp16"}.get(inspect_model(spec.model.model_name_or_path).dtype, "fp32")
@@ -133,8 +133,8 @@ def precision(spec: ExportSpec) -> str:
 
 
 def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
-    """Everything that would keep it from running here. Without `wait`, not what
-    is still being tried (`engine.preflight.doctor`)."""
+    """Everything that prevents it from running here. Without `wait`, except what is still being tried
+    (`engine.preflight.doctor`)."""
     all_problems = (
         _base_problems(spec, workplace)
         + _adapter_problems(spec, workplace)
@@ -146,7 +146,7 @@ def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> li
         all_problems = [replace(broken, field="quantize")] if broken else []
     if all_problems:
         return all_problems
-    # While another run is alive this one waits, and what that holds is free by then.
+    # While another run is alive, this one waits, and the memory of the other will be free by then.
     memory = memory_problems(spec, waits=any_run_alive(workplace.saves))
     return _combination_problems(spec) + _disk_problems(spec, workplace) + memory
 
@@ -185,15 +185,16 @@ def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
 
 
 def _named_problem(other: Problem, folder: str, base: str) -> Problem:
-    """That an adapter is of another base, with the name of its run: there may be several adapters."""
+    """The problem that an adapter belongs to another base, with the name of its run, since there may be several
+    adapters."""
     return problem("chat-other-base", ADAPTERS_FIELD, name=model_title(folder), theirs=other.values["base"], base=base)
 
 
 def _unfinished(folder: Path, field: str) -> Problem | None:
-    """A result is not taken while its run is alive: a resumed one writes it anew."""
+    """A result is not used while its run is alive, because a resumed run writes it again."""
     run = RunDir(folder.parent)
     if not run.request.exists() or folder.name not in (run.adapter.name, run.model.name):
-        return None  # not a run's: a model folder, or an adapter that was brought here
+        return None  # not from a run: a model folder, or an adapter from elsewhere
     done = (folder / RESULT_FILE).exists() and not run.alive()
     return None if done else problem("export-unfinished", field, run=folder.parent.name)
 
@@ -214,7 +215,7 @@ def _form_problems(spec: ExportSpec) -> list[Problem]:
 
 
 def no_converter() -> Problem:
-    """That there is no converter, with the place where none is if one was named."""
+    """The problem that there is no converter, with the configured place if there is one."""
     if named := os.environ.get(gguf.CONVERTER_VARIABLE):
         return problem("export-converter-not-there", "gguf", variable=gguf.CONVERTER_VARIABLE, place=named)
     return problem("export-no-converter", "gguf", variable=gguf.CONVERTER_VARIABLE)
@@ -227,7 +228,7 @@ def _device_problems(spec: ExportSpec) -> list[Problem]:
 
 
 def _combination_problems(spec: ExportSpec) -> list[Problem]:
-    """What peft would refuse only halfway, or silently do wrongly."""
+    """What peft would reject only halfway, or do wrong silently."""
     configs = {folder: adapter_config(folder) for folder in spec.adapters}
     if not needs_combination(spec):
         return []
@@ -239,7 +240,7 @@ def _combination_problems(spec: ExportSpec) -> list[Problem]:
         problems.append(problem("export-ranks-differ", "combination", how=spec.combination, ranks=listed))
     if dora := [names[folder] for folder, config in configs.items() if config.get("use_dora")]:
         problems.append(problem("export-dora-combined", ADAPTERS_FIELD, names=", ".join(dora)))
-    # The head of a reward model is one, too.
+    # The head of a reward model is also a fully trained module.
     whole = [
         names[folder]
         for folder, config in configs.items()
@@ -253,7 +254,7 @@ def _combination_problems(spec: ExportSpec) -> list[Problem]:
 
 
 def needs_combination(spec: ExportSpec) -> bool:
-    """Whether a new adapter has to be computed: of several, or of one whose weight is not 1."""
+    """Whether a new adapter has to be computed: from several, or from one whose weight is not 1."""
     return list(spec.adapters.values()) not in ([], [1.0])
 
 
@@ -263,20 +264,20 @@ def rank(config: Mapping[str, Any]) -> int:
 
 
 def model_title(folder: str | Path) -> str:
-    """The title of a model: the name of the run that left it, or its folder."""
+    """The title of a model: the name of the run that produced it, or its folder."""
     folder = Path(folder)
     run = RunDir(folder.parent)
     if not (folder / RESULT_FILE).exists():
         return folder.name
     try:
         return read_yaml(regular_files.read_text(run.spec))["name"] or run.path.name
-    except (OSError, ValueError, TypeError, KeyError, Refusal):  # a spec that somebody has edited
+    except (OSError, ValueError, TypeError, KeyError, Refusal):  # a spec edited by hand
         return run.path.name
 
 
 def _disk_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     if spec.form == "merged" and inspect_model(spec.model.model_name_or_path).parameters is None:
-        return []  # quantized in a way whose weights cannot be counted; the base has been refused for it
+        return []  # quantized so that its weights cannot be counted; the base has already been rejected
     needed, free = disk_needed(spec), hardware.free_disk(workplace.saves)
     if needed <= free:
         return []
@@ -285,11 +286,11 @@ def _disk_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
 
 
 def disk_needed(spec: ExportSpec) -> int:
-    """Bytes that the export writes, from the headers of the weight files: what it leaves, and what lies beside it
-    meanwhile. 0 for a base that cannot be counted."""
+    """Bytes that the export writes, from the headers of the weight files: the result, and temporary files next to it. 0
+    for a base whose weights cannot be counted."""
     adapters = sum(_size(Path(folder) / ADAPTER_FILES[1]) for folder in spec.adapters)
     if spec.form == "adapter":
-        return 3 * adapters + SLACK_BYTES  # of fp32, zipped once more; a combination is as large as its parts together
+        return 3 * adapters + SLACK_BYTES  # fp32, and zipped once more; a combination is as large as its parts together
     whole = weights(spec) * BYTES_PER_WEIGHT[precision(spec)]
     if not whole:
         return 0
@@ -299,13 +300,13 @@ def disk_needed(spec: ExportSpec) -> int:
 
 
 def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
-    """Whether the model fits into the memory of the device: into what is free now, or, for an export that waits, into
+    """Whether the model fits into the memory of the device: into what is free now or, for an export that waits, into
     all of it."""
     if on_cpu(spec, len(hardware.gpus())):
         (free, whole), code = hardware.memory(), "export-no-memory"
     else:
         gpu = next(iter(hardware.chosen_gpus(spec.hardware.devices, 1)), None)
-        if gpu is None:  # told by `_device_problems`
+        if gpu is None:  # reported by `_device_problems`
             return []
         free, whole, code = gpu.free, gpu.memory, "export-no-card-memory"
     needed, has = memory_needed(spec), whole if waits else free
@@ -315,8 +316,8 @@ def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
 
 
 def memory_needed(spec: ExportSpec) -> int:
-    """The most bytes that the export has in memory: the base once, as it is loaded,
-    its adapters, and one layer merged in fp32. 0 for a base that cannot be counted."""
+    """The peak memory of the export in bytes: the base once, as it is loaded, its adapters, and one layer merged in
+    fp32. 0 for a base whose weights cannot be counted."""
     if not (count := weights(spec)):
         return 0
     base = inspect_model(spec.model.model_name_or_path)
@@ -326,7 +327,7 @@ def memory_needed(spec: ExportSpec) -> int:
         for folder in spec.adapters
         if not isinstance(tensors := read_header(Path(folder) / ADAPTER_FILES[1]), Problem)
     ]
-    # Merged, as it was, and the difference of the two.
+    # Merged, original, and their difference.
     layer = 3 * max(map(_largest_layer, headers), default=0) if spec.form == "merged" else 0
     parts = sum(math.prod(tensor.shape) for tensors in headers for tensor in tensors.values())
     beside = BYTES_PER_WEIGHT["fp32"] * (layer + parts * (2 if needs_combination(spec) else 1))
@@ -334,16 +335,16 @@ def memory_needed(spec: ExportSpec) -> int:
 
 
 def _largest_layer(adapter: Mapping[str, Tensor]) -> int:
-    """Weights of the largest layer that the adapter's matrices belong to: B has its rows, A its columns."""
+    """The number of weights of the largest layer with adapter matrices: B has its rows, A its columns."""
     pairs = ((name, name.replace("lora_A", "lora_B")) for name in adapter if name.endswith("lora_A.weight"))
     sizes = (adapter[b].shape[0] * adapter[a].shape[1] for a, b in pairs if b in adapter and len(adapter[a].shape) == 2)
     return max(sizes, default=0)
 
 
 def weights(spec: ExportSpec) -> int:
-    """How many weights the merged model has; 0 where that cannot be known."""
+    """The number of weights of the merged model; 0 if that is unknown."""
     base = inspect_model(spec.model.model_name_or_path)
-    untied = 0  # embeddings that were trained in full no longer are the output head
+    untied = 0  # fully trained embeddings are no longer tied to the output head
     for folder in spec.adapters if base.tied else ():
         tensors = read_header(Path(folder) / ADAPTER_FILES[1])
         if not isinstance(tensors, Problem):

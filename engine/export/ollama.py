@@ -1,9 +1,9 @@
-"""An Ollama Modelfile for an export, its Go template derived from the jinja one. Pure: nothing is started.
+"""An Ollama Modelfile for an export, with a Go template derived from the jinja one. Pure: nothing is started.
 
-Ollama writes a conversation with a Go template, transformers with a jinja template. There is no list
-of model families: a few conversations of sentinels are rendered with the jinja template, what stands
-between the sentinels becomes the Go template, and both are compared on conversations of every shape
-that Ollama hands over. A template that does more than put text around the turns is refused.
+Ollama renders a conversation with a Go template, transformers with a jinja template. There is no list of model
+families: a few conversations of sentinels are rendered with the jinja template, the text between the sentinels becomes
+the Go template, and both are compared on conversations of every shape that Ollama passes on. A template that does more
+than add text around the turns is rejected.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def message(role: str, content: str) -> Message:
 class TemplatePieces:
     """What a chat template writes around the turns of a conversation.
 
-    `head` stands before the first question, `between` a question and its answer, `opening` between the last question
-    and the answer to be written, `after` between an answer and the next question. The system message stands between
-    the two texts of `system`: in place of `head`, or with `late` just before the last question (Mistral), where the
-    first of the two is empty. None: the template takes none.
+    `head` is before the first question, `between` is between a question and its answer, `opening` between the last
+    question and the answer to be generated, `after` between an answer and the next question. The system message is
+    between the two texts of `system`: in place of `head` or, with `late`, just before the last question (Mistral),
+    where the first of the two is empty. None: the template does not accept one.
     """
 
     head: str
@@ -48,9 +48,9 @@ class TemplatePieces:
 
 
 def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
-    """The pieces of a template. Leaves out `bos` at the beginning, which Ollama adds itself where the model says so.
+    """The pieces of a template, without `bos` at the beginning, which Ollama adds itself if the model says so.
 
-    Raises Refusal where the template cannot be written as pieces.
+    Raises Refusal if the template cannot be expressed as pieces.
     """
 
     def rendered(*messages: Message) -> str:
@@ -63,7 +63,7 @@ def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
     )
     try:
         alone, turns = rendered(ask), rendered(ask, reply, ask_again)
-    except Exception as error:  # a template is a program of its own, and may raise anything
+    except Exception as error:  # a template is a program and may raise anything
         raise Refusal(problem("ollama-template-fails", why=str(error)[:200])) from error
     result = TemplatePieces(
         head=_between(alone, "", QUESTION),
@@ -75,7 +75,7 @@ def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
     try:
         with_system = rendered(message("system", SYSTEM), ask, reply, ask_again)
     except Exception:
-        with_system = ""  # Gemma's refuses one
+        with_system = ""  # Gemma's rejects one
     if SYSTEM in with_system:
         late = with_system.index(SYSTEM) > with_system.index(ANSWER)
         last = QUESTION_2 if late else QUESTION
@@ -99,7 +99,8 @@ def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
 
 
 def _between(text: str, first: str, second: str) -> str:
-    """What stands between two sentinels; "" is the beginning or the end. Raises Refusal if one is not there once."""
+    """The text between two sentinels; "" is the beginning or the end. Raises Refusal unless each occurs exactly
+    once."""
     if any(mark and text.count(mark) != 1 for mark in (first, second)):
         raise Refusal(problem("ollama-template-differs"))
     start = text.index(first) + len(first) if first else 0
@@ -126,7 +127,7 @@ def _conversations(system: bool) -> list[list[Message]]:
 
 
 def render_pieces(pieces: TemplatePieces, messages: Sequence[Message]) -> str:
-    """A conversation as the Go template of these pieces writes it."""
+    """A conversation as rendered by the Go template of these pieces."""
     system = next((message["content"] for message in messages if message["role"] == "system"), "")
     turns = [message for message in messages if message["role"] != "system"]
     text = pieces.head
@@ -146,7 +147,7 @@ def render_pieces(pieces: TemplatePieces, messages: Sequence[Message]) -> str:
 def go_template(pieces: TemplatePieces) -> str:
     """The pieces as a template of Go's text/template, over Ollama's .System and .Messages.
 
-    Ollama counts the system message among the messages, too; one that is neither of the two roles is passed over.
+    Ollama also counts the system message among the messages; messages with neither of the two roles are skipped.
     """
     close, opens = _split_after(pieces)
     head = _literal(pieces.head.removesuffix(opens))
@@ -171,8 +172,8 @@ def go_template(pieces: TemplatePieces) -> str:
 
 
 def _split_after(pieces: TemplatePieces) -> tuple[str, str]:
-    """What closes an answer and what opens a question: together they are `after`. A question is opened by whatever
-    stands before every one of them, the first included."""
+    """What closes an answer and what opens a question: together they are `after`. A question is opened by whatever is
+    before every question, including the first."""
     before = [pieces.after, pieces.head]
     if pieces.system and not pieces.late:
         before.append(pieces.system[1])
@@ -182,20 +183,21 @@ def _split_after(pieces: TemplatePieces) -> tuple[str, str]:
 
 
 def _literal(text: str) -> str:
-    """Text inside a Go template inside a Modelfile: neither braces nor three quotes may be taken for their own."""
+    """Text inside a Go template inside a Modelfile: neither braces nor three quotes may be interpreted."""
     guarded = re.sub(r'\{\{|"""', lambda match: f"{{{{ {json.dumps(match[0])} }}}}", text)
     return f'{{{{ "\\n" }}}}{guarded[1:]}' if guarded.startswith("\n") else guarded
 
 
 def template_warnings(render: Render, template: str) -> list[Problem]:
-    """What the jinja template does and a Go template cannot: noted in the Modelfile, since answers may differ by it."""
+    """What the jinja template does and a Go template cannot: noted in the Modelfile, since answers may differ because
+    of it."""
 
     def without(text: str, answer: str = ANSWER) -> bool:
-        """Whether the text of a message is not written as it is."""
+        """Whether the text of a message is changed when it is rendered."""
         conversation = [message("user", text), message("assistant", answer), message("user", QUESTION_2)]
         try:
             rendered = render(conversation, True)
-        except Exception:  # it refuses the message, so no difference in writing it can be told
+        except Exception:  # it rejects the message, so a difference in rendering cannot be determined
             return False
         return text not in rendered or answer not in rendered
 
@@ -221,8 +223,8 @@ def modelfile(
     sampling: Mapping[str, float] | None = None,
     notes: Sequence[Problem] = (),
 ) -> str:
-    """An Ollama Modelfile. `source` is a folder or a GGUF file, `adapter` a folder with LoRA alone beside it.
-    `template` None: the notes say why there is none."""
+    """An Ollama Modelfile. `source` is a folder or a GGUF file, `adapter` a folder with a LoRA adapter next to it.
+    Without a `template`, the notes say why."""
     lines = [f"# {note.text()}" for note in notes]
     lines.append(f"FROM {source}")
     if adapter:
@@ -237,10 +239,10 @@ def modelfile(
 
 
 def with_weights_file(text: str, file: str) -> str:
-    """The text of a Modelfile, with the weights taken from a file that lies beside it."""
+    """The text of a Modelfile, with the weights taken from a file next to it."""
     return re.sub(r"(?m)^FROM .*$", lambda _: f"FROM ./{file}", text, count=1)
 
 
 def model_name(name: str) -> str:
-    """A model name as Ollama and vLLM take it: lower-case letters, digits, dots and dashes."""
+    """A model name that Ollama and vLLM accept: lower-case letters, digits, dots and dashes."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "model"

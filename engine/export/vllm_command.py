@@ -1,4 +1,4 @@
-"""The command that serves an export with vLLM, and what of an adapter vLLM does not take. Pure: nothing is started."""
+"""The command that serves an export with vLLM, and which adapters vLLM does not support. Pure: nothing is started."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from engine.core.problems import Problem, problem
 
-# The values that vLLM takes for --max-lora-rank (vllm/config/lora.py); the default is 16.
+# The values that vLLM accepts for --max-lora-rank (vllm/config/lora.py); the default is 16.
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def serve_command(folder: Path, name: str, base: str = "", adapter: Mapping[str, Any] | None = None) -> str:
-    """`vllm serve` of a whole model, or of a base with LoRA beside it."""
+    """`vllm serve` for a full model, or for a base with a LoRA adapter."""
     if not adapter:
         return f"vllm serve {shlex.quote(str(folder))} --served-model-name {shlex.quote(name)}"
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{name}={folder}"]
@@ -26,14 +26,14 @@ def serve_command(folder: Path, name: str, base: str = "", adapter: Mapping[str,
 
 
 def max_lora_rank(adapter: Mapping[str, Any]) -> int | None:
-    """The smallest --max-lora-rank that holds the adapter; None where none does."""
+    """The smallest --max-lora-rank that fits the adapter; None if none does."""
     largest = max([adapter.get("r") or 0, *(adapter.get("rank_pattern") or {}).values()])
     return next((rank for rank in MAX_LORA_RANKS if rank >= largest), None)
 
 
 def adapter_problems(adapter: Mapping[str, Any]) -> list[Problem]:
-    """What of an adapter (its adapter_config.json) vLLM does not take (vllm/lora/peft_helper.py). Empty: it is served
-    beside its base; a merged model always is, where vLLM knows its architecture."""
+    """Features of an adapter (its adapter_config.json) that vLLM does not support (vllm/lora/peft_helper.py). Empty: it
+    can be served with its base. A merged model always can, if vLLM supports its architecture."""
     problems = []
     if adapter.get("task_type") == "SEQ_CLS":
         problems.append(problem("vllm-judge"))

@@ -1,7 +1,7 @@
-"""What other programs train with → a spec of ours, and what could not be carried over, each with the reason.
+"""Configurations of other programs → a spec, and what could not be imported, each with the reason.
 
-A command line, a YAML file or a saved LLaMA Board form of LLaMA-Factory, or an axolotl YAML. The keys and what
-becomes of them stand in tables beside this module; a key that cannot be taken never keeps the others from it.
+The input is a command line, a YAML file or a saved LLaMA Board form of LLaMA-Factory, or an axolotl YAML. Tables next
+to this module list the keys and their counterparts; a key that cannot be imported never affects the others.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ DRAFT_FUNCTIONS: dict[str, Callable[..., Draft]] = {
 
 @dataclass(frozen=True)
 class Imported:
-    """A spec, and what of the original it leaves out, or takes otherwise."""
+    """A spec, and what it leaves out or changes of the original."""
 
     spec: Spec
     left_out: tuple[Problem, ...]
 
     @property
     def lost(self) -> tuple[Problem, ...]:
-        """What a reader has to know of: not what was not needed."""
+        """What a reader has to know, without the settings that were not needed."""
         return tuple(note for note in self.left_out if note.code != "import-needless")
 
 
 def decoded(content: bytes, name: str = "") -> str:
-    """The text of a file: UTF-8, UTF-16 as PowerShell writes it, or the GB18030
-    of a Chinese Windows. Raises Refusal."""
+    """The text of a file: UTF-8, UTF-16 as written by PowerShell, or GB18030 of a Chinese Windows. Raises Refusal."""
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if wide else ("utf-8-sig", "gb18030"):
         try:
@@ -58,11 +57,11 @@ def decoded(content: bytes, name: str = "") -> str:
 
 
 def no_file(_name: str) -> None:
-    """No file can be reached from a page: what is pasted is all there is."""
+    """No file can be reached from a page; there is only what was pasted."""
 
 
 def read_any(text: str, context_of: Callable[[str], int | None] = lambda _: None) -> Imported:
-    """A spec of ours as it is, or theirs translated: for a box into which either may be pasted. Raises Refusal."""
+    """Our spec unchanged, or another program's translated, for a box that accepts either. Raises Refusal."""
     text = normalized(text)
     if is_spec_yaml(text):
         return Imported(kinds.read(text), ())
@@ -70,7 +69,7 @@ def read_any(text: str, context_of: Callable[[str], int | None] = lambda _: None
 
 
 def is_spec_yaml(text: str) -> bool:
-    """Whether the text is, or is meant to be, YAML of a spec of ours."""
+    """Whether the text is, or is meant to be, the YAML of one of our specs."""
     try:
         plain = read_yaml(text)
     except Refusal:
@@ -98,10 +97,10 @@ def read(
     reader: Callable[[str], str | None] = no_file,
     context_of: Callable[[str], int | None] = lambda _: None,
 ) -> Imported:
-    """A pasted command, YAML file or both as a spec of the kind that it is for.
+    """A pasted command, YAML file or both as a spec of the right kind.
 
-    `reader` answers the text of a file that a command names; `context_of` how many tokens a model takes, if it can be
-    looked into. Raises Refusal if there is nothing that could be a setting, or nothing that a spec could stand for.
+    `reader` returns the text of a file that a command refers to; `context_of` the context length of a model, if it can
+    be read. Raises Refusal if there is nothing that could be a setting, or nothing that a spec could represent.
     """
     source = read_source(normalized(text), reader)
     settings = source.settings

@@ -1,4 +1,4 @@
-"""An axolotl YAML → a RunSpec in the making. Its keys and what becomes of them stand in axolotl.yaml."""
+"""An axolotl YAML → a RunSpec draft. Its keys and their counterparts are in axolotl.yaml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.importer.table import entries, reasons
 from engine.importer.training import apply_key
 from engine.spec.run_spec import RunSpec, Scheduler
 
-# What is theirs where nothing is said, changes what is learned, and is other than ours (axolotl 0.17, utils/schemas).
+# Defaults that change what is learned and differ from ours (axolotl 0.17, utils/schemas).
 DEFAULTS: dict[str, Any] = {
     "data.max_length": 512,
     "data.too_long": "drop",
@@ -45,12 +45,12 @@ def is_axolotl_key(name: str) -> bool:
 
 
 def is_axolotl(settings: Mapping[str, Any]) -> bool:
-    """Whether these are settings of axolotl: `base_model` and `micro_batch_size` are nobody else's."""
+    """Whether these are settings of axolotl: only axolotl has `base_model` and `micro_batch_size`."""
     return "base_model" in settings or "micro_batch_size" in settings or "sequence_len" in settings
 
 
 def training(settings: Mapping[str, Any]) -> Draft:
-    """The draft of a training, with axolotl's defaults where nothing is said."""
+    """The draft of a training, with axolotl's defaults."""
     kind, unknown = _stage(settings)
     draft = Draft(RunSpec, kind, settings)
     draft.put("stage.kind", kind, "rl" if settings.get("rl") else "")
@@ -66,7 +66,7 @@ def training(settings: Mapping[str, Any]) -> Draft:
 
 
 def _stage(settings: Mapping[str, Any]) -> tuple[str, Any]:
-    """The stage, and a kind of learning that is not here."""
+    """The stage; unsupported kinds of learning are noted."""
     if settings.get("pretraining_dataset"):
         return "pt", None
     if settings.get("reward_model") is True:
@@ -203,7 +203,7 @@ def too_long(draft: Draft, name: str, value: Any) -> None:
 
 
 def stage_switch(draft: Draft, name: str, value: Any) -> None:
-    """What the stage has been read from."""
+    """Keys from which the stage has already been read."""
     if draft.kind == "sft" and value in (False, ""):
         draft.needless(name, value, "nothing-asked")
     elif name == "reward_model" and draft.kind == "rm":

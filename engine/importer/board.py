@@ -18,8 +18,8 @@ STAGE_OF_TITLE = {
     "KTO": "kto",
     "Pre-Training": "pt",
 }
-# Controls whose key has another name (webui/runner.py of LLaMA-Factory 0.9.5);
-# those that are called as their key need no row.
+# Controls whose key has another name (webui/runner.py of LLaMA-Factory 0.9.5); those with the name of their key are not
+# listed.
 KEY_OF_CONTROL = {
     "training_stage": "stage",
     "train_seed": "seed",
@@ -30,12 +30,12 @@ KEY_OF_CONTROL = {
     "checkpoint_path": "adapter_name_or_path",
     "model_path": "model_name_or_path",
 }
-# Parts of the page, which are no settings.
+# Parts of the page that are not settings.
 PAGE_CONTROLS = (
     "lang", "hub_name", "current_time", "output_dir", "config_path", "device_count", "ds_offload",
     "resume_btn", "progress_bar", "swanlab_link", "loss_viewer", "output_box", "predict",
 )  # fmt: skip
-# What belongs to a switch or a stage, and is no setting without it.
+# Controls that belong to a switch or a stage, and are not settings without it.
 SWITCH_OF_PREFIX = {"galore_": "use_galore", "apollo_": "use_apollo", "badam_": "use_badam", "swanlab_": "use_swanlab"}
 
 
@@ -48,7 +48,7 @@ def is_board(settings: Mapping[str, Any]) -> bool:
 
 
 def board_settings(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, Any]:
-    """The settings that the form would start a training with; or an evaluation, where only that has a data set."""
+    """The settings with which the form would start a training; or an evaluation, if only that has a data set."""
     held = {part: _controls_of_part(form, part) for part in FORM_PARTS}
     evaluates = not held["train"].get("dataset") and bool(held["eval"].get("dataset"))
     part = "eval" if evaluates else "train"
@@ -90,7 +90,7 @@ def _extra_arguments(text: Any, notes: list[Problem]) -> dict[str, Any]:
 
 
 def _add_control(settings: dict[str, Any], name: str, value: Any, evaluates: bool) -> None:
-    """A control's value as its key's, where the page turns it into another."""
+    """A control's value as its key's value, if the page converts it."""
     if name == "stage":
         settings[name] = STAGE_OF_TITLE.get(value, value)
     elif name == "compute_type":
@@ -117,7 +117,7 @@ def _add_control(settings: dict[str, Any], name: str, value: Any, evaluates: boo
 
 
 def parse_number(value: Any) -> Any:
-    """A number that the form keeps as text."""
+    """A number that the form stores as text."""
     if isinstance(value, str):
         for kind in (int, float):
             try:

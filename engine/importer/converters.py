@@ -1,8 +1,8 @@
-"""The converters of all keys of LLaMA-Factory whose value changes its form: name, as in the table → function.
+"""The converters of all LLaMA-Factory keys whose value changes its form: name, as in the table → function.
 
-A converter is `(draft, name, value) -> None`: it puts what it can into the draft,
-and notes what it cannot. What the keys mean was read in LLaMA-Factory 0.9.5 and
-its main branch of August 2026 (src/llamafactory/hparams and the trainers).
+A converter is `(draft, name, value) -> None`: it puts what it can into the draft, and notes what it cannot. The meaning
+of the keys was read from LLaMA-Factory 0.9.5 and its main branch of August 2026 (src/llamafactory/hparams and the
+trainers).
 """
 
 from engine.importer import data_converters, model_converters, training_converters

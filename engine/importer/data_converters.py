@@ -1,4 +1,4 @@
-"""Keys of LLaMA-Factory on the data whose value changes its form, or whose meaning depends on others."""
+"""Converters of LLaMA-Factory keys about data."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def mix_strategy(draft: Draft, name: str, value: Any) -> None:
 
 
 def probabilities(draft: Draft, name: str, value: Any) -> None:
-    """Chances become weights: of what they are one set each is in data.mix_strategy."""
+    """Probabilities become weights; data.mix_strategy says what they apply to."""
     names, chances = as_list(draft.settings.get("dataset")), [float(chance) for chance in as_list(value)]
     if draft.settings.get("mix_strategy") not in INTERLEAVE_STRATEGIES:
         draft.missing(name, value, "probabilities-concat")

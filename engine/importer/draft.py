@@ -1,5 +1,5 @@
-"""A spec in the making: which key of theirs put what where, and what could not
-be taken. One key never spoils the others."""
+"""A spec being imported: which of the other program's keys set what, and what could not be imported. One key never
+affects the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.importer.table import Entry, reasons
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, Spec, fields
 
-# What is wrong with a further argument by itself, whatever the others say.
+# What is wrong with an extra argument by itself, regardless of the others.
 VALUE_PROBLEM_CODES = (
     "extra-unknown",
     "extra-has-a-field",
@@ -24,20 +24,21 @@ VALUE_PROBLEM_CODES = (
 
 
 class Draft:
-    """Settings of ours as plain data. `settings` are theirs, all of them; `kind` is the stage, or the kind of spec."""
+    """Our settings as plain data. `settings` are all of the other program's; `kind` is the stage, or the kind of
+    spec."""
 
     def __init__(self, spec_type: type[Spec], kind: str, settings: Mapping[str, Any]):
         self.spec_type, self.kind, self.settings = spec_type, kind, settings
         self.values: dict[str, Any] = {}
-        self.origins: dict[str, tuple[str, Any]] = {}  # our path → their key and value; of defaults there is none
-        self.defaults: dict[str, Any] = {}  # our path → what is theirs where nothing is said
+        self.origins: dict[str, tuple[str, Any]] = {}  # our path → their key and value; defaults have none
+        self.defaults: dict[str, Any] = {}  # our path → the other program's default
         self.notes: list[Problem] = []
 
     # -------------------------------------------------------------------------------- put in
 
     def put(self, path: str, value: Any, name: str = "", *, beside: bool = False) -> None:
-        """Set the setting at `path`; `name` is the key of theirs that asks for it. Where another key has
-        asked before, the later one counts, and that is told; unless they stand `beside` each other."""
+        """Set the setting at `path`; `name` is the key that sets it. If another key has set it before, the later one
+        wins and this is noted, unless they are meant to be used together (`beside`)."""
         before = self.origins.get(path)
         if name and before and before[0] != name and not beside:
             if self.get(path) == value:
@@ -77,7 +78,7 @@ class Draft:
     # -------------------------------------------------------------------------------- notes
 
     def note(self, code: str, name: str, value: Any, why: str | Mapping[str, str] = "", **more: Any) -> None:
-        """Note what becomes of a key: `why` is the name of a reason, or the reason in both languages."""
+        """Note the outcome of a key: `why` is the name of a reason, or the reason in both languages."""
         reason = (reasons()[why] if isinstance(why, str) else why) if why else ""
         self.notes.append(problem(code, name=name, value=shortened(value), why=reason, **more))
 
@@ -101,13 +102,13 @@ class Draft:
     # -------------------------------------------------------------------------------- finish
 
     def spec(self) -> Spec:
-        """The spec. What it does not take is left out, each with a line of its
-        own. Raises Refusal only where something is wrong that no key has said."""
+        """The spec. What it does not accept is left out, with one note each. Raises Refusal only if something is wrong
+        that no key has set."""
         self._drop_other_kinds()
         while True:
             try:
                 spec = self.spec_type.read(self.values)
-                # What contradicts another setting stands: the form says so, and lets the user choose.
+                # Contradictions between settings are kept: the form reports them and lets the user choose.
                 contradictions = spec_problems(spec) if isinstance(spec, RunSpec) else []
                 wrong = [
                     issue
@@ -122,7 +123,7 @@ class Draft:
                 self._leave_out(issue)
 
     def _drop_other_kinds(self) -> None:
-        """Leave out settings of another kind than the one chosen: LoRA's of a full training, 4-bit's of none."""
+        """Leave out settings of another kind than the chosen one, such as LoRA's in full training."""
         for union, kinds in SPEC_CHOICES.items():
             if union == "stage":
                 continue
@@ -140,7 +141,7 @@ class Draft:
                     self.note("import-needless", *origin, "other-kind")
 
     def _leave_out(self, wrong: Problem) -> None:
-        """Take out what a problem is about. Raises Refusal where that is nothing of theirs."""
+        """Remove what a problem is about. Raises Refusal if no key has set it."""
         field = f"extra.{wrong.values['name']}" if wrong.field == "extra" else wrong.field
         steps = field.split(".")
         prefixes = [".".join(steps[:count]) for count in range(len(steps), 0, -1)]
@@ -156,7 +157,7 @@ class Draft:
 
 
 def as_list(value: Any) -> list[Any]:
-    """`a,b` is what a list is on their command line; in YAML it may be one."""
+    """Lists are written as `a,b` on the command line; in YAML they can be lists."""
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, str):
@@ -165,7 +166,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def shortened(value: Any) -> str:
-    """A value as a sentence names it."""
+    """A value as it is shown in a sentence."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -183,5 +184,5 @@ Converter = Callable[
 
 
 def converters_by_name(*converters: Converter) -> dict[str, Converter]:
-    """Name → converter, as the tables name them."""
+    """Name → converter, with the names used in the tables."""
     return {converter.__name__: converter for converter in converters}

@@ -16,7 +16,7 @@ from engine.spec.yaml_text import read_yaml
 
 CLI_NAMES = ("llamafactory-cli", "lmf", "axolotl")
 LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "python", "python3", "srun", "mpirun", "ray")
-# Scripts of LLaMA-Factory's older versions, by the beginning of their name.
+# Scripts of older versions of LLaMA-Factory, by the beginning of their name.
 VERB_OF_SCRIPT = (
     ("export", "export"), ("cli_demo", "chat"), ("api", "api"), ("web", "webchat"), ("evaluate", "eval"),
     ("train_web", "webui"), ("chat", "chat"), ("train", "train"),
@@ -46,8 +46,8 @@ LIBRARY_VARIABLE = re.compile(
 
 @dataclass
 class Launch:
-    """A command. `verb` is what LLaMA-Factory is told to do ("" where nothing is said); `settings` are name and
-    value as they stand, `files` those that hold more of them; `flags` and `environment` are the launcher's."""
+    """A command. `verb` is LLaMA-Factory's verb ("" if there is none); `settings` are names and values as written,
+    `files` contain more of them; `flags` and `environment` are the launcher's."""
 
     verb: str = ""
     axolotl: bool = False
@@ -60,7 +60,7 @@ class Launch:
 
 
 def read_command(words: Sequence[str], exported: Mapping[str, str]) -> Launch | None:
-    """What a command starts; None if it has nothing to do with a training (`cd`, `pip install`)."""
+    """What a command starts; None if it has nothing to do with training (`cd`, `pip install`)."""
     environment, rest = dict(exported), list(words)
     while rest and (rest[0] in ("env", "nohup", "time", "sudo", "exec") or ASSIGNMENT.fullmatch(rest[0])):
         if assigned := ASSIGNMENT.fullmatch(rest[0]):
@@ -69,7 +69,7 @@ def read_command(words: Sequence[str], exported: Mapping[str, str]) -> Launch | 
     at = _program_index(rest)
     launch = Launch(environment=environment, words=words)
     if at is None:
-        # Words of which the beginning was not copied: flags, or the verb and flags.
+        # Words whose beginning was not copied: flags, or the verb and flags.
         if not rest or not (rest[0].startswith("--") or rest[0] in ("train", "export")):
             return None
         bare = rest[0] in ("train", "export")
@@ -96,7 +96,7 @@ def read_command(words: Sequence[str], exported: Mapping[str, str]) -> Launch | 
 
 
 def _program_index(words: Sequence[str]) -> int | None:
-    """Where the program that is started stands, behind the launcher and its flags."""
+    """The position of the started program, after the launcher and its flags."""
     for index, word in enumerate(words):
         name = word.replace("\\", "/").rpartition("/")[2].removesuffix(".exe")
         if name in CLI_NAMES or word.endswith(".py"):
@@ -111,7 +111,7 @@ def _program_index(words: Sequence[str]) -> int | None:
 
 
 def _add_arguments(launch: Launch, words: Sequence[str]) -> None:
-    """Files and `key=value` before the first flag; flags behind."""
+    """Files and `key=value` before the first flag; then flags."""
     first = next((index for index, word in enumerate(words) if _is_flag(word)), len(words))
     for word in words[:first]:
         name, equals, value = word.partition("=")
@@ -129,8 +129,8 @@ def _is_flag(word: str) -> bool:
 
 
 def parse_flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
-    """`--a 1 --b=2 --c --d x y` is a: 1, b: 2, c: true, d: "x,y"; words before the first flag
-    are no flag's. And the files among `--c x.yaml key=value`, which stand behind a switch."""
+    """`--a 1 --b=2 --c --d x y` becomes a: 1, b: 2, c: true, d: "x,y"; words before the first flag belong to no flag.
+    Also returns the files in `--c x.yaml key=value`, which follow a switch."""
     words_by_flag: list[tuple[str, list[str]]] = []
     files: list[str] = []
     for word in words:
@@ -146,7 +146,7 @@ def parse_flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]
 
 
 def parse_value(word: str) -> Any:
-    """As YAML reads it; what it cannot read is text."""
+    """The value as YAML reads it; text if YAML cannot read it."""
     try:
         return read_yaml(word)
     except Refusal:
@@ -157,7 +157,7 @@ def parse_value(word: str) -> Any:
 
 
 def put_hardware(draft: Draft, launch: Launch) -> None:
-    """Where the run computes, as launcher and environment say; each of their words is taken or told."""
+    """The devices according to launcher and environment; each of their words is used or noted."""
     table, gpus = entries("launchers"), []
     processes: Any = None
     for name, value in [*launch.flags.items(), *launch.environment.items()]:
@@ -180,7 +180,7 @@ def put_hardware(draft: Draft, launch: Launch) -> None:
             _note_flag(draft, name, value, entry, launch)
     count = processes if processes is not None else len(gpus)
     if draft.spec_type is not RunSpec:
-        count = min(count, 1)  # what answers or is written does so on one GPU
+        count = min(count, 1)  # chat and export do so on one GPU
     if count:
         draft.put("hardware.num_processes", count, "num_processes")
         draft.put("hardware.devices", gpus[: max(count, 0)])

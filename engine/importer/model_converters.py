@@ -1,5 +1,4 @@
-"""Keys of LLaMA-Factory on the model and the method whose value changes its
-form, or whose meaning depends on others."""
+"""Converters of LLaMA-Factory keys about the model and the method."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from engine.importer.draft import Draft, as_list, converters_by_name
 from engine.importer.table import EMPTY_VALUES, reasons
 from engine.spec.method_settings import METHODS
 
-CONTEXT_LENGTH_KEY = " context"  # no key of theirs: tokens that the model takes, where that is known
+CONTEXT_LENGTH_KEY = " context"  # not a key of theirs: the context length of the model, if it is known
 
 
 # ------------------------------------------------------------------------------------------ model
@@ -28,7 +27,7 @@ def adapter(draft: Draft, name: str, value: Any) -> None:
 
 
 def subfolder(draft: Draft, name: str, value: Any) -> None:
-    """The folder of the adapter inside of adapter_name_or_path."""
+    """The folder of the adapter inside adapter_name_or_path."""
     above = as_list(draft.settings.get("adapter_name_or_path"))
     if len(above) == 1:
         draft.put("model.adapter_path", f"{above[0]}/{value}", name, beside=True)
@@ -62,8 +61,8 @@ def attention_implementation(draft: Draft, name: str, value: Any) -> None:
 
 
 def rope(draft: Draft, name: str, value: Any) -> None:
-    """LLaMA-Factory computes the factor itself (model/model_utils/rope.py): the context
-    that the rows need ÷ the model's own, rounded up; and does nothing where they fit."""
+    """LLaMA-Factory computes the factor itself (model/model_utils/rope.py): the context that the rows need ÷ the
+    model's own, rounded up; and does nothing if they fit."""
     if value not in ("linear", "dynamic", "yarn"):
         draft.missing(name, value, "rope-llama3")
         return
@@ -127,7 +126,7 @@ def targets(draft: Draft, name: str, value: Any) -> None:
 
 
 def positive_number(draft: Draft, name: str, value: Any) -> None:
-    """0 is LLaMA Board's way to say none."""
+    """LLaMA Board writes 0 for none."""
     if value == 0:
         draft.needless(name, value, "nothing-asked")
     else:

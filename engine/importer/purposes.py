@@ -1,5 +1,5 @@
-"""What a file is for: a training, an evaluation (`do_predict`,
-`llamafactory-cli eval`) or an export; and the latter two."""
+"""What a file is for: training, evaluation (`do_predict`, `llamafactory-cli eval`) or export; and the import of the
+latter two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.importer.model_converters import CONTEXT_LENGTH_KEY, quantization_bi
 from engine.importer.table import entries, reasons
 from engine.importer.training import CONVERSION_ERRORS, put_unknown
 
-# Keys that mean the same in an evaluation or an export, beside those that the table names for it.
+# Keys with the same meaning in an evaluation or an export, in addition to those that the table lists for it.
 EVALUATION_PATHS = {
     "model_name_or_path": "model.model_name_or_path",
     "model_revision": "model.model_revision",
@@ -53,7 +53,7 @@ INFERENCE_KEYS = (
 
 
 def spec_kind(settings: Mapping[str, Any], verb: str) -> str:
-    """ "training", "evaluation" or "export". Raises Refusal if the settings are for chatting alone."""
+    """ "training", "evaluation" or "export". Raises Refusal if the settings are only for chatting."""
     if verb == "export" or settings.get("export_dir"):
         return "export"
     if verb == "eval" or "task" in settings:
@@ -72,8 +72,8 @@ def spec_kind(settings: Mapping[str, Any], verb: str) -> str:
 
 
 def evaluation_draft(settings: Mapping[str, Any]) -> Draft:
-    """An evaluation of what the file predicts with. Theirs answers by
-    temperature 0.95 and top_p 0.7 where nothing is said, and takes all rows."""
+    """An evaluation with the settings for prediction. LLaMA-Factory's defaults are temperature 0.95, top_p 0.7 and all
+    rows."""
     draft = Draft(EvaluationSpec, "evaluation", settings)
     for path, value in {
         "data.max_samples": None,
@@ -100,12 +100,13 @@ def evaluation_draft(settings: Mapping[str, Any]) -> Draft:
 def _measured_adapter(draft: Draft, name: str, value: Any) -> None:
     folders = as_list(value)
     draft.put("results", [str(folder) for folder in folders], name)
-    draft.put("with_base", False)  # theirs measures one model
+    draft.put("with_base", False)  # LLaMA-Factory evaluates one model
     draft.differs(name, value, reasons()["measured-results"])
 
 
 def export_draft(settings: Mapping[str, Any]) -> Draft:
-    """An export of what the file merges. Several adapters are added up, as theirs are merged one after the other."""
+    """An export of what the file merges. Several adapters are added up, since LLaMA-Factory merges one after
+    another."""
     draft = Draft(ExportSpec, "export", settings)
     for name, value in settings.items():
         if name == "adapter_name_or_path" and value is not None:

@@ -1,8 +1,8 @@
-"""Shell text → the commands in it, each as its words: what bash, cmd and
-PowerShell mean by quotes, line ends and variables.
+"""Shell text → its commands as lists of words, with the quotes, line continuations and variables of bash, cmd and
+PowerShell.
 
-Nothing is run. A variable that the text itself sets is filled in; what only a shell could know
-(`$1`, `$(date)`) stays as it is written, and its name is kept for whoever tells the user.
+Nothing is run. A variable that the text itself sets is substituted; what only a shell could know (`$1`, `$(date)`)
+stays as it is written, and its name is kept, so that the user can be told.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*")
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.S)
-# A line that goes on: \ of bash, ^ of cmd, ` of PowerShell. Blanks behind the mark are a slip that is meant the same.
+# A continued line: \ in bash, ^ in cmd, ` in PowerShell. Blanks after the mark are a mistake with the same meaning.
 CONTINUED = re.compile(r"[\\^`][ \t]*(?:\n|$)")
 REDIRECTION = re.compile(r"(?:\d|&)?>{1,2}(?:&\d|&-)?|<")
 HERE_DOCUMENT = re.compile(
@@ -20,7 +20,7 @@ HERE_DOCUMENT = re.compile(
 )
 WRITTEN_TO = re.compile(r">{1,2}\s*['\"]?([^\s'\"<>|;&]+)|\btee\s+(?:-a\s+)?['\"]?([^\s'\"<>|;&]+)")
 WINDOWS_SYNTAX = re.compile(r"[\^`][ \t]*$|^\s*(?:\$env:|set\s+\w+=|@echo)", re.M | re.I)
-# PowerShell's and cmd's assignments, in bash's words.
+# Assignments in PowerShell and cmd, and their form in bash.
 ASSIGNMENT_REWRITES = (
     (re.compile(r"^\s*\$env:(\w+)\s*=\s*", re.M | re.I), r"export \1="),
     (re.compile(r"^\s*\$(\w+)\s*=\s*", re.M), r"\1="),
@@ -31,8 +31,8 @@ ASSIGNMENT_REWRITES = (
 
 @dataclass
 class Script:
-    """What a text says: `commands` as lists of words, the `exported` variables, `documents` (the here-documents
-    that it writes to files, name → text), and the names in `unknown` that it uses without setting them."""
+    """The content of a text: `commands` as lists of words, the `exported` variables, `documents` (here-documents
+    written to files, name → text), and the names in `unknown` that are used but not set."""
 
     commands: list[list[str]] = field(default_factory=list)
     exported: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Script:
 
 
 def read_script(text: str) -> Script:
-    """The commands of a script. Raises ValueError where a quote is not closed."""
+    """The commands of a script. Raises ValueError if a quote is not closed."""
     script = Script()
 
     def keep(match: re.Match[str]) -> str:
@@ -72,7 +72,7 @@ def _is_shell(word: str) -> bool:
 
 
 def _keep_command(words: list[str], variables: dict[str, str | list[str]], script: Script) -> None:
-    """Remember what a command assigns; keep the command if it is more than that."""
+    """Record a command's assignments; keep the command if there is more to it."""
     if not words:
         return
     exports = words[0] == "export"
@@ -86,13 +86,13 @@ def _keep_command(words: list[str], variables: dict[str, str | list[str]], scrip
             script.exported |= {name: str(variables[name]) for name in names if name in variables}
         return
     if words[0].startswith("--") and script.commands:
-        script.commands[-1] += words  # its line end was forgotten, or a comment stands between
+        script.commands[-1] += words  # its line continuation was forgotten, or a comment is in between
         return
     script.commands.append(words)
 
 
 class _Lexer:
-    """Reads one command after the other from a text, with the variables that were set before."""
+    """Reads one command after another from a text, with the variables set so far."""
 
     def __init__(self, text: str, windows: bool, script: Script):
         self.text, self.at, self.windows, self.script = text, 0, windows, script
@@ -132,7 +132,7 @@ class _Lexer:
         self.at = len(self.text) if end < 0 else end
 
     def _word(self) -> list[str]:
-        """A word, which a variable without quotes may turn into several, or none."""
+        """A word; an unquoted variable may turn into several words, or none."""
         made: list[str] = []
         parts, quoted = [""], False
         while self.at < len(self.text):
@@ -162,11 +162,11 @@ class _Lexer:
         return [*made, parts[-1]] if parts[-1] or quoted else made
 
     def _literal(self, before: str) -> bool:
-        """Whether a backslash stands for itself: in a Windows path."""
+        """Whether a backslash is literal, as in a Windows path."""
         return self.windows or bool(re.match(r"[A-Za-z]:", before))
 
     def _array(self, name: str) -> list[str]:
-        """`NAME=(a b c)`: kept as a list, and no word of any command."""
+        """`NAME=(a b c)`: stored as a list, and not a word of any command."""
         self.at += 1
         words: list[str] = []
         while self.at < len(self.text) and self.text[self.at] != ")":
@@ -204,7 +204,7 @@ class _Lexer:
         raise ValueError(f"line {line}: a quote {sign} is not closed")
 
     def _value(self) -> str | list[str] | None:
-        """What a `$` or `%` here stands for, and go behind it; None if it stands for itself."""
+        """The value of a `$` or `%` at this position, moving past it; None if it is literal."""
         rest = self.text[self.at :]
         if inner := re.match(r"\$\(|`[^`\n]+`", rest):
             return self._inner(inner)
@@ -225,7 +225,7 @@ class _Lexer:
         return value
 
     def _inner(self, match: re.Match[str]) -> str:
-        """A command inside a command: its answer is not known, so its text stands for it."""
+        """A command inside a command: its output is unknown, so its text is kept."""
         end = self.at + match.end()
         if match[0] == "$(":
             depth = 1

@@ -1,5 +1,4 @@
-"""A pasted text → what it is: YAML, a command line, or both; and all settings
-in it, in the order in which they count."""
+"""A pasted text → what it is: YAML, a command line, or both; and all settings in it, in order of precedence."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ COMMAND_LINE = re.compile(
     r"|\.py(?:\s|$)|^\s*--?\w"
 )
 FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.M)
-SPEC_VERBS = ("train", "export", "eval", "")  # verbs that a spec can stand for
+SPEC_VERBS = ("train", "export", "eval", "")  # verbs that a spec can represent
 Reader = Callable[[str], str | None]
 
 
 @dataclass
 class Source:
-    """What was read: `settings` of theirs, the `launch` that starts them, and `notes` on the text itself."""
+    """What was read: the other program's `settings`, the `launch` that starts them, and `notes` on the text itself."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     launch: Launch = field(default_factory=Launch)
@@ -38,21 +37,21 @@ class Source:
 
 
 def normalized(text: str) -> str:
-    """The text with line ends of one kind, without byte order mark, the fences of a chat, and blanks that are none."""
+    """The text with uniform line ends, and without byte order mark, code fences and non-standard spaces."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ")
     return FENCE.sub("", text.replace("\u200b", ""))
 
 
 def read_source(text: str, reader: Reader) -> Source:
-    """All settings of a text. `reader` answers the text of a file that a command
-    names, or None. Raises Refusal where there is nothing that could be a setting."""
+    """All settings of a text. `reader` returns the text of a file that a command refers to, or None. Raises Refusal if
+    there is nothing that could be a setting."""
     source = Source()
     if _is_yaml(text):
         _add_yaml(source, text)
         return source
     command, document = _split_command_and_yaml(text)
     if not COMMAND_LINE.search(command) and len(re.findall(YAML_LINE.pattern, text, re.M)) > len(text.splitlines()) / 3:
-        _add_yaml(source, text)  # meant as YAML, and broken: it says where
+        _add_yaml(source, text)  # meant as YAML, but broken: report where
         return source
     try:
         script = read_script(command)
@@ -83,7 +82,7 @@ def _is_used(name: str, launch: Launch) -> bool:
 
 
 def _choose_launch(launches: Sequence[Launch], notes: list[Problem]) -> Launch:
-    """The first command that a spec can stand for; the others are told. Raises Refusal if there are only others."""
+    """The first command that a spec can represent; the others are noted. Raises Refusal if there are only others."""
     acting = [launch for launch in launches if launch.verb in SPEC_VERBS]
     if launches and not acting:
         raise Refusal(problem(OTHER_VERBS.get(launches[0].verb, "import-verb"), verb=launches[0].verb))
@@ -97,7 +96,7 @@ OTHER_VERBS = {"chat": "import-chat", "webchat": "import-chat", "api": "import-a
 
 
 def _here_document(documents: Mapping[str, str], file: str) -> str | None:
-    """What the script itself wrote to a file of that name."""
+    """The text that the script itself wrote to a file of that name."""
     name = PurePosixPath(file).name
     return next((text for path, text in documents.items() if PurePosixPath(path).name == name), None)
 
@@ -106,8 +105,8 @@ def _here_document(documents: Mapping[str, str], file: str) -> str | None:
 
 
 def _is_yaml(text: str) -> bool:
-    """Whether the text is YAML that says settings: a mapping whose keys are
-    names. `llamafactory-cli train --x {a: 1}` is a mapping, too, to YAML."""
+    """Whether the text is YAML with settings: a mapping whose keys are names. For YAML,
+    `llamafactory-cli train --x {a: 1}` is also a mapping."""
     try:
         names = _top_level_keys(_without_tabs(text)[0])
     except (yaml.YAMLError, ValueError):
@@ -116,8 +115,8 @@ def _is_yaml(text: str) -> bool:
 
 
 def _top_level_keys(text: str) -> list[str]:
-    """The keys of all documents of a text, at their top; [""] where one is no mapping. Read from
-    events: nothing is built of a text that is nested a thousand times. Raises yaml.YAMLError."""
+    """The top-level keys of all documents of a text; [""] if one is not a mapping. Read from events, so that nothing is
+    built from a text that is nested a thousand times. Raises yaml.YAMLError."""
     names: list[str] = []
     depth, key = 0, False
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
@@ -139,7 +138,7 @@ def _top_level_keys(text: str) -> list[str]:
 
 
 def _split_command_and_yaml(text: str) -> tuple[str, str]:
-    """A command and the YAML that was pasted below or above it; "" where there is only one of them."""
+    """A command and the YAML pasted below or above it; "" if there is only one of them."""
     if HERE_DOCUMENT.search(text):
         return text, ""
     lines = text.split("\n")
@@ -155,14 +154,14 @@ def _split_command_and_yaml(text: str) -> tuple[str, str]:
 
 
 def _without_tabs(text: str) -> tuple[str, int]:
-    """The text with tabs at the beginning of lines as blanks, which YAML wants,
-    and the first line that has one (0: none)."""
+    """The text with tabs at the beginning of lines replaced by spaces, as YAML requires, and the first such line (0:
+    none)."""
     tabbed = next((number for number, line in enumerate(text.split("\n"), 1) if re.match(r" *\t", line)), 0)
     return re.sub(r"^[ \t]+", lambda blanks: blanks[0].replace("\t", "  "), text, flags=re.M), tabbed
 
 
 def _add_yaml(source: Source, text: str) -> None:
-    """Settings of YAML, each key once: the last counts, and it is told. Raises Refusal with line and column."""
+    """Settings of YAML, each key once: the last one wins, which is noted. Raises Refusal with line and column."""
     text, tabbed = _without_tabs(normalized(text))
     if tabbed:
         source.notes.append(problem("import-tab", line=tabbed))
@@ -178,7 +177,7 @@ def _add_yaml(source: Source, text: str) -> None:
 
 
 def _documents(text: str) -> list[str]:
-    """The parts between `---`; one of comments alone is none."""
+    """The parts between `---`, without those that contain only comments."""
     parts = re.split(r"^---(?:[ \t].*)?$|^\.\.\.[ \t]*$", text, flags=re.M)
     held = [
         part for part in parts if any(line.strip() and not line.lstrip().startswith("#") for line in part.split("\n"))
@@ -192,7 +191,7 @@ def _repeated_keys(text: str) -> list[str]:
 
 
 def _add_settings(source: Source, settings: Sequence[tuple[str, Any]], over: bool) -> None:
-    """`over`: these are meant to replace what a file says."""
+    """`over`: these are meant to override the content of a file."""
     seen: set[str] = set()
     for name, value in settings:
         if name in seen or (name in source.settings and not over):

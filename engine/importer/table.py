@@ -1,4 +1,4 @@
-"""What becomes of each key of another program: read from the YAML tables beside this module."""
+"""The counterparts of each key of another program, read from the YAML tables next to this module."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 TABLES_FOLDER = Path(__file__).parent
-EMPTY_VALUES = (None, False, "", "none", "None", "null")  # what asks for nothing, whatever the key
+EMPTY_VALUES = (None, False, "", "none", "None", "null")  # values without effect, whatever the key
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What becomes of one key. `paths`: for which stage (or "evaluation", "export") it
-    goes where; under "" for all. The other fields are told in llamafactory.yaml."""
+    """The counterpart of one key. `paths`: the path for each stage (or "evaluation", "export"); under "" for all. The
+    other fields are described in llamafactory.yaml."""
 
     paths: Mapping[str, str] = field(default_factory=dict)
     converter: str = ""
@@ -29,11 +29,11 @@ class Entry:
     remark: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, kind: str) -> str:
-        """Where the key goes in a spec of this stage or kind; "" for nowhere."""
+        """The path in a spec of this stage or kind; "" if there is none."""
         return self.paths.get(kind) or self.paths.get("", "")
 
     def asks_nothing(self, value: Any) -> bool:
-        """Whether the run is the same without the key. Where it is on by itself, false asks for something."""
+        """Whether the run is the same without the key. If it is on by default, false has an effect."""
         if value is False and any(plain_value is True for plain_value in self.plain):
             return False
         return value in EMPTY_VALUES or value in self.plain
@@ -63,13 +63,13 @@ def sections(program: str) -> tuple[Section, ...]:
 
 @cache
 def entries(program: str) -> Mapping[str, Entry]:
-    """Key → what becomes of it."""
+    """Key → its counterpart."""
     return {name: entry for section in sections(program) for name, entry in section.keys.items()}
 
 
 @cache
 def reasons() -> Mapping[str, Mapping[str, str]]:
-    """Name of a reason → language → the reason. Those of all tables."""
+    """Name of a reason → language → the reason, from all tables."""
     reasons_by_name: dict[str, Mapping[str, str]] = {}
     for program in ("llamafactory", "launchers", "axolotl"):
         reasons_by_name |= _load_table(program).get("reasons", {})

@@ -1,4 +1,4 @@
-"""Settings of a LLaMA-Factory training → a RunSpec in the making."""
+"""Settings of a LLaMA-Factory training → a RunSpec draft."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import STAGE_SETTINGS
 from engine.spec.trainer_arguments import trainer_arguments
 
-# What is theirs where nothing is said, changes what is learned or kept, and is other than ours (LLaMA-Factory 0.9.5).
+# Defaults that change what is learned or kept and differ from ours (LLaMA-Factory 0.9.5).
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-5,
     "per_device_train_batch_size": 8,
@@ -26,13 +26,13 @@ DEFAULTS: dict[str, Any] = {
     "cutoff_len": 2048,
     "lora_rank": 8,
 }
-# Of a stage: PPOConfig of TRL 0.9 and GeneratingArguments; packing is on by itself in pre-training alone.
+# Of a stage: PPOConfig of TRL 0.9 and GeneratingArguments; packing is on by default only in pre-training.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pt": {"packing": True},
     "simpo": {"pref_beta": 0.1, "simpo_gamma": 0.5},
     "ppo": {"ppo_target": 6.0, "temperature": 0.95, "top_p": 0.7, "max_new_tokens": 1024},
 }
-# The same, of settings that LLaMA-Factory has no key for.
+# The same, for settings that LLaMA-Factory has no key for.
 STAGE_FIXED_SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"stage.init_kl_coef": 0.2, "stage.missing_eos_penalty": None}
 }
@@ -43,13 +43,13 @@ CONVERSION_ERRORS = (
     AttributeError,
     KeyError,
     IndexError,
-)  # what a converter raises on a value of a type it does not know
+)  # raised by a converter for a value of a type it does not know
 PROGRAM_NAMES = {"llamafactory": "LLaMA-Factory", "axolotl": "axolotl"}
 LOSS_KEYS = ("pref_loss", "dpo_loss")
 
 
 def training_draft(settings: Mapping[str, Any]) -> Draft:
-    """The draft of a training, with their defaults where nothing is said."""
+    """The draft of a training, with LLaMA-Factory's defaults."""
     kind, settings, unknown = stage_of(settings)
     draft = Draft(RunSpec, kind, settings)
     draft.put("stage.kind", kind)
@@ -73,7 +73,8 @@ def _rank(settings: Mapping[str, Any]) -> int:
 
 
 def stage_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
-    """The stage, the settings without it, and a stage that there is not. To them ORPO and SimPO are losses of DPO."""
+    """The stage, the settings without it, and the stage if it is unknown. In LLaMA-Factory, ORPO and SimPO are losses
+    of DPO."""
     rest = dict(settings)
     stage = rest.pop("stage", None)
     kind = "sft" if stage is None else str(stage)
@@ -90,7 +91,7 @@ def apply_key(
     program: str = "llamafactory",
     converters: Mapping[str, Converter] = CONVERTERS,
 ) -> None:
-    """Put one of a program's keys where it belongs, or tell what becomes of it."""
+    """Apply one of a program's keys, or note why not."""
     if name == CONTEXT_LENGTH_KEY:
         return
     entry = entries(program).get(name)
@@ -113,7 +114,7 @@ def apply_key(
 
 
 def put_value(draft: Draft, entry: Entry, name: str, value: Any) -> None:
-    """Put a value at its path as it is, where this stage has one; else tell."""
+    """Put a value at its path unchanged if this stage has it; otherwise note it."""
     path = entry.path(draft.kind)
     if not path:
         draft.note_unused(name, value, entry if entry.same or entry.none else Entry(same="other-stage"))
@@ -126,7 +127,7 @@ def put_value(draft: Draft, entry: Entry, name: str, value: Any) -> None:
 
 
 def put_unknown(draft: Draft, name: str, value: Any, program: str = "llamafactory") -> None:
-    """A key that the program has not: an argument of the trainer's configuration, or a typing error."""
+    """A key that the program does not have: an argument of the trainer's configuration, or a typo."""
     if name in trainer_arguments().get(draft.kind, {}) and re.fullmatch(r"[a-z]\w*", name):
         draft.put(f"extra.{name}", value, name)
         return

@@ -1,5 +1,4 @@
-"""Keys of LLaMA-Factory on how is trained, logged and answered whose value
-changes its form, or whose meaning depends on others."""
+"""Converters of LLaMA-Factory keys about training, logging and generation."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ OPTIMIZER_ARGUMENTS = {
 
 
 def run_kind(draft: Draft, name: str, value: Any) -> None:
-    """Whether it trains or predicts has been read already."""
+    """The purpose (training or prediction) has already been read."""
     if name == "do_predict" and value is True:
         draft.missing(name, value, "also-predicts")
     else:
@@ -64,7 +63,7 @@ def reference_model(draft: Draft, name: str, value: Any) -> None:
 
 
 def ppo_buffer_size(draft: Draft, name: str, value: Any) -> None:
-    """So many mini-batches are filled with answers before they are learned from, one after the other (PPOConfig's
+    """The number of mini-batches that are filled with answers before learning from them one after another (PPOConfig's
     batch_size = per_device_train_batch_size × gradient_accumulation_steps × ppo_buffer_size)."""
     draft.put("stage.num_mini_batches", int(value), name)
     if draft.settings.get("gradient_accumulation_steps") is None:
@@ -72,7 +71,7 @@ def ppo_buffer_size(draft: Draft, name: str, value: Any) -> None:
 
 
 def accumulation(draft: Draft, name: str, value: Any) -> None:
-    """Forward passes of a step; in PPO those of all its mini-batches together."""
+    """Forward passes per step; in PPO, those of all its mini-batches together."""
     buffers = draft.settings.get("ppo_buffer_size") if draft.kind == "ppo" else 1
     several_buffers = isinstance(buffers, int) and isinstance(value, int) and buffers > 1
     draft.put("training.gradient_accumulation_steps", value * buffers if several_buffers else value, name)
@@ -83,7 +82,7 @@ def accumulation(draft: Draft, name: str, value: Any) -> None:
 
 def optimizer(draft: Draft, name: str, value: Any) -> None:
     if draft.settings.get("use_galore") is True or draft.settings.get("use_apollo") is True:
-        return  # told by these
+        return  # reported through these
     if value in ("adamw_hf", "adamw_torch_npu_fused", "adamw_apex_fused"):
         draft.put("training.optim", "adamw_torch", name)
         draft.differs(name, value, reasons()["adamw-hf"])
@@ -109,7 +108,7 @@ def apollo(draft: Draft, name: str, value: Any) -> None:
 
 
 def _projected(draft: Draft, name: str, value: Any, family: str, kind: str) -> None:
-    """An optimizer of low-rank gradients: transformers has both, with their numbers in `optim_args`."""
+    """An optimizer with low-rank gradients: transformers has both, with their numbers in `optim_args`."""
     if value is not True:
         draft.needless(name, value, "nothing-asked")
         return
@@ -132,7 +131,7 @@ def dft_loss(draft: Draft, name: str, value: Any) -> None:
 
 
 def max_steps(draft: Draft, name: str, value: Any) -> None:
-    """-1, as 0, is transformers' way to say none."""
+    """Like 0, -1 means none in transformers."""
     if isinstance(value, (int, float)) and value <= 0:
         draft.needless(name, value, "nothing-asked")
     else:
@@ -171,8 +170,8 @@ def use_cpu(draft: Draft, name: str, value: Any) -> None:
 
 
 def step_interval(draft: Draft, name: str, value: Any) -> None:
-    """A number of steps. transformers takes a share of all steps, too, which is
-    known only when the rows are counted."""
+    """A number of steps. transformers also accepts a share of all steps, which is known only after the rows are
+    counted."""
     if isinstance(value, float) and 0 < value < 1:
         draft.missing(name, value, "whole-number")
     else:

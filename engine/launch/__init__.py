@@ -1,1 +1,1 @@
-"""Where an installation keeps its things, and the processes that it starts: command lines, environments, their end."""
+"""Where an installation keeps its files, and the processes that it starts: command lines, environments, their end."""

@@ -13,23 +13,24 @@ from engine.launch.workspace import PROJECT
 from engine.models.discovery import is_hub_id
 from engine.spec.run_spec import RunSpec, Spec
 
-# Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
+# Every process of a run carries this, whatever its session or group; it is used to find and end them.
 RUN_VARIABLE = "ATHANOR_RUN"
-WAIT_VARIABLE = "ATHANOR_WAITS"  # said to a child that is to wait for a line on its standard input
+WAIT_VARIABLE = "ATHANOR_WAITS"  # told to a child that should wait for a line on its standard input
 OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
 
 
 def on_cpu(spec: Spec, gpu_count: int) -> bool:
-    """Whether the run computes on the CPU of a machine that has this many cards. One that names cards does not."""
+    """Whether the run uses the CPU on a machine with this many GPUs. A run with explicit GPUs does not."""
     chosen = spec.hardware
     return chosen.device == "cpu" or (chosen.device == "auto" and gpu_count == 0 and not chosen.devices)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One child of a run. One that `waits` is started with the first and begins when it is its turn, told by a line
-    on its standard input. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
+    """One child process of a run. A child that `waits` is started with the first and begins at its turn, after a line
+    on its standard input. A child that `saves` gets time to do so when it is asked to stop; others are ended
+    immediately."""
 
     arguments: list[str]
     waits: bool = False
@@ -43,8 +44,8 @@ def worker_step(module: str, folder: Path) -> Step:
 
 
 def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> list[Step]:
-    """Rows are turned into token ids before any process takes a device; meanwhile the launcher imports its libraries.
-    Whatever had to be fetched is here by the time it begins."""
+    """Rows are tokenized before any process uses a device; meanwhile the launcher imports its libraries. All downloads
+    are finished by the time it begins."""
     training = train_command(spec, folder, port, gpu_count)
     return [
         worker_step("prepare", folder),
@@ -55,7 +56,7 @@ def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> li
 def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) -> list[str]:
     """The command that trains `spec` in `folder`: `accelerate launch`, by way of `engine.worker.launch`.
 
-    A configuration of our own is given: one in somebody's home would otherwise change what is launched.
+    Our own configuration is passed, because one in a user's home would otherwise change what is launched.
     """
     processes = spec.hardware.num_processes
     flags = {
@@ -66,7 +67,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
         "mixed_precision": "no",
         "dynamo_backend": "no",
     }
-    # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
+    # With --cpu, accelerate ignores the number of processes; therefore the CPU is set in the environment.
     mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, gpu_count) else []
     return [
         sys.executable, "-m", "engine.worker.launch", "--config_file", str(ACCELERATE_CONFIG), *mode,
@@ -76,16 +77,16 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
 
 
 def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], threads: int) -> dict[str, str]:
-    """What the run's processes find in their environment besides what the studio's own has.
+    """Environment variables of the run's processes, in addition to the studio's own.
 
-    `gpu_indices`: of the cards that may be used, as nvidia-smi numbers them;
+    `gpu_indices`: of the usable GPUs, as numbered by nvidia-smi;
     `threads`: of the CPU, for all processes of the run together.
     """
     variables = {
         RUN_VARIABLE: str(folder),
         "PYTHONPATH": python_path(),
         "PYTHONUTF8": "1",
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as numbered by nvidia-smi
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -110,18 +111,18 @@ def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], thre
 
 
 def python_path() -> str:
-    """Where the children look for modules: here first, then wherever the studio itself does."""
+    """The module search path of the children: here first, then as in the studio."""
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(PROJECT), *(path for path in others if path not in ("", str(PROJECT)))])
 
 
 def shell_command(command: Sequence[str], added: Mapping[str, str]) -> str:
-    """The command as a person can paste it into a shell, with the variables that matter to it."""
+    """The command for pasting into a shell, with the variables that matter to it."""
     shown = ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "HF_HUB_OFFLINE", "PYTHONPATH")
     words = [f"{name}={shlex.quote(added[name])}" for name in shown if name in added]
     return " ".join([*words, shlex.join(command)])
 
 
 def inherited_environment() -> dict[str, str]:
-    """The studio's environment as its children get it: without what only the studio needs."""
+    """The studio's environment for its children, without what only the studio needs."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", RUN_VARIABLE))}

@@ -1,4 +1,4 @@
-"""The processes of a folder, a run's or another job's: found by the marker in their environment, and ended."""
+"""Find the processes of a run's or job's folder by the marker in their environment, and end them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KILL_TIMEOUT_SECONDS = 10.0  # between SIGTERM and SIGKILL
 
 
 def find_processes(folder: Path) -> list[psutil.Process]:
-    """Every process that carries the run's marker, whatever session, group or parent it has.
+    """Every process that carries the run's marker, whatever its session, group or parent.
 
     A pid alone is never trusted: psutil compares the start time before it signals.
     """
@@ -26,16 +26,16 @@ def find_processes(folder: Path) -> list[psutil.Process]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
-            process = psutil.Process(int(entry.name))  # first: it remembers when the process began
+            process = psutil.Process(int(entry.name))  # first, so that it records the start time of the process
             if marker in Path(entry.path, "environ").read_bytes().split(b"\0"):
                 processes.append(process)
     return processes
 
 
 def wake_supervisor(run: RunDir) -> None:
-    """Let a supervisor go on that was suspended (SIGSTOP, or a debugger): it could obey no request.
+    """Continue a supervisor that was suspended (SIGSTOP, or a debugger) and could obey no request.
 
-    The pid in keeper.json is believed only where the process began when the file says.
+    The pid in keeper.json is trusted only if the start time of the process matches the file.
     """
     written = read_object(run.keeper)
     with contextlib.suppress(psutil.Error, OSError, TypeError, ValueError):
@@ -45,18 +45,18 @@ def wake_supervisor(run: RunDir) -> None:
 
 
 def start_ticks(pid: int) -> int:
-    """When a process began, in clock ticks since the machine did: unlike a time of
-    day, no correction of the clock moves it. Raises OSError if there is none."""
-    # Its name, in parentheses, may hold anything; behind it the fields are numbers, of which this is the 22nd.
+    """The start time of a process in clock ticks since boot, which unlike wall time does not change when the clock is
+    corrected. Raises OSError if there is no such process."""
+    # Its name, in parentheses, may contain anything; the fields after it are numbers, of which this is the 22nd.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return int(fields[19])
 
 
 def end_processes(folder: Path, kill_timeout_s: float = KILL_TIMEOUT_SECONDS) -> None:
-    """SIGTERM every process of the run, and after a grace period SIGKILL, until none is left."""
+    """SIGTERM to every process of the run, and SIGKILL after a grace period, until none is left."""
     deadline = time.monotonic() + kill_timeout_s
     terminated: set[psutil.Process] = set()
-    # One that ends loses its environment first, and what it holds of a card only some moments later.
+    # A process that ends loses its environment first, and its GPU memory only some moments later.
     while alive := {*find_processes(folder), *filter(_is_alive, terminated)}:
         late = time.monotonic() > deadline
         for process in alive:
@@ -70,10 +70,9 @@ def end_processes(folder: Path, kill_timeout_s: float = KILL_TIMEOUT_SECONDS) ->
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether it still holds anything: what is left of a zombie is its exit
-    code, once its last thread has ended, too."""
+    """Whether it still holds anything: once its last thread has ended, only the exit code of a zombie is left."""
     try:
         ended = process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
-        return process.is_running() and not ended  # the pid may be another's by now
+        return process.is_running() and not ended  # the pid may belong to another process by now
     except (psutil.NoSuchProcess, OSError):
         return False

@@ -1,7 +1,7 @@
-"""Where this installation keeps its models, data and runs: the roots that nothing may leave.
+"""Where this installation keeps its models, data and runs: the root folders that nothing may leave.
 
-`app.py` and `python -m engine` read the same flags and environment variables from here, so that page and
-shell look at the same folders.
+`app.py` and `python -m engine` read the same flags and environment variables from here, so that the page and the
+command line use the same folders.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from engine.spec.run_spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parents[2]
 PRESETS = Path(__file__).parent / "presets"
-# Data sets and the demo model that come with Athanor: in the checkout, or where pip puts what is no module.
+# Data sets and the demo model that come with Athanor: in the checkout, or where pip puts files that are not modules.
 SHIPPED_DATA = next(
     (folder for folder in (PROJECT / "data", Path(sys.prefix) / "share" / "athanor" / "data") if folder.is_dir()),
     PROJECT / "data",
 )
-# Below it an installation keeps its own: the checkout, or, installed by pip, the folder that it is started in.
+# The folder in which an installation keeps its own files: the checkout or, if installed by pip, the working directory.
 HOME = PROJECT if SHIPPED_DATA == PROJECT / "data" else Path.cwd()
 DEMO_MODEL = SHIPPED_DATA / "demo_model"
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """The roots of one installation; every path is absolute."""
+    """The root folders of one installation; every path is absolute."""
 
     models: tuple[Path, ...] = tuple(dict.fromkeys((HOME / "models", HOME / "data", SHIPPED_DATA)))
     data: Path = HOME / "data"
@@ -47,28 +47,28 @@ class Workplace:
 
     @property
     def model_roots(self) -> tuple[Path, ...]:
-        """Where a model may lie: below the model folders, or among the results of runs."""
+        """The folders that may contain a model: the model folders, and the results of runs."""
         return (*self.models, self.saves)
 
     def presets(self) -> dict[str, Mapping[str, Any]]:
-        """Named starting points: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
+        """Presets: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
         return {
             path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
             for path in sorted(PRESETS.glob("*.yaml"))
         }
 
     def default_spec(self) -> RunSpec:
-        """What the form shows first: the demo, whose model and data are there on a machine with nothing else."""
+        """What the form shows at first: the demo, whose model and data are always available."""
         return self.preset("demo")
 
     def preset(self, name: str) -> RunSpec:
-        """A preset as a whole spec, with the paths of this workplace filled in."""
+        """A preset as a complete spec, with the paths of this workplace."""
         spec = RunSpec.read(dict(self.presets()[name]["spec"])).change("data.dataset_dir", str(self.data))
         shipped = {"demo": DEMO_MODEL, "smollm2": SMOLLM2}.get(spec.model.model_name_or_path)
         return spec.change("model.model_name_or_path", str(shipped)) if shipped else spec
 
     def frozen(self, spec: RunSpec) -> RunSpec:
-        """The spec with every path absolute, so that it runs as it is from any folder."""
+        """The spec with absolute paths, so that it runs unchanged from any folder."""
         paths = {
             "model.model_name_or_path": (spec.model.model_name_or_path, self.model_roots, "config.json"),
             "model.adapter_path": (spec.model.adapter_path, self.model_roots, ADAPTER_FILES[0]),
@@ -84,11 +84,11 @@ class Workplace:
         return spec.change("data.dataset_dir", os.path.abspath(data))
 
     def allows_code_of(self, model: str) -> bool:
-        """Whether the operator lets this model's own Python code run."""
+        """Whether the operator allows running this model's own Python code."""
         return identity(model) in self.remote_code
 
     def problems(self, spec: RunSpec) -> list[Problem]:
-        """Paths in the spec that leave the roots of this installation."""
+        """Paths in the spec that leave the root folders of this installation."""
         problems = []
         roots = {
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
@@ -110,7 +110,7 @@ def _stage_setting(spec: RunSpec, name: str) -> str | None:
 
 
 def is_inside(path: Path, roots: tuple[Path, ...]) -> bool:
-    """Whether `path`, its links followed, is one of `roots` or lies below one."""
+    """Whether `path`, with links resolved, is one of `roots` or inside one."""
     try:
         real = path.resolve()
     except (OSError, ValueError, RuntimeError):
@@ -119,21 +119,21 @@ def is_inside(path: Path, roots: tuple[Path, ...]) -> bool:
 
 
 def absolute_path(text: str, roots: Sequence[Path], holds: str = "") -> str:
-    """The full path of what `text` names here or below one of `roots`, if that is there and has the file `holds`
-    in it; else `text` as it is."""
+    """The full path that `text` refers to, here or inside one of `roots`, if it exists and contains the file `holds`;
+    otherwise `text` unchanged."""
     candidates = (Path(root, text) for root in (Path(), *roots))
-    # os.path.exists answers False for what cannot be a path at all, where Path.exists raises.
+    # os.path.exists returns False for invalid paths, for which Path.exists raises.
     return next((os.path.abspath(path) for path in candidates if os.path.exists(path / holds)), text)
 
 
 def template_file(spec: RunSpec) -> str | None:
-    """The path in `model.chat_template`, if it is a path and not the name of a template that comes with Athanor."""
+    """The path in `model.chat_template`, if it is a path and not the name of a built-in template."""
     template = spec.model.chat_template
     return template if template and ("/" in template or template.endswith((".jinja", ".j2"))) else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that place an installation, each with its environment variable."""
+    """The flags for the folders of an installation, each with its environment variable."""
     parser.add_argument(
         "--models",
         metavar="DIR",
@@ -167,7 +167,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(arguments: argparse.Namespace) -> Workplace:
-    """The workplace that flags and environment say. Makes nothing: see `make_saves`."""
+    """The workplace from flags and environment. Creates nothing: see `make_saves`."""
     environment = os.environ.get
     default = Workplace()
 
@@ -176,7 +176,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
 
     models = folders(arguments.models, "ATHANOR_MODELS")
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
-    # The demo model and the one of `make smollm2` stay at hand whatever other folders there are.
+    # The demo model and that of `make smollm2` are always available, whatever other folders there are.
     roots = (*(path.resolve() for path in models), DEMO_MODEL, SMOLLM2) if models else default.models
     return Workplace(
         models=roots,
@@ -188,7 +188,8 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
 
 
 def make_saves(workplace: Workplace) -> Problem | None:
-    """Make the saves folder if it is not there, and say so: it may be a slip of the pen. Raises Refusal."""
+    """Create the saves folder if it does not exist, and return a note, because the path may be a typo. Raises
+    Refusal."""
     if workplace.saves.is_dir():
         return None
     try:
@@ -199,8 +200,8 @@ def make_saves(workplace: Workplace) -> Problem | None:
 
 
 def make_data(workplace: Workplace) -> Problem | None:
-    """Make the data folder with the sample data sets if it is not there, and
-    say so: it may be a slip of the pen. Raises Refusal."""
+    """Create the data folder with the sample data sets if it does not exist, and return a note, because the path may be
+    a typo. Raises Refusal."""
     if workplace.data.is_dir():
         return None
     try:

@@ -1,1 +1,1 @@
-"""Facts of model folders: configuration, safetensors headers, adapters, chat templates, vocabulary."""
+"""Facts about model folders: configuration, safetensors headers, adapters, chat templates, vocabulary."""

@@ -1,4 +1,4 @@
-"""Facts of a LoRA adapter's folder, and what keeps its training from going on."""
+"""Facts about the folder of a LoRA adapter, and what prevents training it further."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as peft 
 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter's adapter_config.json; empty where it cannot be read, or a rank in it is no number."""
+    """The adapter's adapter_config.json; empty if it cannot be read, or a rank in it is not a number."""
     config = read_json_object(Path(folder) / ADAPTER_FILES[0])
     if isinstance(config, Problem):
         return {}
@@ -36,9 +36,9 @@ def adapter_problems(
     *,
     scorer: bool = False,
 ) -> list[Problem]:
-    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, that it
-    judges texts where none is wanted that does (`scorer`), and `settings` (name in peft's LoraConfig → value) that
-    are not the adapter's, each at "method." and its name."""
+    """What prevents training a LoRA adapter further: missing files, another base than `base`, a reward model's adapter
+    unless `scorer`, and `settings` (name in peft's LoraConfig → value) that differ from the adapter's, each at
+    "method." and its name."""
     folder = Path(folder)
     for name in ADAPTER_FILES:
         if not os.path.isfile(folder / name):
@@ -67,7 +67,7 @@ def adapter_has_score_head(folder: str | Path) -> bool:
 
 
 def adapts_experts(folder: str | Path) -> bool:
-    """Whether an adapter is on tensors that hold several experts, where peft has no dropout."""
+    """Whether an adapter is on tensors that hold several experts, for which peft has no dropout."""
     config = read_json_object(Path(folder) / ADAPTER_FILES[0])
     return not isinstance(config, Problem) and bool(config.get("target_parameters"))
 
@@ -77,14 +77,14 @@ def _has_score_head(config: Mapping[str, Any]) -> bool:
 
 
 def _same_base(trained_on: str, chosen: str) -> bool:
-    """A base that is not on this machine under the name it had is known by the last part of that name."""
+    """A base that is not on this machine under its original name is identified by the last part of that name."""
     base_identity, model_identity = identity(trained_on), identity(chosen)
     moved = not os.path.exists(trained_on) and Path(base_identity).name == Path(model_identity).name
     return base_identity == model_identity or moved
 
 
 def adapter_embedding_rows(folder: str | Path) -> int:
-    """For how many token ids an adapter brings embeddings of its own; 0 for one that leaves them to the base."""
+    """The number of token ids for which an adapter has its own embeddings; 0 if it uses those of the base."""
     weights = read_header(Path(folder) / ADAPTER_FILES[1])
     names = (
         "embed_tokens.weight",
@@ -109,6 +109,6 @@ def adapter_token_rows(folder: str | Path) -> int:
 
 
 def adapter_parameters(folder: str | Path) -> int:
-    """How many weights an adapter has; 0 where its header cannot be read."""
+    """The number of weights of an adapter; 0 if its header cannot be read."""
     weights = read_header(Path(folder) / ADAPTER_FILES[1])
     return 0 if isinstance(weights, Problem) else sum(math.prod(tensor.shape) for tensor in weights.values())

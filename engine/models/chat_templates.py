@@ -1,6 +1,6 @@
-"""Chat templates as text: whether one can be read at all, before any process renders a row with it.
+"""Chat templates as text: whether one can be parsed at all, before any process renders a row with it.
 
-What a template writes, and where an answer begins and ends in it, is `engine.worker.data.examples`' to find out.
+What a template writes, and where answers begin and end, is determined by `engine.worker.templates`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from engine.core import regular_files
 from engine.core.problems import Problem, problem
 
-TEMPLATE_FOLDER = Path(__file__).parent / "templates"  # those that come with Athanor, by name
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"  # the built-in ones, by name
 MAX_TEMPLATE_BYTES = 1 << 20  # real ones have a few thousand
 
 
 def template_file_problem(path: Path) -> Problem | None:
-    """What is wrong with the template in a file; None for a sound one."""
+    """The problem with the template in a file; None if there is none."""
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             return problem("template-too-large", file=path.name)
@@ -29,7 +29,7 @@ def template_file_problem(path: Path) -> Problem | None:
 
 @lru_cache(maxsize=64)
 def template_problem(file: str, text: str) -> Problem | None:
-    """What jinja, set up as transformers does it, finds wrong with `text`, which was read in `file`."""
+    """The error in `text`, read from `file`, that jinja reports with the configuration of transformers."""
     from jinja2 import TemplateSyntaxError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -46,7 +46,7 @@ def template_problem(file: str, text: str) -> Problem | None:
 
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     try:
-        jinja.compile(text)  # nothing of it is run
+        jinja.compile(text)  # it is not executed
     except TemplateSyntaxError as error:
         return problem("template-broken", file=file, line=error.lineno, what=error.message)
     except RecursionError:

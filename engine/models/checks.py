@@ -1,5 +1,4 @@
-"""What keeps a model folder from being trained: missing or damaged files,
-formats and architectures that are not supported."""
+"""What prevents training a model folder: missing or damaged files, unsupported formats and architectures."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from engine.models.json_objects import files_in, read_json_object
 from engine.models.quantized_weights import quantization_problems
 from engine.models.safetensors_headers import Tensor, names_in_line, tensors_of
 
-MAX_TOKENIZER_BYTES = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
+MAX_TOKENIZER_BYTES = 128 << 20  # the largest tokenizer.json, with 260,000 words, has about 35 MiB
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
@@ -46,8 +45,8 @@ def model_problems(
     allow_remote_code: bool = False,
     scorer: bool = False,
 ) -> list[Problem]:
-    """Everything that keeps this model from being trained; [] for a sound folder and for a hub id, which is
-    only known once fetched. `scorer`: a reward model is wanted, so a classification head is no fault."""
+    """Everything that prevents training this model; [] for a sound folder and for a hub ID, which is only known after
+    the download. `scorer`: a reward model is wanted, so a classification head is not a problem."""
     text = str(path_or_id)
     if unclear := _path_problem(text):
         return [replace(unclear, field=field)]
@@ -67,7 +66,7 @@ def model_problems(
 
 
 def _path_problem(text: str) -> Problem | None:
-    """What no path of a model is, whether it is there or not."""
+    """What cannot be in the path of a model, whether it exists or not."""
     if not text.strip():
         return problem("model-empty")
     if not text.isprintable():
@@ -80,15 +79,15 @@ def _path_problem(text: str) -> Problem | None:
 
 
 def _shell_character_problem(text: str) -> Problem | None:
-    """A folder that is there may be called anything, since no name is given to a shell; but where there is none,
-    whoever pasted half a command should hear of it."""
+    """An existing folder may have any name, since no name is passed to a shell; if there is none, someone who pasted
+    half a command should be told."""
     if re.search(r"[;|&<>$`!*?\"']", text) or text[0] in "-~":
         return problem("model-path-characters", given=text[:80])
     return None
 
 
 def _missing_problem(text: str, roots: Sequence[Path]) -> Problem:
-    """The nearest by the last part of the name, whatever its case: that is where slips are made."""
+    """The most similar by the last part of the name, ignoring case, since most typos are there."""
     if Path(text).name == SMOLLM2.name:
         return problem("model-smollm2", given=text, place=SMOLLM2)
     names = [model.name for model in find_models(roots)]
@@ -130,13 +129,13 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
 
 
 def _can_write(model: ModelFacts) -> bool:
-    """Whether transformers loads the model as one that writes, with what it reads besides text or without."""
+    """Whether transformers loads the model as a text-generating one, with or without other inputs besides text."""
     tables = (auto_classes("CAUSAL_LM"), auto_classes("IMAGE_TEXT_TO_TEXT"))
     return model.needs_remote_code or any(model.model_type in table for table in tables)
 
 
 def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
-    """A config.json of another model than the weights are, seen at the embedding."""
+    """A config.json of another model than the weights, detected by the embedding."""
     embedding = tensors.get("model.embed_tokens.weight")
     declared = {
         "vocab_size": first_number(config, ("vocab_size",)),
@@ -168,7 +167,7 @@ def _tokenizer_problems(folder: Path) -> list[Problem]:
 
 @lru_cache(maxsize=256)
 def _tokenizer_json_problem(path: Path, modified: int, size: int) -> Problem | None:
-    """What is wrong with a tokenizer.json; these are larger than any other JSON of a model, so read once."""
+    """The problem with a tokenizer.json; these are larger than any other JSON of a model, so they are read once."""
     content = read_json_object(path, MAX_TOKENIZER_BYTES)
     if isinstance(content, Problem):
         return content

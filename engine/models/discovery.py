@@ -1,4 +1,5 @@
-"""Which models there are: below the roots of this installation and in the hub's cache; what a name or a path means."""
+"""Which models are available, in the root folders of this installation and in the hub's cache, and what a name or path
+refers to."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from engine.core import regular_files
 from engine.core.regular_files import list_folders
 from engine.models.facts import ModelFacts, inspect_model, is_language_model
 
-MAX_FOLDER_DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
-# A real small model for whoever has none, where `make smollm2` puts it.
+MAX_FOLDER_DEPTH = 4  # maximum depth of a model folder below a root: root/team/org/name/model
+# A small real model for users without one, where `make smollm2` puts it.
 SMOLLM2 = Path(__file__).resolve().parents[2] / "data" / "models" / "SmolLM2-135M-Instruct"
 
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it fetched. Its rules, repeated so that it need not be imported."""
+    """The cache folder of huggingface_hub. Its rules are repeated so that it need not be imported."""
     if cached := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(cached).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -25,8 +26,8 @@ def hub_cache() -> Path:
 
 
 def find_models(roots: Sequence[Path]) -> list[ModelFacts]:
-    """Every language model below `roots` and in the hub's cache, by name. A folder is listed once, a broken
-    config.json is listed too (with no facts), and a link that leaves the roots is not followed."""
+    """Every language model in `roots` and in the hub's cache, by name. A folder is listed once, one with a broken
+    config.json is listed too (without facts), and links that leave the roots are not followed."""
     allowed = allowed_roots(roots)
     models: dict[str, ModelFacts] = {}
     for root in dict.fromkeys(allowed):
@@ -38,14 +39,14 @@ def find_models(roots: Sequence[Path]) -> list[ModelFacts]:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form of a hub id, "org/name". Says nothing about whether such a model exists."""
+    """Whether `text` has the form of a hub ID, "org/name". Says nothing about whether such a model exists."""
     part = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
     return bool(re.fullmatch(f"{part}/{part}", text, re.ASCII)) and ".." not in text and "--" not in text
 
 
 def locate(text: str, roots: Sequence[Path]) -> Path | None:
-    """The existing file or folder that `text` means: a full path, or one relative to a root. Not yet checked to
-    stay below the roots."""
+    """The existing file or folder that `text` refers to: a full path, or one relative to a root. Not yet checked to
+    stay inside the roots."""
     for candidate in [text] if os.path.isabs(text) else [os.path.join(root, text) for root in roots]:
         if os.path.exists(candidate):
             return Path(candidate)
@@ -53,8 +54,8 @@ def locate(text: str, roots: Sequence[Path]) -> Path | None:
 
 
 def identity(text: str) -> str:
-    """What a model is called wherever it lies: the id of a folder in the hub's cache, the real path of any other
-    folder, and the text itself where nothing is on this machine."""
+    """The identity of a model wherever it is: the ID of a folder in the hub's cache, the real path of any other folder,
+    and the text itself if nothing is on this machine."""
     if not os.path.exists(text):
         return text
     real, cache = os.path.realpath(text), os.path.realpath(hub_cache())
@@ -74,7 +75,7 @@ def is_below(path: str | Path, allowed: Sequence[str]) -> bool:
 def _model_folders(
     folder: str, root: str, allowed: Sequence[str], depth: int, seen: set[str]
 ) -> Iterator[tuple[Path, str]]:
-    """(folder, name) of all that look like models; `seen` keeps links in a circle from going round."""
+    """(folder, name) of everything that looks like a model; `seen` prevents endless loops of links."""
     real = os.path.realpath(folder)
     if real in seen or not is_below(real, allowed):
         return
@@ -86,19 +87,19 @@ def _model_folders(
         name = os.path.relpath(folder, root)
         yield Path(folder), os.path.basename(root) if name == "." else Path(name).as_posix()
     elif depth:
-        # A folder that this user may not list holds no model that this user can train.
+        # A folder that this user may not list has no model that this user can train.
         for child in sorted(entry.path for entry in list_folders(folder) if entry.name[0] != "."):
             yield from _model_folders(child, root, allowed, depth - 1, seen)
 
 
 def _snapshot(repository: str) -> Path | None:
-    """The revision that `main` points to in the hub's cache, else the newest one."""
+    """The revision that `main` points to in the hub's cache, otherwise the newest one."""
     snapshots = Path(repository, "snapshots")
     try:
         main = regular_files.read_text(Path(repository, "refs", "main"), "ascii").strip()
         if re.fullmatch(r"\w+", main) and (snapshots / main).is_dir():
             return snapshots / main
     except (OSError, ValueError):
-        pass  # fetched by commit: there is no main
+        pass  # downloaded by commit: there is no main
     revisions = [path for path in snapshots.glob("*") if path.is_dir()]
     return max(revisions, key=lambda path: path.stat().st_mtime, default=None)

@@ -1,6 +1,6 @@
-"""What a model folder says about itself, from config.json, the tokenizer's files and the safetensors headers.
+"""Facts about a model folder, from config.json, the tokenizer's files and the safetensors headers.
 
-Never raises for what is in a folder; what is wrong with it is told by `engine.models.checks`.
+Never raises because of a folder's content; `engine.models.checks` reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.models.quantized_weights import (
 )
 from engine.models.safetensors_headers import Tensor, tensors_of
 
-# The same fact under the names different families gave it; the first one present wins.
+# The same fact under the names of different families; the first one present wins.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -45,7 +45,7 @@ DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "f
 class ModelFacts:
     """What a model folder says about itself. A fact that is absent or cannot be read is None (text: "")."""
 
-    name: str  # path below its root, or the hub id it was fetched as
+    name: str  # path inside its root, or its hub ID
     path: Path
     model_type: str = ""
     architecture: str = ""
@@ -57,14 +57,14 @@ class ModelFacts:
     hidden_size: int | None = None
     layers: int | None = None
     tied: bool = False  # the output head is the embedding
-    rope: str | None = None  # how its positions are stretched already: "yarn", "llama3", …
+    rope: str | None = None  # how its context is already extended: "yarn", "llama3", …
     has_chat_template: bool = False
     quantized: str | None = None  # "gptq", "awq", "bitsandbytes", "fp8", …
     stored_kind: str = ""  # "4bit" or "8bit" of bitsandbytes
     needs_remote_code: bool = False
     adapter_of: str | None = None  # the folder is an adapter, of this base
-    has_towers: bool = False  # it sees or hears besides
-    cache_width: int | None = None  # numbers that one layer keeps of each token while an answer is written
+    has_towers: bool = False  # it has vision or audio parts
+    cache_width: int | None = None  # numbers that one layer keeps per token during generation
     experts_per_token: int = 0
     heads: int | None = None  # of attention
 
@@ -72,7 +72,7 @@ class ModelFacts:
 def is_language_model(folder: Path) -> bool:
     config = read_json_object(folder / "config.json")
     if isinstance(config, Problem):
-        return True  # shown, so that somebody repairs it, rather than silently absent
+        return True  # shown, so that someone repairs it, rather than silently left out
     architecture = architecture_of(config)
     if architecture:
         known = {*auto_classes("CAUSAL_LM").values(), *auto_classes("IMAGE_TEXT_TO_TEXT").values()}
@@ -81,7 +81,7 @@ def is_language_model(folder: Path) -> bool:
 
 
 def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
-    """The facts of the folder `path`. Never raises for what is in it: `model_problems` says what is wrong."""
+    """The facts about the folder `path`. Never raises because of its content: `model_problems` says what is wrong."""
     folder = Path(path)
     config = read_json_object(folder / "config.json")
     config = {} if isinstance(config, Problem) else config
@@ -127,7 +127,7 @@ def _cache_width(config: Mapping[str, Any]) -> int | None:
 
 
 def _has_towers(config: Mapping[str, Any]) -> bool:
-    """Whether the model has a part with a configuration of its own beside that of the language part."""
+    """Whether the model has another part with its own configuration besides the language part."""
     parts = {key for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
     return any(
         "hidden_size" in config[key] or "model_type" in config[key] for key in parts.difference(TEXT_CONFIG_KEYS)
@@ -156,7 +156,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """As the config says it, else the one most weights have."""
+    """As in the config, otherwise the type of most weights."""
     for part in (config, _text_part(config)):
         if dtype := as_text(part.get("dtype")) or as_text(part.get("torch_dtype")):
             return dtype
@@ -195,7 +195,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def chat_template(folder: Path) -> tuple[str, str] | None:
-    """(file, text) of the template that transformers takes for plain conversations; None if there is none."""
+    """(file, text) of the template that transformers uses for plain conversations; None if there is none."""
     file = folder / TEMPLATE_FILES[0]
     try:
         if os.path.isfile(file) and file.stat().st_size <= MAX_JSON_BYTES:
@@ -219,11 +219,11 @@ def base_of_adapter(folder: Path) -> str | None:
 
 @cache
 def is_known_to_transformers(model_type: str) -> bool:
-    """Whether the installed transformers has this family's code, so that the model's own is not needed.
-    Looks for the folder, or the name in a table; importing transformers would take seconds."""
+    """Whether the installed transformers has this family's code, so that the model's own is not needed. Looks for the
+    folder, or the name in a table, because importing transformers would take seconds."""
     package = importlib.util.find_spec("transformers")
     if model_type in auto_classes("CAUSAL_LM") or model_type in auto_classes("IMAGE_TEXT_TO_TEXT"):
-        return True  # also a language part, which lies in its family's folder
+        return True  # also a language part, which is in its family's folder
     folder = model_type.replace("-", "_")
     if not package or not re.fullmatch(r"\w+", folder):
         return False
@@ -232,7 +232,7 @@ def is_known_to_transformers(model_type: str) -> bool:
 
 @cache
 def auto_classes(table: str) -> Mapping[str, str]:
-    """Family → class of one of the installed transformers' tables, such as "CAUSAL_LM". Read from its source, since
+    """Family → class in one of the installed transformers' tables, such as "CAUSAL_LM". Read from the source, since
     importing it would take seconds."""
     package = importlib.util.find_spec("transformers")
     places = package.submodule_search_locations if package else ()
@@ -246,11 +246,11 @@ def auto_classes(table: str) -> Mapping[str, str]:
 
 @cache
 def has_reward_model(model_type: str) -> bool:
-    """Whether the installed transformers can put a score in place of the next token of this family: it has a class for
-    it, whose head is one matrix called "score". Those of encoders have heads of other kinds."""
+    """Whether the installed transformers can put a score in place of this family's next-token head: it has a class for
+    it whose head is one matrix called "score". Those of encoders have other kinds of heads."""
     families = auto_classes("SEQUENCE_CLASSIFICATION")
     if model_type not in families:
-        return not families  # without transformers nothing is trained on this machine
+        return not families  # without transformers nothing can be trained on this machine
     declaration = rf"^class {families[model_type]}\((.*?)\):(.*?)(?=^\S|\Z)"
     for file in _modeling_files(model_type):
         if match := re.search(declaration, file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
@@ -259,11 +259,11 @@ def has_reward_model(model_type: str) -> bool:
 
 
 def _modeling_files(model_type: str) -> list[Path]:
-    """Where the installed transformers has the classes of a family; [] where its folder is called otherwise."""
+    """The files of the installed transformers with the classes of a family; [] if its folder has another name."""
     package = importlib.util.find_spec("transformers")
     parts = model_type.replace("-", "_").split("_")
     for place in (package.submodule_search_locations if package else None) or ():
-        for end in range(len(parts), 0, -1):  # a language part lies in its family's folder
+        for end in range(len(parts), 0, -1):  # a language part is in its family's folder
             if files := sorted(Path(place, "models", "_".join(parts[:end])).glob("modeling_*.py")):
                 return files
     return []

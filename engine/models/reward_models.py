@@ -1,8 +1,7 @@
-"""What a finished reward-model run says of itself in its result folder, and whether that is good enough to learn from.
+"""What a finished reward model run recorded in its result folder, and whether it is good enough to learn from.
 
-The reward model's run writes `evaluation.json` with its accuracy on held-out pairs and `evaluation_pairs.jsonl` with
-some of these as token ids and with the scores it gave them. Loading and trying the model is left to
-`engine.worker.training.reward_scorer`.
+The run writes `evaluation.json` with its accuracy on held-out pairs, and `evaluation_pairs.jsonl` with some of these
+pairs as token ids and their scores. Loading and testing the model is left to `engine.worker.training.reward_scorer`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ EVALUATION_FILE, PAIRS_FILE = "evaluation.json", "evaluation_pairs.jsonl"
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """One held-out pair, and the scores that the run gave its answers."""
+    """One held-out pair with the scores that the run gave its answers."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -29,20 +28,20 @@ class ScoredPair:
 
 
 def pairs_of(folder: Path) -> list[ScoredPair]:
-    """The pairs that a result folder holds; lines that are none are left out."""
+    """The pairs in a result folder; invalid lines are left out."""
     names = [field.name for field in fields(ScoredPair)]
     lines = [line for line in read_lines(folder / PAIRS_FILE) if set(names) <= set(line)]
     return [ScoredPair(**{name: line[name] for name in names}) for line in lines]
 
 
 def accuracy_of(folder: Path) -> tuple[float, int] | None:
-    """The share of held-out pairs that the run ranked rightly, and how many they were; None if it does not say."""
+    """The share of held-out pairs that the run ranked correctly, and their number; None if it is not recorded."""
     evaluation = read_object(folder / EVALUATION_FILE)
     return (evaluation["accuracy"], evaluation["pairs"]) if evaluation.get("pairs") else None
 
 
 def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> list[Problem]:
-    """Why the result in `folder` cannot be a reward, as far as files tell. Empty: it may be loaded."""
+    """Why the result in `folder` cannot be used as a reward, as far as its files show. Empty: it can be loaded."""
     if not folder.is_dir():
         return [problem("reward-missing", field, given=folder)]
     stage = read_object(folder / RESULT_FILE).get("stage")
@@ -52,7 +51,7 @@ def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> li
     if not measurement or not pairs_of(folder):
         return [problem("reward-unmeasured", field, given=folder)]
     accuracy, pairs = measurement
-    # Coins rank half of the pairs rightly, give or take this.
+    # Chance ranks half of the pairs correctly, plus or minus this.
     if accuracy <= 0.5 + 0.5 / math.sqrt(pairs):
         return [problem("reward-at-chance", field, accuracy=f"{accuracy:.0%}", pairs=pairs)]
     return []

@@ -1,12 +1,12 @@
 """The tensors of a model by name, type and shape, from the headers of its safetensors files.
 
-Weights are never read. Nothing in a header is trusted: the size it claims is
-checked against the file before a byte is allocated.
+Weights are never read. Nothing in a header is trusted: the size it claims is checked against the file before memory is
+allocated.
 
-Why not `safetensors.safe_open`, which needs numpy alone: the engine gets by without the
-training stack's packages; it says "header too large" of what git leaves where `git lfs pull`
-was never run, and "file not fully covered" of a file cut off, where a person has to be told
-which of both it is and how many bytes are missing; and it knows no type newer than itself.
+Why not `safetensors.safe_open`, which needs only numpy? The engine does without the packages of the training stack.
+Also, safe_open reports "header too large" for a Git LFS pointer (`git lfs pull` was never run) and "file not fully
+covered" for a truncated file, while a person has to be told which of the two it is and how many bytes are missing. And
+it does not know types newer than itself.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ VALUES_PER_BYTE = 2  # of MXFP4: the last two axes are groups of a row, and 16 b
 
 
 class Tensor(NamedTuple):
-    """One entry of a safetensors header. `shape` is the true one where bitsandbytes packed two values a byte."""
+    """One entry of a safetensors header. `shape` is the true one if bitsandbytes packed two values per byte."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[Problem]]:
-    """The safetensors files transformers would load, and what is wrong with the set."""
+    """The safetensors files that transformers would load, and the problems of the set."""
     single = folder / "model.safetensors"
     if os.path.isfile(single):
         return [single], []
@@ -72,7 +72,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Problem]]:
 
 
 def _is_weight_map(places: Any) -> TypeGuard[dict[str, str]]:
-    """A shard is a plain file name: an index must not make us open ../../something."""
+    """A shard must be a plain file name: an index must not make us open ../../something."""
     return isinstance(places, dict) and all(
         isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in places.values()
     )
@@ -91,7 +91,7 @@ def _no_weights(folder: Path) -> Problem:
 
 
 def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
-    """All tensors of a model by name, and what is wrong with its weight files."""
+    """All tensors of a model by name, and the problems of its weight files."""
     files, problems = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -104,8 +104,8 @@ def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
 
 
 def read_header(path: Path) -> Mapping[str, Tensor] | Problem:
-    """The tensors of one safetensors file, or what is wrong with it. Reads the header only and trusts nothing
-    in it: the size it claims is checked against the file before a byte is allocated."""
+    """The tensors of one safetensors file, or the problem with it. Reads only the header and trusts nothing in it: the
+    size it claims is checked against the file before memory is allocated."""
     try:
         stat = path.stat()
         return _read_header(path, stat.st_mtime_ns, stat.st_size)
@@ -117,7 +117,7 @@ def read_header(path: Path) -> Mapping[str, Tensor] | Problem:
 def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Problem:
     with regular_files.open_regular(path) as file:
         start = file.read(8)
-        if start == b"version ":  # what git leaves where `git lfs pull` was never run
+        if start == b"version ":  # a pointer of Git LFS, if `git lfs pull` was never run
             return problem("model-lfs-pointer", file=path.name)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= MAX_JSON_BYTES:
@@ -166,19 +166,19 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _parse_tensor(entry: Any) -> Tensor:
-    """Raises ValueError, TypeError or KeyError where a header entry contradicts itself."""
+    """Raises ValueError, TypeError or KeyError if a header entry contradicts itself."""
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     sane = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= 16
     if not sane or not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)):
         raise ValueError(entry)
-    bits = DTYPE_BITS.get(dtype)  # a type newer than this table is taken as it is
+    bits = DTYPE_BITS.get(dtype)  # a type newer than this table is accepted as it is
     if end < begin or (bits and math.prod(shape) * bits != (end - begin) * 8):
         raise ValueError(entry)
     return Tensor(dtype, tuple(shape))
 
 
 def _packed_shape(state: bytes) -> tuple[int, ...] | None:
-    """The true shape of a weight that bitsandbytes stored packed: it writes it as JSON beside the weight."""
+    """The true shape of a weight that bitsandbytes stored packed: it is stored as JSON next to the weight."""
     try:
         shape = json.loads(state)["shape"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -188,6 +188,6 @@ def _packed_shape(state: bytes) -> tuple[int, ...] | None:
 
 
 def names_in_line(names: Any, most: int = 5) -> str:
-    """Names in one line, the rest as a dot-dot-dot."""
+    """Names in one line, shortened by an ellipsis."""
     names = list(names)
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")

@@ -1,9 +1,9 @@
 """The modules and parameters of a model as they are in memory, and what each of them is for.
 
-For most families the safetensors headers tell, since the tensors are named as the modules are.
-Where a model is put together otherwise (a tower that sees beside the part that writes, experts
-in one tensor, state-space layers), a child builds it without memory for its weights and lists
-what there is: `engine.worker.models.skeleton`, by the rules that a training goes by, too.
+For most families the safetensors headers are enough, since tensors are named like modules. For models that are built
+differently (a vision tower next to the language part, experts in one tensor, state-space layers), a child process
+builds the model without memory for its weights and lists its modules: `engine.worker.models.skeleton`, by the same
+rules as training.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from engine.models.facts import ModelFacts
 from engine.models.safetensors_headers import tensors_of
 
 PROJECT = Path(__file__).resolve().parents[2]
-MAX_SKELETON_SECONDS = 90  # for the imports, and for a model of a hundred layers
+MAX_SKELETON_SECONDS = 90  # for the imports, and a model with a hundred layers
 HEAD_MODULES = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
 COMMON_MATRICES = {
     "embed_tokens", "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj",
     "down_proj", "lm_head", "score",
 }  # fmt: skip
 ROUTER_MODULES = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
-ROUTED_EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 fuses routed experts into 3-D parameters
+ROUTED_EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 stores routed experts as 3-D parameters
 LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Full names throughout, as `named_parameters` and `named_modules` of transformers' model have them."""
+    """Full names throughout, as in `named_parameters` and `named_modules` of transformers' model."""
 
-    shapes: Mapping[str, Shape]  # of every parameter; a tied head is none of its own
-    linear: tuple[str, ...] = ()  # the modules that "all-linear" means
-    experts: tuple[str, ...] = ()  # parameters that hold a matrix for each routed expert: (experts, …, …)
-    refused: tuple[str, ...] = ()  # linear layers on which an adapter would not work, or learn nothing
-    towers: tuple[str, ...] = ()  # modules and parameters beside the language part: what sees, hears or connects them
-    writes: bool = True  # it generates text, a token after the other
-    needs: str = ""  # the arguments besides a text that the model's forward pass cannot do without
-    error: str = ""  # why transformers cannot build the model; the rest is empty then
+    shapes: Mapping[str, Shape]  # of every parameter; a tied head is not a parameter of its own
+    linear: tuple[str, ...] = ()  # the modules that "all-linear" selects
+    experts: tuple[str, ...] = ()  # parameters with a matrix for each routed expert: (experts, …, …)
+    refused: tuple[str, ...] = ()  # linear layers on which an adapter would have no effect, or learn nothing
+    towers: tuple[str, ...] = ()  # modules and parameters outside the language part: vision, audio, connectors
+    writes: bool = True  # it generates text token by token
+    needs: str = ""  # arguments other than text that the model's forward pass requires
+    error: str = ""  # why transformers cannot build the model; the rest is then empty
 
     def is_in_tower(self, name: str) -> bool:
-        """Whether a module or parameter belongs to no language part."""
+        """Whether a module or parameter is outside the language part."""
         return any(name == tower or name.startswith(f"{tower}.") for tower in self.towers)
 
     def matrices(self) -> dict[str, Shape]:
-        """Modules that an adapter can be put on, with the shape of their weight: linear layers and embeddings."""
+        """Modules that can have an adapter, with the shape of their weight: linear layers and embeddings."""
         matrices: dict[str, Shape] = {}
         for name, shape in self.shapes.items():
             module, _, kind = name.rpartition(".")
@@ -65,8 +65,7 @@ class Structure:
 
 
 def structure_of(model: ModelFacts) -> Structure:
-    """The structure of the model in a folder; empty where its headers cannot be
-    read, which `model_problems` speaks of."""
+    """The structure of the model in a folder; empty if its headers cannot be read, which `model_problems` reports."""
     tensors, problems = tensors_of(model.path)
     if problems or not tensors:
         return Structure({})
@@ -77,7 +76,8 @@ def structure_of(model: ModelFacts) -> Structure:
 
 
 def remember(folder: Path, structure: Structure) -> None:
-    """Take this for the structure of the model in `folder`: a process that has loaded it need not ask another."""
+    """Use this as the structure of the model in `folder`: a process that has loaded the model need not start
+    another."""
     _remembered[folder] = structure
 
 
@@ -85,7 +85,7 @@ _remembered: dict[Path, Structure] = {}
 
 
 def structure_problems(model: ModelFacts, field: str) -> list[Problem]:
-    """That transformers cannot build the model, or that it reads no text alone."""
+    """The problem that transformers cannot build the model, or that it cannot process text alone."""
     structure, architecture = structure_of(model), model.architecture or model.model_type
     if structure.error:
         return [problem("model-not-built", field, architecture=architecture, why=structure.error)]
@@ -97,8 +97,8 @@ def structure_problems(model: ModelFacts, field: str) -> list[Problem]:
 
 
 def is_named_otherwise(model: ModelFacts, shapes: Mapping[str, Shape]) -> bool:
-    """Whether the names in the files may be others than those in memory, or do not tell what a matrix
-    is for: all but a stack of layers whose matrices have the names that most families give them."""
+    """Whether the names in the files may differ from those in memory, or do not show what a matrix is for: true except
+    for a stack of layers whose matrices have the common names."""
     stacks = {name[: match.start(1)] for name in shapes if (match := LAYER_INDEX.search(name))}
     ends = {name.split(".")[-2] for name, shape in shapes.items() if len(shape) > 1 and "." in name}
     plain = all(len(shape) <= 2 for shape in shapes.values()) and ends <= COMMON_MATRICES
@@ -106,7 +106,7 @@ def is_named_otherwise(model: ModelFacts, shapes: Mapping[str, Shape]) -> bool:
 
 
 def structure_of_headers(shapes: Mapping[str, Shape], *, tied: bool) -> Structure:
-    """Of a model whose tensors are named as its modules are."""
+    """The structure of a model whose tensors are named like its modules."""
     plain = Structure({name: shape for name, shape in shapes.items() if not (tied and name == "lm_head.weight")})
     return Structure(plain.shapes, tuple(name for name in plain.matrices() if _is_usual_target(name)))
 

@@ -1,8 +1,8 @@
-"""What a method trains in a model: the modules LoRA can target, the layers
-freeze keeps, and how many parameters that is.
+"""What a method trains in a model: the modules that LoRA can target, the layers that freeze trains, and their parameter
+counts.
 
-By peft's own rules, on the structure of the model (`engine.models.structure`). What is beside its language
-part (a tower that sees, what connects it) stays as it is, whatever the method, unless it is named in full.
+It follows peft's own rules, on the structure of the model (`engine.models.structure`). Parts other than the language
+part (a vision tower, its connector) are not trained by any method, unless they are named in full.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from engine.models.safetensors_headers import names_in_line
 from engine.models.structure import HEAD_MODULES, LAYER_INDEX, ROUTED_EXPERT, Shape, Structure, structure_of
 
 ALL_LINEAR = "all-linear"
-CONV1D_FAMILIES = {"gpt2", "openai-gpt", "gpt-sw3"}  # keep their linear weights as (in, out)
+CONV1D_FAMILIES = {"gpt2", "openai-gpt", "gpt-sw3"}  # store their linear weights as (in, out)
 
 
 def module_names(model: ModelFacts) -> list[str]:
-    """Full names of all modules that hold weights, containers included: model.layers.0.mlp, …mlp.up_proj."""
+    """Full names of all modules with weights, including containers: model.layers.0.mlp, …mlp.up_proj."""
     return _module_names(_named_shapes(model))
 
 
@@ -37,12 +37,12 @@ def _module_names(tensors: Iterable[str]) -> list[str]:
 
 
 def linear_modules(model: ModelFacts) -> list[str]:
-    """Short names of what LoRA is usually put on: q_proj, k_proj, …; no embeddings, heads or routers."""
+    """Short names of the usual LoRA targets: q_proj, k_proj, …; no embeddings, heads or routers."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name in structure_of(model).linear))
 
 
 def fully_trainable_modules(model: ModelFacts) -> list[str]:
-    """Short names of what is usually trained in full beside LoRA: embeddings and the head."""
+    """Short names of what is usually trained in full next to LoRA: embeddings and the head."""
     linear = set(structure_of(model).linear)
     return list(dict.fromkeys(name.rpartition(".")[2] for name in weight_matrices(model) if name not in linear))
 
@@ -53,11 +53,11 @@ def lora_problems(
     modules_to_save: Sequence[str] = (),
     part: str = "method",
 ) -> list[Problem]:
-    """Names that peft would not find in the model; fields are `part`.target_modules and `part`.modules_to_save.
-    Returns [] where the headers cannot be read: `model_problems` speaks of that."""
+    """Names that peft would not find in the model; fields are `part`.target_modules and `part`.modules_to_save. Returns
+    [] if the headers cannot be read, which `model_problems` reports."""
     linear = linear_modules(model)
     if not linear:
-        # Where there is nothing at all, the headers cannot be read.
+        # If there is nothing at all, the headers cannot be read.
         return [problem("lora-no-linear", f"{part}.target_modules")] if structure_of(model).shapes else []
     problems, structure = [], _with_tied_head(model)
     for target in [target_modules] if isinstance(target_modules, str) else target_modules:
@@ -96,7 +96,7 @@ def _refused_targets(structure: Structure, target_modules: str | Sequence[str]) 
     chosen = (
         target_modules if isinstance(target_modules, str) else [name for name in target_modules if name != ALL_LINEAR]
     )
-    with contextlib.suppress(re.error):  # which has been told
+    with contextlib.suppress(re.error):  # which has been reported
         names = targeted_modules(structure, chosen) if chosen else {}
         return list(dict.fromkeys(name.rpartition(".")[2] for name in names if name in structure.refused))
     return []
@@ -105,7 +105,7 @@ def _refused_targets(structure: Structure, target_modules: str | Sequence[str]) 
 def freeze_problems(
     model: ModelFacts, trainable_modules: Sequence[str], field: str = "method.trainable_modules"
 ) -> list[Problem]:
-    """Names that are of no parameter and of no module. Returns [] where the headers cannot be read."""
+    """Names that match no parameter and no module. Returns [] if the headers cannot be read."""
     names = list(structure_of(model).shapes)
     unknown = [module for module in trainable_modules if not any(is_or_below(name, module) for name in names)]
     known = _module_names(name for name in names if not ROUTED_EXPERT.search(name))
@@ -117,12 +117,12 @@ def freeze_problems(
 
 
 def is_or_below(parameter: str, name: str) -> bool:
-    """Whether `name` names the parameter, or a module that it is in: both are full names."""
+    """Whether `name` is the parameter, or a module that contains it; both are full names."""
     return parameter == name or parameter.startswith(f"{name}.")
 
 
 def trained_layers(layers: int, count: int) -> range:
-    """Indices of the last `count` of so many layers; of a negative count those of the first."""
+    """Indices of the last `count` of so many layers; for a negative count, of the first ones."""
     return range(max(layers - count, 0), layers) if count > 0 else range(min(-count, layers))
 
 
@@ -139,10 +139,10 @@ def trainable_parameters(
     trainable_modules: Sequence[str] = (),
     scorer: bool = False,
 ) -> int:
-    """How many weights `method` ("full", "freeze" or "lora") trains, as peft would count them:
-    LoRA has r × (in + out) per matrix (Hu et al. 2021), `expert_r` × (in + out) per matrix of an
-    expert, DoRA one magnitude per output more (Liu et al. 2024). A `scorer` has one score in place
-    of the output head. 0 where the headers cannot be read. Raises KeyError for another method."""
+    """The number of weights that `method` ("full", "freeze" or "lora") trains, as peft would count them: LoRA has r ×
+    (in + out) per matrix (Hu et al. 2021), `expert_r` × (in + out) per matrix of an expert, DoRA one more magnitude per
+    output (Liu et al. 2024). A `scorer` has one score in place of the output head. 0 if the headers cannot be read.
+    Raises KeyError for another method."""
     structure, score = structure_of(model), 0
     sizes = {name: math.prod(shape) for name, shape in structure.shapes.items() if not structure.is_in_tower(name)}
     if scorer and sizes:
@@ -178,7 +178,7 @@ def trainable_parameters(
 
 
 def _with_tied_head(model: ModelFacts) -> Structure:
-    """The structure, with a head that is the embedding as a parameter of its own: it is a module that can be named."""
+    """The structure with a tied head as a parameter of its own, since it is a module that can be named."""
     structure = structure_of(model)
     ends = ("embed_tokens.weight", "wte.weight")
     embedding = next((name for name in structure.shapes if name.endswith(ends) and not structure.is_in_tower(name)), "")
@@ -192,15 +192,15 @@ def _named_shapes(model: ModelFacts) -> Mapping[str, Shape]:
 
 
 def weight_matrices(model: ModelFacts) -> dict[str, Shape]:
-    """Modules of the language part that peft can put an adapter on, with the shape of their weight: linear layers and
+    """Modules of the language part that can have a peft adapter, with the shape of their weight: linear layers and
     embeddings."""
     structure = _with_tied_head(model)
     return {name: shape for name, shape in structure.matrices().items() if not structure.is_in_tower(name)}
 
 
 def targeted_modules(structure: Structure, targets: str | Sequence[str], saved: Sequence[str] = ()) -> dict[str, Shape]:
-    """The matrices that LoRA is put on, by full name. A single text other than "all-linear" is a pattern for the whole
-    name; a list has names or their ends, and means the language part, except for full names."""
+    """The matrices with LoRA, by full name. A single text other than "all-linear" is a pattern for the whole name; a
+    list has names or their ends, and refers to the language part, except for full names."""
     pattern = isinstance(targets, str) and targets != ALL_LINEAR
     names = [targets] if isinstance(targets, str) else targets
     usual = set(structure.linear) if ALL_LINEAR in names else set()
@@ -221,7 +221,7 @@ def targeted_modules(structure: Structure, targets: str | Sequence[str], saved: 
 
 
 def adapter_targets(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> dict[str, Shape]:
-    """The matrices that LoRA is put on, by full name; empty where the headers cannot be read."""
+    """The matrices with LoRA, by full name; empty if the headers cannot be read."""
     return targeted_modules(_with_tied_head(model), targets, saved)
 
 

@@ -1,7 +1,7 @@
-"""The ids that a tokenizer can write, held against the embeddings that the model has for them; and its special tokens.
+"""The ids that a tokenizer can produce, compared with the model's embeddings; and the tokenizer's special tokens.
 
-All from the files, without loading a tokenizer. What preparation then loads is held against the same rows once more
-(`engine.worker.prepare`), so a tokenizer that is made otherwise than its files say is found before a device is taken.
+All from the files, without loading a tokenizer. Preparation compares the tokenizer that it loads once more
+(`engine.worker.prepare`), so a tokenizer that differs from its files is noticed before a device is used.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TOKENIZER_JSON_FILES = (
     "vocab.json",
 )
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Tokenizer classes without special tokens of their own: what their files do not name, they do not have.
+# Tokenizer classes without default special tokens: they have only those that their files name.
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 EMBEDDING_MODULES = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 HEAD_BIASES = tuple(f"{name}.bias" for name in HEAD_MODULES)
-MAX_TOKENS_NAMED = 5  # tokens named in a sentence
+MAX_TOKENS_NAMED = 5  # number of tokens named in a sentence
 
 
 class Vocabulary(NamedTuple):
@@ -78,7 +78,7 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
         name: _text(contents["special_tokens_map.json"].get(name) or config.get(name)) for name in SPECIAL_TOKENS
     }
     for token in dict.fromkeys(special.values()):
-        # Named and in no list: transformers gives it the next id when it loads the tokenizer.
+        # Named but in no list: transformers gives it the next ID when it loads the tokenizer.
         if rows and token and token not in known and token not in added.values():
             added[rows] = token
             rows += 1
@@ -88,7 +88,7 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
 
 
 def _added(whole: Mapping[str, Any], config: Mapping[str, Any], file: Mapping[str, Any]) -> dict[int, str]:
-    """Tokens beyond the plain ones, by id, from each of the three places where they are written down."""
+    """Tokens beyond the plain ones, by ID, from each of the three places where they are stored."""
     tokens: dict[int, str] = {}
     for entry in whole.get("added_tokens") or ():
         if isinstance(entry, dict) and type(entry.get("id")) is int:
@@ -107,26 +107,27 @@ def _items(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A token as its text, or as a mapping with it."""
+    """A token given as its text, or as a mapping with it."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else ""
 
 
 def embedding_rows(model: ModelFacts) -> int | None:
-    """How many token ids the model has embeddings for, by its weights; by config.json where these cannot be read."""
+    """The number of token IDs with embeddings, by the model's weights, or by config.json if these cannot be read."""
     shapes = weight_matrices(model)
     rows = [shape[0] for name, shape in shapes.items() if name.rpartition(".")[2] in EMBEDDING_MODULES]
     return rows[0] if rows else model.vocab_size
 
 
 def vocabulary_modules(model: ModelFacts, *, scorer: bool = False) -> list[str]:
-    """Short names of the modules that have a row for each token: the embedding, and the head if the model writes."""
+    """Short names of the modules that have a row for each token: the embedding, and the head if the model generates
+    text."""
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in weight_matrices(model)))
     return [end for end in ends if end in EMBEDDING_MODULES or (end in HEAD_MODULES and not scorer)]
 
 
 def missing_rows(model: ModelFacts) -> int:
-    """How many rows the embeddings lack for the tokenizer beside them; 0 where none, or where that cannot be told."""
+    """The number of rows that the embeddings lack for the tokenizer next to them; 0 if none, or unknown."""
     rows = embedding_rows(model)
     return max(vocabulary(model.path).rows - rows, 0) if rows else 0
 
@@ -163,7 +164,7 @@ def rows_of_adapter(folder: str | None) -> int:
 
 
 def vocabulary_problems(model: ModelFacts, *, resized: bool, adapter: str | None) -> list[Problem]:
-    """Token ids for which there is no embedding, where none will be made (`resized`) and the adapter brings none."""
+    """Token IDs without an embedding, unless they will be added (`resized`) or the adapter has them."""
     missing, words, rows = missing_rows(model), vocabulary(model.path), embedding_rows(model)
     brings = rows_of_adapter(adapter)
     if not missing or rows is None or brings >= words.rows:
@@ -181,7 +182,7 @@ def vocabulary_problems(model: ModelFacts, *, resized: bool, adapter: str | None
 
 
 def special_token_problems(model: ModelFacts, stage: str) -> list[Problem]:
-    """A stage that ends its texts with a token which the tokenizer does not have."""
+    """The problem that a stage ends its texts with a token that the tokenizer does not have."""
     words = vocabulary(model.path)
     if stage == "pt" and words.rows and words.eos is None:
         return [problem("tokenizer-without-eos", "model.model_name_or_path")]

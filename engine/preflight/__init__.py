@@ -1,1 +1,1 @@
-"""What is looked at before a run starts: obstacles, limits, memory, packages, remarks."""
+"""Checks before a run starts: obstacles, limits, memory, packages, remarks."""

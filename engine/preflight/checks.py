@@ -1,4 +1,5 @@
-"""What stands in the way of a spec on this machine: files, cards, disk, packages. All of it at once, before start.
+"""What prevents a spec from running on this machine: files, GPUs, disk, packages. All problems at once, before the
+start.
 
 `engine.spec.contradictions.spec_problems` is its pure counterpart, about the spec alone.
 """
@@ -24,10 +25,10 @@ NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 
 
 def preflight_problems(spec: RunSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
-    """Everything on this machine that would keep `spec` from running. Empty: it can start. Without `wait`, what
-    a package does on this machine is not told while it is still being tried (`engine.preflight.doctor`)."""
+    """Everything on this machine that would prevent `spec` from running. Empty: it can start. Without `wait`, packages
+    that are still being tried are not reported (`engine.preflight.doctor`)."""
     problems = workplace.problems(spec)
-    outside = {problem.field for problem in problems}  # not looked at, not even whether it is there
+    outside = {problem.field for problem in problems}  # not checked, not even whether it exists
     problems += chosen_model_problems(spec, workplace, outside)
     if "data.dataset_dir" not in outside:
         problems += dataset_problems(spec)
@@ -38,7 +39,7 @@ def preflight_problems(spec: RunSpec, workplace: Workplace, *, wait: bool = True
 
 
 def _reward_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
-    """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
+    """An invalid reward model, a missing reward file, data without answers to compare with."""
     stage, problems = spec.stage, []
     model, file = getattr(stage, "reward_model", "").strip(), getattr(stage, "reward_file", None)
     if model and "stage.reward_model" not in outside:
@@ -83,7 +84,7 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
 
 
 def missing_gpus(chosen: Hardware) -> list[Problem]:
-    """That there is no card where one is to be used, or not that one."""
+    """The problem that there is no GPU where one is needed, or not that one."""
     there = [gpu.index for gpu in hardware.gpus()]
     if not there:
         return [problem("no-cards", "hardware.devices" if chosen.devices else "hardware.device")]
@@ -96,7 +97,7 @@ def missing_gpus(chosen: Hardware) -> list[Problem]:
 
 def _disk_problems(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:
     saves = workplace.saves
-    # A folder that is not there yet will be made.
+    # A missing folder will be created.
     existing = next(folder for folder in (saves, *saves.parents) if folder.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         return [problem("saves-not-writable", folder=saves, why=os.strerror(errno.EACCES))]
@@ -107,8 +108,8 @@ def _disk_problems(spec: RunSpec, workplace: Workplace, trained: int) -> list[Pr
 
 
 def disk_needed(spec: RunSpec, trained: int) -> int:
-    """Bytes that a run of `trained` weights writes, at the least, all in fp32: checkpoints with Adam's two moments,
-    and the result.
+    """The minimum number of bytes that a run with `trained` weights writes, all in fp32: checkpoints with Adam's two
+    moments, and the result.
 
     A run that keeps all its checkpoints is counted with three.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with the data sets of a spec, as far as their first rows tell."""
+"""Problems of a spec's data sets, as far as their first rows show them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
 from engine.spec.run_spec import RunSpec
 
-ROWS_CHECKED = 20_000  # rows of a data set that are checked before start; preparation checks all
-MAX_BAD_ROWS_LISTED = 5  # bad rows told in full
+ROWS_CHECKED = 20_000  # rows of a data set checked before the start; preparation checks all
+MAX_BAD_ROWS_LISTED = 5  # number of bad rows reported in full
 Stamps = tuple[tuple[Path, int, int], ...]
 
 
@@ -45,7 +45,7 @@ def dataset_problems(spec: RunSpec) -> list[Problem]:
 
 
 def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) -> list[Problem]:
-    """What is wrong with the first rows of one data set."""
+    """Problems of the first rows of one data set."""
     report, skipped = check_first_rows(folder, dataset, spec.stage.kind), spec.data.skip_bad_rows
     problems = [problem for problem in report.warnings if problem.code == "encoding-unsure"]
     if not report.usable or not skipped:
@@ -57,12 +57,12 @@ def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) ->
 
 
 def _label_problems(spec: RunSpec, known: Mapping[str, Dataset], folder: Path) -> list[Problem]:
-    """What KTO misses in data sets whose answers are all good, or all bad."""
+    """The problem that KTO's data sets have only good, or only bad answers."""
     if spec.stage.kind != "kto":
         return []
     counts = (_label_counts(folder, name, _dataset_stamps(folder, known[name])) for name in spec.data.datasets)
     marks = sum(counts, Counter())
-    # Of more rows than these, all are looked at when the run begins.
+    # Larger sets are checked completely when the run begins.
     if len(marks) == 1 and marks.total() < ROWS_CHECKED:
         return [single_label_problem(True in marks, marks.total())]
     return []
@@ -70,7 +70,7 @@ def _label_problems(spec: RunSpec, known: Mapping[str, Dataset], folder: Path) -
 
 @lru_cache(maxsize=256)
 def _label_counts(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
-    """How many answers of a data set are marked good and bad, counted until there is one of each."""
+    """The numbers of answers rated good and bad, counted until there is one of each."""
     dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
     marks: Counter[bool] = Counter()
     for row in islice(examples(dataset, lambda _: None, "thumbs"), ROWS_CHECKED):
@@ -81,18 +81,18 @@ def _label_counts(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
 
 
 def single_label_problem(good: bool, rows: int) -> Problem:
-    """KTO has nothing to tell apart."""
+    """KTO has nothing to distinguish."""
     return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
 
 
 def check_first_rows(folder: Path, dataset: Dataset, stage: str) -> ValidationReport:
-    """What `check` says of the first rows of a data set for a stage; remembered until one of the files changes."""
+    """The result of `check` for the first rows of a data set and a stage; cached until one of the files changes."""
     return _check_first_rows(folder, dataset.name, stage, _dataset_stamps(folder, dataset))
 
 
 @lru_cache(maxsize=256)
 def _check_first_rows(folder: Path, name: str, stage: str, _of: Stamps) -> ValidationReport:
-    """`check`, remembered until one of the files changes: the page asks at every key press."""
+    """`check`, cached until one of the files changes, because the page calls it at every key press."""
     catalogue, _ = read_dataset_info(folder)
     dataset = next(dataset for dataset in catalogue if dataset.name == name)
     if dataset.problem:
@@ -101,7 +101,7 @@ def _check_first_rows(folder: Path, name: str, stage: str, _of: Stamps) -> Valid
 
 
 def any_dataset_has_answers(spec: RunSpec) -> bool:
-    """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
+    """Whether any of the data sets has an answer; also True if that is unknown, which other checks report."""
     folder = Path(spec.data.dataset_dir)
     catalogue = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
     chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
@@ -111,12 +111,12 @@ def any_dataset_has_answers(spec: RunSpec) -> bool:
 
 @lru_cache(maxsize=256)
 def _has_answers(folder: Path, name: str, _of: Stamps) -> bool:
-    """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
+    """Whether one of the first rows has an answer, cached like `_looked_at`."""
     dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
     rows = examples(dataset, lambda _bad: None, "prompts")
     return any(row["answer"] is not None for row in islice(rows, ROWS_CHECKED))
 
 
 def _dataset_stamps(folder: Path, dataset: Dataset) -> Stamps:
-    """Changes when one of its files does, or the catalogue, which says how they are read."""
+    """A value that changes when one of its files does, or dataset_info.json, which says how they are read."""
     return tuple((file, *version(file)) for file in (folder / INFO_FILE, *dataset.files))

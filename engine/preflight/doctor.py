@@ -1,9 +1,9 @@
-"""Whether a package that can be installed and still not work does work on the device a run would use.
+"""Whether an installed package really works on the device that a run would use.
 
-Only trying tells: bitsandbytes without the library for this CUDA imports well and fails hours
-into a queue, in the words of whoever called it. So it is tried in a child
-(`engine.worker.runtime.doctor`), never in this process, which opens no device. What the child
-saw is kept in a file until the environment changes, and concurrent callers share one child.
+Only a trial can tell: bitsandbytes without the library for this CUDA can be imported, and fails hours later in the
+queue with an obscure message. So it is tried in a child process (`engine.worker.runtime.doctor`), never in this one,
+which opens no device. The result is cached in a file until the environment changes, and concurrent callers share one
+child.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import Spec
 
-TRIAL_LIMIT_S = 180  # for one trial; the imports alone take a minute where they come over a network
-RETRY_AFTER_S = 600  # how long a trial without an answer (no memory, no time) is not repeated
+TRIAL_LIMIT_S = 180  # for one trial; imports alone take a minute over a network file system
+RETRY_AFTER_S = 600  # how long a trial without a result (no memory, no time) is not repeated
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
-# What decides which library is loaded, besides the files themselves.
+# Variables that decide which library is loaded, in addition to the files themselves.
 LIBRARY_VARIABLES = ("BNB_CUDA_VERSION", "BNB_ROCM_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME")
 REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial of a package saw. `failed` has a reason for each check that did not pass ("import",
-    "library", "4bit", "8bit", "optimizer"); `facts` are versions, the CUDA of PyTorch and the libraries
-    that are shipped. One that is not `certain` ended without an answer, and keeps nobody from starting."""
+    """The result of a package's trial. `failed` has a reason for each failed check ("import", "library", "4bit",
+    "8bit", "optimizer"); `facts` are versions, PyTorch's CUDA and the shipped libraries. A trial that is not `certain`
+    ended without a result, and keeps nobody from starting."""
 
     module: str
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Device:
-    """Where a package is tried: a card by its index among those that nvidia-smi lists, or the CPU."""
+    """Where a package is tried: a GPU by its index in nvidia-smi, or the CPU."""
 
     index: int | None = None
     name: str = "CPU"
@@ -66,7 +66,7 @@ class Device:
 
 
 def device_of(spec: Spec) -> Device:
-    """The device that a run would use first."""
+    """The first device that a run would use."""
     gpus = hardware.gpus()
     if not gpus or command.on_cpu(spec, len(gpus)):
         return Device()
@@ -76,12 +76,12 @@ def device_of(spec: Spec) -> Device:
 
 _lock = threading.Lock()
 _trials: dict[str, threading.Thread] = {}
-_uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and what little was seen
+_uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and the uncertain result
 
 
 def trial_result(module: str, device: Device, *, wait: bool) -> TrialResult | None:
-    """What a trial of `module` on `device` saw: from the file if the environment is the same, else by
-    a new one. Without `wait` a new trial goes on beside, and the answer is None until it has ended."""
+    """The result of trying `module` on `device`: from the cache if the environment is the same, otherwise from a new
+    trial. Without `wait`, a new trial runs in the background, and None is returned until it has ended."""
     file = _folder() / f"{_key(module, device)}.json"
     if known := _saved_result(file):
         return known
@@ -105,7 +105,7 @@ def _saved_result(file: Path) -> TrialResult | None:
 
 
 def _try_once(module: str, device: Device, file: Path) -> TrialResult:
-    """Try the package, unless somebody else has while the turn was waited for, and write down what was seen."""
+    """Try the package, unless someone else has in the meantime, and store the result."""
     turn = wait_for_lock(file.with_suffix(".lock"))
     try:
         if known := _saved_result(file):
@@ -153,7 +153,7 @@ def _try_in_child(module: str, device: Device) -> TrialResult:
             return TrialResult(module, **answer_json)
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         ended = signal.Signals(-code).name if code < 0 else last[:300]
-        # SIGKILL comes from outside: the system wanted memory, or somebody was impatient.
+        # SIGKILL comes from outside: the system ran out of memory, or someone was impatient.
         return TrialResult(module, {"import": ended}, certain=code != -signal.SIGKILL)
 
 
@@ -161,7 +161,8 @@ def _try_in_child(module: str, device: Device) -> TrialResult:
 
 
 def _key(module: str, device: Device) -> str:
-    """Changes when anything does that the answer depends on: the files of both packages, driver, device, variables."""
+    """A value that changes when anything that affects the result does: the files of both packages, driver, device,
+    variables."""
     parts = [
         sys.executable,
         device.identity,
@@ -191,7 +192,7 @@ def _package_folder(module: str) -> Path | None:
     except (
         ImportError,
         ValueError,
-    ):  # the package above it is broken, or a module was put in its place by hand
+    ):  # its parent package is broken, or a module was put in its place by hand
         return None
     return Path(spec.origin).parent if spec and spec.origin else None
 
@@ -205,8 +206,8 @@ def _driver_version() -> str:
 
 @cache
 def _folder() -> Path:
-    """Where answers are kept: with the user's other caches, or where there is
-    no home, in a folder of one's own among the temporary files."""
+    """Where results are cached: with the user's other caches or, without a home folder, in a private folder among the
+    temporary files."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for folder in (
         caches / "athanor" / "doctor",
@@ -220,8 +221,8 @@ def _folder() -> Path:
 
 
 def torch_cuda() -> str | None:
-    """The CUDA (or ROCm) that the installed PyTorch was built for; "" for a
-    build without, None if that cannot be read."""
+    """The CUDA (or ROCm) version that the installed PyTorch was built for; "" for a build without, None if that cannot
+    be read."""
     place = _package_folder("torch")
     try:
         text = (place / "version.py").read_text(encoding="utf-8") if place else ""
@@ -235,7 +236,8 @@ def torch_cuda() -> str | None:
 
 
 def bitsandbytes_problem(seen: TrialResult, why: str, device: Device, setting: str, what: str) -> Problem:
-    """That bitsandbytes does not work, which setting needs it, what there is, and the ways out."""
+    """The problem that bitsandbytes does not work, with the setting that needs it, the installed versions, and possible
+    fixes."""
     facts = seen.facts
     cuda = facts.get("cuda") or "—"
     libraries = facts.get("libraries") or []
@@ -255,8 +257,7 @@ def bitsandbytes_problem(seen: TrialResult, why: str, device: Device, setting: s
 
 
 def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
-    """The digits of the shipped library that is nearest to the CUDA of PyTorch:
-    of its major version if there is one."""
+    """The digits of the shipped library that is closest to PyTorch's CUDA, preferably of its major version."""
     shipped = [match[1] for name in libraries if (match := re.search(r"_cuda(\d+)", name))]
     major = cuda.partition(".")[0]
     same = [digits for digits in shipped if digits[:-1] == major]
@@ -264,5 +265,5 @@ def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
 
 
 def import_problem(seen: TrialResult, setting: str, what: str, package: str) -> Problem:
-    """That a package is installed and cannot be imported."""
+    """The problem that a package is installed but cannot be imported."""
     return problem("package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values())))

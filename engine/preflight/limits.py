@@ -1,7 +1,7 @@
-"""Each number of a spec held against the rows there are and against this machine: arithmetic alone, in bounded time.
+"""Check each number of a spec against the number of rows and this machine: pure arithmetic, in bounded time.
 
-`exceeded` keeps a run from starting: what cannot be, or cannot fit. `doubts` are told
-beside it: what is an estimate, or runs and does not do what whoever set it expects.
+`exceeded` keeps a run from starting: it is impossible, or does not fit. `doubts` are only shown: estimates, and
+settings that run but do not have the expected effect.
 """
 
 from __future__ import annotations
@@ -28,19 +28,15 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps
 
-WORKER_BYTES = (
-    100 << 20
-)  # bytes that a preparing process has for itself: its part of the tokenizer, and the rows of a block
-SHORT_ROW_TOKENS = 16  # tokens of an example that hardly any row is shorter than
-LOGIT_BYTES = (
-    6  # bytes for each word of the vocabulary and token that is measured: the scores, and what is computed of them
-)
-MIN_VALIDATION_ROWS = 2  # rows on which a validation says anything at all
+WORKER_BYTES = 100 << 20  # bytes that each preparing process needs: its part of the tokenizer, and the rows of a block
+SHORT_ROW_TOKENS = 16  # hardly any row has fewer tokens than this
+LOGIT_BYTES = 6  # bytes per vocabulary entry and validated token: the logits, and what is computed from them
+MIN_VALIDATION_ROWS = 2  # minimum number of rows for a meaningful validation
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows of each data set are trained on in an epoch, and measured on; repeated as their weights say."""
+    """How many rows of each data set are trained on per epoch, and held out; repeated according to their weights."""
 
     there: dict[str, int]
     trained: dict[str, int]
@@ -52,8 +48,8 @@ class RowCounts:
 
 
 def row_counts(spec: RunSpec) -> RowCounts | None:
-    """Counted as preparation splits them (`engine.worker.data.splits`); None if
-    one of the data sets cannot be counted."""
+    """Counted as preparation splits them (`engine.worker.data.splits`); None if one of the data sets cannot be
+    counted."""
     catalogue = {dataset.name: dataset for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
     there: dict[str, int] = {}
     for name in (*spec.data.datasets, *spec.data.eval_datasets):
@@ -72,8 +68,8 @@ def row_counts(spec: RunSpec) -> RowCounts | None:
 
 
 def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Problem]) -> list[Problem]:
-    """What keeps the run from being what the numbers say. `known_problems`:
-    what is wrong already, and is not counted here."""
+    """What prevents the run from doing what the numbers say. `known_problems` have already been found and are not
+    repeated."""
     wrong_fields = {problem.field for problem in known_problems}
     problems: list[Problem] = []
     rows = None if any(field.startswith("data.") for field in wrong_fields) else row_counts(spec)
@@ -95,7 +91,7 @@ def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Pro
 
 
 def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
-    """What is worth a warning and keeps no run from starting. `known_problems`: what does."""
+    """What is worth a warning but keeps no run from starting. `known_problems` do keep it."""
     wrong_fields = {problem.field for problem in known_problems}
     warnings: list[Problem] = []
     rows = None if any(field.startswith("data.") for field in wrong_fields) else row_counts(spec)
@@ -143,7 +139,7 @@ def _token_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 
 def _expert_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """That a quantized model of experts stays nearly as large as it is."""
+    """The warning that a quantized mixture of experts stays nearly as large as before."""
     experts, kind = memory.expert_parameters(model), spec.model.quantization.kind
     if kind == "none" or not experts or not model.parameters:
         return []
@@ -184,7 +180,7 @@ def _row_problems(spec: RunSpec, rows: RowCounts) -> list[Problem]:
 def _step_problems(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
     """What would have to happen after the last step."""
     logging, problems = spec.logging, []
-    if not spec.training.max_steps or spec.training.warmup_steps < 1:  # else engine.spec.run_spec has said so
+    if not spec.training.max_steps or spec.training.warmup_steps < 1:  # otherwise engine.spec.run_spec has reported it
         problems += warmup_problems(spec, steps)
     needs_validation = [
         name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(logging, name)
@@ -199,7 +195,7 @@ def _step_problems(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
 
 
 def _step_warnings(spec: RunSpec, rows: RowCounts) -> list[Problem]:
-    """A step made from more examples than there are is made from those that there are."""
+    """A step with more examples than exist uses all existing ones."""
     examples, batch = examples_per_step(spec), spec.training.per_device_train_batch_size
     if rows.total >= examples or spec.stage.kind in ("ppo", "grpo"):
         return []
@@ -244,7 +240,7 @@ def _padding_warnings(model: ModelFacts) -> list[Problem]:
 
 
 def _process_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """Processes on a CPU share its memory: each has a model of its own, whatever its rows are."""
+    """Processes on a CPU share its memory: each has its own copy of the model, whatever its rows are."""
     gpu_count = len(hardware.gpus())
     need = (
         memory.memory_needed(spec, model, gpu_count)
@@ -285,7 +281,7 @@ def _batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) ->
 
 
 def _memory_warnings(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
-    """What does not fit if rows are as long as they may be."""
+    """What does not fit if rows have the maximum length."""
     problems = _batch_size_problems(spec, spec, model, rows, "batch-may-not-fit") or _length_problems(spec, model)
     return problems + _eval_batch_problems(spec, model, rows)
 
@@ -294,7 +290,7 @@ def _batch_size_problems(
     counted: RunSpec, spec: RunSpec, model: ModelFacts, rows: RowCounts | None, code: str
 ) -> list[Problem]:
     path, batch_size = "training.per_device_train_batch_size", spec.training.per_device_train_batch_size
-    # No batch has more rows than there are; of answers that a model writes, as many as are wanted.
+    # No batch has more rows than exist; of generated answers, there can be any number.
     largest = (
         min(batch_size, rows.total) if rows and rows.total and spec.stage.kind not in ("ppo", "grpo") else batch_size
     )
@@ -338,7 +334,7 @@ def _length_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 
 def _eval_batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
-    """The scores of all words at each token of a batch that is measured, which a training need not hold at once."""
+    """The logits of all words at each token of a validation batch, which training does not hold at once."""
     batch_size, room = spec.training.per_device_eval_batch_size, memory.available_memory(spec)
     if not rows or not rows.measured or room is None or not model.vocab_size:
         return []
@@ -350,7 +346,7 @@ def _eval_batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | Non
 
 
 def _checkpoint_problems(spec: RunSpec, workplace: Workplace, steps: int) -> list[Problem]:
-    """All checkpoints that a run keeps, where it keeps more than the few that `engine.preflight.checks` counts."""
+    """All checkpoints that a run keeps, if it keeps more than the few that `engine.preflight.checks` counts."""
     kept, weights = spec.logging.save_total_limit, trained_parameters(spec) or 0
     if spec.logging.save_strategy == "no":
         return []
@@ -367,7 +363,7 @@ def _checkpoint_problems(spec: RunSpec, workplace: Workplace, steps: int) -> lis
 
 
 def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number below `most` that fits; 1 does."""
+    """The largest number below `most` that fits; 1 always does."""
     low, high = 1, most
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,7 +1,7 @@
-"""What works on this machine and what does not: each finding with its level and, where it is not good, the exact fix.
+"""What works on this machine and what does not: findings with a level and, for problems, the exact fix.
 
-`python -m engine doctor` and the System tab show the same findings, as they come. What needs
-PyTorch is tried in a child (`engine.worker.runtime.machine`), so that this process opens no device.
+`python -m engine doctor` and the System tab show the same findings, as they come in. What needs PyTorch is tried in a
+child process (`engine.worker.runtime.machine`), so that this process opens no device.
 """
 
 from __future__ import annotations
@@ -37,19 +37,18 @@ LOW_MEMORY_BYTES = 8 << 30
 LOW_SHARED_MEMORY_BYTES = 1 << 30
 LOW_DISK_BYTES, NO_DISK_BYTES = 20 << 30, 1 << 30
 FEW_OPEN_FILES = 4096
-CHILD_LIMIT_SECONDS = 240.0  # the imports alone take a minute where they come over a network
+CHILD_LIMIT_SECONDS = 240.0  # imports alone take a minute over a network file system
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `fix` is what to do where something is not good;
-    it is said in the language that is asked for."""
+    """One line of the report. `fix` says what to do about a problem, in the requested language."""
 
     level: Level
     code: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    problem: Problem | None = None  # says it in place of the code
+    problem: Problem | None = None  # replaces the code's sentence
 
     def text(self, language: str = "en") -> str:
         return self.problem.text(language) if self.problem else say(self.code, language, **self.values)
@@ -60,7 +59,7 @@ class Finding:
 
 
 def findings(workplace: Workplace, *, hub: bool = False) -> Iterator[Finding]:
-    """Everything that can be known of this machine, the quick things first. `hub`: try to reach the hubs, too."""
+    """All findings about this machine, the quick ones first. `hub`: also try to reach the hubs."""
     yield _python()
     yield _packages()
     yield _memory()
@@ -75,7 +74,7 @@ def findings(workplace: Workplace, *, hub: bool = False) -> Iterator[Finding]:
 
 
 def as_text(report: list[Finding], language: str = "en") -> str:
-    """The report as lines to paste into a message."""
+    """The report as text for pasting into a message."""
     signs = {"good": "ok ", "doubtful": "?  ", "broken": "!! "}
     lines = []
     for finding in report:
@@ -96,7 +95,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """Versions against what was tested together."""
+    """Installed versions compared with those that were tested together."""
     pins = dict(PIN.findall(_requirements()))
     missing, other = [], []
     for name, tested in pins.items():
@@ -115,7 +114,7 @@ def _packages() -> Finding:
 
 
 def _requirements() -> str:
-    """As in the checkout; where pip installed Athanor, as its package says."""
+    """As in the checkout; if pip installed Athanor, as in its package metadata."""
     file = PROJECT / "requirements.txt"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -167,8 +166,8 @@ def _data(folder: Path) -> Finding:
 
 
 def _why_not_writable(folder: Path) -> str:
-    """By writing: permissions alone do not tell of a mount that is read-only. "" where it works."""
-    while not folder.exists():  # it will be made
+    """Tested by writing, because permissions do not show a read-only mount. "" if it works."""
+    while not folder.exists():  # it will be created
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -199,7 +198,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _in_child(hub: bool) -> Iterator[Finding]:
-    """What a child sees that imports PyTorch, as it sees it."""
+    """The findings of a child process that imports PyTorch, as they come in."""
     indices = [gpu.index for gpu in hardware.gpus()]
     variables = {
         "PYTHONPATH": command.python_path(),
@@ -224,7 +223,7 @@ def _in_child(hub: bool) -> Iterator[Finding]:
         try:
             yield from _lines(child)
             code = child.wait()
-        finally:  # also where nobody reads on
+        finally:  # also if nobody reads on
             limit.cancel()
             _end_session(child)
         if code:
@@ -234,7 +233,7 @@ def _in_child(hub: bool) -> Iterator[Finding]:
 
 
 def _end_session(child: subprocess.Popen[str]) -> None:
-    """End the child and what it has started."""
+    """End the child and its own children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -1,8 +1,8 @@
-"""What a training will need of a card's memory, or of the machine's where it computes on the CPU.
+"""Estimate the memory that a training needs, on a GPU or on the CPU.
 
-Arithmetic over the model's headers and the settings, with four constants fitted to trainings of 1.5B and 7B models
-on a card (bench/RESULTS.md): pre-training, LoRA and freeze, in bf16. Of those, what is allocated came within 5 %;
-all else is arithmetic alone. Lengths are taken as long as they may be, so a run over shorter rows needs less.
+Arithmetic over the model's headers and the settings, with four constants fitted to trainings of 1.5B and 7B models on a
+GPU (bench/RESULTS.md): pre-training, LoRA and freeze, in bf16. For those, the estimate was within 5 % of the allocated
+memory; everything else is arithmetic alone. Lengths are assumed to be the maximum, so a run on shorter rows needs less.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 
-# Bytes that are kept for the backward pass for each input and output of a layer's matrices, in half precision: those
-# themselves, and what lies between them.
+# Bytes kept for the backward pass per input and output of a layer's matrices, in half precision: these themselves, and
+# intermediate values.
 ACTIVATION_BYTES = 2.75
-# Bytes for each word of the vocabulary, while the loss goes over the positions a part at a time.
+# Bytes per vocabulary entry, while the loss is computed for a part of the positions at a time.
 LOSS_BYTES = 3072
-# What the driver and the libraries take beside what is allocated, and by how much the allocator's blocks are larger.
+# What the driver and the libraries take in addition to allocations, and the overhead of the allocator's blocks.
 CUDA_CONTEXT_BYTES, ALLOCATOR_FACTOR = 1200 << 20, 1.02
 CPU_LIBRARY_BYTES = 700 << 20  # the same on a CPU
-CRITIC_RANK = 16  # rank of the adapter that is PPO's critic beside a policy without one
-# Bytes for each word of the vocabulary and each token of an answer, of PPO and
-# GRPO: logits in fp32, their logarithms, and what goes back through them.
+CRITIC_RANK = 16  # rank of the adapter that is PPO's critic if the policy has none
+# Bytes per vocabulary entry and token of an answer, for PPO and GRPO: logits in fp32, their logarithms, and the
+# gradients through them.
 ANSWER_TOKEN_BYTES = 14
-# Bytes of a quantized weight, with its scales: in 4 bits one of 4 bytes for 64 weights, or of 1 byte
-# and 4 more for 256 of them where scales are quantized, too (Dettmers et al. 2023, arXiv:2305.14314).
+# Bytes of a quantized weight, with its scales: in 4 bits, one scale of 4 bytes per 64 weights, or of 1 byte and 4 more
+# per 256 of them if scales are quantized, too (Dettmers et al. 2023, arXiv:2305.14314).
 QUANTIZED_WEIGHT_BYTES = {"4bit": 0.5 + 4 / 64, "4bit, scales too": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.05}
-# What attention that is written out keeps of each pair of tokens and head, in
-# half precision: scores, and their softmax, which is computed in fp32.
+# What eager attention keeps per pair of tokens and head, in half precision: scores, and their softmax, which is
+# computed in fp32.
 EAGER_PAIR_BYTES = 8
-# What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
+# Part of an optimizer's name → bytes that it keeps per trained weight. Adam's two moments if none matches.
 OPTIMIZER_STATE_BYTES = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes on each card."""
+    """Bytes on each GPU."""
 
-    weights: float  # of all models, those that are trained included
-    learning: float  # gradients and the optimizer's state
+    weights: float  # of all models, including those that are trained
+    learning: float  # gradients and optimizer state
     activations: float
     libraries: float
 
@@ -62,19 +62,19 @@ class MemoryNeed:
 
 
 def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed | None:
-    """For one process of the run on a machine with this many cards; None if the model cannot be counted."""
+    """For one process of the run on a machine with this many GPUs; None if the model's weights cannot be counted."""
     adapted, trained = trainable_parameters(model, "lora", r=1), trained_parameters(spec)
     if not (adapted and trained and model.parameters and model.layers and model.hidden_size):
         return None
     cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
     half = _in_half_precision(spec, cpu)
     plain = 2.0 if half else 4.0
-    # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
+    # Next to PPO's policy, a critic learns: an adapter of its own. The reference is a copy, or an adapter turned off.
     critic = (trained if lora else CRITIC_RANK * adapted) if spec.stage.kind == "ppo" else 0
     reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
     policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
     weights = policy + 4.0 * (critic + reference) + plain * _reward_model_parameters(spec)
-    exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # gradients, once more, on their way to the others
+    exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # a second copy of the gradients, for communication
     learning = (trained + critic) * (4.0 + exchanged + _optimizer_state_bytes(spec.training.optim))
     activations = max(
         _activation_bytes(spec, model, adapted + _expert_width(model), half), _generation_bytes(spec, model, plain)
@@ -102,7 +102,7 @@ def weight_bytes(spec: RunSpec, model: ModelFacts, gpu_count: int) -> float:
 
 
 def _expert_width(model: ModelFacts) -> int:
-    """Inputs and outputs of the experts that a token goes through, in all layers together."""
+    """Inputs and outputs of the experts that process a token, in all layers together."""
     structure = structure_of(model)
     return model.experts_per_token * sum(sum(structure.shapes[name][-2:]) for name in structure.experts)
 
@@ -117,8 +117,8 @@ def _reward_model_parameters(spec: RunSpec) -> int:
 
 
 def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
-    """Bytes of the base under an adapter."""
-    assert model.parameters  # as `memory_needed` has made sure
+    """Bytes of the base below an adapter."""
+    assert model.parameters  # ensured by `memory_needed`
     quantization = spec.model.quantization
     kind = model.stored_kind or quantization.kind
     if kind == "none":
@@ -130,7 +130,8 @@ def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
 
 
 def unquantized_parameters(model: ModelFacts) -> int:
-    """How many parameters bitsandbytes leaves as they are: embeddings, head, and experts that lie in one tensor."""
+    """The number of parameters that bitsandbytes leaves unquantized: embeddings, head, and experts stored in one
+    tensor."""
     words = (model.vocab_size or 0) * (model.hidden_size or 0) * (1 if model.tied else 2)
     return words + expert_parameters(model)
 
@@ -142,8 +143,8 @@ def expert_parameters(model: ModelFacts) -> int:
 
 
 def _generation_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
-    """Keys and values of the answers that are written at a time, at their
-    longest. They are gone when learning begins."""
+    """Keys and values of the answers generated at a time, at their maximum length. They are freed before learning
+    begins."""
     stage, training = spec.stage, spec.training
     if stage.kind not in ("ppo", "grpo"):
         return 0.0
@@ -157,20 +158,20 @@ def _optimizer_state_bytes(optimizer: str) -> float:
 
 
 def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) -> float:
-    """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a
-    layer keeps its input alone, and one layer at a time all the rest."""
+    """Activations of the longest batch. With recomputation (Chen et al. 2016, arXiv:1604.06174), each layer keeps only
+    its input, and one layer at a time all the rest."""
     training, batch = spec.training, spec.training.per_device_train_batch_size
     answer = getattr(spec.stage, "max_new_tokens", 0)
     tokens = batch * (spec.data.max_length * (2 if STAGES[spec.stage.kind].form == "pairs" else 1) + answer)
-    assert model.layers  # as `memory_needed` has made sure
+    assert model.layers  # ensured by `memory_needed`
     assert model.hidden_size
-    # No gradient goes below the lowest layer that is trained.
+    # No gradient passes below the lowest trained layer.
     top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
     depth = (model.layers if top < 0 else min(top, model.layers)) if spec.method.kind == "freeze" else model.layers
     kept = tokens * width / model.layers * ACTIVATION_BYTES * (1 if half else 2)
-    # Embeddings that are trained are in fp32, and so is what they put out.
+    # Trained embeddings are in fp32, and so is their output.
     stream = 2 if half and spec.method.kind == "lora" else 4
-    # PPO recomputes in the kind that the products of 8 bits escape: see engine.worker.training.trainers.
+    # PPO recomputes in a way that does not cover 8-bit products: see engine.worker.training.trainers.
     escapes = spec.stage.kind == "ppo" and spec.model.quantization.kind == "8bit"
     if spec.model.attn_implementation == "eager" and model.heads:
         kept += tokens * (tokens // batch) * model.heads * EAGER_PAIR_BYTES * (1 if half else 2)
@@ -183,14 +184,14 @@ def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) 
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """What there is: bytes of the smallest card that the run would use, or of the machine's memory."""
+    """The available memory: bytes of the smallest GPU that the run would use, or of the machine's memory."""
 
     bytes: int
     card: str  # its name; "" for the machine's memory
 
 
 def available_memory(spec: RunSpec) -> AvailableMemory | None:
-    """What each process of the run may take; None where a card does not tell."""
+    """What each process of the run may take; None if a GPU does not report it."""
     gpus, processes = hardware.gpus(), spec.hardware.num_processes
     if on_cpu(spec, len(gpus)) or not gpus:
         return AvailableMemory(hardware.memory()[1] // processes, "")
@@ -202,9 +203,9 @@ def available_memory(spec: RunSpec) -> AvailableMemory | None:
 def fit_to_memory(
     spec: RunSpec, model: ModelFacts, gpu_count: int, available: float, without: Collection[str] = ()
 ) -> RunSpec | None:
-    """The spec with the fewest changes found by which it fits into `available` bytes,
-    those that cost little before the others; itself if it fits as it is, None if nothing
-    helps. `without`: what of bitsandbytes ("4bit", "optimizer") does not work here."""
+    """The spec with the fewest changes with which it fits into `available` bytes, cheap changes first; itself if it
+    fits unchanged, None if nothing helps. `without`: parts of bitsandbytes ("4bit", "optimizer") that do not work
+    here."""
 
     def total(changes: list[tuple[str, Any]]) -> float:
         need = memory_needed(_changed(spec, changes), model, gpu_count)
@@ -223,7 +224,7 @@ def fit_to_memory(
                 changes_made.append(change)
     if total(changes_made) > available:
         return None
-    for change in reversed(changes_made[:-1]):  # what has become needless by a later one
+    for change in reversed(changes_made[:-1]):  # made unnecessary by a later change
         fewer = [other for other in changes_made if other is not change]
         with contextlib.suppress(Refusal):
             changes_made = fewer if total(fewer) <= available else changes_made
@@ -231,7 +232,7 @@ def fit_to_memory(
 
 
 def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
-    """A step is made from as many examples as before. Raises Refusal where a setting may not be so."""
+    """Keeps the number of examples per step. Raises Refusal for an invalid setting."""
     many = examples_per_step(spec) // spec.hardware.num_processes
     for path, value in changes:
         spec = spec.change(path, value)

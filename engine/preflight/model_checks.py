@@ -1,4 +1,4 @@
-"""What of a spec does not go with the model on this machine, and how much of the model it trains."""
+"""Settings of a spec that do not fit the model on this machine, and how much of the model the spec trains."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from engine.spec.method_settings import Lora
 from engine.spec.run_spec import RunSpec
 
 MODEL_FIELDS = ("model.model_name_or_path", "model.adapter_path")
-# Settings that a continued adapter has already.
+# Settings that a continued adapter already has.
 ADAPTER_SETTINGS = ("r", "lora_alpha", "use_dora", "use_rslora")
 
 
 def model_is_readable(wrong: set[str]) -> bool:
-    """Whether the model and the adapter may be looked into, if these fields have problems."""
+    """Whether the model and the adapter may be read, if these fields have problems."""
     return wrong.isdisjoint(MODEL_FIELDS)
 
 
 def chosen_model_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
-    """What keeps the chosen model and adapter from being used; the fields `outside` are not looked at."""
+    """What prevents using the chosen model and adapter; the fields `outside` are not checked."""
     chosen = spec.model.model_name_or_path
     if not chosen.strip():
-        return []  # engine.spec.contradictions.spec_problems has said so
+        return []  # reported by engine.spec.contradictions.spec_problems
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
     is_reward_model = spec.stage.kind == "rm"
     if problems := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed, scorer=is_reward_model):
@@ -66,12 +66,12 @@ def chosen_model_problems(spec: RunSpec, workplace: Workplace, outside: set[str]
         if spec.method.lora_dropout and adapts_experts(spec.model.adapter_path):
             problems.append(problem("adapter-on-experts", "method.lora_dropout"))
     if is_hub_id(chosen) and not os.path.isdir(chosen):
-        return problems  # its files are not here yet; once they are, the worker asks the same
+        return problems  # its files are not here yet; the worker checks them after the download
     return problems + model_setting_problems(spec, inspect_model(chosen))
 
 
 def chosen_template_problems(spec: RunSpec) -> list[Problem]:
-    """What keeps the chat template that was chosen from being used; [] also where the model's own is."""
+    """What prevents using the chosen chat template; [] also for the model's own."""
     template, file = spec.model.chat_template, template_file(spec)
     if template and not os.path.isfile(file or TEMPLATE_FOLDER / f"{template}.jinja"):
         known = ", ".join(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")))
@@ -81,7 +81,7 @@ def chosen_template_problems(spec: RunSpec) -> list[Problem]:
 
 
 def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """What of the settings does not go with a model that is sound in itself."""
+    """Settings that do not fit a model that is sound in itself."""
     if problems := structure_problems(model, "model.model_name_or_path"):
         return problems
     problems, template = stored_weights_problems(spec, model), spec.model.chat_template
@@ -143,7 +143,7 @@ def _continued_token_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]
 
 
 def rank_problems(method: Lora, model: ModelFacts, adapter: str | None) -> list[Problem]:
-    """A rank beyond the number of singular vectors that an initialization begins with; none where an `adapter` is
+    """A rank beyond the number of singular vectors that an initialization starts from; none if an `adapter` is
     continued."""
     init, rank = method.init_lora_weights, method.r
     shapes = adapter_targets(model, method.target_modules, method.modules_to_save).values()
@@ -170,7 +170,7 @@ def _context_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 
 def adapted_modules(spec: RunSpec) -> dict[str, int]:
-    """Short names of the modules that get a new adapter, and how many are called so; experts count as tensors."""
+    """Short names of the modules that get a new adapter, with their numbers; experts count as tensors."""
     if spec.method.kind != "lora" or spec.model.adapter_path:
         return {}
     model = inspect_model(spec.model.model_name_or_path)
@@ -180,7 +180,7 @@ def adapted_modules(spec: RunSpec) -> dict[str, int]:
 
 
 def trained_parameters(spec: RunSpec) -> int | None:
-    """How many parameters the run trains; None while the model is not here to be counted."""
+    """The number of parameters that the run trains; None if the model is not here yet."""
     model, is_reward_model = inspect_model(spec.model.model_name_or_path), spec.stage.kind == "rm"
     if spec.method.kind == "lora" and (adapter := spec.model.adapter_path):
         head = (model.hidden_size or 0) if is_reward_model and not adapter_has_score_head(adapter) else 0

@@ -1,5 +1,4 @@
-"""The packages that a spec needs and not every installation has: whether they
-are there, and work on the device of the run."""
+"""Optional packages that a spec needs: whether they are installed, and work on the device of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from engine.models.quantized_weights import READERS
 from engine.preflight import doctor
 from engine.spec.run_spec import RunSpec
 
-# What an optimizer's name holds → the modules it imports. The first that fits is the one.
+# Part of an optimizer's name → the modules it imports. The first match counts.
 OPTIMIZER_MODULES = {
     "adamw_torch_4bit": ("torchao",),
     "adamw_torch_8bit": ("torchao",),
@@ -39,12 +38,12 @@ PACKAGE_NAMES = {
     "modelscope_hub": "modelscope-hub",
     "compressed_tensors": "compressed-tensors",
     "liger_kernel": "liger-kernel",
-}  # what to install, if it has another name
+}  # the package to install, if it has another name
 QUANTIZER = "bitsandbytes"
 
 
 def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
-    """What the spec needs that not every installation has: (what needs it, module, field)."""
+    """Optional packages that the spec needs: (what needs it, module, field)."""
     requirements: list[tuple[str, str, str]] = [
         (tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to
     ]
@@ -70,7 +69,7 @@ def optimizer_modules(optimizer: str) -> tuple[str, ...]:
 
 
 def package_problems(spec: RunSpec, wait: bool) -> list[Problem]:
-    """Packages that are not installed, and those that are and do not work on the device of the run."""
+    """Packages that are not installed, and those that do not work on the device of the run."""
     device, problems = doctor.device_of(spec), []
     for what, module, field in required_packages(spec):
         if importlib.util.find_spec(module) is None:
@@ -85,8 +84,8 @@ def package_problems(spec: RunSpec, wait: bool) -> list[Problem]:
 
 
 def bitsandbytes_problems(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
-    """What of bitsandbytes ("4bit", "8bit", "optimizer") cannot be used on the
-    device, and why; None while that is tried and nobody wants to `wait`."""
+    """Parts of bitsandbytes ("4bit", "8bit", "optimizer") that cannot be used on the device, and why; None while this
+    is being tried, unless `wait`."""
     checks = {"4bit": "model.quantization", "8bit": "model.quantization", "optimizer": "training.optim"}
     if importlib.util.find_spec(QUANTIZER) is None:
         return {

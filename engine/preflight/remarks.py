@@ -1,7 +1,7 @@
-"""What a person should know of a spec's data before the start, though nothing of it keeps the run from starting.
+"""What a person should know about a spec's data before the start, although it does not keep the run from starting.
 
-What does is in `engine.preflight.checks`. Each remark is about a data set and stands for all rows
-of a kind: its place is that of the first, with how many there are of how many that were looked at.
+Obstacles are in `engine.preflight.checks`. Each remark is about a data set and covers all rows of a kind: its place is
+that of the first such row, with the number of such rows among those that were checked.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from engine.data.validation import ValidationReport
 from engine.preflight.data_checks import check_first_rows
 from engine.spec.run_spec import RunSpec
 
-# Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a
-# repeated row, is told where data is checked.
+# Kinds of rows that a training treats differently than their author may expect. Oddities of a text itself, such as
+# duplicate rows, are reported by the data check.
 REMARK_CODES = (
     "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear",
     "row-weighted", "row-pair-turns", "row-answer-first", "row-same-speaker", "row-open-question",
@@ -26,7 +26,7 @@ REMARK_CODES = (
 
 
 def remarks(spec: RunSpec) -> list[Problem]:
-    """All of them; [] also where the data cannot be read, which `engine.preflight.data_checks` says."""
+    """All remarks; [] also if the data cannot be read, which `engine.preflight.data_checks` reports."""
     folder = Path(spec.data.dataset_dir)
     if not folder.is_dir():
         return []

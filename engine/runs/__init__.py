@@ -1,1 +1,1 @@
-"""Runs: submitted, queued, supervised, watched, compared; all of it read from their folders."""
+"""Runs: submitting, queueing, supervising, watching and comparing them, all based on their folders."""

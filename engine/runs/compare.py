@@ -1,6 +1,6 @@
-"""Several runs beside each other: the settings that differ, the figures at their ends, groups of a sweep, and CSV.
+"""Compare several runs: differing settings, final figures, groups of a sweep, and CSV.
 
-A run is compared by what its folder says now. One whose spec cannot be read still has curves and figures.
+A run is compared by the current state of its folder. A run with an unreadable spec still has curves and figures.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from engine.runs.progress import Series
 from engine.runs.runs import Run
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 
-MAX_RUNS_COMPARED = 50  # runs beside each other
-READER_THREADS = 2  # curves read at once
-ABSENT = Ellipsis  # in place of a value where a run has no such setting; None is a value
-BY_NAME = "name"  # groups runs by the beginning of their names
+MAX_RUNS_COMPARED = 50  # runs side by side
+READER_THREADS = 2  # curves read in parallel
+ABSENT = Ellipsis  # the value of a setting that a run does not have; None is a value
+BY_NAME = "name"  # groups runs by the prefix of their names
 
 
 # ------------------------------------------------------------------------------------------ which runs
 
 
 def training_runs(saves: Path) -> list[Run]:
-    """Every run that learns, newest first."""
+    """All training runs, newest first."""
     return runs.find(saves, "training")
 
 
 def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The first MAX_RUNS_COMPARED of the runs with these ids, each once, and the ids of no existing run."""
+    """The first MAX_RUNS_COMPARED of the runs with these ids, each once, and the ids that do not exist."""
     selected, missing = [], []
     for id in dict.fromkeys(ids):
         try:
@@ -66,13 +66,13 @@ def _base_and_stage(run: Run) -> tuple[str, str]:
 
 
 def display_names(chosen: Sequence[Run]) -> list[str]:
-    """What each run is called: by its name, with its folder where two have the same."""
+    """The title of each run: its name, with its folder added to duplicates."""
     called = distinct_titles({run.id: run.title for run in chosen})
     return [called[run.id] for run in chosen]
 
 
 def spec_of(run: Run) -> RunSpec | None:
-    """The run's spec; None if it cannot be read, or is of another kind of run."""
+    """The run's spec; None if it cannot be read, or is of another kind."""
     try:
         spec = run.spec
     except (Refusal, OSError, UnicodeDecodeError):
@@ -81,14 +81,14 @@ def spec_of(run: Run) -> RunSpec | None:
 
 
 def stamp(chosen: Sequence[Run]) -> str:
-    """Changes when anything that is compared changes."""
+    """A value that changes when anything that is compared changes."""
     return "|".join(
         f"{run.id} {run.state} {rundir.stamp((run.dir.metrics, run.dir.spec, run.dir.exit))}" for run in chosen
     )
 
 
 def curves(chosen: Sequence[Run]) -> list[dict[str, Series]]:
-    """What each run has logged, by name. Several files are read at once."""
+    """The logged curves of each run, by name. Several files are read in parallel."""
     with ThreadPoolExecutor(READER_THREADS) as pool:
         return list(pool.map(progress.curves, chosen))
 
@@ -98,17 +98,17 @@ def curves(chosen: Sequence[Run]) -> list[dict[str, Series]]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting and its value in each run; ABSENT where the run has none."""
+    """A setting and its value in each run; ABSENT if the run does not have it."""
 
     path: str
     values: tuple[Any, ...]
 
 
 def differences(specs: Sequence[RunSpec | None]) -> list[Difference]:
-    """The settings that are not the same in all specs, in the order of declaration.
+    """The settings that differ between specs, in the order of declaration.
 
-    A stage or method has settings of its own, which specs of another lack. None is a spec that cannot be read: it
-    lacks every setting, and makes none of them differ. The name of a run is no setting.
+    A stage or method has settings that others do not have. An unreadable spec is None: it has no settings, and causes
+    no differences. The name of a run does not count as a setting.
     """
     plain = [None if spec is None else spec.model_dump(mode="json") for spec in specs]
     differing = []
@@ -123,7 +123,7 @@ def differences(specs: Sequence[RunSpec | None]) -> list[Difference]:
 
 
 def _value(plain: Mapping[str, Any], path: str) -> Any:
-    """The setting at `path`; of a choice between kinds, the kind."""
+    """The setting at `path`; for a choice between kinds, the kind."""
     value: Any = plain
     for step in path.split("."):
         if step not in value:
@@ -133,7 +133,7 @@ def _value(plain: Mapping[str, Any], path: str) -> Any:
 
 
 def _comparable(value: Any) -> Any:
-    """Equal for two ways to one folder."""
+    """Equal for two paths to the same folder."""
     return identity(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
@@ -156,7 +156,7 @@ def _format_entry(name: str, value: Any) -> str:
 
 # ------------------------------------------------------------------------------------------ figures at the end
 
-# What is better of a curve, by the name of its quantity; of all others nobody can say.
+# Which direction of a curve is better, by its name; for all others, this is unknown.
 LOWER, HIGHER = "lower", "higher"
 BETTER = dict.fromkeys(("loss", "nll_loss", "odds_ratio_loss", "value_loss", "perplexity"), LOWER) | dict.fromkeys(
     (
@@ -177,8 +177,8 @@ BETTER["peak_memory"] = BETTER["peak_device_memory"] = LOWER
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of each run; NaN where it has none. `of`: "last" or "best" of a curve, "" for a number of its own.
-    `best` are the places of the best runs."""
+    """One figure of each run; NaN if it has none. `of`: "last" or "best" of a curve, "" for other figures. `best`: the
+    places of the best runs."""
 
     name: str
     of: str
@@ -192,9 +192,11 @@ def better(name: str) -> str:
 
 
 def figures(chosen: Sequence[Run], logged: Sequence[Mapping[str, Series]]) -> list[Figure]:
-    """The end figures of the runs: last and best of the losses and of what their stages are about, then what it took.
+    """The final figures of the runs: last and best of the losses and of the main curves of their stages, then the
+    resources used.
 
-    The best of a curve is marked only among runs of one stage and one loss: others measure different things.
+    The best value of a curve is marked only among runs with one stage and one loss, since others measure different
+    things.
     """
     specs = [spec_of(run) for run in chosen]
     measure = {(spec.stage.kind, getattr(spec.stage, "loss_type", "")) for spec in specs if spec}
@@ -267,15 +269,15 @@ RUN_MEASURES = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that belong together: what they share, and their places."""
+    """A group of runs: the common value, and the places of the runs."""
 
     value: Any
     places: tuple[int, ...]
 
 
 def group_runs(chosen: Sequence[Run], by: str) -> list[Group]:
-    """The runs by their value of the setting at `by`, or with BY_NAME by their names without the number at the end
-    ("rank-8-1" and "rank-8-2" → "rank-8"); in the order of numbers where all values are numbers."""
+    """The runs by their value of the setting at `by` or, with BY_NAME, by their names without the number at the end
+    ("rank-8-1" and "rank-8-2" → "rank-8"); in numerical order if all values are numbers."""
     values: list[Any]
     if by == BY_NAME:
         values = [re.sub(r"[\W_]*\d+$", "", name) or name for name in display_names(chosen)]
@@ -292,7 +294,7 @@ def group_runs(chosen: Sequence[Run], by: str) -> list[Group]:
 
 
 def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float, int]:
-    """Mean, sample standard deviation and number of the finite values in a group; NaN where there are too few."""
+    """Mean, sample standard deviation and number of the finite values in a group; NaN if there are too few."""
     finite = np.array([values[place] for place in group.places], dtype=float)
     finite = finite[np.isfinite(finite)]
     mean = float(finite.mean()) if len(finite) else np.nan
@@ -303,8 +305,7 @@ def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float
 
 
 def curves_csv(chosen: Sequence[Run], metric: str) -> str:
-    """One curve of every run, a line for each point that is kept: its mean, and
-    the lowest and highest it stands for."""
+    """One curve of every run, a line for each stored point: its mean, lowest and highest value."""
     rows: list[Sequence[Any]] = [("run", "step", "epoch", "time_s", "tokens", metric, "low", "high")]
     for name, logged in zip(display_names(chosen), curves(chosen), strict=True):
         if series := logged.get(metric):

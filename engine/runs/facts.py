@@ -1,5 +1,4 @@
-"""What lists show of a run, read without validating its spec or reading its
-curves: cheap enough for ten thousand runs."""
+"""What lists show of a run, read without validating its spec or reading its curves; cheap enough for 10,000 runs."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_object
 from engine.core.stages import STAGES
 from engine.spec.yaml_text import read_yaml
 
-AXES = ("step", "epoch", "time")  # keys of every line of a metrics file, besides the metrics
-TAIL_BYTES = (1 << 13, 1 << 18)  # of a metrics file: where its newest value is looked for, first and then
-NEWEST_VALUES = 3  # of a curve, among which one that is a number counts as its newest
-# What lists show of a spec as `Spec.to_yaml` writes it: a tenth of its lines, read in a tenth of the time.
+AXES = ("step", "epoch", "time")  # keys of every line of a metrics file that are not metrics
+TAIL_BYTES = (1 << 13, 1 << 18)  # last bytes of a metrics file that are searched first, and then
+NEWEST_VALUES = 3  # last points of a curve that are searched for a number
+# The part of a spec, as written by `Spec.to_yaml`, that lists show: a tenth of its lines, read in a tenth of the time.
 _LISTED_PARTS = re.compile(
     r"^(?:stage|model|method|data|harness):\n(?:[ \n].*\n)*|^name:.*\n(?:[ \n].*\n)*", re.MULTILINE
 )
@@ -32,23 +31,23 @@ _LISTED_LINES = re.compile(
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Empty texts where the spec does not say or cannot be read."""
+    """Texts are empty if the spec does not contain them or cannot be read."""
 
     name: str = ""
-    base: str = ""  # a folder or a hub's id, as the spec names it
+    base: str = ""  # a folder or a hub ID, as in the spec
     stage: str = ""
     method: str = ""
     data: tuple[str, ...] = ()  # data sets, and the tasks of an evaluation
-    result_folder: str = ""  # "adapter" or "model", below the run's folder; "" if it left no weights
-    result_stage: str = ""  # the stage that made them
-    headline: float | None = None  # the newest value of the curve that shows how the run goes
+    result_folder: str = ""  # "adapter" or "model", inside the run's folder; "" without weights
+    result_stage: str = ""  # the stage that produced them
+    headline: float | None = None  # the newest value of the main curve
 
 
 def read_facts(run: RunDir, kind: str) -> RunFacts:
-    """The facts of a run of this kind as its files say now. Never raises: what is damaged is left empty."""
+    """The current facts of a run of this kind. Never raises: damaged parts are left empty."""
     try:
         return _read_facts(run, kind)
-    except Exception:  # whatever is in a file: a list of runs needs an answer for each
+    except Exception:  # whatever is in a file: a list of runs needs an entry for each
         return RunFacts()
 
 
@@ -69,16 +68,16 @@ def _read_facts(run: RunDir, kind: str) -> RunFacts:
 
 
 def headline_curve(kind: str, stage: str) -> str:
-    """The name of the curve that shows how a run goes, which depends on its stage."""
+    """The name of a run's main curve, which depends on its stage."""
     return STAGES[stage].tells if kind == "training" and stage in STAGES else "loss"
 
 
 def newest_value(metrics: Path, name: str) -> float | None:
-    """The newest number that a metrics file has of this curve, from its end; None if it has none there."""
+    """The newest number of this curve near the end of a metrics file; None if there is none."""
     for size in TAIL_BYTES:
         try:
             text = end_of(metrics, size)
-        except OSError:  # not a file, or not ours to read
+        except OSError:  # not a file, or not readable
             return None
         values = [value for _, value in zip(range(NEWEST_VALUES), _values_backwards(text, name), strict=False)]
         if values or len(text) < size:
@@ -92,7 +91,7 @@ def _values_backwards(text: bytes, name: str) -> Iterator[float]:
         if key in line:
             try:
                 logged = from_json(line, allow_inf_nan=True)
-            except ValueError:  # cut off, at one end or the other
+            except ValueError:  # cut off at either end
                 continue
             if isinstance(logged, dict) and name in logged and set(AXES) <= set(logged):
                 value = logged[name]
@@ -102,7 +101,7 @@ def _values_backwards(text: bytes, name: str) -> Iterator[float]:
 def _number(value: Any) -> float:
     try:
         return float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return math.nan
 
 
@@ -112,8 +111,7 @@ def _listed_parts(path: Path) -> dict[str, Any]:
         text = regular_files.read_text(path)
     except (OSError, UnicodeDecodeError):
         return {}
-    # A text with line breaks in it is written with empty lines, a key that is
-    # long with a question mark: then all of it is read.
+    # A text with line breaks is written with empty lines, and a long key with a question mark: then all of it is read.
     plain_layout = "\n\n" not in text and "  ? " not in text
     listed = (
         ""

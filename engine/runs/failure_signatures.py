@@ -1,8 +1,8 @@
-"""What known failures look like in an error or a log: code → regular expression.
-`engine.runs.failures` says how they are looked for, `engine/core/sentences/failures.yaml`
-what they mean, `engine.runs.remedies` which change of the spec would help.
+"""Patterns of known failures in an error or a log: code → regular expression.
 
-Order matters: the particular before the general. A group named `what` is a part of the sentence.
+`engine.runs.failures` searches for them, `engine/core/sentences/failures.yaml` explains them, and
+`engine.runs.remedies` suggests changes to the spec. The order matters: specific patterns come before general ones. A
+group named `what` is inserted into the sentence.
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ PATTERNS = {
     "shapes": r"size mismatch for (?P<what>[\w.]+)",
     "time-limit": r"DUE TO TIME LIMIT|DUE TO PREEMPTION|slurmstepd: error: .*CANCELLED",
 }
-# Signatures of errors that may have been raised in place of another one: tried last, when nothing else is known.
+# Patterns of errors that may have been raised in place of another one: tried last, when nothing else matches.
 GENERIC_CODES = ("damaged", "shapes", "configuration", "not-finite", "device-assert", "template")
-# What no process prints and goes on: a line in the log is enough, whatever the error itself says. A warning that a
-# tracker was not reached, for instance, explains nothing.
+# Messages after which no process continues: a line in the log is enough, whatever the error itself says. A warning that
+# a tracker was not reached, in contrast, explains nothing.
 FATAL_PATTERNS = {
     **{
         code: PATTERNS[code]
@@ -156,7 +156,7 @@ FATAL_PATTERNS = {
         r"|not available in CPU-only version of bitsandbytes"
     ),
 }
-# What a rank says when another one has gone. Then the other's end is the cause.
+# Messages of a rank when another one has gone. Then the other's end is the cause.
 ECHO_PATTERN = (
     r"Connection closed by peer|Connection reset by peer|Broken pipe"
     r"|Socket (?:closed|Timeout)|connectFullMesh failed|remote process exited"

@@ -1,8 +1,8 @@
-"""Known ways to fail → what happened and what to do about it, in the reader's language.
+"""Known failures → what happened and what to do about it, in the reader's language.
 
-The signatures are looked for in the first failing rank's error with its causes, and where that says nothing
-particular, in the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about
-something else. Where an error only says that another rank has gone, and that one was killed, the kill is the cause.
+The patterns are searched in the first failing rank's error with its causes and, if that says nothing specific, in the
+whole log of the attempt: a library may catch the reason, print it, and raise an error about something else. If an error
+only says that another rank has gone, and that one was killed, the kill is the cause.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from engine.core.rundir import end_of, read_object
 from engine.runs.failure_signatures import ECHO_PATTERN, FATAL_PATTERNS, GENERIC_CODES, PATTERNS
 from engine.runs.runs import Run
 
-# Of a rank in the summary that torch's launcher prints when some have failed.
+# A failed rank in the summary that torch's launcher prints.
 RANK_END = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
-LOG_END_BYTES = 64 << 10  # bytes at the end of a log that hold its last lines
+LOG_END_BYTES = 64 << 10  # bytes at the end of a log in which its last lines are searched
 LOG_SEARCH_BYTES = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
 
 
@@ -44,7 +44,7 @@ class Explanation:
         return say(f"failure-{self.code}", language, **self.values)
 
     def advice(self, language: str = "en") -> str:
-        """What to do about it; empty where what happened says so already."""
+        """What to do about it; empty if the description already says so."""
         return "" if self.problems else say(f"failure-{self.code}-advice", language, **self.values)
 
 
@@ -66,7 +66,7 @@ def explain(run: Run) -> Explanation | None:
         return Explanation("rank-killed", values | killed, traceback)
     particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERIC_CODES}
     code, what = _match(particular, text) or _match_in_log(run, bool(error)) or _match(PATTERNS, text) or ("", "")
-    # A disk that filled up may have kept the supervisor itself from saying so: then only the log knows.
+    # A full disk may have kept the supervisor from recording it: then only the log shows it.
     known_end = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
     if code and known_end:
         return Explanation(code, values | {"what": what}, traceback)
@@ -74,7 +74,7 @@ def explain(run: Run) -> Explanation | None:
 
 
 def _read_error(run: Run) -> dict[str, Any]:
-    """error.json with texts and lists where they belong; {} where there is none, or none that says anything."""
+    """error.json with texts and lists in the right places; {} if it is missing or empty."""
     error = read_object(run.dir.error)
     if not error:
         return {}
@@ -94,8 +94,8 @@ def _read_error(run: Run) -> dict[str, Any]:
 
 
 def _killed_rank(log: str, but: int | None) -> dict[str, Any] | None:
-    """The first rank, other than the one that reported the error, that a signal ended: its
-    number and the signal. SIGTERM is what the launcher sends to those that are left."""
+    """The first rank, other than the one that reported the error, that was ended by a signal: its number and the
+    signal. The launcher sends SIGTERM to the remaining ones."""
     for rank, code in RANK_END.findall(log):
         number = -int(code)
         if int(rank) != but and number in set(signal.Signals) and number != signal.SIGTERM:
@@ -104,13 +104,13 @@ def _killed_rank(log: str, but: int | None) -> dict[str, Any] | None:
 
 
 def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:
-    """(code, what it names) of the first pattern that is in the text."""
+    """(code, matched name) of the first pattern that matches the text."""
     matches = ((code, re.search(pattern, text)) for code, pattern in patterns.items())
     return next(((code, match.groupdict().get("what") or "") for code, match in matches if match), None)
 
 
 def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
-    """(code, what it names) of a failure whose signature stands in the log of the attempt."""
+    """(code, matched name) of a failure whose pattern is in the log of the attempt."""
     try:
         status = run.dir.log.stat()
     except OSError:
@@ -120,8 +120,8 @@ def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=64)
 def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
-    """Of a log longer than twice LOG_SEARCH_BYTES the middle is not read. Without an error.json a
-    process died in the middle of what it printed, and every pattern counts in the first traceback."""
+    """If a log is longer than twice LOG_SEARCH_BYTES, its middle is not read. Without an error.json, a process died
+    while printing, and every pattern in the first traceback counts."""
     try:
         with regular_files.open_regular(log) as file:
             file.seek(begins)
@@ -135,7 +135,7 @@ def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bo
 
 
 def _first_traceback(log: str) -> str:
-    """The first traceback in the end of the log: later ones are of what broke in consequence."""
+    """The first traceback near the end of the log; later ones are consequences."""
     match = re.search(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*\S.*", log)
     return match[0] if match else ""
 

@@ -1,9 +1,8 @@
-"""Which runs there are, answered in milliseconds for ten thousand of them.
+"""The list of runs, within milliseconds for ten thousand of them.
 
-A run that has ended changes only by resume or deletion, so what was read of it is kept:
-in memory, and in a file of the saves folder for the next process. The folders stay the
-truth. Each look asks the file system whether a run's folder has changed, and once in a
-while whether a file in it has; the index can be deleted at any time, and is made again.
+A run that has ended changes only by resume or deletion, so what was read of it is kept: in memory, and in a file of the
+saves folder for the next process. The folders remain the truth. Each listing checks whether a run's folder has changed,
+and once in a while whether one of its files has; the index can be deleted at any time and is then rebuilt.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from engine.core.rundir import read_object, scan_runs, stamp, write_text
 from engine.runs.facts import RunFacts
 from engine.runs.run import Run, has_ended, read
 
-FILE = ".runs.json"  # below the saves folder
-VERSION = 1  # of the file; rises with RunFacts
-RECHECK_SECONDS = 30.0  # after which the files of a run are asked for, too: only a person changes them in place
-SETTLED_SECONDS = 2.0  # a folder that changed since may change again within the same tick of the file system's clock
-WRITE_AFTER_RUNS = 200  # read anew, before the file is worth writing again
+FILE = ".runs.json"  # inside the saves folder
+VERSION = 1  # of the file; raised together with RunFacts
+RECHECK_SECONDS = 30.0  # after which a run's files are also checked: only people edit them in place
+SETTLED_SECONDS = 2.0  # a folder changed since then may change again within the same tick of the file system's clock
+WRITE_AFTER_RUNS = 200  # number of newly read runs after which the file is written
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A run that has ended: when its folder was changed (ns), the stamp of its
-    files, and when that was last compared."""
+    """A run that has ended: when its folder was changed (ns), the stamp of its files, and when that was last
+    compared."""
 
     changed: int
     stamp: str
@@ -41,8 +40,7 @@ class _Entry:
 
 
 class RunIndex:
-    """The runs of one saves folder. Safe to share among threads: whoever asks
-    while it is read waits for that answer."""
+    """The runs of one saves folder. Thread-safe: while it is being read, other callers wait for that result."""
 
     def __init__(self, saves: Path):
         self.saves, self.busy = saves, threading.Lock()
@@ -50,7 +48,7 @@ class RunIndex:
         self.unwritten = 0
 
     def look(self) -> tuple[list[Run], list[Run]]:
-        """Every run as it is now, in no order: those that were known to have ended, and all others."""
+        """All runs in their current state, in no order: those known to have ended, and all others."""
         with self.busy:
             before = self.entries if self.entries is not None else self._load()
             ended: list[Run] = []
@@ -68,7 +66,7 @@ class RunIndex:
             return ended, others
 
     def _read(self, folder: str) -> Run | None:
-        """The run in a folder; None where it is gone, or may not be looked into: that hides no other run."""
+        """The run in a folder; None if it no longer exists, or cannot be accessed, so that it hides no other run."""
         try:
             return read(Path(folder), self.saves)
         except OSError:
@@ -89,7 +87,7 @@ class RunIndex:
             return {}
         try:
             return dict(self._entries(written["runs"]))
-        except (TypeError, ValueError, LookupError, AttributeError):  # damaged: it is made again
+        except (TypeError, ValueError, LookupError, AttributeError):  # damaged: it is rebuilt
             return {}
 
     def _entries(self, written: dict[str, Any]) -> Iterator[tuple[str, _Entry]]:
@@ -98,10 +96,10 @@ class RunIndex:
                 raise TypeError("no entry of an index")
             known = RunFacts(**facts | {"data": tuple(facts["data"])})
             run = Run(id, self.saves / id, state, request, exit, known)
-            yield id, _Entry(changed, files, -RECHECK_SECONDS, run)  # compared before it is believed
+            yield id, _Entry(changed, files, -RECHECK_SECONDS, run)  # compared before it is used
 
     def _write(self, entries: dict[str, _Entry]) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         written = {
             id: (
                 entry.changed,
@@ -137,11 +135,11 @@ def _index(saves: Path) -> RunIndex:
 
 
 def runs(saves: Path) -> list[Run]:
-    """Every run below `saves`, in no order."""
+    """Every run in `saves`, in no order."""
     ended, others = _index(saves).look()
     return ended + others
 
 
 def open_runs(saves: Path) -> list[Run]:
-    """The runs that wait or live, and perhaps some that have just ended."""
+    """The runs that are waiting or alive, and perhaps some that have just ended."""
     return _index(saves).look()[1]

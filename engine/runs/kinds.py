@@ -1,6 +1,6 @@
-"""The kinds of run: what its spec is, what stands in its way, what it starts.
+"""The kinds of runs: the spec of each, what prevents it from running, and what it starts.
 
-Everything else about a run (queue, supervisor, lock, log, stop, resume, delete) is the same whatever its kind.
+Everything else about a run (queue, supervisor, lock, log, stop, resume, delete) is the same for all kinds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from engine.spec.yaml_text import read_yaml
 
 @dataclass(frozen=True)
 class Kind:
-    """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from
-    running here; `steps` are its child processes in order: (spec, folder, port, number of GPUs) →
-    steps; `doubts` are warnings that do not keep it from starting: (spec, problems) → warnings."""
+    """`frozen` makes every path absolute; `problems` is everything that prevents such a spec from running here; `steps`
+    are its child processes in order: (spec, folder, port, number of GPUs) → steps; `doubts` are warnings that do not
+    prevent a start: (spec, problems) → warnings."""
 
     spec: type[Spec]
     frozen: Callable[[Any, Workplace], Any]
@@ -36,16 +36,14 @@ class Kind:
 
 
 def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
-    """Everything that keeps a training from running here: in the spec, on this machine, and of its numbers."""
+    """Everything that prevents a training from running here: in the spec, on this machine, and in its numbers."""
     obstacles = spec_problems(spec) + checks.preflight_problems(spec, workplace)
     return obstacles + limits.limit_problems(spec, workplace, obstacles)
 
 
 def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
-    """Warnings about a training's numbers and its data, beside the problems that were found."""
-    outside = any(
-        obstacle.field == "data.dataset_dir" for obstacle in obstacles
-    )  # a folder that may not be looked into
+    """Warnings about a training's numbers and its data, in addition to the problems."""
+    outside = any(obstacle.field == "data.dataset_dir" for obstacle in obstacles)  # a folder that cannot be accessed
     return limits.limit_warnings(spec, obstacles) + ([] if outside else remarks(spec))
 
 
@@ -73,7 +71,7 @@ KINDS = {
 
 
 def read(text: str, default: str = RunSpec.kind) -> Spec:
-    """The spec in a YAML text, of the kind that it says; where it says none, of the kind `default`. Raises Refusal."""
+    """The spec in a YAML text, of the kind that it states, otherwise of the kind `default`. Raises Refusal."""
     plain = read_yaml(text)
     kind = plain.pop("kind", default) if isinstance(plain, dict) else default
     if kind not in list(KINDS):

@@ -1,4 +1,4 @@
-"""Where weights come from: the trainings that they went through, found by what each run began with."""
+"""Where weights come from: the trainings that they went through, found by what each run started from."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Training(NamedTuple):
 
 
 def trainings(folders: Iterable[str | Path]) -> list[Training]:
-    """The trainings behind the weights in `folders`, what each began with before it. Where a run is gone, or is none
-    of ours, its line ends."""
+    """The trainings behind the weights in `folders`, each after the one it started from. The chain ends where a run no
+    longer exists, or is not one of ours."""
     lineage: list[Training] = []
     seen: set[Path] = set()
 
     def follow(folder: str | Path) -> None:
         run = RunDir(Path(os.path.realpath(folder)).parent)
-        if run.path in seen:  # two lines may have a run in common, and a spec may have been written to name itself
+        if run.path in seen:  # two chains may share a run, and a spec may have been edited to refer to itself
             return
         seen.add(run.path)
         spec = _spec(run)

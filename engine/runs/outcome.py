@@ -1,6 +1,6 @@
-"""What the end of a run's processes means: finished, stopped or failed, and why.
+"""The outcome of a run from the end of its processes: finished, stopped or failed, and why.
 
-"Finished" takes exit code 0 *and* a result written by this very attempt.
+"Finished" needs exit code 0 *and* a result written by this very attempt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_object
 
 
 def requested_stop(run: RunDir) -> str | None:
-    """ "save", "kill", or None: what has been requested of the run."""
+    """ "save", "kill", or None: the request to stop the run."""
     return (read_object(run.request).get("stop") or {}).get("how")
 
 

@@ -1,4 +1,4 @@
-"""What a spec would do, shown before it is started: rows, steps, parameters, command, and what stands in the way."""
+"""A preview of what a spec would do: rows, steps, parameters, command, and what prevents it from running."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ MEMORY_WARNING_CODES = (
 
 @dataclass(frozen=True)
 class Summary:
-    """The plan of one run. None where it cannot be known yet."""
+    """The plan of one run. None for what is not known yet."""
 
-    rows: int | None  # that one epoch trains on
+    rows: int | None  # trained on in one epoch
     steps: int | None  # optimizer steps of the whole run
-    exact: bool  # whether rows and steps are: preparation may still pack, cut into windows or leave out
+    exact: bool  # whether rows and steps are exact: preparation may still pack, split or leave out rows
     trainable: int | None
     parameters: int | None
     command: list[str]
@@ -45,26 +45,26 @@ class Summary:
     problems: list[Problem]
     needed: memory.MemoryNeed | None = None  # of each GPU, or of the machine
     room: memory.AvailableMemory | None = None
-    fits: RunSpec | None = None  # the spec, changed where it needs more than there is; None if no change helps
-    # What of bitsandbytes ("4bit", "8bit", "optimizer") does not work on the devices
-    # of the run, whether it is chosen or not; None while that is being tried.
+    fits: RunSpec | None = None  # the spec, changed if it needs too much memory; None if no change helps
+    # Parts of bitsandbytes ("4bit", "8bit", "optimizer") that do not work on the devices of the run, whether chosen or
+    # not; None while this is being tried.
     unusable: Mapping[str, Problem] | None = field(default_factory=dict)
-    doubts: list[Problem] = field(default_factory=list)  # that keep nobody from starting, memory left out: see `fits`
-    remarks: list[Problem] = field(default_factory=list)  # what of the data is worth knowing, and no obstacle
-    # Modules that get an adapter: short name → how many; empty for other methods.
+    doubts: list[Problem] = field(default_factory=list)  # that keep nobody from starting, without memory: see `fits`
+    remarks: list[Problem] = field(default_factory=list)  # remarks about the data that are not obstacles
+    # Modules that get an adapter: short name → number; empty for other methods.
     adapted: Mapping[str, int] = field(default_factory=dict)
 
 
 def first_preset(workplace: Workplace) -> str:
-    """The preset that the form begins with: one for any model, which then is the model used last; the demo, whose model
-    and data are always there, if that was used last or nothing yet."""
+    """The initial preset of the form: one for any model, combined with the model used last; or the demo, whose model
+    and data are always available, if that was used last or nothing was used yet."""
     used = recent.model_used_last(workplace, recent.models(workplace))
     return "demo" if recent.is_demo(used) else "lora_7b"
 
 
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
-    """A preset as it can be used in this workplace: data sets that are not there give way to the first that fits, or
-    to none; the second value says so. A preset for any model has the one to begin with, unless that is the demo."""
+    """A preset adapted to this workplace: missing data sets are replaced by the first suitable one, or by none, which
+    the second value reports. A preset for any model gets the initial model, unless that is the demo."""
     spec = workplace.preset(preset)
     model = None if spec.model.model_name_or_path else recent.first_model(workplace)
     if model and not recent.is_demo(model):
@@ -81,8 +81,8 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
 
 
 def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | None]:
-    """A spec whose only data set does not fit its stage, with the first that does; the second value says so. Where
-    several are chosen, or none is there that fits, it stays as it is."""
+    """A spec whose only data set does not suit its stage, with the first that does, which the second value reports. If
+    several are chosen, or none is suitable, it stays unchanged."""
     fitting = recommended(read_dataset_info(workplace.data)[0], STAGES[spec.stage.kind].form)
     chosen = list(spec.data.datasets)
     if len(chosen) != 1 or chosen[0] in fitting or not fitting:
@@ -92,17 +92,17 @@ def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | No
 
 
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:
-    """Everything the page shows beside the Start button. Waits for nothing: what is still
-    being tried on this machine is shown once it is known (`engine.preflight.doctor`)."""
+    """Everything that the page shows next to the Start button. Never waits: what is still being tried on this machine
+    is shown once it is known (`engine.preflight.doctor`)."""
     spec = workplace.frozen(spec)
     gpu_indices = [gpu.index for gpu in hardware.gpus()]
     gpu_count = len(gpu_indices)
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, gpu_count)
-    broken = bitsandbytes_problems(doctor.device_of(spec), wait=False)  # first: what is known is told below too
+    broken = bitsandbytes_problems(doctor.device_of(spec), wait=False)  # first: known results are also reported below
     all_problems = preflight_problems(spec, workplace, wait=False)
     wrong = {obstacle.field for obstacle in all_problems}
-    # A folder that is not this installation's is not looked into, not even to count.
+    # A folder outside this installation is not read, not even to count.
     counted = None if "data.dataset_dir" in wrong else limits.row_counts(spec)
     rows = counted.total if counted else None
     model = inspect_model(spec.model.model_name_or_path) if model_is_readable(wrong) else None

@@ -1,7 +1,7 @@
-"""How far a run is: its phase and ETA, its curves, the end of its log. Reads files, and only what is new in them.
+"""The progress of a run: its phase and ETA, its curves, the end of its log. Only new parts of the files are read.
 
-A run may log a million lines and a gigabyte; a page asks every two seconds. So a curve is read once and then
-continued, and kept in a bounded number of points, each the mean, lowest and highest of its neighbours.
+A run may log a million lines and a gigabyte, and a page asks every two seconds. So a curve is read once and then
+continued, and kept in a bounded number of points, each with the mean, lowest and highest of its neighbours.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from engine.runs import facts
 from engine.runs.facts import AXES
 from engine.runs.run import Run
 
-MAX_POINTS = 2048  # kept of a curve; halved when twice as many have come
+MAX_POINTS = 2048  # points kept of a curve; halved when there are twice as many
 CHUNK_BYTES = 1 << 21  # bytes of a metrics file parsed at a time
-CACHE_FILE = ".curves.npz"  # beside a metrics file
-CACHE_AFTER_BYTES = 4 << 20  # the cache is rewritten after so many new bytes
+CACHE_FILE = ".curves.npz"  # next to a metrics file
+CACHE_AFTER_BYTES = 4 << 20  # the cache is rewritten after this many new bytes
 MIN_ROWS_FOR_PYARROW = 500  # with fewer lines, importing pyarrow is not worth the memory
 NUMBER_BYTES = b"0123456789.+-eE"
-# Bytes that appear in names and never in numbers, which may have an e.
+# Bytes that occur in names but never in numbers, which may contain an e.
 NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run is doing. `fraction` is of the whole run once it trains, else of the phase; None if unknown."""
+    """What a run is doing. `fraction` is that of the whole run in training, else of the phase; None if unknown."""
 
     phase: str  # waiting, preparing, downloading, loading, training, waiting for space, evaluating, tasks, saving, done
     done: int
@@ -52,8 +52,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; all arrays of shape (points,). `time` is in seconds of training since the start, `tokens` counts
-    what was trained on until then: NaN in a run that does not count them."""
+    """One curve; all arrays of shape (points,). `time` is in seconds of training since the start, `tokens` is the
+    number of tokens trained on until then: NaN in a run that does not count them."""
 
     step: np.ndarray
     epoch: np.ndarray
@@ -65,7 +65,7 @@ class Series:
 
 
 def progress(run: Run) -> Progress:
-    """The phase a run is in and how far, as it last reported."""
+    """The last reported phase of a run and its progress."""
     reported = read_object(run.dir.progress)
     phase = {"queued": "waiting", "finished": "done"}.get(run.state) or reported.get("phase", "preparing")
     done, total = reported.get("done", 0), reported.get("total")
@@ -102,14 +102,14 @@ def _last_value(curve: Mapping[str, Series], name: str = "loss") -> float | None
 
 
 def headline_curve(run: Run) -> str:
-    """The name of the curve that shows how a run goes, which depends on its stage."""
+    """The name of a run's main curve, which depends on its stage."""
     return facts.headline_curve(run.kind, run.facts.stage)
 
 
 def sparkline(run: Run) -> list[float]:
     """That curve in at most 32 points."""
     path, name = run.dir.metrics, headline_curve(run)
-    # A run that goes on changes before it is asked for again: each of its states would be remembered in vain.
+    # A run in progress changes before the next request, so caching its states would be useless.
     return list(_sparkline_while_unchanged(path, *_stamp(path), name) if run.final else _sparkline(path, name))
 
 
@@ -137,12 +137,12 @@ def _sparkline(path: Path, name: str) -> tuple[float, ...]:
 
 
 def curves(run: Run) -> dict[str, Series]:
-    """Every number the run logs, by name. Cheap to call again: only new lines are read."""
+    """All logged curves, by name. Cheap to call again: only new lines are read."""
     return _reader(run.dir.metrics).read()
 
 
 def read_long_curves(run: RunDir) -> None:
-    """Read once the curves of a run that has logged much, so that the page need not wait for them."""
+    """Read the curves of a run with much output once, so that the page need not wait for them."""
     with contextlib.suppress(OSError):
         if run.metrics.stat().st_size > CACHE_AFTER_BYTES:
             _reader(run.metrics).read()
@@ -154,7 +154,7 @@ def _reader(path: Path) -> _CurveReader:
 
 
 class _CurveReader:
-    """Follows one metrics file. The curves of a long one are cached beside it for the next reader."""
+    """Follows one metrics file. The curves of a long file are cached next to it for the next reader."""
 
     def __init__(self, path: Path):
         self.path, self.busy = path, threading.Lock()
@@ -166,7 +166,7 @@ class _CurveReader:
         self.growing: dict[str, _GrowingCurve] = {}
 
     def _recall(self, file: Any) -> None:
-        """Go on from what is kept, if the file still begins as it did then."""
+        """Continue from the cache, if the file still begins as it did then."""
         try:
             with np.load(self.beside) as kept:
                 offset, end = int(kept["offset"]), kept["end"].tobytes()
@@ -179,7 +179,7 @@ class _CurveReader:
                     }
                     self.offset = self.kept = offset
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # there is none, or it is none
+            pass  # it is missing or invalid
 
     def _keep(self, file: Any) -> None:
         size = min(self.offset, 256)
@@ -189,9 +189,9 @@ class _CurveReader:
             for number, growing in enumerate(self.growing.values())
             for part in ("merged", "fresh")
         }
-        # In one step, and by a name of this process's own: two studios may look at one run.
+        # Atomically, and with a temporary name of this process, because two studios may read one run.
         partial = self.beside.with_suffix(f".{os.getpid()}.npz")
-        with contextlib.suppress(OSError):  # a folder that cannot be written to is read again each time
+        with contextlib.suppress(OSError):  # without write permission, it is read again each time
             end = np.frombuffer(file.read(size), np.uint8)
             strides = [growing.stride for growing in self.growing.values()]
             np.savez(partial, offset=self.offset, end=end, names=list(self.growing), strides=strides, **tables)
@@ -211,12 +211,12 @@ class _CurveReader:
                         self._take(lines)
                     if self.offset - self.kept > CACHE_AFTER_BYTES:
                         self._keep(file)
-            except OSError:  # not there yet, or not a file that can be read
+            except OSError:  # not there yet, or not readable
                 self._begin(0)
             return _with_token_counts({name: growing.table() for name, growing in self.growing.items()})
 
     def _whole_lines(self, file: Any) -> bytes:
-        """The next lines up to about a chunk; nothing while the last line is still being written."""
+        """The next lines up to about a chunk; empty while the last line is still being written."""
         text = file.read(CHUNK_BYTES)
         end = text.rfind(b"\n") + 1
         if not end:
@@ -231,7 +231,7 @@ class _CurveReader:
 
 
 def _with_token_counts(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
-    """The curves, each with the tokens seen at its points: as counted there, or between two counts in proportion."""
+    """The curves, each with the number of tokens at its points: as counted there, or interpolated."""
     counts = tables.get("num_tokens", np.empty((0, 6)))
     counts = counts[np.isfinite(counts[:, 5])]
     steps, counted = (np.append(0.0, counts[:, column]) for column in (0, 5))
@@ -247,9 +247,9 @@ def _series(table: np.ndarray, tokens: np.ndarray) -> Series:
 
 
 def _points(text: bytes) -> dict[str, np.ndarray]:
-    """Name → what whole lines say of it, in their order: step, epoch, time, and the value as mean, lowest and highest.
+    """Name → its values in complete lines, in their order: step, epoch, time, and mean, lowest and highest value.
 
-    Lines of one kind (of training, of validation) are equal but for their numbers, and are converted at once.
+    Lines of one kind (of training, of validation) are equal except for their numbers, and are converted at once.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for numbers, alike in _lines_by_shape(text):
@@ -261,8 +261,7 @@ def _points(text: bytes) -> dict[str, np.ndarray]:
 
 
 def _lines_by_shape(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
-    """Of each kind of lines, equal but for what numbers are written with: their
-    numbers among all lines, and their text."""
+    """For each kind of lines, equal except for the digits of numbers: their indices among all lines, and their text."""
     bare = text.translate(None, NUMBER_BYTES)
     first = bare[: bare.index(b"\n") + 1]
     count = len(bare) // len(first)
@@ -285,31 +284,31 @@ def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _columns(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Of lines of one kind: the numbers of those that can be read, and their values by name."""
+    """For lines of one kind: the indices of those that can be parsed, and their values by name."""
     rows = _as_rows(alike, len(numbers))
     if rows is not None:
         yield numbers, rows
         return
     try:
         objects = from_json(b"[" + alike.replace(b"\n", b",") + b"]", allow_inf_nan=True)
-    except ValueError:  # one of them is spoiled
+    except ValueError:  # one of them is damaged
         objects = map(_parse_line, alike.split(b"\n"))
-    # Names may differ in a digit, which is one of a name and not of a number.
+    # Names may differ in a digit, which then belongs to a name and not to a number.
     by_names: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
-    for number, record in zip(numbers, objects, strict=False):  # of nothing but an empty line there are none
+    for number, record in zip(numbers, objects, strict=False):  # an empty line has none
         if _has_axes(record):
             by_names.setdefault(tuple(record), []).append((number, record))
     for names, numbered in by_names.items():
         line_numbers, records = zip(*numbered, strict=True)
-        table = np.array([tuple(record.values()) for record in records], dtype=np.float64).T  # null is NaN
+        table = np.array([tuple(record.values()) for record in records], dtype=np.float64).T  # null means NaN
         yield np.array(line_numbers), dict(zip(names, table, strict=True))
 
 
 def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
-    """The values by name, if there are many lines, of the same names, with nothing but numbers; else None.
+    """The values by name, if there are many lines with the same names and only numbers; otherwise None.
 
-    Without the letters of its names such a line is a row between commas, which pyarrow reads faster
-    than JSON: in turn what is left of a name, which is what a kind does not tell of it, and a number.
+    Without the letters of its names, such a line is a comma-separated row, which pyarrow reads faster than JSON: the
+    remains of a name, which are constant, alternate with numbers.
     """
     line = alike[: alike.find(b"\n")]
     first = _parse_line(line) if count >= MIN_ROWS_FOR_PYARROW else None
@@ -352,12 +351,12 @@ class _GrowingCurve:
     """A curve that keeps its shape in a bounded number of points. Columns: step, epoch, time, mean, low, high."""
 
     def __init__(self, merged: np.ndarray | None = None, fresh: np.ndarray | None = None, stride: int = 1):
-        self.merged = np.empty((0, 6)) if merged is None else merged  # each of `stride` logged points
-        self.fresh = np.empty((0, 6)) if fresh is None else fresh  # not yet enough for one more
+        self.merged = np.empty((0, 6)) if merged is None else merged  # each covers `stride` logged points
+        self.fresh = np.empty((0, 6)) if fresh is None else fresh  # not yet enough for another point
         self.stride = stride
 
     def add(self, points: np.ndarray) -> None:
-        # A resumed run goes back to its checkpoint: what it logs from there replaces what stood there.
+        # A resumed run goes back to its checkpoint: what it logs from there replaces the old points.
         steps = points[:, 0]
         if not (np.diff(steps) > 0).all():
             later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
@@ -381,7 +380,7 @@ class _GrowingCurve:
 
 
 def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
-    """Every `by` neighbours, a power of two, as one: the last one's place, their mean, lowest and highest."""
+    """Merges every `by` neighbours, a power of two: the last one's place, and their mean, lowest and highest value."""
     with np.errstate(all="ignore"):
         while by > 1:
             pairs = points[: len(points) // 2 * 2].reshape(-1, 2, 6)

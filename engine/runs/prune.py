@@ -1,7 +1,7 @@
-"""What can be removed from the saves folder without losing a result: listed first, removed when somebody says so.
+"""What can be deleted from the saves folder without losing a result: listed first, deleted on request.
 
-Of finished runs: checkpoints, and prepared rows, which are made again if they are ever needed. Of nobody: rows
-that were prepared for runs since gone, and what deletions left behind. Runs that can be resumed keep everything.
+Of finished runs: checkpoints and prepared rows, which can be prepared again. Of no run: rows prepared for runs that no
+longer exist, and leftovers of deletions. Runs that can be resumed keep everything.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ DAY_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or folder that can go: of which kind, and what its run is called (""
-    if it is of none). `bytes` are those of its files; rows that a run and the cache
-    share are counted with the run, and with the cache where no run has them."""
+    """A file or folder that can be deleted: its kind, and the title of its run ("" if it has none). `bytes` are those
+    of its files; rows shared by a run and the cache are counted with the run, or with the cache if no run has them."""
 
     kind: str
     path: Path
@@ -40,7 +39,7 @@ class Removable:
 def removable(
     saves: Path, kinds: Collection[str] = KINDS, older_than_days: float = 0, at_least_bytes: int = 0
 ) -> list[Removable]:
-    """What can go, the largest first: of these kinds, unchanged for so many days, of at least so many bytes."""
+    """What can be deleted, largest first: of these kinds, unchanged for so many days, and at least so many bytes."""
     before = time.time() - older_than_days * DAY_SECONDS
     every = [item for kind in kinds for item in _LISTED[kind](saves)]
     needed = _needed_folders(saves) if any(item.kind == "checkpoints" for item in every) else set()
@@ -53,8 +52,8 @@ def removable(
 
 
 def remove(saves: Path, items: Iterable[Removable]) -> list[Removable]:
-    """Remove them, but nothing of a run that is not finished any more, and nothing that another run stands on
-    since. Returns what is gone; what a kill interrupts is listed as remains of deletions the next time."""
+    """Delete them, except those of a run that is no longer finished, and those that another run now depends on. Returns
+    what was deleted; if this is interrupted by a kill, the rest is listed as leftovers next time."""
     gone = []
     needed = _needed_folders(saves)
     for item in items:
@@ -66,8 +65,8 @@ def remove(saves: Path, items: Iterable[Removable]) -> list[Removable]:
 
 
 def _take_away(saves: Path, item: Removable, needed: Collection[str]) -> Path | None:
-    """Where it lies now, in one step: nobody finds half of it. Under the lock of the queue, so that
-    nobody resumes the run in between, and no longer than that: many gigabytes take minutes."""
+    """Its new path, moved atomically, so that nobody finds half of it. Under the lock of the queue, so that nobody
+    resumes the run in between, but only for the move: deleting many gigabytes takes minutes."""
     if item.path.is_symlink() or _stands_on(item.path, needed):
         return None
     folder = saves / DELETED_FOLDER
@@ -81,7 +80,7 @@ def _take_away(saves: Path, item: Removable, needed: Collection[str]) -> Path | 
 
 
 def _needed_folders(saves: Path) -> set[str]:
-    """The real folders of the bases and adapters that runs begin from."""
+    """The real folders of the bases and adapters that runs start from."""
     needed = set()
     for run in runs.find(saves):
         with contextlib.suppress(Refusal):
@@ -103,7 +102,7 @@ def _checkpoints(saves: Path) -> Iterator[Removable]:
 
 
 def _rows(saves: Path) -> Iterator[Removable]:
-    """The summary stays: it names the model of a hub that an adapter is of."""
+    """The summary is kept: it names the hub model that an adapter belongs to."""
     for run in _finished(saves):
         for file in run.dir.prepared.glob("*.arrow"):
             yield _item("rows", file, run.id)
@@ -124,12 +123,12 @@ _LISTED = {"checkpoints": _checkpoints, "rows": _rows, "cache": _cache, "deleted
 
 
 def _finished(saves: Path) -> list[Run]:
-    """Runs whose result is there."""
+    """Runs with a result."""
     return [run for run in runs.find(saves) if run.state == "finished" and run.facts.result_stage]
 
 
 def _item(kind: str, path: Path, run: str = "", links: int = 2) -> Removable:
-    """`links`: hard links that a file may have, this one among them, and be counted here."""
+    """`links`: the number of hard links, including this one, with which a file is still counted here."""
     size, changed = 0, 0.0
     for file in _files(path):
         with contextlib.suppress(OSError):

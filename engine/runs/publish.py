@@ -1,7 +1,7 @@
-"""Puts an export into a repository of a hub, on request, with a token given for that upload.
+"""Upload an export to a hub repository, on request, with a token given for this upload.
 
-The token goes to a child on its standard input and is kept nowhere. What was published stands in the run's folder, as
-`published.json`: where, when, by whom, which commit.
+The token is passed to a child process on its standard input and stored nowhere. `published.json` in the run's folder
+records where, when, by whom and in which commit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PUBLISHED_FILE = "published.json"
 
 
 def publish(run: Run, repo: str, token: str, *, private: bool = True, by: str = "") -> dict[str, Any]:
-    """Upload what the run has left, and wait for it. Returns {"url", "commit", "at", "by"}. Raises Refusal."""
+    """Upload the result of the run, and wait for it. Returns {"url", "commit", "at", "by"}. Raises Refusal."""
     repo, token = repo.strip(), token.strip()
     folder = run.dir.result() if run.final else None
     if folder is None:

@@ -1,8 +1,8 @@
-"""Who runs next. A durable queue in first-come order: it is the set of run folders that have not started.
+"""Which run starts next. A durable first-come queue: it consists of the run folders that have not started.
 
-One lane for now: a run starts when no other is alive. Everything that has reason to (a studio's tick, a supervisor that
-ends, a shell command) calls `advance`; the queue's own lock lets one do so at a time, so two studios on one
-saves folder never start a run twice. With a lane for each device, this is the place for it.
+There is one lane for now: a run starts when no other is alive. Everything that may have to start one (a studio's tick,
+a supervisor that ends, a shell command) calls `advance`. The queue's own lock lets only one caller do so at a time, so
+two studios on one saves folder never start a run twice. If there is ever a lane per device, it belongs here.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from engine.runs.run import Run
 
 
 def saves_of(folder: Path) -> Path:
-    """The saves folder that a run lies in."""
+    """The saves folder that contains a run."""
     return folder.parents[2]
 
 
 @contextlib.contextmanager
 def locked(saves: Path) -> Iterator[int]:
-    """Nobody else starts, resumes or deletes a run meanwhile, nor while a child has the descriptor of the lock."""
+    """Lock the queue: nobody else starts, resumes or deletes a run meanwhile, nor while a child has the descriptor of
+    the lock."""
     lock = wait_for_lock(saves / ".queue.lock")
     try:
         yield lock
@@ -53,18 +54,18 @@ def _waiting(open_runs: Iterable[Run]) -> list[Path]:
 
 
 def position(run: Run) -> int | None:
-    """1 for the run that is alive, 2 for the first that waits behind it; None if it does not wait."""
+    """1 for the run that is alive, 2 for the first one waiting behind it; None if it is not waiting."""
     if run.state != "queued":
         return None
     order = waiting(saves_of(run.path))
-    return order.index(run.path) + 2 if run.path in order else None  # it may have started meanwhile
+    return order.index(run.path) + 2 if run.path in order else None  # it may have started in the meantime
 
 
 def advance(saves: Path) -> None:
     """Start the first waiting run if the lane is free."""
     with locked(saves) as lock:
         open_runs = index.open_runs(saves)
-        # The longest-waiting run that cannot even get a supervisor is put aside, and the next one has its turn.
+        # If the longest-waiting run cannot get a supervisor, it is put aside, and the next one has its turn.
         for folder in _waiting(open_runs):
             if any(run.dir.alive() for run in open_runs):
                 return
@@ -73,7 +74,7 @@ def advance(saves: Path) -> None:
 
 
 def supervisor_command(folder: Path) -> list[str]:
-    """What starts the supervisor of a run, and returns once it holds the run's lock."""
+    """The command that starts the supervisor of a run, and returns once it holds the run's lock."""
     return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
 
 
@@ -81,7 +82,7 @@ def _start(run: RunDir, lock: int) -> bool:
     """Whether the run has a supervisor from now on.
 
     The supervisor's standard input is the lock of the queue, until it holds the run's: if this process is killed in
-    between, nobody takes the run for one that still waits.
+    between, nobody considers the run as still waiting.
     """
     environment = command.inherited_environment() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
     done = subprocess.run(
@@ -92,7 +93,7 @@ def _start(run: RunDir, lock: int) -> bool:
         capture_output=True,
         check=False,
     )
-    # What was killed after the supervisor had forked away from it has started it all the same.
+    # If it was killed after the supervisor had forked, the supervisor was started all the same.
     if done.returncode == 0 or is_locked(run.lock, SUPERVISED_BYTE):
         return True
     with contextlib.suppress(OSError), regular_files.append_to_regular(run.log) as log:
@@ -102,7 +103,7 @@ def _start(run: RunDir, lock: int) -> bool:
 
 
 def give_up(run: RunDir, code: int) -> None:
-    """Put a run aside that could not be supervised, so that it does not stand at the head of the queue for ever."""
+    """Put a run aside that could not be supervised, so that it does not block the queue forever."""
     write_json(
         run.exit,
         {

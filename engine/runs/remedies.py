@@ -1,4 +1,4 @@
-"""Known failures → a change of the spec with which the run would probably have gone on."""
+"""Known failures → a change to the spec with which the run would probably have worked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from engine.spec.run_spec import RunSpec
 
 Change = dict[str, Any]  # path of a setting → its new value
 LOADER_PROCESSES = "dataloader_num_workers"
-MIN_MAX_LENGTH = 512  # a shorter one cuts what people train on
+MIN_MAX_LENGTH = 512  # a shorter one would truncate what people train on
 
 
 def remedy(run: Run) -> RunSpec | None:
-    """The spec of a failed training with the first change that helps against its failure and
-    that is allowed in it; None where no change of the spec would help, or none is known."""
+    """The spec of a failed training with the first valid change that helps against its failure; None if no change would
+    help, or none is known."""
     why = explain(run)
     if why is None or run.kind != "training":
         return None
@@ -47,7 +47,7 @@ def _changed(spec: RunSpec, change: Change) -> RunSpec | None:
 
 
 def _less_device_memory(spec: RunSpec) -> Iterator[Change]:
-    """What costs least first; a step is made from as many examples as before."""
+    """The cheapest change first; the number of examples per step stays the same."""
     training = spec.training
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     if not training.gradient_checkpointing:

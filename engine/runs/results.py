@@ -1,4 +1,4 @@
-"""What finished runs left for others to begin from, and the specs of the runs that train it further or export it."""
+"""Results of finished runs from which others can start, and specs of runs that train further or export them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MIN_ANSWERS_PER_STEP = 32  # in a stage that learns from scores of answers
 
 @dataclass(frozen=True)
 class Result:
-    """The trained weights of a run: a LoRA `adapter`, or a whole model. `stage` is the one that made them."""
+    """The trained weights of a run: a LoRA `adapter`, or a full model. `stage` is the one that produced them."""
 
     run: Run
     folder: Path
@@ -40,17 +40,17 @@ class Result:
 
 
 def results(saves: Path) -> list[Result]:
-    """What every run below `saves` has left, newest first."""
+    """The results of all runs in `saves`, newest first."""
     return [result for run in runs.find(saves) if (result := result_of(run))]
 
 
 def titles(left: Iterable[Result]) -> dict[str, str]:
-    """What their runs are called, by id; no two alike."""
+    """The titles of their runs, by id; no two are equal."""
     return distinct_titles({result.run.id: result.run.title for result in left})
 
 
 def result_of(run: Run) -> Result | None:
-    """What the run has left; None while it is going on, and where it left nothing."""
+    """The result of the run; None while it is in progress, or if it has none."""
     if not run.final or not run.facts.result_stage:
         return None
     folder = run.facts.result_folder
@@ -58,17 +58,17 @@ def result_of(run: Run) -> Result | None:
 
 
 def base_of(result: Result) -> Path:
-    """The folder of the model that an adapter is of, as far as it is known: a hub's is where the run found it."""
+    """The folder of an adapter's base model, as far as it is known: for a hub model, where the run found it."""
     base = result.run.spec.model.model_name_or_path
     summary = read_object(result.run.dir.prepared / "summary.json")
     return Path(base if os.path.isdir(base) else summary.get("model_path") or base)
 
 
 def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settings: Any) -> ExportSpec:
-    """The spec that exports the results of the runs with these ids, each adapter with its weight; or a whole model
-    alone. The base is loaded as the run had it, in full precision.
+    """The spec that exports the results of the runs with these ids, each adapter with its weight; or a single full
+    model. The base is loaded as in the run, but in full precision.
 
-    Raises Refusal where a run has left no weights, is of another base than the first, or is whole and not alone.
+    Raises Refusal if a run has no weights, has another base than the first, or is a full model among others.
     """
     left = {result.run.id: result for result in results(workplace.saves)}
     if not weights:
@@ -85,7 +85,7 @@ def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settin
         "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(model.model_name_or_path),
     }
     if whole:
-        changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
+        changes["rope_scaling"] = NoRopeScaling()  # its configuration already contains the scaling
     adapters = {str(result.folder): weights[result.run.id] for result in chosen if result.adapter}
     base = str(whole.folder if whole else base_of(chosen[0]))
     model = model.used(base).model_copy(update=changes)
@@ -93,7 +93,7 @@ def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settin
 
 
 def possible_next_stages(run: Run) -> list[str]:
-    """Stages that can go on from what the run left: from a reward model, those that write answers for it to score."""
+    """Stages that can continue from the result of the run: from a reward model, those whose answers it can score."""
     result = result_of(run)
     if not result or run.kind != "training":
         return []
@@ -104,20 +104,20 @@ def possible_next_stages(run: Run) -> list[str]:
 
 
 def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
-    """The spec of a run of `stage` that begins from the result of `run`.
+    """The spec of a run of `stage` that starts from the result of `run`.
 
-    It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, a later stage
-    takes few epochs, and one that answers enough answers a step; data sets that do not fit give way to the first that
-    does. The answers are scored by the result itself if that is a reward model, and begins from the newest SFT
-    adapter if that began from none; else they are scored by the newest reward model of the same base. Raises Refusal
-    where `stage` is none of `possible_next_stages(run)`.
+    It keeps the model, the method and the sizes. The learning rate changes by the ratio of the usual values, a later
+    stage gets few epochs, a stage with answers gets enough answers per step, and unsuitable data sets are replaced by
+    the first suitable one. If the result is a reward model, it scores the answers, and the run starts from the newest
+    SFT adapter if the reward model did not start from one; otherwise the newest reward model of the same base scores
+    them. Raises Refusal if `stage` is not in `possible_next_stages(run)`.
     """
     if stage not in possible_next_stages(run):
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
     before, result = run.spec, result_of(run)
-    assert result is not None  # else no stage is possible
+    assert result is not None  # otherwise no stage is possible
     plain: dict[str, Any] = before.model_dump()
-    again = stage == before.stage.kind  # what it learns by is what it has learned by
+    again = stage == before.stage.kind  # its learning target is the reward model's
     plain |= {"name": "", "stage": plain["stage"] if again else {"kind": stage}, "extra": {}}
     if (
         not again
@@ -129,18 +129,18 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
             plain["stage"]["rewards"] = {"reward_model": 1.0}
     start: Result | None = result
     if result.stage == "rm":
-        # It scores answers of a model that is trained: the one it began from
-        # itself, or the newest one that has learned to answer.
+        # It scores answers of a model that is trained: the one it started from itself, or the newest one that has
+        # learned to answer.
         fresh = before.method.kind == "lora" and not before.model.adapter_path
         start = _newest(before, workplace, "sft", adapter=True) if fresh else None
     if start and start.adapter:
         plain["model"]["adapter_path"] = str(start.folder)
-        # A PiSSA adapter was left as an ordinary one, of twice the rank.
+        # A PiSSA adapter is saved as an ordinary one of twice the rank.
         config = read_object(start.folder / ADAPTER_FILES[0])
         plain["method"] |= {name: config[name] for name in ADAPTER_SETTINGS if name in config}
         plain["method"]["init_lora_weights"] = "default"
     elif start:
-        # Its own configuration has been stretched already.
+        # Its own configuration already contains the scaling.
         plain["model"] |= {
             "model_name_or_path": str(result.folder),
             "adapter_path": None,
@@ -163,7 +163,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
 
 
 def _newest(spec: RunSpec, workplace: Workplace, stage: str, adapter: bool | None = None) -> Result | None:
-    """The newest result of a stage of the same base; of any method, or an adapter."""
+    """The newest result of a stage with the same base; of any method, or only adapters."""
     base = spec.model.model_name_or_path
     return next(
         (

@@ -1,4 +1,4 @@
-"""A run as its folder shows it at one moment: its state, who asked for it, how it ended."""
+"""A run as its folder shows it at one moment: its state, who submitted it, how it ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.spec.run_spec import Spec
 
 ALIVE_STATES = ("preparing", "running", "stopping")
 FINAL_STATES = ("finished", "stopped", "failed", "interrupted")
-# What is taken for a file that cannot be read: the run is shown as failed, and the others are not touched by it.
+# Errors that count as an unreadable file: the run is shown as failed, and the others are not affected.
 DAMAGED_REQUEST = {
     "kind": "training",
     "by": "",
@@ -41,12 +41,12 @@ DAMAGED_EXIT = {
 class Run:
     """One run as its folder showed it at one moment."""
 
-    id: str  # model/method/run id, as below the saves folder
+    id: str  # model/method/run id, as inside the saves folder
     path: Path
     state: str
     request: dict[str, Any]
     exit: dict[str, Any] | None
-    known: RunFacts | None = None  # where they were read before and cannot have changed
+    known: RunFacts | None = None  # if they have been read before and cannot have changed
 
     @property
     def dir(self) -> RunDir:
@@ -59,13 +59,13 @@ class Run:
 
     @property
     def spec(self) -> Any:
-        """A RunSpec, or the spec of the run's kind; read anew, since a list of
-        runs does not hold thousands. Raises Refusal."""
+        """A RunSpec, or the spec of the run's kind; read each time, since a list of runs does not hold thousands of
+        them. Raises Refusal."""
         return _spec(self.dir.spec, stamp([self.dir.spec]))
 
     @cached_property
     def facts(self) -> RunFacts:
-        """What lists show of it, as its files said at the first question."""
+        """What lists show of it, read from its files at the first access."""
         return self.known or read_facts(self.dir, self.kind)
 
     @property
@@ -94,12 +94,12 @@ class Run:
 
     @property
     def can(self) -> set[str]:
-        """What may be asked of the run in this state."""
+        """The actions that are possible in this state."""
         if self.state in ALIVE_STATES:
             return {"stop", "kill", "clone"}
         if self.state == "queued":
             return {"kill", "clone", "delete"}
-        # A finished export may lack its GGUF file: then that step is what is left to do.
+        # A finished export may lack its GGUF file: then only that step remains.
         left = self.state != "finished" or (self.kind == "export" and gguf.can_be_tried_again(self.dir))
         return {"clone", "delete"} | ({"resume"} if left else set())
 
@@ -113,7 +113,7 @@ def _spec(path: Path, _stamp: str) -> Spec:
 
 
 def _request_of(run: RunDir) -> dict[str, Any]:
-    """request.json; of a damaged one what can be known without it, and {} if there is none."""
+    """request.json; if it is damaged, what is known without it, and {} if there is none."""
     request = read_object(run.request)
     kind = request.get("kind", "training")
     if isinstance(request.get("submitted"), (int, float)) and isinstance(kind, str) and kind in kinds.KINDS:
@@ -122,7 +122,8 @@ def _request_of(run: RunDir) -> dict[str, Any]:
 
 
 def _exit_of(run: RunDir) -> dict[str, Any] | None:
-    """exit.json, None while there is none; of a run with a damaged one, or a damaged request that never ran: failed."""
+    """exit.json, None if there is none. A run with a damaged one, or with a damaged request and no start, has
+    failed."""
     exit = read_object(run.exit)
     if exit.get("outcome") in FINAL_STATES and isinstance(exit.get("ended"), (int, float)):
         return {"reason": exit["outcome"], "code": None, "signal": None, **exit}
@@ -133,14 +134,14 @@ def _exit_of(run: RunDir) -> dict[str, Any] | None:
 def _changed(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # deleted meanwhile
+    except OSError:  # deleted in the meantime
         return 0.0
 
 
 def state(run: RunDir) -> str:
-    """What the folder says: see docs/architecture.md."""
-    # In this order: a supervisor takes the lock, writes keeper.json, then exit.json, and lets go of the lock. Whoever
-    # looks at keeper.json only at the end may see that of a supervisor that came after the look at the lock.
+    """The state according to the folder: see docs/architecture.md."""
+    # In this order: a supervisor takes the lock, writes keeper.json, then exit.json, and releases the lock. Reading
+    # keeper.json only at the end could return that of a supervisor that started after the lock was checked.
     supervised = os.path.lexists(run.keeper)
     alive = run.alive()
     if exit := _exit_of(run):
@@ -154,12 +155,12 @@ def state(run: RunDir) -> str:
             if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
             else "preparing"
         )
-    # Both times: resume takes keeper.json away before exit.json.
+    # Both times: resume removes keeper.json before exit.json.
     return "interrupted" if supervised and os.path.lexists(run.keeper) else "queued"
 
 
 def read(folder: Path, saves: Path) -> Run:
-    """The run in `folder` as it is now."""
+    """The run in `folder` in its current state."""
     run = RunDir(folder)
     now = state(run)
     return Run(
@@ -168,6 +169,6 @@ def read(folder: Path, saves: Path) -> Run:
 
 
 def has_ended(run: Run) -> bool:
-    """Whether nothing but resume or deletion can change it: its exit.json is whole, and none of its processes lives."""
+    """Whether only resume or deletion can change it: its exit.json is complete, and none of its processes is alive."""
     damaged = run.exit in (None, DAMAGED_EXIT) or run.request.get("damaged")
     return not damaged and not run.dir.alive()

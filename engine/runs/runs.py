@@ -1,4 +1,4 @@
-"""Runs: submit, list, stop, resume, delete. What a run is right now is read from its folder each time."""
+"""Submit, list, stop, resume and delete runs. The current state of a run is read from its folder each time."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def find(saves: Path, *kinds: str) -> list[Run]:
 
 
 def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> Run:
-    """The run with that id, or the only run with that folder name or that name. Where several have it, only those that
-    `fits` are considered. Raises Refusal if there is none below `saves`, or still several."""
+    """The run with that id, or the only run with that folder name or name. If there are several, only those that `fits`
+    accepts are considered. Raises Refusal if there is none in `saves`, or still several."""
     if id and "/" not in id:
         called = _named(find(saves), id, fits)
         if len(called) > 1:
@@ -47,7 +47,7 @@ def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> R
 
 
 def _named(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
-    """Those whose folder is called so, else those whose name it is; runs that do not fit only where none does."""
+    """Those with this folder name, otherwise those with this name; runs that do not fit only if none does."""
     by_folder = [run for run in among if run.path.name == name]
     by_name = [run for run in among if run.facts.name == name]
     fitting = ([run for run in runs if fits(run)] for runs in (by_folder, by_name))
@@ -59,7 +59,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
     text = spec.to_yaml()
-    if len(text) > MAX_YAML_CHARACTERS:  # it could not be read again
+    if len(text) > MAX_YAML_CHARACTERS:  # it could not be read back
         raise Refusal(problem("yaml-too-large", size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}"))
     if obstacles := kind.problems(spec, workplace):
         raise Refusal(obstacles)
@@ -67,7 +67,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
         folder = _new_folder(spec, workplace.saves)
         try:
             write_text(RunDir(folder).spec, text)
-            # Last: a folder without a request is no run yet.
+            # Last: a folder without a request is not a run yet.
             write_json(
                 RunDir(folder).request,
                 {
@@ -88,7 +88,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
 
 @contextlib.contextmanager
 def _refusing_write_errors(saves: Path) -> Iterator[None]:
-    """Turn an error while writing into a sentence. Raises Refusal."""
+    """Convert an error while writing to a problem. Raises Refusal."""
     try:
         yield
     except OSError as error:
@@ -109,12 +109,12 @@ def _new_folder(spec: Spec, saves: Path) -> Path:
 
 
 def _slug(text: str) -> str:
-    """A file name of letters and digits of any script, so that quotes, spaces and dots of a name do no harm."""
+    """A file name of letters and digits of any script, so that quotes, spaces and dots in a name do no harm."""
     return re.sub(r"[^\w.]+", "-", text).strip("-._")[:60]
 
 
 def stop(run: Run, how: str = "save", by: str = "") -> None:
-    """Ask the run to end: "save" writes a checkpoint first, "kill" ends its processes. Raises Refusal."""
+    """Request the end of a run: "save" writes a checkpoint first, "kill" ends its processes. Raises Refusal."""
     action = "stop" if how == "save" else "kill"
     if action not in run.can:
         raise Refusal(problem("run-cannot", what=action, state=run.state))
@@ -128,7 +128,7 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     if is_locked(run.dir.lock, SUPERVISED_BYTE):
         wake_supervisor(run.dir)
     elif how == "kill":
-        # The supervisor is gone but a process of the run lives: another process has to end it.
+        # The supervisor is gone but a process of the run is alive: another process has to end it.
         subprocess.Popen(
             [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)],
             cwd=PROJECT,
@@ -141,8 +141,8 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
 
 
 def resume(run: Run, by: str = "") -> None:
-    """Queue the run again; it goes on from its newest complete checkpoint, a finished export with its GGUF file alone.
-    Raises Refusal."""
+    """Queue the run again. It continues from its newest complete checkpoint; a finished export only repeats its GGUF
+    step. Raises Refusal."""
     saves = queue.saves_of(run.path)
     with _refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
@@ -157,7 +157,7 @@ def resume(run: Run, by: str = "") -> None:
             run.dir.request,
             run.request | {"attempt": number + 1, "queued": time.time_ns(), "stop": None, "resumed_by": by},
         )
-        # exit.json goes last: until then the run is what it was.
+        # exit.json is removed last: until then the state of the run does not change.
         for file in (run.dir.error, run.dir.progress, run.dir.keeper, run.dir.exit):
             if file.exists():
                 file.rename(past / file.name)
@@ -165,7 +165,7 @@ def resume(run: Run, by: str = "") -> None:
 
 
 def delete(run: Run) -> None:
-    """Remove the run's folder and everything in it. Raises Refusal while it is alive."""
+    """Delete the run's folder and everything in it. Raises Refusal while it is alive."""
     saves = queue.saves_of(run.path)
     with _refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
@@ -173,24 +173,24 @@ def delete(run: Run) -> None:
             raise Refusal(problem("run-cannot", what="delete", state=run.state))
         gone = saves / ".deleted" / f"{run.path.name}-{time.time_ns()}"
         gone.parent.mkdir(exist_ok=True)
-        run.path.rename(gone)  # one step: nobody sees half a run
+        run.path.rename(gone)  # atomic: nobody sees half a run
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def files(run: Run) -> list[tuple[str, int]]:
-    """Files of the run as (path relative to its folder, bytes), hidden ones left out."""
+    """Files of the run as (path relative to its folder, bytes), without hidden ones."""
     listing = []
     for folder, _, names in os.walk(run.path):
         for name in names:
             path = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):  # pruned while we look
+            with contextlib.suppress(FileNotFoundError):  # pruned in the meantime
                 if not name.startswith(".") and not path.is_symlink():
                     listing.append((path.relative_to(run.path).as_posix(), path.stat().st_size))
     return sorted(listing)
 
 
 def file(run: Run, name: str) -> Path:
-    """A file of the run by its relative name. Raises Refusal if it is not one, whatever the name says."""
+    """A file of the run by its relative name. Raises Refusal if it is not one."""
     if name not in dict(files(run)):
         raise Refusal(problem("file-unknown", name=name))
     return run.path / name

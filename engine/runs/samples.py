@@ -1,4 +1,4 @@
-"""The newest of the answers that a run's model wrote while it trained, from its samples.jsonl. Reads the end only."""
+"""The newest sample answers of a run, from its samples.jsonl. Only the end of the file is read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ TAIL_BYTES = 512 * 1024  # bytes
 
 
 def latest(run: RunDir, count: int = 20) -> list[dict[str, Any]]:
-    """The newest `count` samples, newest first, as
-    engine.worker.training.samples wrote them; spoiled lines are left out.
+    """The newest `count` samples, newest first, as written by engine.worker.training.samples; damaged lines are left
+    out.
 
-    A resumed run goes back to its checkpoint: what it writes from there replaces what stood there.
+    A resumed run goes back to its checkpoint: what it writes from there replaces the old samples.
     """
     samples: list[dict[str, Any]] = []
-    after = False  # whether what is looked at was written before a resume, and comes after it by its step
+    after = False  # whether this sample was written before a resume and comes after it by its step
     for line in reversed(end_of(run.samples, TAIL_BYTES).splitlines()):
         sample = _sample(line)
         if sample is None:
@@ -33,7 +33,8 @@ def latest(run: RunDir, count: int = 20) -> list[dict[str, Any]]:
 
 
 def _sample(line: bytes) -> dict[str, Any] | None:
-    """A whole line as a sample, else None: the first one is half a line where the file is longer than what is read."""
+    """A complete line as a sample, otherwise None: the first line is incomplete if the file is longer than what is
+    read."""
     try:
         value = json.loads(line)
     except ValueError:

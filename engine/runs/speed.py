@@ -1,5 +1,4 @@
-"""How long a training will take: as fast as the last run of the same model was,
-else a rough guess from the arithmetic."""
+"""Estimate how long a training takes: from the last run of the same model, otherwise roughly from arithmetic."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from engine.runs import progress, runs
 from engine.spec.run_spec import RunSpec
 
 MAX_RUNS_SEARCHED = 30  # newest runs
-# Share of the speed of plain matrix products that a training reaches, and what
-# a GPU of each generation reaches in them.
+# Share of the matrix multiplication speed that a training reaches, and that speed for each GPU generation.
 REACHED_SHARE = 0.35
 GPU_OPERATIONS_PER_S = {
     12.0: 400e12,
@@ -29,14 +27,14 @@ GPU_OPERATIONS_PER_S = {
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds of the training proper, and the run whose speed was taken; "" for a rough guess."""
+    """Seconds of the training proper, and the run whose speed was used; "" for a rough guess."""
 
     seconds: float
     like: str
 
 
 def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplace: Workplace) -> TimeEstimate | None:
-    """For so many tokens, all epochs together; None if nothing is known to go by."""
+    """For this number of tokens, all epochs together; None if there is nothing to base it on."""
     for run in runs.find(workplace.saves, "training")[:MAX_RUNS_SEARCHED]:
         try:
             alike = (run.spec.model, run.spec.method, run.spec.stage.kind, run.spec.hardware) == (
@@ -52,7 +50,7 @@ def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplac
             return TimeEstimate(tokens / rate, run.title)
     if not parameters:
         return None
-    # Forward 2 operations for each weight and token, backward to the activations 2, and 2 for trained weights.
+    # Forward: 2 operations per weight and token; backward: 2 for the activations, and 2 for trained weights.
     passes = {"full": 6}.get(spec.method.kind, 4) + 2 * spec.training.gradient_checkpointing
     return TimeEstimate(tokens * parameters * passes / (_speed(spec) * REACHED_SHARE), "")
 

@@ -1,4 +1,4 @@
-"""A training that does not move: noticed, noted with the stacks of its processes, and left alone."""
+"""Notice a training that has stalled, and record it with the stacks of its processes; the run is not stopped."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FIRST_STEP_FACTOR = 3  # how much longer loading, compiling and the first step o
 
 
 class StallWatch:
-    """Looks whether a run still writes progress.json or metrics.jsonl.
-    `minutes`: without that until it has stalled; 0 = never."""
+    """Watches whether a run still writes progress.json or metrics.jsonl. `minutes`: without them until it counts as
+    stalled; 0 = never."""
 
     def __init__(self, run: RunDir, minutes: float, clock: Callable[[], float] = time.monotonic):
         self.run, self.minutes, self.clock = run, minutes, clock
         self.seen, self.moved, self.noted = "", clock(), False
 
     def look(self) -> None:
-        """Note it, once, if the run has stalled since it last moved."""
+        """Record it, once, if the run has stalled since its last progress."""
         now, seen = self.clock(), stamp([self.run.progress, self.run.metrics])
         if seen != self.seen:
             self.seen, self.moved, self.noted = seen, now, False

@@ -1,8 +1,8 @@
-"""The small detached parent of one run.
+"""The small detached parent process of one run.
 
-It is a session of its own, so it outlives the studio. It holds the run's lock; starts what the run's kind
-says (for a training, `prepare` and the launcher); obeys stop requests; notes where it stalls; ends every
-process of the run that is left; and writes exit.json last. What it saw is judged by `engine.runs.outcome`.
+It has its own session, so it outlives the studio. It holds the run's lock; starts the steps of the run's kind (for a
+training, `prepare` and the launcher); obeys stop requests; records stalls; ends every remaining process of the run; and
+writes exit.json last. `engine.runs.outcome` judges what it saw.
 
     python -m engine.runs.supervisor keep FOLDER    become the supervisor of a run; returns once it holds the lock
     python -m engine.runs.supervisor end FOLDER     end every process of a run whose supervisor is gone
@@ -42,21 +42,21 @@ POLL_S = 0.3
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago, so that no two runs meet at accelerate's default."""
+    """A TCP port that was free a moment ago, so that no two runs use accelerate's default."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def supervise(run: RunDir) -> None:
-    """The whole life of one attempt, from the lock to exit.json. The caller holds the lock already."""
+    """The whole life of one attempt, from the lock to exit.json. The caller already holds the lock."""
     spec = kinds.read(regular_files.read_text(run.spec))
     gpu_indices, port = [gpu.index for gpu in hardware.gpus()], free_port()
     if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
-        raise Refusal(failure)  # it worked when the run was submitted; "auto" is no CPU now
+        raise Refusal(failure)  # it worked when the run was submitted; "auto" does not mean the CPU now
     steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpu_indices))
     environment = command.inherited_environment() | command.environment(spec, run.path, gpu_indices, hardware.threads())
-    log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
+    log_from = run.log.stat().st_size  # everything before it belongs to an earlier attempt
     write_json(
         run.keeper,
         {
@@ -84,11 +84,12 @@ def supervise(run: RunDir) -> None:
 
 
 def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
-    """Start a child of the run; one that waits has a pipe as its standard input, which ends if the supervisor does."""
+    """Start a child of the run; one that waits has a pipe as its standard input, which closes if the supervisor
+    ends."""
     print(f"$ {' '.join(step.arguments)}", flush=True)
-    # The descriptor of the lock goes along: what takes no lock itself must count as alive, too.
+    # The descriptor of the lock is passed on: programs that take no lock themselves must count as alive, too.
     lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
-    assert lock is not None  # nobody locks this byte for itself alone
+    assert lock is not None  # nobody locks this byte exclusively
     child_environment = environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
     child = subprocess.Popen(
         step.arguments,
@@ -104,10 +105,10 @@ def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.P
 def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir, watch: StallWatch) -> int:
     """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it).
 
-    Where there is nothing to save yet, stop-and-save ends it like kill.
+    If there is nothing to save yet, stop-and-save ends it like kill.
     """
     if child.stdin:
-        with contextlib.suppress(BrokenPipeError):  # it has failed already, as its exit code will say
+        with contextlib.suppress(BrokenPipeError):  # it has already failed, as its exit code will show
             child.stdin.write(b"begin\n")
             child.stdin.close()
     while True:
@@ -117,7 +118,7 @@ def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir, wat
             stop_request = requested_stop(run)
             if stop_request == "kill" or (stop_request == "save" and not step.saves):
                 end_processes(run.path)
-            if step.saves:  # it takes steps; preparation has none
+            if step.saves:  # it has steps; preparation has none
                 watch.look()
 
 
@@ -141,14 +142,14 @@ def become_supervisor(folder: Path) -> int:
     if supervisor_lock is None:
         os._exit(1)
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
-    assert alive_lock is not None  # nobody locks this byte for itself alone
+    assert alive_lock is not None  # nobody locks this byte exclusively
     log = regular_files.open_descriptor(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)  # and no longer the lock of the queue: see `queue._start`
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.write(write_end, b"held")
     os.close(write_end)
-    # A machine that shuts down leaves the run interrupted, not judged: no exit.json, and resume is offered.
+    # If the machine shuts down, the run is interrupted, not judged: no exit.json, and it can be resumed.
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, folder))
     try:
         supervise(run)
@@ -162,7 +163,7 @@ def become_supervisor(folder: Path) -> int:
             queue.give_up(run, 1)
     os.close(alive_lock)
     os.close(supervisor_lock)
-    if run.exit.exists():  # else the disk is full, and a studio's tick will try again
+    if run.exit.exists():  # otherwise the disk is full, and a studio's tick will try again
         with contextlib.suppress(OSError):
             queue.advance(queue.saves_of(folder))
         read_long_curves(run)
@@ -175,10 +176,10 @@ def main() -> int:
 
 
 def end_orphans(folder: Path) -> int:
-    """End what lives of a run without a supervisor, supervise it for that long,
-    and start who waits. Returns 1 if it has one.
+    """End what is alive of a run without a supervisor, supervise it for that long, and start the next waiting run.
+    Returns 1 if it has a supervisor.
 
-    A run that has ended by itself and was resumed meanwhile is left to wait.
+    A run that has ended by itself and was resumed meanwhile keeps waiting.
     """
     run = RunDir(folder)
     supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)

@@ -1,1 +1,1 @@
-"""Servers that answer: started, asked, ended; conversations as values."""
+"""Chat servers: starting, asking and ending them; conversations as values."""

@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict  # pydantic takes the standard one from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts the standard one from Python 3.12 on
 
 from engine.core.problems import Problem, Refusal, problem, sentences
 from engine.core.rundir import read_json
 from engine.serving.servers import Server, reward_models
 
-SNAPSHOT_SECONDS = 0.1  # between two snapshots of answers that are being written
-# The page draws all characters anew at each snapshot, and has to react to Stop meanwhile.
+SNAPSHOT_SECONDS = 0.1  # between two snapshots of answers in progress
+# The page redraws all characters at each snapshot, and has to react to Stop meanwhile.
 CHARACTERS_DRAWN_PER_S = 20_000
 
 
 class ToolCall(TypedDict):
-    """A call of a tool."""
+    """A tool call."""
 
     name: str
     arguments: dict[str, Any]
@@ -33,8 +33,8 @@ class ToolCall(TypedDict):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of one served model, as far as it is written. `first_s` to its first
-    piece, `tokens_per_s` from there on. `calls` are the calls of tools in it."""
+    """The answer of one served model, as far as it is generated. `first_s`: seconds to its first piece; `tokens_per_s`:
+    from then on. `calls`: its tool calls."""
 
     model: str
     text: str = ""
@@ -47,12 +47,12 @@ class Answer:
 
 
 def served_models(server: Server) -> list[dict[str, Any]]:
-    """The models that a server offers: id, max_model_len, thinking. Raises Refusal if it does not answer."""
+    """The models of a server: id, max_model_len, thinking. Raises Refusal if it does not respond."""
     return _call(server, "GET", "/v1/models")["data"]
 
 
 def add(server: Server, adapters: Mapping[str, Path]) -> None:
-    """Have a server load adapters that it does not have yet. Raises Refusal if it cannot."""
+    """Have a server load adapters that it has not loaded yet. Raises Refusal if it cannot."""
     there = {model["id"] for model in served_models(server)}
     for name, folder in adapters.items():
         if name not in there:
@@ -62,9 +62,9 @@ def add(server: Server, adapters: Mapping[str, Path]) -> None:
 def score(
     server: Server, saves: Path, judge: str, conversations: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, float]:
-    """The reward of each conversation from the reward model of the run `judge`, higher for better. Raises Refusal.
+    """The score of each conversation by the reward model of the run `judge`; higher is better. Raises Refusal.
 
-    It is loaded by the same server, as a model of its own, when it is first asked.
+    The same server loads it as a separate model at the first request.
     """
     folder = next((reward_model.folder for reward_model in reward_models(saves) if reward_model.run.id == judge), None)
     if folder is None:
@@ -78,19 +78,19 @@ def score(
 
 
 def cancel(server: Server, request_id: str) -> None:
-    """End the answers that were asked for under that id; what is written of them stays."""
-    with contextlib.suppress(Refusal):  # it is gone, and its answers with it
+    """End the answers requested under that id; what has been generated is kept."""
+    with contextlib.suppress(Refusal):  # it has ended, and its answers with it
         _call(server, "POST", "/v1/cancel", {"request_id": request_id})
 
 
 def ask(
     server: Server, questions: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
 ) -> Iterator[list[Answer]]:
-    """Have each served model answer its conversation, all at once; yields
-    snapshots of the answers until all have ended.
+    """Have each served model answer its conversation, all at once; yields snapshots of the answers until all have
+    ended.
 
-    `settings` are those of POST /v1/chat/completions. Closing the iterator ends the answers. What goes wrong with one
-    is in its `problem`, and the others go on.
+    `settings` are those of POST /v1/chat/completions. Closing the iterator ends the answers. If one fails, this is in
+    its `problem`, and the others continue.
     """
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     connections = [_connection(server) for _ in questions]
@@ -119,7 +119,7 @@ def ask(
 
 
 def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str, Any], tell: Any) -> None:
-    """Read one answer to its end, and tell each time there is more of it."""
+    """Read one answer to its end, and notify each time there is more of it."""
     answer, began = Answer(body["model"]), time.monotonic()
     try:
         response = _send(server, connection, "POST", "/v1/chat/completions", body)
@@ -144,7 +144,7 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
     except Refusal as refusal:
         tell(replace(answer, finish="error", problem=refusal.problems[0]))
     except (OSError, ValueError, http.client.HTTPException, AttributeError):
-        # AttributeError: hung up in another thread. The process may need a moment to be seen as gone.
+        # AttributeError: closed in another thread. It may take a moment until the process is known to have ended.
         time.sleep(0.2)
         gone = server.problems or [problem("chat-died", name=server.name)]
         tell(replace(answer, finish="error", problem=gone[0]))
@@ -155,7 +155,7 @@ def _parsed_call(function: Mapping[str, str]) -> ToolCall:
 
 
 def _shut_down(connection: http.client.HTTPConnection) -> None:
-    """End a connection that another thread may be reading from: only a shutdown wakes it."""
+    """Close a connection that another thread may be reading from: only a shutdown wakes it."""
     if connection.sock:
         with contextlib.suppress(OSError):
             connection.sock.shutdown(2)
@@ -184,7 +184,7 @@ def _send(
 
 
 def _call(server: Server, method: str, path: str, body: Any = None) -> Any:
-    """The server's answer to one request. Raises Refusal with what it refuses, or if it is gone."""
+    """The server's response to one request. Raises Refusal with its error, or if it has ended."""
     connection = _connection(server)
     try:
         return json.loads(_send(server, connection, method, path, body).read())
@@ -195,7 +195,7 @@ def _call(server: Server, method: str, path: str, body: Any = None) -> Any:
 
 
 def _problem(reply: Mapping[str, Any]) -> Problem:
-    """The problem in a server's error reply, as a code, so that it can be written in the reader's language."""
+    """The problem in a server's error response, as a code, so that it can be shown in the reader's language."""
     error = reply["error"]
     details = error.get("problem") or {}
     known = details.get("code") in sentences()

@@ -1,8 +1,7 @@
-"""A conversation of one person with several served models: the messages of each
-so far, as a file, and as rows to learn from.
+"""A conversation of one person with several served models: the messages of each, as a file, and as rows to learn from.
 
-It is kept by the browser, so everything here is a value, and what comes back is read with care.
-Requests are left to `engine.serving.chat_client`.
+The browser keeps it, so everything here is a value, and what comes back is not trusted. Requests are left to
+`engine.serving.chat_client`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from engine.data import dataset_info_edits
 from engine.data.datasets import read_dataset_info
 from engine.serving.chat_client import Answer, ToolCall
 
-RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data sets that ratings go into
-MAX_HISTORY = 40  # earlier conversations that are kept, and
-MAX_HISTORY_CHARACTERS = 1_000_000  # characters of them: a browser holds some five million
-# How a tool is written down, shortly.
+RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data sets that receive ratings
+MAX_HISTORY = 40  # number of earlier conversations that are kept, and
+MAX_HISTORY_CHARACTERS = 1_000_000  # their characters: a browser stores about five million
+# A short template for a tool.
 TOOL_EXAMPLE = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
 Message = dict[str, Any]
 Tools = tuple[dict[str, Any], ...]
@@ -33,21 +32,21 @@ Rating = Literal["", "up", "down"]
 
 @dataclass(frozen=True)
 class Reply:
-    """What one served model answered, how fast, and how the reader rated it."""
+    """The answer of one served model, its speed, and the reader's rating."""
 
     text: str
     tokens: int = 0
     first_s: float | None = None
     tokens_per_s: float | None = None
     finish: str = ""
-    score: float | None = None  # of a reward model
+    score: float | None = None  # by a reward model
     rating: Rating = ""
     preferred: bool = False
     calls: tuple[ToolCall, ...] = ()
 
     @property
     def message(self) -> Message:
-        """The answer as chat templates take it."""
+        """The answer as chat templates expect it."""
         message = {"role": "assistant", "content": self.text}
         calls = [{"type": "function", "function": dict(call)} for call in self.calls]
         return message | ({"tool_calls": calls} if calls else {})
@@ -59,10 +58,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and the answers to it, by served model; none while it is being answered.
+    """One question and its answers, by served model; none while it is being answered.
 
-    It follows the turn in place `after`; one that stands `alone` was asked as if nothing came before it. A question in
-    the role "tool" is what the tools answered that were called before.
+    It follows the turn in place `after`; one that stands `alone` was asked as if nothing came before it. A question
+    with the role "tool" contains the results of the tools that were called before.
     """
 
     question: str
@@ -80,14 +79,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A tree of turns, each in its place behind the one it follows. What is shown is the path
-    from a first turn to `tip`. Another question at any of them begins another branch."""
+    """A tree of turns, each in its place after the one it follows. The path from a first turn to `tip` is shown.
+    Another question at any of them starts another branch."""
 
     turns: tuple[Turn, ...] = ()
     tip: int = -1
 
     def path(self, tip: int | None = None) -> tuple[int, ...]:
-        """The places of the turns that lead to `tip`, itself the last."""
+        """The places of the turns that lead to `tip`, which is the last."""
         places, place = [], self.tip if tip is None else tip
         while place >= 0:
             places.append(place)
@@ -103,35 +102,35 @@ class Conversation:
         return tuple(number for number, turn in enumerate(self.turns) if turn.after == place)
 
     def last_models(self) -> list[str]:
-        """The models that answered last on the path to the tip; before its
-        first answer, those that answered last anywhere."""
+        """The models that answered last on the path to the tip; before its first answer, those that answered last
+        anywhere."""
         turns = [*self.turns, *self.turns_on_path()]
         return next((list(turn.said) for turn in reversed(turns) if turn.said), [])
 
     def add(self, turn: Turn) -> Conversation:
-        """The conversation with one more turn behind its tip."""
+        """The conversation with one more turn after its tip."""
         return Conversation((*self.turns, replace(turn, after=self.tip)), len(self.turns))
 
     def before(self, place: int) -> Conversation:
-        """The conversation as it was before the turn in `place`; what followed is another branch now."""
+        """The conversation up to the turn before `place`; what followed becomes another branch."""
         return replace(self, tip=self.turns[place].after)
 
     def without_tip(self) -> Conversation:
-        """The conversation as it was before its tip, which is to be asked once more; one without answers is dropped."""
+        """The conversation without its tip, which will be asked again; one without answers is dropped."""
         last = self.turns[self.tip]
         if last.said or self.tip != len(self.turns) - 1:
             return self.before(self.tip)
         return Conversation(self.turns[:-1], last.after)
 
     def to_newest_tip(self, place: int) -> Conversation:
-        """The conversation with its tip at the newest turn behind `place`."""
+        """The conversation with its tip at the newest turn after `place`."""
         while later := self.children(place):
             place = later[-1]
         return replace(self, tip=place)
 
 
 def answered_turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
-    """A question with what has been answered; None if there is no answer at all."""
+    """A question with its answers; None if there are none."""
     replies = {
         answer.model: Reply(
             answer.text,
@@ -149,14 +148,14 @@ def answered_turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str
 
 
 def parse_tools(text: str) -> Tools:
-    """The functions that are written in `text` as OpenAI writes them, alone or in a list. Raises Refusal."""
+    """The functions in `text`, in OpenAI's format, alone or in a list. Raises Refusal."""
     if not text.strip():
         return ()
     try:
         definitions = json.loads(text)
     except json.JSONDecodeError as error:
         raise Refusal(problem("chat-tools-json", why=error.msg, line=error.lineno, column=error.colno)) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, thousands of brackets
         raise Refusal(problem("chat-tools-json", why=type(error).__name__, line=1, column=1)) from error
     tools = [
         definition
@@ -177,7 +176,7 @@ _CONVERSATION = TypeAdapter(Conversation)
 
 
 def read(stored: Any) -> Conversation:
-    """The conversation as a browser has kept it; an empty one where that is none."""
+    """The conversation as stored by a browser; an empty one if that is invalid."""
     try:
         conversation = _CONVERSATION.validate_python(stored)
     except ValidationError:
@@ -190,18 +189,18 @@ def read(stored: Any) -> Conversation:
 
 
 def as_plain(conversation: Conversation) -> dict[str, Any]:
-    """The conversation for a browser to keep."""
+    """The conversation for a browser to store."""
     return asdict(conversation)
 
 
 def with_archived(history: Sequence[Any], conversation: Conversation) -> list[Any]:
-    """Earlier conversations as a browser keeps them, with one more in front;
-    the oldest leave when there are too many."""
+    """Earlier conversations as a browser stores them, with a new one in front; the oldest are dropped if there are too
+    many."""
     known = [
         entry for entry in ([as_plain(conversation)] if conversation.turns else []) + list(history) if read(entry).turns
     ][:MAX_HISTORY]
     sizes = [len(json.dumps(entry)) for entry in known]
-    # The one that was just put away stays, however long it is: it is nowhere else.
+    # The newest one is kept, however long it is, since it is nowhere else.
     return [
         entry for number, entry in enumerate(known) if not number or sum(sizes[: number + 1]) <= MAX_HISTORY_CHARACTERS
     ]
@@ -209,7 +208,7 @@ def with_archived(history: Sequence[Any], conversation: Conversation) -> list[An
 
 def messages(turns: Sequence[Turn], model: str, system: str = "") -> list[Message]:
     """The messages of a served model since the last turn that stood alone. A turn that it did not answer is included
-    with the first answer to it; of tools only the results of a call that is among its messages."""
+    with its first answer; of tools, only the results of a call that is among its messages."""
     conversation = begun = [{"role": "system", "content": system}] if system.strip() else []
     answerer = ""  # whose answer was included last
     for turn in turns:
@@ -224,19 +223,19 @@ def messages(turns: Sequence[Turn], model: str, system: str = "") -> list[Messag
 
 
 def prompt(conversation: Conversation, model: str, place: int) -> list[Message]:
-    """The messages a model was sent in the turn in `place`, the question included."""
+    """The messages sent to a model in the turn in `place`, including the question."""
     turn = conversation.turns[place]
     return messages_before_answer(conversation.turns_on_path(turn.after), model, turn)
 
 
 def messages_before_answer(before: Sequence[Turn], model: str, turn: Turn) -> list[Message]:
-    """The messages a model is sent in a turn that follows those `before`."""
+    """The messages sent to a model in a turn that follows those `before`."""
     return [*messages(() if turn.alone else before, model, turn.system), turn.message]
 
 
 def jsonl(conversation: Conversation) -> str:
-    """The path to the tip as JSONL, a line for each model and for each turn
-    that stands alone, {"messages", "tools", "model"}: a data set as it is."""
+    """The path to the tip as JSONL, a line for each model and for each turn that stands alone, {"messages", "tools",
+    "model"}: usable as a data set."""
     turns = [turn for turn in conversation.turns_on_path() if turn.said]
     models = dict.fromkeys(model for turn in turns for model in turn.said)
     ends = [end for end in range(1, len(turns) + 1) if end == len(turns) or turns[end].alone]
@@ -259,7 +258,7 @@ def rate(data_dir: Path, conversation: Conversation, place: int, model: str, up:
     """Append an answer as good or bad, as a row for KTO; returns the conversation with the mark. Raises Refusal."""
     reply = _ratable_reply(conversation, place, model)
     if reply.rating:
-        return conversation  # a row that is written stays written
+        return conversation  # a row that has been written stays written
     exchange = [*prompt(conversation, model, place), reply.message]
     row = {"messages": exchange, **_tools(conversation.turns[place]), "kto_tag": up, "model": model}
     entry = {"formatting": "openai", "columns": {name: name for name in ("messages", "kto_tag", "tools")}}
@@ -270,7 +269,7 @@ def rate(data_dir: Path, conversation: Conversation, place: int, model: str, up:
 def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -> Conversation:
     """Append an answer as better than the others to the same question, as a pair with each of them.
 
-    Raises Refusal if there is no other answer that differs and was given to the same conversation.
+    Raises Refusal if there is no different answer to the same conversation.
     """
     reply, turn = _ratable_reply(conversation, place, model), conversation.turns[place]
     if any(answer.preferred for answer in turn.said.values()):
@@ -318,7 +317,7 @@ def _with_marks(conversation: Conversation, place: int, model: str, **marks: Any
 
 
 def _append(data_dir: Path, name: str, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> None:
-    """Add rows to the file of a data set, and the set to the catalogue if it is not there."""
+    """Add rows to the file of a data set, and the set to dataset_info.json if it is not there."""
     file = data_dir / f"{name}.jsonl"
     try:
         append_lines(file, rows)

@@ -1,12 +1,12 @@
-"""The studio's side of the chat servers: start one, find it again, end it.
-Requests to it: `engine.serving.chat_client`.
+"""The studio's side of the chat servers: start one, find it again, end it. Requests to it:
+`engine.serving.chat_client`.
 
-A server is a folder `saves/.chat/<id>/` and a child process of its own (`engine.worker.serve`) with one base model in
-memory and any number of its adapters. As with a run, the folder is the truth: a studio that is restarted finds its
-servers, and whatever kills one is seen.
+A server is a folder `saves/.chat/<id>/` and a child process (`engine.worker.serve`) with one base model in memory and
+any number of its adapters. As with a run, the folder is the truth: a restarted studio finds its servers, and it is
+noticed if one is killed.
 
     serve.json     what to serve             lock           held while the process lives
-    key            who may ask               address.json   where it listens, once it has loaded
+    key            the API key               address.json   where it listens, once it has loaded
     log.txt        what it printed           ended.json or error.json, last
 """
 
@@ -49,8 +49,8 @@ from engine.spec.model_settings import Model, NoRopeScaling
 from engine.spec.run_spec import RunSpec
 
 SERVERS_FOLDER = ".chat"
-MAX_SERVERS = 2  # servers that a studio keeps at once: each holds a whole model
-IDLE_S = 900.0  # without a question, after which a server of a studio ends
+MAX_SERVERS = 2  # maximum number of servers of a studio: each holds a whole model
+IDLE_S = 900.0  # time without a question after which a studio's server ends
 LOADING_S = 1800.0
 
 
@@ -66,22 +66,22 @@ class Server:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The content of serve.json: what it was started with."""
+        """The content of serve.json: the settings of its start."""
         return read_object(self.path / "serve.json")
 
     @property
     def name(self) -> str:
-        """What its base is called, and asked as."""
+        """The name of its base, also in requests."""
         return self.settings.get("name", "")
 
     @property
     def engine(self) -> str:
-        """What writes its answers: one of vllm.ENGINES."""
+        """Its inference engine: one of vllm.ENGINES."""
         return self.settings.get("engine", vllm.ENGINES[0])
 
     @property
     def state(self) -> Literal["loading", "ready", "ended", "failed"]:
-        """Also failed is one that ended without a record: killed, or out of memory."""
+        """Also "failed" if it ended without a record: killed, or out of memory."""
         if is_locked(self.path / "lock", ALIVE_BYTE):
             return "ready" if (self.path / "address.json").exists() else "loading"
         return "ended" if (self.path / "ended.json").exists() else "failed"
@@ -112,21 +112,21 @@ class Server:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is chosen to chat with: a base and adapters of it. `model` says how the base is loaded."""
+    """The choice of models: a base and adapters of it. `model` says how the base is loaded."""
 
     base: Path
     name: str
     adapters: Mapping[str, Path] = field(default_factory=dict)  # name → folder of the result
     model: Mapping[str, Any] = field(default_factory=dict)
-    engine: str = "transformers"  # what writes the answers: one of vllm.ENGINES
-    rank: int = vllm.DEFAULT_LORA_RANK  # that vLLM has room for: the largest of this base's adapters, wanted or not
+    engine: str = "transformers"  # the inference engine: one of vllm.ENGINES
+    rank: int = vllm.DEFAULT_LORA_RANK  # the maximum rank for vLLM: that of this base's largest adapter, chosen or not
 
 
 def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str = "transformers") -> Choice:
-    """The model folder `base` and the results of the runs with these ids, looked at before anything is loaded.
+    """The model folder `base` and the results of the runs with these ids, checked before anything is loaded.
 
-    An empty `base` is what the first of them is or belongs to. Raises Refusal if something is not there, is of another
-    base, or is nothing that the `engine` takes.
+    An empty `base` means that of the first run. Raises Refusal if something does not exist, belongs to another base, or
+    is not supported by the `engine`.
     """
     if engine not in vllm.ENGINES:
         raise Refusal(problem("spec-choice", "engine", given=engine, choices=", ".join(vllm.ENGINES)))
@@ -177,7 +177,7 @@ def _result(by_id: Mapping[str, Result], id: str) -> Result:
 
 
 def _folder(base: str, adapters: Sequence[Result]) -> Path:
-    """Where the base lies: a hub's model is where the run of an adapter found it."""
+    """The path of the base: for a hub's model, where the adapter's run found it."""
     if os.path.isdir(base) or not is_hub_id(base):
         return Path(os.path.abspath(base))
     return next((base_of(result) for result in adapters), Path(base))
@@ -189,18 +189,18 @@ def _cached(folder: Path) -> bool:
 
 
 def _model_part(workplace: Workplace, folder: Path, whole: Result | None, adapters: Sequence[Result]) -> dict[str, Any]:
-    """The `model` part of a spec by which the base is loaded: as the run that made the result had it."""
+    """The `model` part of a spec with which the base is loaded, as in the run of the result."""
     made_by = [*filter(None, [whole]), *adapters]
     model = made_by[0].run.spec.model if made_by else Model(model_name_or_path=str(folder))
     allowed = model.trust_remote_code and workplace.allows_code_of(str(folder))
     changes: dict[str, Any] = {"trust_remote_code": allowed}
     if whole:
-        changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
+        changes["rope_scaling"] = NoRopeScaling()  # its configuration already contains the scaling
     return model.used(str(folder)).model_copy(update=changes).model_dump()
 
 
 def reward_models(saves: Path) -> list[Result]:
-    """The reward models that finished runs have left."""
+    """The reward models from finished runs."""
     return [result for result in results(saves) if result.stage == "rm"]
 
 
@@ -208,9 +208,9 @@ def reward_models(saves: Path) -> list[Result]:
 
 
 def hold_studio_lock(saves: Path) -> int | None:
-    """Hold the lock that says a studio lives, as long as this process does. Servers end sooner without one.
+    """Hold the lock that shows that a studio is alive, as long as this process is. Servers end sooner without one.
 
-    Returns the open descriptor of the lock; None where the saves folder cannot be written, and so has no servers.
+    Returns the open descriptor of the lock; None if the saves folder is not writable, and so has no servers.
     """
     with contextlib.suppress(OSError):
         (saves / SERVERS_FOLDER).mkdir(exist_ok=True)
@@ -219,21 +219,21 @@ def hold_studio_lock(saves: Path) -> int | None:
 
 
 def servers(saves: Path) -> list[Server]:
-    """All servers that there are or were and have left their folder, the newest last."""
+    """All servers that still have their folder, newest last."""
     known = [Server(path.parent) for path in (saves / SERVERS_FOLDER).glob("[!.]*/serve.json")]
     return sorted((server for server in known if server.settings), key=lambda server: server.settings["started"])
 
 
 def find(saves: Path, choice: Choice) -> Server | None:
-    """The studio's server of the chosen base, alive or not, whatever engine it was started with."""
+    """The studio's server of the chosen base, alive or not, with any engine."""
     server = Server(saves / SERVERS_FOLDER / _id(choice))
     return server if server.settings else None
 
 
 def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
-    """The server of the chosen base: the one that lives, or a new one. Comes back at once; it may still be loading.
+    """The server of the chosen base: the one that is alive, or a new one. Returns immediately; it may still be loading.
 
-    Raises Refusal if it lives with another engine, if MAX_SERVERS others live, or if no GPU is left for it.
+    Raises Refusal if it is alive with another engine, if MAX_SERVERS others are alive, or if no GPU is left for it.
     """
     saves = workplace.saves
     (saves / SERVERS_FOLDER).mkdir(exist_ok=True)
@@ -262,7 +262,7 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
 
 
 def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
-    """The content of serve.json for what is chosen. Raises Refusal if no GPU is left for it."""
+    """The content of serve.json for the choice. Raises Refusal if no GPU is left for it."""
     loaded = [Model(**choice.model), *(model.run.spec.model for model in reward_models(workplace.saves))]
     return {
         "quantized": any(may_need_bitsandbytes(model.model_name_or_path, model.quantization.kind) for model in loaded),
@@ -284,10 +284,10 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
 
 
 def _free_gpu(saves: Path, engine: str) -> int | None:
-    """The index of the GPU with the most free memory; None where there is none.
-    vLLM takes nine tenths of one, so it has it alone.
+    """The index of the GPU with the most free memory; None if there is none. vLLM uses nine tenths of its GPU, so it
+    shares it with no other server.
 
-    Raises Refusal with the servers on them if every GPU is taken, or if the driver does not tell which there are.
+    Raises Refusal with the servers on them if every GPU is taken, or if the driver cannot list them.
     """
     if failure := hardware.gpu_failure():
         raise Refusal(failure)
@@ -301,12 +301,12 @@ def _free_gpu(saves: Path, engine: str) -> int | None:
 
 
 def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False) -> subprocess.Popen[bytes]:
-    """Start the process of a server whose folder is new. In the `foreground` it prints to this terminal and ends
-    with it; else into its log, and it outlives the process that started it."""
+    """Start the process of a server with a new folder. In the `foreground` it prints to this terminal and ends with it;
+    otherwise it prints to its log and outlives the process that started it."""
     server.path.mkdir(parents=True)
-    # The lock is handed down: the server is alive before it has imported anything.
+    # The lock is passed on: the server is alive before it has imported anything.
     lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
-    assert lock is not None  # nobody locks this byte for itself alone
+    assert lock is not None  # nobody locks this byte exclusively
     if key:
         (server.path / "key").touch(0o600)
         (server.path / "key").write_text(key, encoding="utf-8")
@@ -330,7 +330,7 @@ def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: boo
 
 
 def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """That of a run on one device: its GPU, or the CPU where there is none."""
+    """Its environment, as for a run on one device: its GPU, or the CPU if there is none."""
     spec = RunSpec.read({"model": settings["model"]})
     variables = (
         command.inherited_environment()
@@ -343,7 +343,7 @@ def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def end(server: Server) -> None:
-    """End the process of a server, and wait until nothing of it is left; then its folder goes, too."""
+    """End the process of a server, and wait until it has completely ended; then delete its folder."""
     end_processes(server.path, kill_timeout_s=3)
     shutil.rmtree(server.path, ignore_errors=True)
 
@@ -359,7 +359,7 @@ def _studios(saves: Path) -> Path:
 
 
 def wait(server: Server, seconds: float = LOADING_S) -> None:
-    """Come back once the server answers. Raises Refusal if it has ended instead."""
+    """Return once the server responds. Raises Refusal if it has ended instead."""
     deadline = time.monotonic() + seconds
     while server.state == "loading" and time.monotonic() < deadline:
         time.sleep(0.1)

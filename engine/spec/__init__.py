@@ -1,1 +1,1 @@
-"""RunSpec: what is declared, how it is read and written, and which settings contradict each other."""
+"""RunSpec: its declaration, reading and writing it, and which settings contradict each other."""

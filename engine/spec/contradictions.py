@@ -1,4 +1,4 @@
-"""Settings of a spec that contradict each other, whatever the machine."""
+"""Settings of a spec that contradict each other, on any machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.spec.trainer_arguments import extra_problems
 
 
 def spec_problems(spec: RunSpec) -> list[Problem]:
-    """What is wrong with the spec in itself, whatever the machine: settings that contradict each other."""
+    """Problems of the spec in itself, on any machine: settings that contradict each other."""
     problems: list[Problem] = []
     if not spec.model.model_name_or_path.strip():
         problems.append(problem("model-not-chosen", "model.model_name_or_path"))
@@ -55,7 +55,7 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
 
 
 def _expert_problems(method: Lora) -> list[Problem]:
-    """What peft cannot do with adapters on experts that lie in one tensor."""
+    """What peft cannot do with adapters on experts stored in one tensor."""
     if method.expert_r is None:
         return []
     exclusive = {
@@ -67,7 +67,7 @@ def _expert_problems(method: Lora) -> list[Problem]:
 
 
 def has_validation(spec: RunSpec) -> bool:
-    """Whether there are rows to measure on."""
+    """Whether there are validation rows."""
     return spec.data.validation_share > 0 or bool(spec.data.validation_rows or spec.data.eval_datasets)
 
 
@@ -119,7 +119,7 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
     if stage.kind == "ppo":
         if not stage.reward_model.strip():
             problems.append(problem("reward-not-chosen", "stage.reward_model"))
-        # A new answer is as likely as it was a moment ago: nothing may be left to chance in between.
+        # A new answer must be as likely as when it was generated: nothing may be random in between.
         if getattr(spec.method, "lora_dropout", 0):
             problems.append(problem("ppo-no-noise", "method.lora_dropout"))
         if spec.training.neftune_noise_alpha:
@@ -180,7 +180,7 @@ def _pattern_problems(pattern: str) -> list[Problem]:
 
 
 def _nearest_divisor(number: int, size_sought: int) -> int | None:
-    """The divisor of `number` from 2 on that is nearest to a size; None if none is within ten thousand of it."""
+    """The divisor of `number`, from 2 on, that is nearest to a size; None if none is within ten thousand of it."""
     for distance in range(10_000):
         for size in (size_sought - distance, size_sought + distance):
             if 2 <= size <= number and number % size == 0:

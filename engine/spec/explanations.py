@@ -1,4 +1,4 @@
-"""pydantic's errors as problems at their fields, with the nearest right key or value."""
+"""pydantic's errors as problems at their fields, with the most similar valid key or value."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from engine.core.problems import Problem, problem
 from engine.spec.fields import choices_of, fields_of
 
-MAX_PROBLEMS_SAID = 50  # of one spec; nobody reads more, and each looks for what was meant
-NO_VALUE = "(nothing)"  # told as engine/core/reasons.yaml has it
-MAX_CHOICES_LISTED, MAX_NEAREST_LISTED = 12, 5  # of a longer list only so many are told
-WEIGHTED_FIELDS = ("data.datasets", "stage.rewards")  # mappings for which a list is short
+MAX_PROBLEMS_SAID = 50  # per spec; nobody reads more, and finding suggestions takes time
+NO_VALUE = "(nothing)"  # translated by engine/core/reasons.yaml
+MAX_CHOICES_LISTED, MAX_NEAREST_LISTED = 12, 5  # a longer list is shortened to this many
+WEIGHTED_FIELDS = ("data.datasets", "stage.rewards")  # mappings for which a list is a short form
 
 
 def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
-    """One of pydantic's errors with a `whole` as one of ours."""
-    # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
+    """One of pydantic's errors about a `whole` as one of our problems."""
+    # A union's location contains the chosen kind ("method.lora.r"); our path does not ("method.r").
     location = [str(step) for step in error["loc"]]
-    if location[-1:] == ["[key]"]:  # of a mapping whose keys are a choice: it is the mapping that is wrong
+    if location[-1:] == ["[key]"]:  # of a mapping whose keys are a choice: the problem is at the mapping
         location = location[:-2]
     unions = {path.rpartition(".")[2]: kinds for path, kinds in choices_of(whole).items()}
     steps = [
@@ -30,7 +30,7 @@ def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
     path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
     value = shortened(error.get("input"))
     if kind == "extra_forbidden":
-        if path in fields_of(whole):  # of another kind than the one chosen
+        if path in fields_of(whole):  # belongs to another kind than the chosen one
             union = next(step for step in location if step in unions)
             chosen = next(step for step in location if step in unions[union])
             owners = [name for name, part in unions[union].items() if steps[-1] in part.model_fields]
@@ -72,7 +72,7 @@ def shortened(value: Any) -> str:
 
 
 def _choice_problem(path: str, value: str, choices: str) -> Problem:
-    """What may stand there: all choices, or of a long list those that are near to what was given."""
+    """The valid values: all choices or, of a long list, those similar to the given value."""
     options = [choice.strip().strip("'") for choice in choices.split(",")]
     value = "(empty)" if value == NO_VALUE else value
     if len(options) <= MAX_CHOICES_LISTED:
@@ -83,7 +83,7 @@ def _choice_problem(path: str, value: str, choices: str) -> Problem:
 
 
 def _nearest(value: str, options: list[str]) -> list[str]:
-    """Those that begin with what was given, or else hold it; or else those that are written much like it."""
+    """Those that begin with the given text, otherwise those that contain it, otherwise similar ones."""
     if not (text := value.casefold().strip()):
         return []
     begin = [choice for choice in options if choice.startswith(text)]
@@ -92,8 +92,8 @@ def _nearest(value: str, options: list[str]) -> list[str]:
 
 
 def _did_you_mean(path: str, whole: type[BaseModel]) -> str:
-    """The nearest known path to a misspelt one; "" if none is near. A known key at the wrong place is found by its last
-    step, and one of the same part goes before others."""
+    """The known path most similar to a misspelt one; "" if none is similar. A known key at the wrong place is found by
+    its last step, and keys of the same part take precedence."""
     known = list(fields_of(whole))
     parent, _, last = path.rpartition(".")
     beside = {field.rpartition(".")[2]: field for field in known if field.rpartition(".")[0] == parent}

@@ -1,5 +1,5 @@
-"""Limits of the further arguments of a trainer, which their types do not tell:
-beyond these the first step fails, or never is.
+"""Limits of a trainer's extra arguments that their types do not show: beyond these the first step fails, or never
+happens.
 
 From the checks in transformers' TrainingArguments and in the constructors of PyTorch's optimizers.
 """
@@ -14,7 +14,7 @@ from engine.core.problems import Problem, problem
 if TYPE_CHECKING:
     from engine.spec.run_spec import RunSpec
 
-# Smallest and largest value; an upper limit of a momentum is itself too large.
+# Smallest and largest value; the upper limit of a momentum is exclusive.
 EXTRA_ARGUMENT_LIMITS = {
     "adam_beta1": (0, 0.999999),
     "adam_beta2": (0, 0.9999999),
@@ -32,7 +32,7 @@ EXTRA_ARGUMENT_CHOICES = {"ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", 
 
 
 def limit_problems(spec: RunSpec, measured: bool) -> Iterator[Problem]:
-    """What of the further arguments cannot be; `measured`: there is validation."""
+    """Invalid extra arguments; `measured`: there is validation."""
     extra = spec.extra
     for name, (low, high) in EXTRA_ARGUMENT_LIMITS.items():
         value = extra.get(name)

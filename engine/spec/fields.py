@@ -1,4 +1,4 @@
-"""The settings of a spec by their paths, and the choices among them, read from pydantic's declarations."""
+"""The settings of a spec by their paths, and their choices, read from pydantic's declarations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 
 def choices(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The parts of a choice of a union (`OneOf[Lora | Full]`), by their `kind`; empty for any other type."""
+    """The parts of a union (`OneOf[Lora | Full]`), by their `kind`; empty for any other type."""
     parts = get_args(annotation)
     if parts and all(isinstance(part, type) and issubclass(part, BaseModel) for part in parts):
         return {part.model_fields["kind"].default: part for part in parts}
@@ -20,8 +20,8 @@ def choices(annotation: Any) -> dict[str, type[BaseModel]]:
 def fields_of(whole: type[BaseModel]) -> dict[str, Any]:
     """Every setting of a whole: path → pydantic's FieldInfo, in the order of declaration.
 
-    A choice stands under its own path ("method"); the settings of each of its kinds follow it ("method.r"). A
-    path that several kinds share ("model.rope_scaling.factor") is listed once, since it is one setting.
+    A choice has its own path ("method"); the settings of each of its kinds follow it ("method.r"). A path that several
+    kinds share ("model.rope_scaling.factor") is listed once, since it is one setting.
     """
     fields: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""How answers are written: what the page, other programs and the worker that serves all mean by it."""
+"""Settings of generation, with the same meaning for the page, other programs and the worker that serves them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine.spec.parts import Part, setting
 
 
 class GenerationSettings(Part):
-    """How answers are written: None is as the model's own settings have it."""
+    """How answers are generated; None means the model's own setting."""
 
     temperature: float | None = setting(None, "Temperature", "0 always picks the most likely token.", ge=0, le=10)
     top_p: float | None = setting(

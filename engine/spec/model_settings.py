@@ -1,4 +1,4 @@
-"""Settings of the model: which, how its weights are quantized, how its positions are stretched."""
+"""Settings of the model: which one, how its weights are quantized, how its context is extended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What every spec is made of: parts with settings, choices between parts, and texts that no file can hold refused."""
+"""Building blocks of every spec: parts with settings, choices between parts, and rejection of texts that no file can
+store."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.spec.explanations import MAX_PROBLEMS_SAID, problem_from_error, shortened
 from engine.spec.fields import fields_of
 
-# Half of a character, cut off by some program, and NUL.
+# Half characters, cut off by some program, and NUL.
 UNWRITABLE = re.compile("[\ud800-\udfff\0]")
 
 
 class Part(BaseModel):
-    """A group of settings. Unknown keys are refused; numbers must be finite; a spec is never changed in place."""
+    """A group of settings. Unknown keys are rejected; numbers must be finite; a spec is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -44,7 +45,7 @@ class Part(BaseModel):
 
 
 def _booleans_as_numbers(plain: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
-    """Every number that is given as true or false, which Python, and so pydantic, takes for 1 or 0."""
+    """Every number given as true or false, which Python, and so pydantic, treats as 1 or 0."""
     for path, info in fields_of(whole).items():
         value: Any = plain
         for step in path.split("."):
@@ -56,15 +57,15 @@ def _booleans_as_numbers(plain: dict[str, Any], whole: type[Part]) -> Iterator[P
 
 
 def _plain_types(annotation: Any) -> set[type]:
-    """The types that an annotation is made of, without containers: int and NoneType for `list[int] | None`."""
+    """The types in an annotation, without containers: int and NoneType for `list[int] | None`."""
     if parts := get_args(annotation):
         return set().union(*map(_plain_types, parts))
     return {annotation} if isinstance(annotation, type) else set()
 
 
 def _unwritable_texts(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
-    """Every text in plain data, a key or a value, that no file can hold or that ends
-    a file's name in its middle. What is in several places is looked at once."""
+    """Every text in plain data, key or value, that cannot be stored in a file, or would cut a file name short. Shared
+    objects are visited once."""
     if isinstance(value, str):
         if broken := UNWRITABLE.search(value):
             yield problem("spec-unwritable", path, found=ascii(broken[0])[1:-1])
@@ -80,8 +81,8 @@ MAX_ENTRIES = 1000  # data sets, modules, rewards: each is looked up before the 
 
 
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
-    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed
-    groups. A list or a mapping has at most `MAX_ENTRIES` unless its limits say otherwise."""
+    """Declare one setting. `essential` shows it directly on the page; others are in collapsed groups. A list or a
+    mapping has at most `MAX_ENTRIES` unless its limits say otherwise."""
     if isinstance(default, (list, dict)):
         limits = {"max_length": MAX_ENTRIES} | limits
         return Field(

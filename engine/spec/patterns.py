@@ -1,20 +1,22 @@
-"""How large a regular expression becomes when it is compiled, told from its text: `(?:[a-z]{500}){500}` is short
-to type and a quarter of a million states, and nested once more it takes all memory of whoever compiles it."""
+"""Estimate how large a regular expression becomes when compiled, from its text.
+
+`(?:[a-z]{500}){500}` is short to type and has a quarter of a million states; nested once more it takes all memory.
+"""
 
 from __future__ import annotations
 
 import re
 
-MAX_STATES = 20_000  # some megabytes, compiled in a fraction of a second
+MAX_STATES = 20_000  # a few megabytes, compiled in a fraction of a second
 QUANTIFIER = re.compile(r"\{(\d*)(,?)(\d*)\}|[*+?]")
 GROUP = re.compile(r"\((?:\?(?:P?<\w+>|<[=!]|[:=!>|]|[a-zA-Z-]+:?))?")
 ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]", re.DOTALL)
 
 
 def pattern_states(pattern: str) -> int:
-    """At least how many states a pattern has: its characters, each as often as the repeats
-    around it say. Bounded in time by its length; what it does not understand it counts once."""
-    groups: list[int] = [0]  # states of each group that is open
+    """A lower bound of a pattern's number of states: its characters, multiplied by the repetitions around them. The
+    time is bounded by its length; unknown constructs are counted once."""
+    groups: list[int] = [0]  # states of each open group
     last, place = 0, 0  # states of what a quantifier would repeat
     while place < len(pattern):
         if token := ESCAPE_OR_CLASS.match(pattern, place):

@@ -1,7 +1,8 @@
-"""What a learning-rate schedule takes, and what it cannot be: told before the start, where it would end the first step.
+"""The arguments of learning-rate schedules and their limits, checked before the start, because otherwise the first step
+fails.
 
-Names, types and defaults are those of transformers' own functions, as
-`python -m engine.worker.training.trainer_arguments` wrote them down.
+Names, types and defaults are those of transformers' own functions, as recorded by
+`python -m engine.worker.training.trainer_arguments`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 SCHEDULE_ARGUMENTS_FILE = Path(__file__).parent / "schedule_arguments.json"
 SCHEDULE_FIELD, KEYWORDS_FIELD = "training.lr_scheduler_type", "extra.lr_scheduler_kwargs"
-# What a schedule cannot do without: exactly one of these.
+# What a schedule requires: exactly one of these.
 REQUIRED_KEYWORDS = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
     "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
     "warmup_stable_decay": ("num_decay_steps",),
 }
-VALIDATION_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # move by what validation shows
+VALIDATION_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # depend on validation results
 SCHEDULES_WITHOUT_WARMUP = ("constant", *VALIDATION_SCHEDULES)
 DECAY_SHAPES = ("linear", "cosine", "1-sqrt")
 KEYWORD_CHOICES = {
@@ -34,8 +35,8 @@ KEYWORD_CHOICES = {
     "mode": ("min", "max"),
     "threshold_mode": ("rel", "abs"),
 }
-# Smallest and largest value of what has the same meaning in every schedule; (low, high, whether low itself is allowed).
-# The highest learning rate is the spec's own.
+# Smallest and largest value of keywords with the same meaning in every schedule; (low, high, whether low itself is
+# allowed). The highest learning rate is the spec's own.
 KEYWORD_LIMITS = {
     "min_lr_rate": (0, 1, True),
     "min_lr_ratio": (0, 1, True),
@@ -56,7 +57,7 @@ LEARNING_RATE_KEYWORDS = ("min_lr", "lr_end")  # learning rates at which a sched
 
 @cache
 def schedule_arguments() -> Mapping[str, Mapping[str, str]]:
-    """Schedule → name → types ("float|null") of the keywords that it takes."""
+    """Schedule → name → types ("float|null") of its keywords."""
     return json.loads(SCHEDULE_ARGUMENTS_FILE.read_text(encoding="utf-8"))
 
 
@@ -97,7 +98,7 @@ def _value_problem(name: str, value: Any, types: str, rate: float) -> Problem | 
     low, high, included = (
         (0, rate, True) if name in LEARNING_RATE_KEYWORDS else KEYWORD_LIMITS.get(name, (-1e9, 1e9, True))
     )
-    # A rate that the schedule ends at lies below the one that it begins with: polynomial refuses even an equal one.
+    # The final rate of a schedule is below its initial rate: polynomial rejects even an equal one.
     below = value < high if name in ("lr_end", "factor") else value <= high
     if (value >= low if included else value > low) and below:
         return None
@@ -105,7 +106,7 @@ def _value_problem(name: str, value: Any, types: str, rate: float) -> Problem | 
 
 
 def warmup_problems(spec: RunSpec, steps: int) -> list[Problem]:
-    """Warm-up, and a decay that is set, that do not fit into as many steps."""
+    """Warm-up, and an explicit decay, that do not fit into the number of steps."""
     training, schedule = spec.training, spec.training.lr_scheduler_type
     warm = training.warmup_steps if training.warmup_steps >= 1 else training.warmup_steps * steps
     if schedule not in SCHEDULES_WITHOUT_WARMUP and training.warmup_steps >= 1 and warm >= steps:

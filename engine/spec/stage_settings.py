@@ -1,4 +1,4 @@
-"""Settings of each stage: what kind of learning a training is."""
+"""Settings of each stage, which is the kind of training."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ LABEL_SMOOTHING_LOSSES = (
     "exo_pair",
     "aot",
     "aot_unpaired",
-)  # losses whose formula has label smoothing in it
+)  # losses whose formula contains label smoothing
 
 
 class Preference(Part):
-    """What the stages share that keep near a frozen reference."""
+    """Settings of the stages that stay close to a frozen reference."""
 
     beta: float = setting(
         0.1,
@@ -141,7 +141,7 @@ class Simpo(Part):
 
 
 class Answering(Part):
-    """What the stages share in which the model writes answers of its own, and these are scored."""
+    """Settings of the stages in which the model generates answers that are scored."""
 
     max_new_tokens: int = setting(
         256,
@@ -283,7 +283,7 @@ class Ppo(Answering):
 
 GrpoLoss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo"]
 Reward = Literal["format", "exact", "numeric", "length", "reward_model", "file"]
-# What a reward cannot do without.
+# The setting that a reward requires.
 SETTING_BY_REWARD = {
     "format": "reward_pattern",
     "length": "reward_length",

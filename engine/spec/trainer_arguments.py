@@ -1,4 +1,4 @@
-"""The arguments of each stage's configuration class that have no setting of their own: `extra` in a spec."""
+"""The arguments of each stage's configuration class that are not settings of their own: `extra` in a spec."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TRAINER_ARGUMENTS_FILE = Path(__file__).parent / "trainer_arguments.json"
 
 @cache
 def trainer_arguments() -> dict[str, Any]:
-    """Stage → name → types of the arguments of its configuration class ("int|null"), as
-    `python -m engine.worker.training.trainer_arguments` wrote them."""
+    """Stage → name → types of the arguments of its configuration class ("int|null"), as recorded by
+    `python -m engine.worker.training.trainer_arguments`."""
     return json.loads(TRAINER_ARGUMENTS_FILE.read_text(encoding="utf-8"))
 
 
@@ -27,7 +27,7 @@ def trainer_arguments() -> dict[str, Any]:
 RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
     "grpo": {"grpo_beta": "beta", "grpo_loss": "loss_type", "max_new_tokens": "max_completion_length"},
 }
-# Arguments of the configuration class that the spec has elsewhere, or that the run folder decides.
+# Arguments of the configuration class that the spec has elsewhere, or that the run folder determines.
 RESERVED_ARGUMENTS = {
     "output_dir": "",
     "resume_from_checkpoint": "",
@@ -72,7 +72,7 @@ RESERVED_ARGUMENTS = {
     "greater_is_better": "logging.load_best_model_at_end",
     "save_only_model": "",
     "enable_jit_checkpoint": "",
-    # A stage has its own names for these, or makes the data itself.
+    # A stage has its own names for these, or creates the data itself.
     "loss_weights": "stage.sft_weight",
     "truncation_mode": "data.too_long",
     "precompute_ref_log_probs": "",
@@ -95,7 +95,7 @@ RESERVED_ARGUMENTS = {
     "log_unique_prompts": "stage.sample_steps",
     "use_transformers_continuous_batching": "",
     "use_transformers_paged": "",
-    # How a model is spread over cards is Athanor's own to say; most of these can name a file, too.
+    # Athanor decides how a model is distributed over GPUs; most of these could also name a file.
     "deepspeed": "hardware",
     "fsdp": "hardware",
     "fsdp_config": "hardware",

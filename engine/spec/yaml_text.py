@@ -1,4 +1,4 @@
-"""YAML as specs are written in it: 1e-5 is a number; aliases, endless nesting and endless length are refused."""
+"""YAML for specs: 1e-5 is a number; aliases, excessive nesting and excessive length are rejected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.core.problems import Refusal, problem
 
 
 class _Loader(yaml.CSafeLoader):
-    """1e-5 is a number to everybody except YAML 1.1, which wants 1.0e-5."""
+    """1e-5 is a number to everybody except YAML 1.1, which requires 1.0e-5."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -23,8 +23,8 @@ for _side in (_Loader, _Dumper):
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
 MAX_YAML_CHARACTERS = 1 << 18  # a thousand data sets with long names; ten times that would take seconds
-MAX_INTEGER_CHARACTERS = 100  # Python refuses to print one of some thousand digits
-MAX_YAML_DEPTH = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
+MAX_INTEGER_CHARACTERS = 100  # Python refuses to print one with some thousand digits
+MAX_YAML_DEPTH = 40  # nested mappings and lists; libyaml crashes the process at some ten thousand
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -38,9 +38,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def read_yaml(text: str, field: str = "") -> Any:
-    """Plain data from YAML, with aliases refused: a few lines of them stand for more than a machine holds.
+    """Plain data from YAML, without aliases, since a few lines of them can expand beyond all memory.
 
-    Raises Refusal at `field`: with line and column where the text is not YAML at all, and where it has more than
+    Raises Refusal at `field`: with line and column if the text is not YAML, or if it has more than
     `MAX_YAML_CHARACTERS`.
     """
     if len(text) > MAX_YAML_CHARACTERS:
@@ -50,12 +50,11 @@ def read_yaml(text: str, field: str = "") -> Any:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
-                assert event.start_mark is not None  # the parser knows where each event is
+                assert event.start_mark is not None  # the parser knows the position of each event
                 code = "yaml-too-deep" if depth > MAX_YAML_DEPTH else "yaml-alias"
                 raise Refusal(problem(code, field, line=event.start_mark.line + 1))
         return yaml.load(text, Loader=_Loader)
-    # A date that does not exist, a tag that its text does not fit: PyYAML's
-    # constructors raise what they happen to meet.
+    # A date that does not exist, a tag that its text does not fit: PyYAML's constructors raise various errors.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)

@@ -2,7 +2,7 @@
 
 import gc
 
-# Importing the libraries makes hundreds of thousands of objects, of which nearly
-# all stay. At Python's own threshold the cyclic collector goes through them again
-# and again: a sixth of the time until torch, transformers and peft are there.
+# Importing the libraries creates hundreds of thousands of objects, nearly all of which stay. With Python's default
+# threshold, the cyclic garbage collector visits them again and again, which takes a sixth of the time to import torch,
+# transformers and peft.
 gc.set_threshold(100_000, 50, 100)

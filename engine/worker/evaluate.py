@@ -1,8 +1,8 @@
 """An evaluation, top to bottom: `python -m engine.worker.evaluate FOLDER`.
 
-Leaves in the run's report/: questions.jsonl, the rows that were drawn; answers.jsonl, a line for whatever is known
-of one model on one row, and tasks.jsonl, one for each task and model, written as soon as it is known, so that a
-resumed run asks nothing twice; and at last what `engine.worker.evaluation.findings` makes of them, with result.json.
+It writes to the run's report/: questions.jsonl, the sampled rows; answers.jsonl, a line for each model and row, and
+tasks.jsonl, a line for each task and model, each written as soon as it is known, so that a resumed run asks nothing
+twice; and finally the findings of `engine.worker.evaluation.findings`, with result.json.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from engine.worker.runtime.optional_packages import hide_unused_packages, quanti
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 BASE_NAME = "base"  # the name of the base itself
-SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two reports of progress
+SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two progress reports
 
 
 def evaluate(run: RunDir) -> None:
-    """Measure what the run in its folder says, going on where an earlier attempt was."""
+    """Evaluate what the run in its folder specifies, continuing after an earlier attempt."""
     report = ProgressReport(run)
     report("loading")
     with library_imports():
@@ -64,8 +64,8 @@ def spec_of(run: RunDir) -> EvaluationSpec:
 
 
 class AnswerLog:
-    """What is known of each model on each row, in answers.jsonl. It reports the
-    progress of the run, counted in answers."""
+    """The known results of each model on each row, in answers.jsonl. It reports the progress of the run, counted in
+    answers."""
 
     def __init__(self, run: RunDir, report: ProgressReport, total: int):
         self.file, self.report, self.total = run.report / "answers.jsonl", report, total
@@ -82,7 +82,7 @@ class AnswerLog:
         self._report_progress()
 
     def missing(self, model: str, questions: list[Any], key: str) -> list[Any]:
-        """The rows of which this is not known yet."""
+        """The rows for which this is not known yet."""
         return [question for question in questions if key not in self.lines.get((model, question.row), ())]
 
     def _record(self, line: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class AnswerLog:
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """Models that are measured with one base in memory."""
+    """Models that are evaluated with one base in memory."""
 
     model: Model
     adapters: dict[str, str]
@@ -103,7 +103,7 @@ class ModelGroup:
 
 
 def model_groups(spec: EvaluationSpec, results: list[TrainedResult]) -> Iterator[ModelGroup]:
-    """The base with all its adapters, then the whole models one by one."""
+    """The base with all its adapters, then the full models one by one."""
     adapters = {result.id: str(result.folder) for result in results if result.adapter}
     if spec.with_base or adapters:
         yield ModelGroup(spec.model, adapters, BASE_NAME if spec.with_base else None)
@@ -115,7 +115,7 @@ def model_groups(spec: EvaluationSpec, results: list[TrainedResult]) -> Iterator
 def answer_questions(
     spec: EvaluationSpec, results: list[TrainedResult], questions: list[Any], log: AnswerLog, tasks: Any
 ) -> None:
-    """Every answer, every loss and every task that is not known yet. A model that owes none is not loaded."""
+    """Every answer, every loss and every task that is not known yet. A model without open questions is not loaded."""
     with library_imports():
         from engine.worker.evaluation.respond import LoadedModels
 
@@ -155,7 +155,7 @@ def answer_questions(
 def score_pairs(
     _spec: EvaluationSpec, results: list[TrainedResult], questions: list[Any], log: AnswerLog, _tasks: Any
 ) -> None:
-    """How far each reward model puts the better answer of a pair above the worse one."""
+    """How far each reward model scores the better answer of a pair above the worse one."""
     from engine.worker.data.examples import Encoder
     from engine.worker.models.reward_model import load_reward_model, score_conversations
 
@@ -187,7 +187,7 @@ MEASURE = {"answers": answer_questions, "pairs": score_pairs}
 
 
 def model_path(spec: EvaluationSpec, model: Model, report: ProgressReport) -> str:
-    """Where the model lies, fetched first if it is a hub's."""
+    """The path of the model, which is downloaded first if it is on a hub."""
     if os.path.isdir(model.model_name_or_path):
         return model.model_name_or_path
     from engine.worker.models.fetch import fetch_model
@@ -196,7 +196,7 @@ def model_path(spec: EvaluationSpec, model: Model, report: ProgressReport) -> st
 
 
 def may_use_quantized(spec: EvaluationSpec) -> bool:
-    """Whether a model that is measured may have quantized weights."""
+    """Whether a model under evaluation may have quantized weights."""
     results = [result for folder in spec.results if (result := trained_result(folder))]
     return any(map(quantized, [spec.model, *map(model_part_of_base, results), *map(model_part_of_whole, results)]))
 

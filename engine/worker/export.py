@@ -1,9 +1,9 @@
 """Exporting, top to bottom: python -m engine.worker.export FOLDER
 
-Base and adapters become one model, or one adapter; what was written is loaded again and asked what base and
-adapters were asked before. All of it happens in a hidden folder that is renamed at the end, so whatever
-cuts it off leaves nothing half. One model is in memory at a time. Then comes what is wanted besides, a GGUF
-file: the result is in its place by then, and an export that lacks that file alone is gone on with there.
+Base and adapters become one model, or one adapter. What was written is loaded again and asked the same questions as
+base and adapters before. All of this happens in a hidden folder that is renamed at the end, so an interruption leaves
+nothing half-written. Only one model is in memory at a time. The optional GGUF file comes last: the result is already in
+place, and an export that lacks only this file can be resumed at this step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, library_impo
 
 
 def export(run: RunDir) -> None:
-    """Write the result of the export in its folder, unless that is there already; then its GGUF file."""
+    """Write the result of the export to its folder, unless it is already there; then its GGUF file."""
     spec, report = spec_of(run), ProgressReport(run)
     if gguf.can_be_tried_again(run):
         result = read_object(run.model / RESULT_FILE)
@@ -46,7 +46,7 @@ def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
     """Write the merged model, or the adapter, with all that belongs to it."""
     report("loading")
 
-    # Imported here: the lock is held and the progress written before torch has even begun to load.
+    # Imported here: the lock is held and the progress written before torch begins to load.
     with library_imports():
         from engine.worker.exporting import model_card
         from engine.worker.exporting.base_model import Sources
@@ -95,18 +95,18 @@ def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
 
 
 def output_folders(run: RunDir, spec: ExportSpec) -> tuple[Path, Path, Path]:
-    """Where the result will be, where it is made, and a place for what is only
-    needed meanwhile; both of these empty."""
+    """The final folder of the result, the folder in which it is created, and a temporary folder; the latter two
+    empty."""
     folder = run.adapter if spec.form == "adapter" else run.model
     partial, scratch = folder.with_name(f".{folder.name}.partial"), folder.with_name(".whole.partial")
     for left in (partial, scratch):
-        shutil.rmtree(left, ignore_errors=True)  # of an attempt that was cut off
+        shutil.rmtree(left, ignore_errors=True)  # of an interrupted attempt
     partial.mkdir()
     return folder, partial, scratch
 
 
 def install_result(partial: Path, folder: Path) -> None:
-    """The finished folder in its place; LoRA alone also as one file to download."""
+    """Move the finished folder into place; a LoRA-only export also becomes one file for download."""
     if folder.name == "adapter":
         archive = shutil.make_archive(str(partial.with_name(".adapter")), "zip", partial)
         Path(archive).replace(folder.with_name("adapter.zip"))

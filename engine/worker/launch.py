@@ -1,10 +1,10 @@
-"""`accelerate launch` for a run: takes the same arguments and does the same, sooner.
+"""`accelerate launch` for a run: takes the same arguments and does the same, but starts sooner.
 
     python -m engine.worker.launch --config_file FILE … --module engine.worker.train FOLDER
 
-The supervisor starts it beside the preparation of the rows. It imports the libraries of the training
-meanwhile, and begins when it reads a line from standard input (see `engine.runs.supervisor`). And
-where there is one process, it is this one: accelerate would start another, which imports torch again.
+The supervisor starts it while the rows are being prepared. Meanwhile it imports the libraries of the training, and
+begins when it reads a line from standard input (see `engine.runs.supervisor`). With a single process, this is the one:
+accelerate would start another, which would import torch again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Rows → token ids and labels on disk, before any process takes a device: `python -m engine.worker.prepare FOLDER`.
 
-Leaves in the run's prepared/: train.arrow, validation.arrow (if there is one), and summary.json with what was
-kept, cut and dropped. It needs no GPU and holds none while it works. What was prepared before is not prepared again
+It writes to the run's prepared/: train.arrow, validation.arrow (if there is one), and summary.json with the numbers of
+kept, truncated and dropped rows. It uses no GPU. Rows that were prepared before are not prepared again
 (`engine.worker.data.cache`).
 
-The rows go through three steps, and no list of them is ever kept: a file is cut into blocks
-(`engine.data.chunks`); each block becomes a table of examples, on disk, by one of several
-processes (`engine.worker.data.examples`); and when the last is done and it is known how
-many rows there are, the tables are written into the splits (`engine.worker.data.splits`).
+The rows go through three steps, and no list of them is ever kept: a file is split into blocks (`engine.data.chunks`);
+each block becomes a table of examples on disk, in one of several processes (`engine.worker.data.examples`); and after
+the last, when the number of rows is known, the tables are written into the splits (`engine.worker.data.splits`).
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
-BYTES_PER_PROCESS = 1 << 20  # bytes of data for which one more process pays
+BYTES_PER_PROCESS = 1 << 20  # bytes of data for which another process pays off
 MAX_BAD_ROWS_SHOWN = 20  # with their problems in full
 
 
 def prepare(run: RunDir) -> None:
     """Prepare the run in its folder. Raises Refusal if there would be nothing to learn.
 
-    A resumed run keeps the rows it has, even if its model has to be fetched again: its checkpoint remembers a place in
-    just these rows.
+    A resumed run keeps its rows, even if its model has to be downloaded again: its checkpoint contains a position in
+    exactly these rows.
     """
     prepared = _prepared_before(run)
     if prepared and Path(prepared["model_path"]).is_dir():
@@ -89,13 +88,13 @@ def _model_path(spec: RunSpec, report: ProgressReport) -> str:
 
 
 def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path, report: ProgressReport) -> None:
-    """Prepare the rows of `datasets` (those to train on, then those to measure on) in `folder`."""
+    """Prepare the rows of `datasets` (for training, then for validation) in `folder`."""
     size = sum(file.stat().st_size for dataset in datasets for file in files_of(dataset))
     cores = len(os.sched_getaffinity(0))
     processes = min(spec.data.preprocessing_num_workers or cores, max(size // BYTES_PER_PROCESS, 1))
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if processes > 1 else "true"
 
-    # Imported here: the progress is written before transformers has begun to load, and a cached run never loads it.
+    # Imported here: the progress is written before transformers begins to load, and a cached run never loads it.
     with library_imports():
         from engine.worker.data import tables
         from engine.worker.data.examples import Encoder
@@ -150,8 +149,8 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
 
 
 def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
-    """That the tokenizer as it was loaded writes ids up to `highest`, for which
-    the model has no embeddings and gets none."""
+    """The problem that the loaded tokenizer produces ids up to `highest`, for which the model has no embeddings and
+    gets none."""
     rows = embedding_rows(inspect_model(model_path))
     brings = rows_of_adapter(spec.model.adapter_path)
     if not rows or spec.model.makes_rows or highest < max(rows, brings):
@@ -167,8 +166,7 @@ def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | 
 
 
 def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of all data sets (`engine.worker.data.tables.DatasetTables`),
-    each where it belongs; returns the counts."""
+    """The rows of all data sets (`engine.worker.data.tables.DatasetTables`), each in its split; returns the counts."""
     from engine.worker.data.splits import SplitWriter, read_tables, repetitions, validation_rows
 
     names = ["train", "validation"] if has_validation(spec) else ["train"]
@@ -198,7 +196,7 @@ def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, d
 def _no_examples_problems(
     split: str, counts: dict[str, Any], spec: RunSpec, bad: list[Problem], bad_count: int
 ) -> list[Problem]:
-    """Why there is not one example to learn from."""
+    """Why there is not a single example to learn from."""
     if counts.get("rows_too_long"):
         why = problem("all-too-long", "data.max_length", rows=counts["rows_too_long"], length=spec.data.max_length)
     elif counts.get("rows_untrained"):
@@ -232,7 +230,7 @@ if __name__ == "__main__":
     # A tokenizer needs no torch, and without it transformers loads in half the time.
     sys.modules["torch"] = None  # type: ignore[assignment]  # as if it were not installed
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
-    # A stop comes as SIGTERM: what is half prepared goes away, with the processes that prepare it.
+    # A stop arrives as SIGTERM: what is half prepared is deleted, and its processes end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with run_lifecycle(sys.argv[1]) as prepared_run:
         prepare(prepared_run)

@@ -1,11 +1,10 @@
-"""Serves a base model and adapters of it to other programs, as OpenAI's
-interface does: python -m engine.worker.serve FOLDER
+"""Serve a base model and its adapters through OpenAI's API: python -m engine.worker.serve FOLDER
 
-The answers are written by transformers in this process, or by vLLM in one behind it: as `engine` in serve.json says.
+transformers generates the answers in this process, or vLLM in one behind it, depending on `engine` in serve.json.
 
-The folder holds `serve.json` (see `engine.serving.servers`) and, if there is to be one, `key`. The worker adds `lock`,
+The folder contains `serve.json` (see `engine.serving.servers`) and, if required, `key`. The worker adds `lock`,
 `progress.json` while it loads, then `address.json`; at the end `ended.json`, or `error.json`. It ends by itself when
-nobody has asked anything for a while, and sooner when no studio lives that may ask.
+there have been no requests for a while, and sooner if no studio is alive that might send one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, library_impo
 def main() -> None:
     with run_lifecycle(sys.argv[1]) as run:
         settings = read_json(run.path / "serve.json")
-        # First: a port that is taken is reported before anything slow.
+        # First: a port in use is reported before anything slow.
         sock = listen(settings["host"], settings["port"])
         ProgressReport(run)("loading")
         hide_unused_packages(settings["quantized"])
@@ -36,7 +35,7 @@ def main() -> None:
 
         with contextlib.ExitStack() as closing:
             if settings["engine"] != "transformers":
-                # Uvicorn raises a signal again once it has ended for it: what is behind ends on the way out.
+                # Uvicorn raises the signal again after shutting down; exiting then closes the contexts.
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
             state = load(run, settings, closing)
             key = run.path / "key"

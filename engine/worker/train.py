@@ -14,11 +14,11 @@ from engine.worker.training.preload import import_libraries
 
 
 def train(run: RunDir) -> None:
-    """Train the run in its folder, from the newest whole checkpoint if there is one."""
+    """Train the run in its folder, from the newest complete checkpoint if there is one."""
     report = ProgressReport(run)
     report("loading")
 
-    # Imported here: the lock is held before torch has even begun to load.
+    # Imported here: the lock is held before torch begins to load.
     with library_imports():
         from datasets import Dataset
         from transformers import set_seed
@@ -33,7 +33,7 @@ def train(run: RunDir) -> None:
         from engine.worker.training.trainers import assert_effective, trainer_of
 
     spec = spec_of(run)
-    set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
+    set_seed(spec.training.seed)  # before the model: an adapter starts with random weights
     prepared = read_json(run.prepared / "summary.json")
     tokenizer = load_tokenizer(spec, prepared["model_path"])
     model = load_model(spec, prepared["model_path"])
@@ -60,26 +60,26 @@ def spec_of(run: RunDir) -> RunSpec:
 
 
 def resume_or_begin(run: RunDir, trainer: Any) -> None:
-    """Train to the end: from the newest whole checkpoint, or from the beginning where there is none."""
+    """Train to the end: from the newest complete checkpoint, or from the beginning if there is none."""
     if rank() == 0:
         for folder in run.path.glob("checkpoint-*"):
             if not (folder / COMPLETE_FILE).exists():
-                shutil.rmtree(folder)  # cut off while it was being written
+                shutil.rmtree(folder)  # interrupted while it was being written
     trainer.accelerator.wait_for_everyone()
     newest = next(reversed(run.checkpoints()), None)
     if newest and read_json(newest / COMPLETE_FILE)["done"]:
-        # Only the result was missing. The trainer would take one step more before it looks at the count.
+        # Only the result was missing. The trainer would take one more step before it checks the count.
         trainer.state = trainer.state.load_from_json(str(newest / "trainer_state.json"))
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
         trainer._load_from_checkpoint(best or str(newest))
     else:
-        trainer.args.eval_on_start &= newest is None  # what has been trained is no start
+        trainer.args.eval_on_start &= newest is None  # a trained model is not a start
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
 
 if __name__ == "__main__":
     with run_lifecycle(sys.argv[1]) as training_run:
         hide_unused_packages(trains_quantized(spec_of(training_run)))
-        with library_imports():  # for the ranks of a launcher that is a process of its own
+        with library_imports():  # for ranks of a launcher in a separate process
             import_libraries(spec_of(training_run))
         train(training_run)

@@ -1,14 +1,14 @@
-"""The Data tab: what data sets there are, and one of them: its rows, what is wrong with them, what a model would see.
+"""The Data tab: the list of data sets and, for the open one, its rows, its problems, and what a model sees of it.
 
     set_list        the data sets and files             rows_panel      rows and search
-    upload_panel    a file is dropped                   check_panel     the whole set is checked
-    hub_panel       a set is fetched from a hub         derive_panel    other sets are made of it
-    head_panel      the open set: name, use, remove     tokens_panel    what a model would see of it
-    job_panel       a job that goes on                  columns_panel   its description
+    upload_panel    uploading a file                    check_panel     checking the whole set
+    hub_panel       downloading a set from a hub        derive_panel    deriving new sets from it
+    head_panel      the open set: name, use, remove     tokens_panel    what a model sees of it
+    job_panel       a job in progress                   columns_panel   its description
     set_view        opening a set, in all of these
 
-`data_folder`, `set_entry`, `dataset_specs`, `token_facts`, `sources` and the
-modules that write HTML hold no components: they are functions of what they get.
+`data_folder`, `set_entry`, `dataset_specs`, `token_facts`, `sources` and the modules that write HTML have no
+components: they are functions of their arguments.
 """
 
 from __future__ import annotations

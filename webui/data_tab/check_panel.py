@@ -1,4 +1,4 @@
-"""The whole set is checked: rows that cannot be used, rows that look odd, and rows that other sets have, too."""
+"""Checking the whole set: rows that cannot be used, unusual rows, and rows that are also in other sets."""
 
 from __future__ import annotations
 

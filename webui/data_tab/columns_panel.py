@@ -1,4 +1,4 @@
-"""The description of the open set: its name, the kind of its rows, and which column plays which role."""
+"""The description of the open set: its name, the kind of its rows, and the role of each column."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The data folder as the page sees it: its sets and the files that no set names, by ids `set:NAME` and `file:PATH`.
+"""The data folder as shown on the page: its sets, and files that are in no set, with the ids `set:NAME` and
+`file:PATH`.
 
-A file is opened as the set that could be made of it. Names are looked up below the data folder, whoever sends them.
+A file is opened as the set that could be made from it. Names are looked up inside the data folder only, whoever sends
+them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Specs that train on the open set: the one that the form gets, and the one that rows are shown as tokens by."""
+"""Specs that train on the open set: the one for the form, and the one by which rows are shown as tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets are made of the open one: without the rows that it has twice, or split in two."""
+"""Deriving new sets from the open one: without duplicate rows, or split in two."""
 
 from __future__ import annotations
 

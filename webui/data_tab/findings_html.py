@@ -1,4 +1,4 @@
-"""What checking a set has found, and how far a job is, as HTML."""
+"""The findings of a check, and the progress of a job, as HTML."""
 
 from __future__ import annotations
 

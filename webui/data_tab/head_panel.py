@@ -1,4 +1,4 @@
-"""What is known of the open set at once, and what can be done with all of it."""
+"""The head of the open set: what is known about it immediately, and actions on all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets are fetched from Hugging Face or ModelScope: new ones, and the rows of those that only name theirs."""
+"""Downloading data sets from Hugging Face or ModelScope: new ones, and the rows of entries that only name a hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job about data goes on in a process of its own: here it is started, watched, and its result handed on."""
+"""A data job in a separate process: starting it, watching it, and passing on its result."""
 
 from __future__ import annotations
 

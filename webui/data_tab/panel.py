@@ -1,6 +1,6 @@
 """What the panels of the Data tab have in common.
 
-Which set is open stands in the page: handlers keep nothing, and each look reads the files.
+The page keeps which set is open; handlers keep nothing, and each call reads the files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The entry of a set in dataset_info.json as the page's controls describe it."""
+"""The entry of a set in dataset_info.json, from the page's controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of data sets, and of files that none of them names."""
+"""The list of data sets, and of files that are in none of them."""
 
 from __future__ import annotations
 

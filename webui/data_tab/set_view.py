@@ -1,4 +1,4 @@
-"""One set is opened: every panel that shows something of it answers at once."""
+"""Opening a set: every panel that shows something of it is refreshed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a data file is read, in plain words: its format, its encoding and how sure that is, and what can be chosen."""
+"""How a data file is read, in plain words: its format, its encoding and the confidence in it, and the available
+choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sample of a set's rows says of a training on all of them: how many tokens, steps and minutes."""
+"""What a sample of a set's rows says about training on all of them: the number of tokens, steps and minutes."""
 
 from __future__ import annotations
 

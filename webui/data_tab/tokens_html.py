@@ -1,4 +1,4 @@
-"""Rows as the tokens that a model would see, and how long they are, as HTML."""
+"""Rows as the tokens that a model sees, and their lengths, as HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model would see of the open set: its rows as tokens, how many there are, and how long a training takes."""
+"""What a model sees of the open set: its rows as tokens, how many there are, and how long a training would take."""
 
 from __future__ import annotations
 

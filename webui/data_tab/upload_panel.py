@@ -1,4 +1,4 @@
-"""A file is dropped: it is taken into the data folder and opened for a look at its columns."""
+"""Uploading a file: it is added to the data folder and opened, so that its columns can be checked."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The Export tab: what finished runs have learned as a model, or an adapter, that other programs run.
+"""The Export tab: finished runs as models or adapters for other programs.
 
-    form_panel      what is exported and how, and what that would do
-    export_list     the exports, and how far they are
-    upload_panel    one of them is uploaded to a hub
+    form_panel      what is exported and how, and a preview of the export
+    export_list     the exports and their progress
+    upload_panel    uploading one of them to a hub
 
-`export_specs`, `controls` and the modules that write HTML hold no components: they are functions
-of what they get. What is shown of an export is what `engine.worker.export` has left in its folder.
+`export_specs`, `controls` and the modules that write HTML have no components: they are functions of their arguments.
+What is shown of an export is what `engine.worker.export` has written to its folder.
 """
 
 from __future__ import annotations

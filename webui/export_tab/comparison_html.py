@@ -1,5 +1,4 @@
-"""Answers of two models beside each other as HTML: before and after a merge, or
-of the merged model and its GGUF file."""
+"""Answers of two models side by side as HTML: before and after a merge, or of the merged model and its GGUF file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controls of the form, made from the fields of an ExportSpec."""
+"""Controls of the form, created from the fields of an ExportSpec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exports that there are: how far they are, and what has come of them."""
+"""The list of exports: their progress and their results."""
 
 from __future__ import annotations
 

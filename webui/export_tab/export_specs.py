@@ -1,4 +1,4 @@
-"""Specs from the form: of the export that it describes, and of a training that goes on from an export."""
+"""Specs from the form: of the export that it describes, and of a training that continues from an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form of an export, and beside it what that export would do, with the button that starts it."""
+"""The form of an export, with a preview of the export and the button that starts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the GGUF file of an export as HTML."""
+"""The outcome of the GGUF file of an export as HTML."""
 
 from __future__ import annotations
 

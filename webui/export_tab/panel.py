@@ -1,5 +1,7 @@
-"""What the panels of the Export tab have in common. An export is a run like any other, so handlers keep
-nothing: the form becomes an ExportSpec, and the list below it is read from the folders of the exports.
+"""What the panels of the Export tab have in common.
+
+An export is a run like any other, so handlers keep nothing: the form becomes an ExportSpec, and the list below it is
+read from the folders of the exports.
 """
 
 from __future__ import annotations

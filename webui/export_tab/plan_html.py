@@ -1,4 +1,4 @@
-"""What the chosen export needs, and what stands in its way, as HTML."""
+"""What the chosen export needs, and what prevents it, as HTML."""
 
 from __future__ import annotations
 

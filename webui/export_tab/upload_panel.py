@@ -1,4 +1,4 @@
-"""An export is uploaded to a hub, when somebody asks for it."""
+"""Uploading an export to a hub, on request."""
 
 from __future__ import annotations
 

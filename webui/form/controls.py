@@ -1,4 +1,4 @@
-"""The controls of the form, each made from the type of its setting."""
+"""The controls of the form, each created from the type of its setting."""
 
 from __future__ import annotations
 

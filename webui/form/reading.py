@@ -1,4 +1,4 @@
-"""From what the controls hold to a RunSpec, and everything that is wrong with it, each at its field."""
+"""From the values of the controls to a RunSpec, and all problems with it, each at its field."""
 
 from __future__ import annotations
 

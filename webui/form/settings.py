@@ -1,4 +1,4 @@
-"""Which control a setting needs, and what it is called in the page."""
+"""Which control a setting needs, and its label on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a RunSpec to what the controls hold."""
+"""From a RunSpec to the values of the controls."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The Runs tab: what has been started, and one run in full.
+"""The Runs tab: the list of runs, and one run in full.
 
     table_panel     all runs, and a search             curves_panel    its curves
-    head_panel      the open run, and how far it is    output_panel    its log, answers, settings and files
-    buttons_panel   what can be done with it           run_view        opening a run, in all of these
+    head_panel      the open run and its progress      output_panel    its log, answers, settings and files
+    buttons_panel   actions on it                      run_view        opening a run, in all of these
     run_actions     stop, kill, resume, delete
 
-`run_facts` and the modules that write HTML hold no components: they are functions of what they get. A short poll asks
-every two seconds and answers nothing where nothing has changed.
+`run_facts` and the modules that write HTML have no components: they are functions of their arguments. A short poll
+every two seconds returns nothing if nothing has changed.
 """
 
 from __future__ import annotations

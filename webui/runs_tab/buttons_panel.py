@@ -1,4 +1,4 @@
-"""What can be done with the open run: the buttons, and the questions whether it is really meant."""
+"""Actions on the open run: the buttons, and the confirmations."""
 
 from __future__ import annotations
 

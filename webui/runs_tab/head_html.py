@@ -1,4 +1,4 @@
-"""The head of the open run as HTML: what it is, how far it is, why it failed and what it has shown."""
+"""The head of the open run as HTML: what it is, its progress, why it failed and its warnings."""
 
 from __future__ import annotations
 

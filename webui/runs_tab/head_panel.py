@@ -1,4 +1,4 @@
-"""What the open run is, how far it is, and what is to be known of it before anything else."""
+"""The head of the open run: what it is, its progress, and what one has to know first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has written as HTML: its log, its settings and its files."""
+"""The output of a run as HTML: its log, its settings and its files."""
 
 from __future__ import annotations
 

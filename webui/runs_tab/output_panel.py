@@ -1,4 +1,4 @@
-"""What the open run has written: its log, its model's answers, its settings and its files."""
+"""The output of the open run: its log, its model's answers, its settings and its files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What the panels of the Runs tab have in common. Which run is open stands in the page: handlers keep nothing, and each
-look reads the run's folder, so a reload, another browser and another user see the same.
+"""What the panels of the Runs tab have in common.
+
+The page keeps which run is open; handlers keep nothing, and each call reads the run's folder, so a reload, another
+browser and another user see the same.
 """
 
 from __future__ import annotations

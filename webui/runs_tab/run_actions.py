@@ -1,4 +1,4 @@
-"""The open run is stopped, killed, resumed or deleted."""
+"""Stopping, killing, resuming and deleting the open run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words about a run, for the table, the search in it and the head of the open run."""
+"""Descriptions of a run, for the table, its search and the head of the open run."""
 
 from __future__ import annotations
 

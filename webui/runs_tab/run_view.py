@@ -1,4 +1,4 @@
-"""One run is opened, and looked at again while it goes on: every panel that shows something of it answers at once."""
+"""Opening a run, and refreshing it while it is in progress: every panel that shows something of it is updated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The newest answers of a run's model as HTML, each with its question and what it scored."""
+"""The newest answers of a run's model as HTML, each with its question and its scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All runs in a table, the newest first, and a search in it."""
+"""All runs in a table, newest first, with a search."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The studio: the tabs put together into one page, the page built in each language, and both behind one address.
+"""The studio: the tabs combined into one page, the page built in each language, and both at one address.
 
-    tabs          the tabs, and what stands around them    header        the head of the page
-    navigation    coming to the page or to a tab           endpoints     what other programs may call
-    transfers     from one tab into another                application   both pages behind one address
+    tabs          the tabs, and what surrounds them        header        the head of the page
+    navigation    opening the page or a tab                endpoints     what other programs can call
+    transfers     from one tab to another                  application   both pages at one address
 
-Two pages and not one that translates itself, because every word, the server's included, must be in the reader's
-language. Both come from the same function, so that a handler has the same number in both.
+There are two pages instead of one that translates itself, because every word, including the server's, must be in the
+reader's language. Both are built by the same function, so that a handler has the same number in both.
 """
 
 from __future__ import annotations

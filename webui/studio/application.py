@@ -1,4 +1,4 @@
-"""The page in each language, and what else the studio answers, behind one address."""
+"""The page in each language, and everything else that the studio serves, at one address."""
 
 from __future__ import annotations
 

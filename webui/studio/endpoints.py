@@ -1,4 +1,4 @@
-"""What other programs may call: the same few actions as the page, checked by the same code."""
+"""What other programs can call: the same few actions as the page, checked by the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of the page: the name of the studio, its language, light or dark, and who is logged in."""
+"""The head of the page: the name of the studio, its language, light or dark mode, and the logged-in user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown when somebody comes to the page or to one of its tabs: the address says, and follows."""
+"""What is shown when the page or one of its tabs is opened: the address determines it and is kept up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tabs of the page, laid out beside each other, with what stands around them."""
+"""The tabs of the page, laid out side by side, with what surrounds them."""
 
 from __future__ import annotations
 

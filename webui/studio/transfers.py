@@ -1,5 +1,4 @@
-"""From one tab into another, with what was chosen in the first: a run into the
-form, into a chat, an evaluation, and so on."""
+"""From one tab to another with the current choice: a run into the form, into a chat, an evaluation, and so on."""
 
 from __future__ import annotations
 

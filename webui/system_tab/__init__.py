@@ -1,5 +1,5 @@
-"""The System tab: what works on this machine and what does not, with the fix, as `python -m engine doctor`
-says it; and disk space to get back (`storage_panel`), as `python -m engine prune` does it."""
+"""The System tab: what works on this machine, with fixes, like `python -m engine doctor`; and disk space that can be
+freed (`storage_panel`), like `python -m engine prune`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Disk space to get back: what can be removed without losing a result, listed
-first and removed when somebody says so."""
+"""Disk space that can be freed: what can be deleted without losing a result is listed first and deleted on request."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The Train tab: a form that is a RunSpec, and beside it what that spec would do, with the button that does it.
+"""The Train tab: a form for a RunSpec, a preview of what that spec would do, and the button that starts it.
 
-    preset_panel     presets, which fill the form      summary_panel    what it would do, and its start
+    preset_panel     presets, which fill in the form   summary_panel    the preview, and the start
     settings_panel   a control for every setting       load_panel       settings from elsewhere
 
-`choices` and the modules that write HTML hold no components: they are functions of what they get.
+`choices` and the modules that write HTML have no components: they are functions of their arguments.
 """
 
 from __future__ import annotations

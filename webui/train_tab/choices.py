@@ -1,4 +1,4 @@
-"""The models, results and data sets that there are to choose from, with their labels."""
+"""The available models, results and data sets, with their labels."""
 
 from __future__ import annotations
 

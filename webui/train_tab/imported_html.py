@@ -1,4 +1,4 @@
-"""What an import of settings has brought, as HTML."""
+"""The outcome of an import of settings, as HTML."""
 
 from __future__ import annotations
 

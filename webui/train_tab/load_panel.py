@@ -1,4 +1,4 @@
-"""Settings are loaded: a spec, or a command or file of another program, pasted or from a file."""
+"""Loading settings: a spec, or a command or file of another program, pasted or from a file."""
 
 from __future__ import annotations
 

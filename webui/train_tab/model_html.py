@@ -1,4 +1,4 @@
-"""What is known of the chosen model, and of the packages that settings need, as HTML."""
+"""What is known about the chosen model, and about the packages that settings need, as HTML."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What the panels of the Train tab have in common. The form is a RunSpec: handlers keep nothing, and read it from the
-controls each time.
+"""What the panels of the Train tab have in common.
+
+The form is a RunSpec: handlers keep nothing, and read it from the controls each time.
 """
 
 from __future__ import annotations

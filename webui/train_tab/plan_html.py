@@ -1,4 +1,4 @@
-"""What the spec of the form would do, and what stands in its way, as HTML."""
+"""What the spec in the form would do, and what prevents it, as HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form is filled by a preset, and its data sets by a stage that does not take those that were chosen."""
+"""Filling in the form from a preset, and choosing other data sets for a stage that does not suit the chosen ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The form: a control for every setting, and what there is to choose from in
-those that list models, data sets and results."""
+"""The form: a control for every setting, and the choices of those that list models, data sets and results."""
 
 from __future__ import annotations
 

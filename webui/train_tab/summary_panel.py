@@ -1,4 +1,4 @@
-"""What the form would do, and what stands in its way, with the button that starts it."""
+"""What the form would do, and what prevents it, with the button that starts it."""
 
 from __future__ import annotations
 

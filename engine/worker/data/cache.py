@@ -1,8 +1,9 @@
-"""What was prepared before and is still right: found by what it was made of, in `saves/.prepared/`.
+"""The cache of prepared rows in `saves/.prepared/`, found by the content that they were prepared from.
 
-The key is made of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and
-of the settings that matter; so an edited file is never stale, whatever its time says. A run gets hard links, and
-stays whole when the cache is pruned. This module imports nothing heavy: a run whose rows are here starts at once.
+The key is made of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and of the
+relevant settings; so a changed file never gets outdated rows, whatever its modification time. A run gets hard links,
+and stays complete when the cache is deleted. This module imports nothing heavy: a run whose rows are cached starts at
+once.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATE_FOLDER
 from engine.spec.run_spec import RunSpec
 
-# Of the code that prepares: one more whenever it makes something else of the same rows (ids, labels,
-# weights, what is cut). tests/test_mask_fingerprints.py fails where the mask has changed and this has not.
+# Version of the preparation: raise it whenever the same rows give a different result (ids, labels, weights,
+# truncation). tests/test_mask_fingerprints.py fails if the mask has changed and this has not.
 PREPARATION_VERSION = 5
-MAX_CACHE_BYTES = 20 * 10**9  # what was not used for longest goes first
+MAX_CACHE_BYTES = 20 * 10**9  # the least recently used are deleted first
 SUMMARY_FILE = "summary.json"
-# What a tokenizer is made of, in a model's folder.
+# The files of a tokenizer in a model's folder.
 TOKENIZER_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
     "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py",
@@ -42,11 +43,11 @@ SETTINGS_WITHOUT_EFFECT = (
     "dataset_dir",
     "preprocessing_num_workers",
     "group_by_length",
-)  # settings that change no row
+)  # settings that do not change rows
 
 
 def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache: Path) -> str:
-    """What the rows of a run are made of, as one word. Equal keys, equal rows."""
+    """What the rows of a run are made from, as one word. Equal keys mean equal rows."""
     data = spec.data.model_dump(exclude=set(SETTINGS_WITHOUT_EFFECT))
     drawn = data["validation_share"] or data["validation_rows"] or data["mix_strategy"] != "concat"
     chance = drawn or any(weight % 1 for weight in spec.data.datasets.values())
@@ -67,7 +68,7 @@ def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache
         "added_tokens": [spec.model.add_tokens, spec.model.add_special_tokens],
         "tokenizer": [[file.name, fingerprints.of(file)] for file in files],
         "entries": [_dataset_entry(dataset, fingerprints) for dataset in datasets],
-        # A template may write the day, and then the rows are of that day.
+        # A template may write the date, and then the rows depend on it.
         "day": time.strftime("%Y-%m-%d") if any(map(_uses_the_date, files)) else None,
     }
     fingerprints.keep()
@@ -80,13 +81,13 @@ def _dataset_entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str,
 
 
 def _uses_the_date(file: Path) -> bool:
-    """Whether the file can hold a chat template, and has one that asks for the day."""
+    """Whether the file can contain a chat template that asks for the date."""
     holds = file.suffix == ".jinja" or "template" in file.name or file.name == "tokenizer_config.json"
     return holds and b"strftime_now" in file.read_bytes()
 
 
 class Fingerprints:
-    """Hashes of file contents. That of a file is remembered until its size, inode or any of its times changes."""
+    """Hashes of file contents, cached until the file's size, inode or any of its times changes."""
 
     def __init__(self, cache: Path):
         self.path = cache / "fingerprints.json"
@@ -94,7 +95,7 @@ class Fingerprints:
         self.new = False
 
     def of(self, file: Path) -> str:
-        """The SHA-256 of what is in the file."""
+        """The SHA-256 of the file's content."""
         status = file.stat()
         stamp = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
         before = self.known.get(str(file))
@@ -102,7 +103,7 @@ class Fingerprints:
             return before[-1]
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        # A file written a moment ago may be written once more without its times changing.
+        # A file written a moment ago may be written again without its times changing.
         if time.time_ns() - status.st_ctime_ns > 2_000_000_000:
             self.known[str(file)] = [*stamp, digest]
             self.new = True
@@ -111,13 +112,14 @@ class Fingerprints:
     def keep(self) -> None:
         if self.new:
             there = {file: stamp for file, stamp in self.known.items() if os.path.exists(file)}
-            with contextlib.suppress(OSError):  # it is only a remembrance
+            with contextlib.suppress(OSError):  # it is only a cache
                 write_json(self.path, there)
 
 
 @contextlib.contextmanager
 def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
-    """A folder to prepare in, which is found under `key` from the end of the block on; gone if the block fails."""
+    """A folder to prepare in, which can be found under `key` from the end of the block on; deleted if the block
+    fails."""
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
     lock = try_lock(partial / "lock", ALIVE_BYTE, shared=False)
@@ -127,8 +129,8 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
         (partial / "lock").unlink()
         apply_umask(partial)
         if (cache / key).exists() and not (cache / key / SUMMARY_FILE).exists():
-            shutil.rmtree(cache / key)  # somebody has taken pieces out of it
-        with contextlib.suppress(OSError):  # somebody else was quicker, with the same
+            shutil.rmtree(cache / key)  # someone has removed parts of it
+        with contextlib.suppress(OSError):  # someone else was faster, with the same result
             partial.rename(cache / key)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -137,7 +139,7 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
 
 
 def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
-    """Remove what was not used for longest, until the rest has `most` bytes; and what a kill has left behind."""
+    """Delete the least recently used, until the rest has `most` bytes; and leftovers of kills."""
     for folder in cache.glob(".partial-*"):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > 60 and not is_locked(folder / "lock", ALIVE_BYTE):
@@ -152,14 +154,14 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
         total += size
         if total > most:
             with contextlib.suppress(OSError):
-                gone = folder.rename(cache / f".partial-{folder.name}")  # in one step, so that nobody finds half
+                gone = folder.rename(cache / f".partial-{folder.name}")  # atomic, so that nobody finds half of it
                 shutil.rmtree(gone)
 
 
 def link_into_run(folder: Path, to: Path) -> dict[str, Any] | None:
-    """The files of a prepared folder into a run's, by hard links where the file system has them; returns its summary.
+    """Link the files of a prepared folder into a run's, by hard links if the file system has them; returns its summary.
 
-    None if there is no such folder, or it is pruned just now. From now on it is the last to be.
+    None if there is no such folder, or it is just being deleted. Marks it as most recently used.
     """
     try:
         os.utime(folder / SUMMARY_FILE)

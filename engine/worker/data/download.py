@@ -1,9 +1,9 @@
-"""A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, a data job
+"""Download a data set from a hub into the data folder: `python -m engine.worker.data.download FOLDER`, a data job
 (engine.data.data_jobs).
 
-Its data files are fetched, never code; the datasets library, with no network, picks subset and
-split from them as it would anywhere; what comes out is Parquet, described in dataset_info.json
-like an upload. HF_ENDPOINT and ModelScope's own variables say where the hubs are.
+Only data files are downloaded, never code. The datasets library, without network access, selects subset and split as it
+does elsewhere. The result is Parquet, described in dataset_info.json like an upload. HF_ENDPOINT and ModelScope's own
+variables set the addresses of the hubs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.data import dataset_info_edits, uploads
 from engine.data.data_jobs import ReportProgress, job_process
 from engine.data.row_files import SUFFIXES
 
-# README.md says which files are which subset and split.
+# README.md says which files belong to which subset and split.
 FILE_PATTERNS = [
     "README.md",
     *(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz", ".zst")),
@@ -35,7 +35,7 @@ FILE_PATTERNS = [
 
 
 def download(request: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
-    """Fetch `given["id"]` and name it in the catalogue: as a new set, or for the entry `given["into"]`."""
+    """Download `given["id"]` and add it to dataset_info.json: as a new set, or for the entry `given["into"]`."""
     data, name = Path(request["data"]), request["id"]
     if not name or name.startswith((".", "/")) or name.count("/") > 1:
         raise Refusal(problem("hub-set-name", name=name or "—"))
@@ -67,25 +67,25 @@ def download(request: Mapping[str, Any], report: ReportProgress) -> dict[str, An
 def _entry_of(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         return dataset_info_edits.entry_for_mapping(file_name, dataset_info_edits.propose(rows), rows)
-    except Refusal:  # its columns tell nothing; a person may
+    except Refusal:  # its columns do not show what it is; a person may know
         return {"file_name": file_name}
 
 
 def _without_location(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry says of the rows, and not of where they were; where they were is in its `hf_hub_url` still."""
+    """What an entry says about the rows, without their source, which is still in its `hf_hub_url`."""
     return {
         key: value for key, value in entry.items() if key not in ("file_name", "folder", "subset", "split", "encoding")
     }
 
 
 def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
-    """The rows of a subset and split; `inside` is the folder of the repository that they are in, "" for all of it.
-    Messages of uneven keys come as JSON each, for a table would fill them up with nulls."""
+    """The rows of a subset and split; `inside` is their folder in the repository, "" for all of it. Messages with
+    different keys are each stored as JSON, because a table would fill them up with nulls."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     from datasets import load_dataset_builder
 
-    # Which files are read is the set's own word (README.md), and may name any file of this machine, by path, dots
-    # or link. Patterns first: to look for one's matches would be to walk through all folders of the machine.
+    # The set itself decides which files are read (README.md), and may name any file of this machine, by path, dots or
+    # link. Patterns are checked first, because resolving one could walk through all folders of the machine.
     if outside := next(filter(_leads_outside, _stated_files(folder / "README.md")), ""):
         raise Refusal(problem("hub-set-outside", file=outside))
     builder = load_dataset_builder(str(folder), subset or None, data_dir=inside or None, cache_dir=str(cache))
@@ -110,7 +110,7 @@ def _stated_files(card: Path) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in nested lists and mappings, names of splits and other keys aside."""
+    """Every text in nested lists and mappings, except names of splits and other keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -132,11 +132,11 @@ def _fetch_huggingface(name: str, folder: Path, report: ReportProgress) -> None:
     total = sum(file.file_size for file in coming if file.will_download)
     if not total:
         raise Refusal(problem("hub-set-empty", name=name, known=", ".join(SUFFIXES)))
-    if 3 * total > hardware.free_disk(folder):  # the files, what they are unpacked to, and the result
+    if 3 * total > hardware.free_disk(folder):  # the files, their unpacked form, and the result
         raise Refusal(problem("data-not-writable", folder=folder.parents[1], why=os.strerror(errno.ENOSPC)))
 
     class Bar(tqdm):
-        """One of the hub's progress bars: of files, of bytes arrived, of bytes written."""
+        """One of the hub's progress bars: of files, of downloaded bytes, of written bytes."""
 
         def update(self, n: float | None = 1) -> Any:
             shown = super().update(n)
@@ -154,7 +154,7 @@ def _fetch_modelscope(name: str, folder: Path, report: ReportProgress) -> None:
     except ImportError:
         package = problem("package-missing", what="ModelScope", package="modelscope-hub")
         raise Refusal(package) from None
-    done, adding = 0, threading.Lock()  # files come in threads
+    done, adding = 0, threading.Lock()  # files are downloaded in threads
 
     class File(ProgressCallback):
         """The progress of one file."""

@@ -1,14 +1,14 @@
-"""Canonical rows → examples that a stage can be trained on: token ids, labels (the loss mask), and what was cut.
+"""Canonical rows → training examples of a stage: token ids, labels (the loss mask), and what was truncated.
 
     text     → input_ids, labels                              every token trained; each document ends with eos
-    chat     → input_ids, labels                              the answers trained, the token that ends each included,
-                                                              as the row's weights say (engine.worker.data.turn_weights)
+    chat     → input_ids, labels                              the answers trained, including their end tokens,
+                                                              weighted by the row (engine.worker.data.turn_weights)
     pairs    → prompt_ids, chosen_ids, rejected_ids           prompt + answer are the template's ids of the two together
     thumbs   → prompt_ids, completion_ids, label
     prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
 
-No form is longer than `max_length`. Reading the data is left to
-`engine.data.datasets`, storing to `engine.worker.prepare`.
+No example is longer than `max_length`. Reading the data is left to `engine.data.datasets`, storing to
+`engine.worker.prepare`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from engine.worker.templates.chat_template import ChatTemplate, Span
 from engine.worker.templates.conversations import ConversationEncoder, Row, TokenizedConversation
 from engine.worker.templates.token_escaping import TokenEscaping
 
-IGNORE_INDEX = -100  # the label that the loss skips, as torch's cross_entropy has it by default
+IGNORE_INDEX = -100  # the label that the loss ignores, as in torch's cross_entropy by default
 TrainOn = Literal["answers", "last_answer", "everything"]
 TooLong = Literal["cut_end", "cut_start", "drop"]
 
-# The status of a row. "cut": shortened to max_length. "too_long": longer than that, and what is trained would not
-# survive a cut, or the policy forbids one. "untrained": no label at all. "equal": a pair without a difference.
-# "refused": the template or the tokenizer cannot write it.
+# The status of a row. "cut": truncated to max_length. "too_long": longer than that, and truncation would remove all
+# trained tokens, or the policy forbids it. "untrained": no labels at all. "equal": a pair without a difference.
+# "refused": the template or the tokenizer cannot render it.
 ROW_STATUSES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
 USABLE_STATUSES = 2  # the first two of them
 
@@ -53,11 +53,11 @@ COLUMNS: dict[Form, dict[str, pa.DataType]] = {
 
 
 class Example(NamedTuple):
-    """One row. Of one that cannot be used, the values are empty.
+    """One row. If it cannot be used, the values are empty.
 
-    `trained`: spans of the first value that are trained (text, chat). `lost`: what of the row the chat
-    template left out, as words of `engine.data.template_losses.LOSSES`. `ended`: every trained answer includes
-    the token that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
+    `trained`: spans of the first value that are trained (text, chat). `lost`: what the chat template left out of the
+    row, as words of `engine.data.template_losses.LOSSES`. `ended`: every trained answer includes its end token; a model
+    that never sees one never stops. `weights`: of each span, if not all are 1.
     """
 
     values: tuple[Any, ...]
@@ -71,12 +71,12 @@ class Example(NamedTuple):
 
 @dataclass
 class Encoder:
-    """Makes examples of one form. `too_long` says what becomes of a row of more than `max_length` tokens:
+    """Makes examples of one form. `too_long` says what happens to a row of more than `max_length` tokens:
 
-    "cut_end" keeps the turns up to the last answer that fits, and where not even the first does, the tokens that fit;
-    of a pair it shortens the answers, never the prompt. "cut_start" leaves out the oldest turns behind the system
-    message, as few as will do, and if the last ones alone are too long, cuts their end. "drop" leaves the row out. Text
-    is never cut: what does not fit into one example goes into the next.
+    "cut_end" keeps the turns up to the last answer that fits, and if not even the first does, the tokens that fit; of a
+    pair it shortens the answers, never the prompt. "cut_start" leaves out the oldest turns after the system message, as
+    few as necessary, and if the last ones alone are too long, truncates their end. "drop" leaves the row out. Text is
+    never truncated: what does not fit into one example goes into the next.
 
     Raises Refusal if the template does not show where an answer ends, or the tokenizer has no eos for texts.
     """
@@ -88,12 +88,12 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     mask: MaskSettings = DEFAULT_MASK
-    conversations: ConversationEncoder = field(init=False, repr=False, compare=False)  # of all forms but texts
-    escaping: TokenEscaping = field(init=False, repr=False, compare=False)  # of texts
+    conversations: ConversationEncoder = field(init=False, repr=False, compare=False)  # for all forms except texts
+    escaping: TokenEscaping = field(init=False, repr=False, compare=False)  # for texts
 
     @classmethod
     def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
-        """What a run of `spec` has its rows made by; `max_length` instead of the spec's."""
+        """The encoder of a run of `spec`; with `max_length` instead of the spec's."""
         train_on: TrainOn = getattr(spec.stage, "train_on", "answers")
         data, length = spec.data, max_length or spec.data.max_length
         form = STAGES[spec.stage.kind].form
@@ -116,7 +116,7 @@ class Encoder:
         return examples
 
     def _cut_start(self, rows: Sequence[Row], examples: list[Example]) -> None:
-        """Replaces each example that was too long by that of the row with as few turns less as will do."""
+        """Replaces each example that was too long by that of the row with as few turns removed as necessary."""
         least = {n: 1 for n, example in enumerate(examples) if _too_long(example)}
         most = {n: len(_turn_starts(rows[n])) - 1 for n in least}
         while open_ := [n for n in least if least[n] <= most[n]]:
@@ -137,8 +137,8 @@ def _too_long(example: Example) -> bool:
 
 
 def _turn_starts(row: Row) -> list[int]:
-    """Where each question is, and with it all that belongs to its answer. What comes before the first, a
-    greeting, is a turn of its own; a last question that nothing answers belongs to the turn before."""
+    """The position of each question together with everything that belongs to its answer. What comes before the first,
+    such as a greeting, is a turn of its own; a last question without an answer belongs to the turn before."""
     roles = [message["role"] for message in row["messages"]]
     if "chosen" not in row and "answer" not in row:  # its answers are among them
         roles = roles[: len(roles) - roles[::-1].index("assistant")]
@@ -155,15 +155,15 @@ def _without_oldest(row: Row, count: int) -> Row:
 
 
 def _text_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
-    """Each document ends with the tokenizer's eos, once, and begins with what the tokenizer itself puts first (a BOS
-    or nothing)."""
+    """Each document ends with the tokenizer's eos, once, and begins with what the tokenizer itself puts first (a BOS or
+    nothing)."""
     backend, escaping, eos = (
         encoder.tokenizer.backend_tokenizer,
         encoder.escaping,
         encoder.tokenizer.eos_token_id,
     )
     escaped = [escaping.text(row["text"]) for row in rows]
-    # Offsets are needed only where something stands for something else.
+    # Offsets are needed only for texts in which control tokens were escaped.
     plain = iter(backend.encode_batch_fast([text for text, hidden in escaped if not hidden]))
     marked = iter(backend.encode_batch([text for text, hidden in escaped if hidden]))
     examples = []
@@ -239,8 +239,8 @@ def _pair_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
 
 
 def _common_prompt_length(chosen: TokenizedConversation, rejected: TokenizedConversation) -> int:
-    """Where the last answers of two conversations begin; if a token holds the end of the question and the beginning
-    of only one of the answers, before that."""
+    """The start of the last answers of two conversations; if a token contains the end of the question and the beginning
+    of only one of the answers, the position before that."""
     at = min(chosen.answers[-1][0], rejected.answers[-1][0])
     differs = chosen.ids[:at] != rejected.ids[:at]
     return int(differs.argmax()) if differs.any() else at
@@ -310,8 +310,8 @@ def _refused(form: Form, reason: Problem) -> Example:
 
 
 def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
-    """The examples as columns, one row each, unusable ones empty; with `status` (its number), `ended` and `lost` (a bit
-    for each word of `LOSSES`) at the end, and `weights` of the tokens before them if any example has some."""
+    """The examples as columns, one row each, unusable ones empty; then `weights` of the tokens, if any example has
+    some, `status` (its number), `ended` and `lost` (a bit for each word of `LOSSES`)."""
     columns: list[pa.Array] = []
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
@@ -341,10 +341,9 @@ def list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:
 
 
 def labels_from_spans(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
-    """The labels of the loss: each id in a span that is trained, IGNORE_INDEX
-    elsewhere (the loss mask, or assistant mask).
+    """The labels of the loss: each id in a trained span, IGNORE_INDEX elsewhere (the loss mask, or assistant mask).
 
-    What comes out for the same rows may change only with `engine.worker.data.cache.PREPARATION_VERSION`.
+    The result for the same rows may change only together with `engine.worker.data.cache.PREPARATION_VERSION`.
     """
     offsets = input_ids.offsets.to_numpy()
     starts = [

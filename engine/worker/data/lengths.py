@@ -1,4 +1,4 @@
-"""Batches of examples of similar length, so that little is computed for padding."""
+"""Batches of examples of similar length, to reduce computation on padding."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from transformers import Trainer
 
 from engine.spec.run_spec import RunSpec
 
-# Batches whose examples are sorted together: the more, the less padding and the less chance. Of few examples there are
-# several pools, or the same ones would meet in each epoch.
+# Batches whose examples are sorted together: more batches mean less padding, but also less randomness. Few examples are
+# divided into several pools, because otherwise the same ones would meet in each epoch.
 BATCHES_PER_POOL, MIN_POOLS = 100, 4
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """The order of an epoch. Every example once; by seed and epoch alone, so that a resumed run finds its place.
+    """The order of an epoch. Every example once; determined by seed and epoch alone, so that a resumed run finds its
+    place.
 
-    `batch` examples, those of all processes together, are of similar length; the batches come in any
-    order, but that with the longest example is first: what does not fit into memory shows at once.
+    Each `batch` of examples, those of all processes together, has similar lengths. The batches come in random order,
+    except that the one with the longest example is first: if something does not fit into memory, it shows at once.
 
-    `epoch` is asked for the epoch that begins. A `set_epoch` would not do: accelerate's does not reach a sampler from
-    which several processes skip the batches that were trained on before a resume.
+    `epoch` returns the epoch that begins. A `set_epoch` would not work, because accelerate's does not reach a sampler
+    from which several processes skip the batches trained on before a resume.
     """
 
     def __init__(self, lengths: np.ndarray, batch: int, seed: int, epoch: Callable[[], int]):
@@ -38,7 +39,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 def length_grouped_order(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """Numbers of all examples; what does not fill a batch is at the end."""
+    """Indices of all examples; those that do not fill a batch are at the end."""
     chance = np.random.default_rng([seed, epoch])
     shuffled = chance.permutation(len(lengths))
     whole = len(lengths) // batch
@@ -52,14 +53,14 @@ def length_grouped_order(lengths: np.ndarray, batch: int, seed: int, epoch: int)
 
 
 def lengths_of(dataset: Any) -> np.ndarray:
-    """Tokens of each example; of one with several answers, with the longer. Read from the offsets, not the tokens."""
+    """Tokens of each example; with several answers, of the longer one. Read from the offsets, not the tokens."""
     names = [name for name in dataset.column_names if name.endswith("_ids")]
     first, *others = (pc.list_value_length(dataset.data.column(name)).to_numpy() for name in names)
     return first + np.max(others, axis=0) if others else first
 
 
 def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
-    """Let the trainer take its examples by length, if the spec wants it and the trainer has no order of its own."""
+    """Let the trainer order its examples by length, if the spec says so and the trainer has no order of its own."""
     arguments = trainer.args
     own_order = (
         type(trainer)._get_train_sampler is not Trainer._get_train_sampler

@@ -1,4 +1,4 @@
-"""Which examples share a sequence, so that little of it is padding; and the sequences made of them."""
+"""Pack examples into sequences with little padding."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PACKED_SCHEMA = pa.schema([("input_ids", IDS_TYPE), ("labels", IDS_TYPE), ("seq_
 def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
     """Best-fit decreasing: the row numbers that go together into each pack of at most `max_length` tokens.
 
-    Deterministic. Raises ValueError on a row longer than a pack. Rows are taken longest first, each into the fullest
-    pack it fits; open packs are looked up by the room they have left, of which there are at most `max_length` values.
+    Deterministic. Raises ValueError for a row longer than a pack. Rows are taken longest first, each into the fullest
+    pack it fits; open packs are found by their remaining room, which has at most `max_length` values.
     """
     packs: list[list[int]] = []
-    packs_with: dict[int, list[list[int]]] = {}  # room left → packs with just that room
+    packs_with: dict[int, list[list[int]]] = {}  # remaining room → packs with just that room
     rooms: list[int] = []  # the keys of packs_with, sorted
     order = np.argsort(-lengths, kind="stable")
     for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
@@ -47,7 +47,7 @@ def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
 
 
 def pack_examples(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
-    """Examples (input_ids, labels, weights if there are some) → packs of them, with `seq_lengths`, the lengths of the
+    """Examples (input_ids, labels, weights if there are any) → packs of them, with `seq_lengths`, the lengths of the
     examples in each."""
     offsets = batch.column("input_ids").offsets.to_numpy()
     lengths = np.diff(offsets)
@@ -57,7 +57,7 @@ def pack_examples(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
         gather_ranges(batch.column(name).values.to_numpy(), offsets[order], lengths[order])
         for name in ("input_ids", "labels")
     )
-    # The first token of an example is not to be predicted from the end of the one before.
+    # The first token of an example must not be predicted from the end of the previous one.
     labels[np.cumsum(lengths[order]) - lengths[order]] = IGNORE_INDEX
     examples = _offsets([len(rows) for rows in packs])
     tokens = _offsets(lengths[order])[examples]

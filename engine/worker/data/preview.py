@@ -1,12 +1,11 @@
-"""What a model would see of a data set, for the page:
-`python -m engine.worker.data.preview`, one JSON line per question.
+"""What a model sees of a data set, for the page: `python -m engine.worker.data.preview`, one JSON line per question.
 
-A warm child of the studio: it holds transformers and a few tokenizers, so that a look takes a moment. It ends when its
-parent's pipe closes, or after ten idle minutes. Rows become tokens by the very functions that preparation uses; only
-how they are shown is decided here.
+A warm child of the studio that holds transformers and a few tokenizers, so that it answers quickly. It ends when its
+parent's pipe closes, or after ten idle minutes. Rows are tokenized by the same functions that preparation uses; only
+their presentation is decided here.
 
     page         rows of a set as tokens: [id, text, trained, special]
-    statistics   lengths, what is cut and left out, and how much is trained, over a sample of the set
+    statistics   lengths, what is truncated and left out, and how much is trained, over a sample of the set
 """
 
 from __future__ import annotations
@@ -34,16 +33,17 @@ from engine.launch.workspace import template_file
 from engine.spec.run_spec import RunSpec
 
 IDLE_S = 600
-STATISTICS_ROWS = 20_000  # rows that statistics look at
+STATISTICS_ROWS = 20_000  # rows in the sample for statistics
 TOKENIZED_ROWS_PER_BATCH = 1000  # rows tokenized at a time
-MAX_TOKENS_SHOWN = 4_000  # of one row that are shown
+MAX_TOKENS_SHOWN = 4_000  # tokens of one row that are shown
 HISTOGRAM_BINS = 40
-MAX_REFUSALS_SHOWN = 3  # of rows that the template refuses
+MAX_REFUSALS_SHOWN = 3  # of rows that the template rejects
 NO_LIMIT = 10**9  # tokens
 
 
 def hide_torch() -> None:
-    """transformers loads torch wherever it finds it, which takes longer than all else here; to tokenize needs none."""
+    """transformers loads torch wherever it is installed, which takes longer than everything else here; tokenizing does
+    not need it."""
     find_spec = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
 
@@ -53,8 +53,8 @@ def hide_torch() -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One sequence that is trained on: of a pair there are two, named for their answers. `weights`: of each span that
-    is trained, if not all are 1."""
+    """One trained sequence: a pair has two, named after their answers. `weights`: of each trained span, if not all are
+    1."""
 
     name: str
     ids: Sequence[int]
@@ -64,7 +64,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row as the stage gets it. Of one that it does not get, `status` and `reason` say why."""
+    """A row as the stage gets it. If it does not get it, `status` and `reason` say why."""
 
     sides: tuple[Side, ...]
     status: str
@@ -73,7 +73,7 @@ class Encoded:
 
 
 def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
-    """Canonical rows as a run gets them that has them made by `encoder`."""
+    """Canonical rows as a run gets them whose rows are made by `encoder`."""
     return [
         Encoded(
             SIDES[encoder.form](result) if len(result.values[0]) else (),
@@ -115,7 +115,7 @@ SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
 
 
 def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows from number `first` on, `size` of them, as tokens."""
+    """`size` rows from number `first` on, as tokens."""
     dataset = find(Path(question["data"]), question["name"])
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
@@ -129,7 +129,7 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
         except Refusal as refusal:
             made.append((entry, refusal.problems[0]))
     good = [row for _, row in made if not isinstance(row, Problem)]
-    # The whole row, and what is left of it: what was cut off is shown too, as such.
+    # The whole row, and what is left of it: what was truncated is also shown, and marked.
     whole = iter(encode(whole_rows, good))
     kept = iter(encode(cut_rows, good))
     rows = []
@@ -147,7 +147,7 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
             continue
         all_of_it, left = next(whole), next(kept)
         encoded = left if left.sides else all_of_it
-        spread = form == "text" and left.status == "cut"  # into one example after another; nothing of it is lost
+        spread = form == "text" and left.status == "cut"  # in one example after another; nothing is lost
         rows.append(
             {
                 "number": entry.number,
@@ -162,7 +162,7 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
-    trained: list[bool | float] = [False] * len(side.ids)  # a number where a token's loss is weighted
+    trained: list[bool | float] = [False] * len(side.ids)  # a number if a token's loss is weighted
     for number, (begin, end) in enumerate(side.trained):
         weight = side.weights[number] if side.weights else 1
         trained[begin:end] = [True if weight == 1 else weight] * (end - begin)
@@ -188,10 +188,10 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
         while text.endswith("\ufffd") and size < 8 and at + size < len(ids):
             size += 1
             text = tokenizer.decode(ids[at : at + size], skip_special_tokens=False)
-        if text.endswith("\ufffd"):  # bytes that make no character
+        if text.endswith("\ufffd"):  # bytes that do not form a character
             size, text = 1, "\ufffd"
         if size == 1 and at and not text.startswith((" ", "\ufffd")):
-            # Some decoders drop the space before a word that stands at the very beginning.
+            # Some decoders drop the space before a word at the very beginning.
             token = tokenizer.convert_ids_to_tokens(ids[at])
             text = f" {text}" if token.startswith("▁") else text
         texts += [text, *[""] * (size - 1)]
@@ -217,7 +217,7 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
         whole = encode(whole_rows, good)
         long = [n for n, encoded in enumerate(whole) if _longest(encoded) > spec.data.max_length]
         lengths += [_longest(encoded) for encoded in whole if encoded.sides]
-        if form == "text":  # nothing of a text is cut off: what does not fit goes into the next window
+        if form == "text":  # texts are not truncated: what does not fit goes into the next window
             examples += sum(-(-_longest(encoded) // spec.data.max_length) for encoded in whole)
             kept = whole
             status_counts.update("kept" for encoded in whole if encoded.sides)
@@ -266,14 +266,14 @@ def _longest(encoded: Encoded) -> int:
 
 
 def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
-    """Rows by their length in tokens, nothing cut off, up to where all but the longest few are."""
+    """Rows by their length in tokens without truncation, up to a limit that only the few longest exceed."""
     import numpy as np
 
     if not lengths:
         return {"edges": [], "counts": [], "longest": 0, "median": 0}
     tokens = np.array(lengths)
     top = max(float(np.quantile(tokens, 0.998)), 1.0)
-    # The line of max_length is in the picture where it is anywhere near.
+    # The line of max_length is shown if it is near the range.
     top = max_length * 1.05 if top < max_length <= top * 2 else top
     wide = math.ceil((top + 1) / HISTOGRAM_BINS)
     edges = np.arange(0, top + 1 + wide, wide)
@@ -287,7 +287,7 @@ def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
 
 
 def encoders(spec: RunSpec) -> tuple[Any, Any]:
-    """Two that make rows into tokens: one that leaves them whole, and the one that a run of the spec has."""
+    """Two encoders: one that leaves rows untruncated, and that of a run of the spec."""
     path = spec.model.model_name_or_path
     if not os.path.isdir(path):
         raise Refusal(problem("preview-needs-model", "model.model_name_or_path", name=path or "—"))
@@ -331,7 +331,7 @@ QUESTIONS = {"page": page, "statistics": statistics}
 
 
 def answer(line: str) -> dict[str, Any]:
-    """The answer to one question; whatever goes wrong is an answer too."""
+    """The answer to one question; errors are answers, too."""
     try:
         question = json.loads(line)
         return {"answer": QUESTIONS[question["what"]](RunSpec.from_yaml(question["spec"]), question)}
@@ -344,7 +344,7 @@ def answer(line: str) -> dict[str, Any]:
 
 def main() -> None:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     hide_torch()
     from engine.worker.data import examples  # noqa: F401  now, while nobody waits
 

@@ -1,7 +1,7 @@
-"""Which rows are trained on, how often, and which are measured on; and the files that are written of them.
+"""Which rows are trained on, how often, and which are held out for validation; and the files written from them.
 
 A row is chosen by its number and the seed alone, so that the choice does not depend on who prepared it. Tables of
-examples pass through one after the other, and none of them is kept: text may be larger than memory.
+examples pass through one after another and none is kept, since text may be larger than memory.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from engine.worker.data.packing import PACKED_SCHEMA as PACKED
 from engine.worker.data.packing import pack_examples
 from engine.worker.data.turn_weights import WEIGHTS_TYPE, weights_column
 
-TOKENS_PACKED_AT_ONCE = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
-MIN_PACKS_AT_ONCE = 500  # at a time, at the least
-WRITTEN_ROWS_PER_BATCH = 1000  # rows written at a time, so that a reader needs not much memory either
+TOKENS_PACKED_AT_ONCE = 1 << 22  # tokens that are packed at a time: many packs, but little memory
+MIN_PACKS_AT_ONCE = 500  # minimum examples at a time
+WRITTEN_ROWS_PER_BATCH = 1000  # rows written at a time, so that a reader needs little memory, too
 
 
 def validation_rows(rows: int, count: int, seed: int) -> np.ndarray:
-    """Which of so many rows are measured on (bool): `count` of them by the seed."""
+    """Which of so many rows are held out (bool): `count` of them, chosen by the seed."""
     return _random_rows(rows, count, seed)
 
 
 def repetitions(trained: np.ndarray, weight: float, seed: int) -> np.ndarray:
-    """How often each row is trained on (uint16), of those that `trained` (bool) says.
+    """How often each row is trained on (uint16), among those marked in `trained` (bool).
 
-    Weight 2.5 is every row twice, and a random half of them once more.
+    Weight 2.5 means every row twice, and a random half of them once more.
     """
     whole, part = divmod(weight, 1)
     numbers = np.flatnonzero(trained)
@@ -53,7 +53,7 @@ class SplitWriter:
     """The file of one split, and counts of what went into it and what did not. To be closed."""
 
     def __init__(self, path: Path, form: Form, max_length: int, packing: bool, weighted: bool = False):
-        """`weighted`: some row of the run has weights, so that all of them are written with some."""
+        """`weighted`: some row of the run has weights, so that all are written with weights."""
         self.form, self.max_length, self.packing, self.weighted = form, max_length, packing, weighted
         self.columns = [*COLUMNS[form], *(["weights"] if weighted else [])]
         self.schema = PACKED if packing else pa.schema(list(COLUMNS[form].items()))
@@ -95,7 +95,7 @@ class SplitWriter:
             self._pack()
 
     def close(self) -> dict[str, Any]:
-        """Counts of examples, rows, tokens and trained tokens, of what was cut and what was left out."""
+        """Counts of examples, rows, tokens and trained tokens, of truncated rows and of rows left out."""
         self._pack()
         self.stream.close()
         self.sink.close()
@@ -147,7 +147,8 @@ class SplitWriter:
 def windows(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
     """Each document as consecutive examples of at most `max_length` tokens; nothing is thrown away.
 
-    A last token that would be alone, the end of its document, takes the one before with it: it is to be learned, too.
+    If the last token, the end of the document, would be alone, it takes the previous one with it, because it has to be
+    learned, too.
     """
     ids = batch.column("input_ids")
     offsets = ids.offsets.to_numpy()

@@ -1,4 +1,4 @@
-"""The rows of a data set → tables of examples on disk, block by block, by several processes at once."""
+"""The rows of a data set → tables of examples on disk, block by block, in several processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.data.text_lines import Located
 from engine.worker.data.examples import Encoder, examples_table
 from engine.worker.runtime.process_pool import ProcessPool
 
-MAX_PROBLEMS_SHOWN = 20  # problems of bad rows that are kept with a block, and of a data set
+MAX_PROBLEMS_SHOWN = 20  # problems of bad rows that are kept per block, and per data set
 
 
 @dataclass(frozen=True)
 class Task:
-    """A block of one of the data sets, and where its table has to go."""
+    """A block of one of the data sets, and the path of its table."""
 
     dataset: int
     block: Block
@@ -30,10 +30,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Part:
-    """What became of a block: a table of the `good` rows among its `read` rows, and what was wrong with the others.
+    """The result of a block: a table of the `good` rows among its `read` rows, and the problems of the others.
 
-    `entries` counts what is no row, too. `bad`: the first of the problems, each with the number of rows up to it.
-    `end`: where in its file the block ends, if that is known. `broken`: it could not be read.
+    `entries` also counts what is not a row. `bad`: the first problems, each with the number of rows up to it. `end`:
+    where the block ends in its file, if known. `broken`: it could not be read.
     """
 
     path: Path
@@ -45,13 +45,13 @@ class Part:
     end: int = 0
     broken: bool = False
     weighted: bool = False  # the table has weights
-    notes: tuple[tuple[str, int, Problem], ...] = ()  # of rows that are used all the same: code, how many, the first
+    notes: tuple[tuple[str, int, Problem], ...] = ()  # of rows that are used anyway: code, number, the first
 
 
 def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
     """Reads a block and writes its table: the work of one process."""
     dataset, rows = datasets[task.dataset], _RowCounter()
-    gc.disable()  # many small things are made here, none of which is part of a cycle
+    gc.disable()  # many small objects are created here, none of which is part of a cycle
     try:
         examples = list(convert_rows(dataset, rows.of(task.block), rows.refuse, encoder.form))
         made = encoder.examples(examples)
@@ -78,8 +78,8 @@ def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Par
 
 
 def _problems_with_places(refused: dict[int, Problem], block: Block) -> list[tuple[int, Problem]]:
-    """The reasons with the places of their rows, for which the block is read
-    once more: a place is good until the next."""
+    """The reasons with the places of their rows, for which the block is read again, because a place is valid only until
+    the next."""
     rows = enumerate(block.rows(lambda _: None), start=1) if refused else ()
     return [(number, refused[number].at(place)) for number, (place, _) in rows if number in refused]
 
@@ -129,10 +129,10 @@ class DatasetTables:
     bad: list[Problem] = field(default_factory=list)
     bad_count: int = 0
     bytes_done: int = 0  # of its files
-    notes: dict[str, tuple[int, Problem]] = field(default_factory=dict)  # code → how many rows, and the first
+    notes: dict[str, tuple[int, Problem]] = field(default_factory=dict)  # code → number of rows, and the first
 
     def make(self, pool: ProcessPool, path: Callable[[], Path]) -> Iterator[None]:
-        """Has them made, one at each step. Raises Refusal if the data set cannot be used at all."""
+        """Creates them, one at each step. Raises Refusal if the data set cannot be used at all."""
         for file in files_of(self.dataset):
             before, entries = self.bytes_done, 0
             source: Iterator[Block] | None = blocks(file, self.dataset.encoding)
@@ -158,7 +158,7 @@ class DatasetTables:
         return self.good == self.limit or self.read == self.dataset.num_samples
 
     def _take(self, part: Part) -> None:
-        """Of the part that crosses a limit, only what is within."""
+        """The part within the limit, of a part that crosses it."""
         most_read = part.read if self.dataset.num_samples is None else self.dataset.num_samples - self.read
         most_good = part.good if self.limit is None else self.limit - self.good
         if part.read > most_read or part.good > most_good:

@@ -1,12 +1,12 @@
-"""How much each answer of a row counts in the loss: from the row's weights to spans of tokens, and to a column of them.
+"""How much each answer of a row counts in the loss: from the row's weights to spans of tokens, and to a weight column.
 
-A row's `weights` has a number for each of its answers, in order
-(`engine.data.loss_marks`); 0 is not trained, 1 is as usual. The loss of a step is
+A row's `weights` has a number for each of its answers, in order (`engine.data.loss_marks`); 0 means not trained, 1
+means the usual weight. The loss of a step is
 
     L = Σ w(t) · -log p(t) / N,    over the trained tokens t, those with w(t) > 0; N of them in the step
 
-with N counted over all micro-batches and all processes, as transformers and TRL count it without weights. N
-is not the sum of the weights: if it were, a batch of one row would weigh the same whatever the row's weight.
+with N counted over all micro-batches and all processes, as transformers and TRL count it without weights. N is not the
+sum of the weights: if it were, a batch of one row would have the same effect whatever the row's weight.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WEIGHTS_TYPE = pa.list_(pa.float32())
 def weighted_spans(
     spans: Sequence[Span], weights: Weights | None, length: int, train_on: str
 ) -> tuple[list[Span], list[float] | None]:
-    """What is trained of `length` tokens whose answers are at `spans`, and the weight of each span; None if all are 1.
+    """The trained spans among `length` tokens whose answers are at `spans`, and the weight of each; None if all are 1.
 
-    A weight of 0 takes a span out, whatever `train_on` says. Of "everything", what is no answer has weight 1.
+    A weight of 0 removes a span, whatever `train_on` says. With "everything", tokens outside answers have weight 1.
     """
     if weights is None:
         spans = [(0, length)] if train_on == "everything" else spans
         return list(spans[-1:] if train_on == "last_answer" else spans), None
-    pairs = list(zip(spans, weights, strict=False))  # of a row that was cut there are fewer spans
+    pairs = list(zip(spans, weights, strict=False))  # a truncated row has fewer spans
     if train_on == "last_answer":
         pairs = pairs[-1:]
     if train_on == "everything":
@@ -65,8 +65,8 @@ def without_oldest(row: Mapping[str, Any], begin: int, end: int) -> dict[str, An
 
 
 def weights_column(labels: pa.ListArray, ignored: int, examples: Sequence[Any]) -> pa.ListArray:
-    """The weight of each token's loss: that of its span for examples that have
-    some, 1 for other trained tokens, else 0."""
+    """The weight of each token's loss: that of its span for examples with weights, 1 for other trained tokens,
+    otherwise 0."""
     offsets = labels.offsets.to_numpy()
     weights = (labels.values.to_numpy() != ignored).astype(np.float32)
     for start, example in zip(offsets.tolist(), examples, strict=False):

@@ -1,1 +1,1 @@
-"""Answers measured: questions, metrics, confidence intervals, the report."""
+"""Evaluation of answers: questions, metrics, confidence intervals, the report."""

@@ -1,9 +1,9 @@
-"""Whether a difference is real: intervals and paired differences of any measure by resampling rows.
+"""Significance by bootstrap: intervals and paired differences of any metric, by resampling rows.
 
-Rows are drawn again with replacement, as many as there are, two thousand times (Efron 1979; for
-comparing two systems on one test set Koehn 2004, "Statistical significance tests for machine
-translation evaluation"). Both models are measured on the same draws, since what is hard for one is
-mostly hard for the other. What the measure is does not matter, see `engine.worker.evaluation.metrics`.
+Rows are resampled with replacement, as many as there are, two thousand times (Efron 1979; for comparing two systems on
+one test set Koehn 2004, "Statistical significance tests for machine translation evaluation"). Both models are evaluated
+on the same samples, since what is hard for one is mostly hard for the other. Any metric can be used, see
+`engine.worker.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from engine.worker.evaluation.metrics import Metric
 
 RESAMPLES, SEED = 2000, 20040725
 CONFIDENCE_LEVEL = 0.95
-MIN_ROWS = 10  # of fewer, a resample is too often the same rows again, and intervals come out too narrow
+MIN_ROWS = 10  # with fewer, a resample is too often the same rows again, and intervals are too narrow
 MAX_NUMBERS_IN_MEMORY = 1 << 24
 
 Verdict = Literal["better", "worse", "same", "more", "less"]
 
 
 class Interval(NamedTuple):
-    """A value of all rows, and where 95 % of the resampled ones lie; none of few rows."""
+    """A value over all rows, and the interval of 95 % of its resamples; no interval for few rows."""
 
     value: float
     low: float | None
@@ -31,8 +31,8 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A model's value minus the base's. `verdict` "same": no difference that could not be chance. Of a measure that is
-    neither better high nor low it is "more" or "less"."""
+    """A model's value minus the base's. `verdict` "same": the difference may be chance. For a metric that is neither
+    better high nor low, it is "more" or "less"."""
 
     value: float
     low: float | None
@@ -41,7 +41,7 @@ class Difference(NamedTuple):
 
 
 def resampled(measure: Metric, seed: int = SEED) -> np.ndarray:
-    """The measure of each resample (2,000,). The same draws for every measure of as many rows."""
+    """The metric of each resample (2,000,). The same samples for every metric over as many rows."""
     rows, width = measure.sums.shape
     rng = np.random.default_rng(seed)
     scores = []
@@ -57,7 +57,7 @@ def resampled(measure: Metric, seed: int = SEED) -> np.ndarray:
 
 
 def interval(measure: Metric, draws: np.ndarray | None = None) -> Interval:
-    """The value and its interval. `draws`: those of `resampled`, where they are known already."""
+    """The value and its interval. `draws`: those of `resampled`, if they are already known."""
     if row_count(measure) < MIN_ROWS:
         return Interval(measure.value, None, None)
     return Interval(measure.value, *_percentile_interval(resampled(measure) if draws is None else draws))
@@ -66,7 +66,7 @@ def interval(measure: Metric, draws: np.ndarray | None = None) -> Interval:
 def difference(
     ours: Metric, base: Metric, draws: np.ndarray | None = None, base_draws: np.ndarray | None = None
 ) -> Difference:
-    """How far `ours` is from `base` on the same rows, and whether that could be chance."""
+    """How far `ours` is from `base` on the same rows, and whether that may be chance."""
     delta = ours.value - base.value
     if min(row_count(ours), row_count(base)) < MIN_ROWS:
         return Difference(delta, None, None, "same")
@@ -77,7 +77,7 @@ def difference(
 
 
 def row_count(measure: Metric) -> int:
-    """How many rows the measure is about."""
+    """The number of rows that the metric covers."""
     return int((measure.sums != 0).any(1).sum())
 
 

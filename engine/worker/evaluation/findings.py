@@ -1,10 +1,10 @@
-"""What an evaluation has found, from the answers: a summary with intervals and verdicts, and every row with its scores.
+"""The findings of an evaluation: a summary with intervals and verdicts, and every row with its scores.
 
-summary.json   models ("voices"), rows, measures with intervals, differences to the base with verdicts;
-               of reward models histograms
+summary.json   models ("voices"), rows, metrics with intervals, differences from the base with verdicts;
+               for reward models, histograms
 rows.jsonl     for each row the question, the reference, and each model's answer with its scores
 rows.csv       the same as a table
-result.json    last, of which attempt they are
+result.json    written last: the attempt that they belong to
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_findings(
     outputs: Outputs,
     tasks: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> None:
-    """Everything that is in the report. Raises Refusal if there is nothing to report of."""
+    """The whole content of the report. Raises Refusal if there is nothing to report."""
     entries = [_model_entry(spec, model) for model in models]
     titles = distinct_titles({entry["id"]: entry["title"] for entry in entries})
     entries = [entry | {"title": titles[entry["id"]]} for entry in entries]
@@ -50,7 +50,7 @@ def write_findings(
     if not comparable and not spec.harness.tasks:
         raise Refusal(_nothing_measured(questions, names, outputs))
     rows, model_metrics, extra = FORMS[form](names, questions, comparable, outputs) if comparable else ([], {}, {})
-    print(f"{len(comparable)} rows measured, {len(questions) - len(comparable)} left out", flush=True)
+    print(f"{len(comparable)} rows evaluated, {len(questions) - len(comparable)} left out", flush=True)
     summary = {
         "form": form,
         "voices": entries,
@@ -85,13 +85,14 @@ def _model_entry(spec: EvaluationSpec, model: TrainedResult | str) -> dict[str, 
 
 
 def _trained_on(spec: EvaluationSpec, folder: Path) -> list[str]:
-    """The sets of this evaluation that the weights in `folder` were trained on, too: there they may only remember."""
+    """The sets of this evaluation that the weights in `folder` were also trained on, whose scores may reflect
+    memorization."""
     place, known = os.path.realpath(spec.data.dataset_dir), learned([folder])
     return [name for name in spec.data.datasets if (place, name) in known]
 
 
 def _is_comparable(line: Mapping[str, Any]) -> bool:
-    """Whether the row was answered, or scored: only rows of which all models have an answer can be compared."""
+    """Whether the row was answered, or scored: only rows with answers from all models can be compared."""
     return line.get("margin", 0.0) is not None and "problem" not in line
 
 
@@ -169,7 +170,7 @@ FORMS = {"answers": _answer_report, "pairs": _pair_report}
 
 
 def _metric_comparisons(names: Sequence[str], model_metrics: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
-    """Intervals of every measure, and each model's differences to the first, if that is the base."""
+    """Intervals of every metric, and each model's differences from the first, if that is the base."""
     base = names[0] if names[0] == "base" else ""
     comparisons: dict[str, Any] = {
         "measures": {},
@@ -193,7 +194,7 @@ def _metric_comparisons(names: Sequence[str], model_metrics: Mapping[str, Mappin
 
 
 def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """A line of cells for each row, after that of their names."""
+    """A line of cells for each row, after the header."""
     pairs = bool(rows) and "chosen" in rows[0]
     texts = ["chosen", "rejected"] if pairs else ["reference"]
     scores = list(
@@ -213,7 +214,7 @@ def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, An
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A question as text; the roles are named where there is more than one turn."""
+    """A question as text; roles are named if there is more than one turn."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

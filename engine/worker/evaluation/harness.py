@@ -1,8 +1,7 @@
-"""Tasks of lm-evaluation-harness, run on a model that is in memory already; the only place that imports the package.
+"""Run tasks of lm-evaluation-harness on a model that is already in memory; the only place that imports the package.
 
-What each task has found of each model is a line of `report/tasks.jsonl`, written
-when it is known, so that a resumed run measures no task of a model twice. Nothing
-is asked of a network: `engine.evaluation.harness` has refused what would be.
+The result of each task and model is a line of `report/tasks.jsonl`, written as soon as it is known, so that a resumed
+run repeats no task. Nothing is downloaded: `engine.evaluation.harness` has rejected tasks that would need it.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from engine.worker.evaluation.bootstrap import MIN_ROWS
 from engine.worker.evaluation.respond import LoadedModels
 from engine.worker.runtime.process_lifecycle import ProgressReport
 
-RESAMPLES = 1000  # for the standard error of measures that have no formula of it
+RESAMPLES = 1000  # for the standard error of metrics without a formula for it
 Z_95 = 1.96  # standard errors: the middle 95 % of a normal distribution
-MAX_ERROR_CHARS = 300  # of a message of the package
+MAX_ERROR_CHARS = 300  # of a message from the package
 DIRECTIONS = {True: "higher", False: "lower", None: "neither"}
 
 
 class Tasks:
-    """The tasks of an evaluation, and what is known of them. Raises Refusal if one of them cannot be run."""
+    """The tasks of an evaluation, and their known results. Raises Refusal if one of them cannot be run."""
 
     def __init__(self, spec: EvaluationSpec, run: RunDir, report: ProgressReport, models: Sequence[str]):
         self.settings, self.generation = spec.harness, spec.generation
@@ -49,7 +48,7 @@ class Tasks:
         self.configs = {
             task.name: dict(task.config) for task in harness.tasks(data) if task.name in self.settings.tasks
         }
-        # Of datasets, which would else keep a copy of every file in the home folder.
+        # Of the datasets library, which would otherwise keep a copy of every file in the home folder.
         self.cache = tempfile.TemporaryDirectory()
         with isolated_harness():
             for name in self.settings.tasks:
@@ -61,7 +60,7 @@ class Tasks:
         return [(task, model) for model in selected for task in self.settings.tasks if (task, model) not in self.lines]
 
     def measure(self, loaded: LoadedModels, model: str) -> None:
-        """Run the tasks that have no result of this model yet."""
+        """Run the tasks that have no result for this model yet."""
         total = len(self.settings.tasks) * len(self.models)
         for name, _ in self.missing([model]):
             self.report("tasks", len(self.lines), total, "tasks")
@@ -76,7 +75,7 @@ class Tasks:
             self.lines[name, model] = line
 
     def _task(self, name: str) -> Any:
-        """The package's own object for a task. Raises Refusal with what it says is wrong."""
+        """The package's own object for a task. Raises Refusal with the package's error."""
         from lm_eval.api.task import ConfigurableTask
 
         config = deepcopy(self.configs[name])
@@ -87,12 +86,12 @@ class Tasks:
             if num_fewshot is None or (num_fewshot and self.settings.num_fewshot is not None):
                 task.set_config(key="num_fewshot", value=self.settings.num_fewshot or 0)
             task.set_fewshot_seed(seed=self.generation.seed)
-        except Exception as error:  # whatever a task's file has made it stumble over
+        except Exception as error:  # whatever error a task file causes
             raise Refusal(problem("harness-broken", harness.TASKS_FIELD, name=name, why=_error_line(error))) from error
         return task
 
     def _measure(self, name: str, loaded: LoadedModels, model: str) -> dict[str, Any]:
-        """{"rows", "shown", "measures": [{"name", "value", "stderr", "better"}]} of one task and the model as it is."""
+        """{"rows", "shown", "measures": [{"name", "value", "stderr", "better"}]} of one task and the current model."""
         from lm_eval.evaluator import evaluate
 
         task, tokenizer = self._task(name), loaded.tokenizer(model)
@@ -118,8 +117,7 @@ class Tasks:
 
 @contextlib.contextmanager
 def isolated_harness() -> Iterator[None]:
-    """The package imported, and kept from asking any network, from starting processes, and from running code that a
-    template in a file holds."""
+    """Import the package, and prevent it from using the network, starting processes, and running code in templates."""
     os.environ |= {"HF_EVALUATE_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
     import datasets
     import huggingface_hub
@@ -139,14 +137,14 @@ def isolated_harness() -> Iterator[None]:
 
 
 def harness_model(loaded: LoadedModels, tokenizer: Any, max_new_tokens: int, batch_size: int) -> Any:
-    """The model in memory as the package expects one."""
+    """The model in memory in the form that the package expects."""
     from lm_eval.models.huggingface import HFLM
 
     class InMemory(HFLM):
-        max_gen_toks = property(lambda self: max_new_tokens)  # where a task does not say
+        max_gen_toks = property(lambda self: max_new_tokens)  # if a task does not say
 
     model = loaded.generator.model
-    # They are tied already; tying them once more would undo what adapters put in their place.
+    # They are already tied; tying them again would undo what adapters put in their place.
     model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]  # of this model alone
     try:
         return InMemory(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
@@ -179,7 +177,8 @@ def _error_line(error: Exception) -> str:
 def task_comparisons(
     names: Sequence[str], models: Sequence[str], lines: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> list[Any]:
-    """Of each measure of each task the values of all models, and the differences to the base, if that is the first."""
+    """For each metric of each task, the values of all models, and the differences from the base, if that is the
+    first."""
     comparisons = []
     for task in names:
         first = lines[task, models[0]]
@@ -207,9 +206,8 @@ def task_comparisons(
 
 
 def difference(ours: Mapping[str, Any], base: Mapping[str, Any], better: str, rows: int) -> dict[str, Any]:
-    """Ours minus the base's, its standard error as of two samples drawn apart, and a verdict where the difference is
-    beyond 1.96 of it and the questions are not too few. They are the same for both, so this is careful: it overlooks
-    rather than invents."""
+    """Our value minus the base's, its standard error as for independent samples, and a verdict if the difference
+    exceeds 1.96 of it and there are enough questions. Since both have the same questions, this is conservative."""
     delta = (ours["value"] or 0.0) - (base["value"] or 0.0)
     if None in (ours["value"], base["value"], ours["stderr"], base["stderr"]):
         return {"value": delta, "stderr": None, "verdict": "same"}

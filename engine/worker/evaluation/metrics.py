@@ -1,9 +1,9 @@
-"""What an answer is worth: numbers of one row, and of many rows together. Pure functions over texts and numpy arrays.
+"""Metrics of answers, for one row and for many. Pure functions over texts and numpy arrays.
 
-A measure of many rows is always a function of *sums over rows*: n-gram counts for BLEU and chrF,
-losses and tokens for perplexity, hits and misses of each label for F1, and for a plain mean the
-values and their number. So whatever can be said of all rows can be said of any resample of them,
-and `engine.worker.evaluation.bootstrap` needs to know no measure in particular.
+A metric over many rows is always a function of *sums over rows*: n-gram counts for BLEU and chrF, losses and tokens for
+perplexity, hits and misses of each label for F1, and for a plain mean the values and their number. So whatever can be
+computed over all rows can be computed over any resample of them, and `engine.worker.evaluation.bootstrap` does not need
+to know any metric.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 Better = Literal["higher", "lower", "neither"]
-MAX_LABEL_WORDS, MAX_LABELS = 4, 20  # words of a label, and how many labels there are, at most
+MAX_LABEL_WORDS, MAX_LABELS = 4, 20  # maximum number of words in a label, and of labels
 BLEU_ORDER = 4  # of BLEU's n-grams (Papineni et al. 2002)
 CHRF_CHAR_ORDER, CHRF_BETA = 6, 2  # of chrF (Popović 2015)
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -28,9 +28,9 @@ ROUGES = ("rouge1", "rouge2", "rougeL")
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure of one model on all rows. `sums` (N, k): what each row adds; `score`: sums (…, k) → values (…).
+    """One metric of one model over all rows. `sums` (N, k): what each row adds; `score`: sums (…, k) → values (…).
 
-    A row that adds nothing but zeros does not count (it has no reference, say).
+    A row that adds only zeros does not count (for example without a reference).
     """
 
     sums: np.ndarray
@@ -43,8 +43,8 @@ class Metric:
 
 
 def normalize(text: str) -> str:
-    """What "exactly the same" does not look at: the width of characters (NFKC), case, and whatever whitespace and
-    punctuation is around the text. An answer of nothing but punctuation is kept as it is."""
+    """The text without what exact match ignores: the width of characters (NFKC), case, and surrounding whitespace and
+    punctuation. An answer of only punctuation is kept as it is."""
     plain = unicodedata.normalize("NFKC", text).casefold().strip()
     marks = [unicodedata.category(character)[0] in "PZC" for character in plain]
     if all(marks):
@@ -53,7 +53,7 @@ def normalize(text: str) -> str:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text is written in Chinese: a Chinese character stands for about two letters of a word."""
+    """Whether a text is Chinese; a Chinese character counts as about two letters of a word."""
     letters = sum(character.isalpha() for character in text)
     return 3 * len(HAN.findall(text)) > letters > 0
 
@@ -63,8 +63,8 @@ def is_chinese(text: str) -> bool:
 
 @cache
 def _jieba() -> Any:
-    """The segmenter, its dictionary built in a folder of our own: in the system's it would be read from a file that
-    anybody may have written."""
+    """The segmenter, with its dictionary cached in a private folder: in the system's temporary folder, it would be read
+    from a file that anyone may have written."""
     import jieba
 
     jieba.setLogLevel("ERROR")
@@ -76,15 +76,15 @@ def _jieba() -> Any:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case and without punctuation; of Chinese those that jieba sees."""
+    """The words of a text, in lower case and without punctuation; Chinese is segmented by jieba."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     parts = _jieba().lcut(plain) if HAN.search(plain) else re.findall(r"\w+", plain)
     return [part for part in parts if any(character.isalnum() for character in part)]
 
 
 def labels_of(references: Sequence[str]) -> list[str] | None:
-    """The labels, where the references are labels: each of at most four words, two to twenty different ones, and each
-    about twice or more often. None where they are answers."""
+    """The labels, if the references are labels: two to twenty different ones of at most four words, each occurring
+    about twice or more. Otherwise None."""
     labels = sorted({normalize(reference) for reference in references})
     if not 2 <= len(labels) <= min(MAX_LABELS, len(references) // 2) or any(len(label) > 40 for label in labels):
         return None
@@ -95,13 +95,13 @@ def labels_of(references: Sequence[str]) -> list[str] | None:
 
 
 def bleu_sums(answer: str, reference: str) -> list[int]:
-    """Lengths, matched and all n-grams, as sacrebleu counts them: its tokenizer "zh" where the reference is Chinese,
-    "13a" else."""
+    """Lengths, matches and n-grams as counted by sacrebleu, with the tokenizer "zh" for a Chinese reference, otherwise
+    "13a"."""
     return _bleu("zh" if is_chinese(reference) else "13a")._extract_corpus_statistics([answer], [[reference]])[0]
 
 
 def chrf_sums(answer: str, reference: str) -> list[int]:
-    """For each length of n-gram those of the answer, of the reference, and of both, as sacrebleu counts them."""
+    """For each n-gram length, those of the answer, of the reference, and of both, as counted by sacrebleu."""
     return _chrf()._extract_corpus_statistics([answer], [[reference]])[0]
 
 
@@ -124,7 +124,7 @@ def _rouge() -> Any:
     from rouge_score import rouge_scorer, tokenizers
 
     class Words(tokenizers.Tokenizer):
-        """The library's own drops every letter that is not a to z."""
+        """The library's own tokenizer drops every letter that is not a to z."""
 
         def tokenize(self, text: str) -> list[str]:
             return words(text)
@@ -133,8 +133,8 @@ def _rouge() -> Any:
 
 
 def rouge(answer: str, reference: str) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), each as F1 in 0…100. A reference of one word has no pair of words that
-    an answer could share, so there is no ROUGE-2 of it; the usual programs call that 0, and a right answer bad."""
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), each as F1 in 0…100. A reference of one word has no word pairs, so it
+    has no ROUGE-2; the usual programs give 0 here, even for a right answer."""
     scores, long = _rouge().score(reference, answer), len(words(reference))
     return {name: 100 * scores[name].fmeasure for name in ROUGES if long >= (2 if name == "rouge2" else 1)}
 
@@ -150,7 +150,7 @@ def mean(values: Sequence[float | None] | np.ndarray, better: Better = "higher",
 
 
 def ratio(above: Sequence[float], below: Sequence[float], better: Better, then: Any = None) -> Metric:
-    """Σ above ÷ Σ below: a mean in which a row counts as much as it is long. `then` is applied to it."""
+    """Σ numerators ÷ Σ denominators: a mean weighted by length. `then` is applied to it."""
     sums = np.stack([np.asarray(above, float), np.asarray(below, float)], 1)
     return Metric(sums, _ratio if then is None else lambda totals: then(_ratio(totals)), better)
 
@@ -160,8 +160,8 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """BLEU of summed counts (…, 2 + 2 × 4), with sacrebleu's exponential smoothing and, as it is for sentences, over
-    those lengths of n-gram that the answers have at all: short answers would else all be worth nothing."""
+    """BLEU of summed counts (…, 2 + 2 × 4), with sacrebleu's exponential smoothing and, as for sentences, over those
+    n-gram lengths that the answers have at all; otherwise all short answers would get 0."""
     lengths, correct, total = sums[..., 0], sums[..., 2 : 2 + BLEU_ORDER], sums[..., 2 + BLEU_ORDER :]
     references = sums[..., 1]
     missed = (correct == 0) & (total > 0)
@@ -187,8 +187,8 @@ def chrf(sums: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: Sequence[str]) -> Metric:
-    """F1 of each label, and of these the mean: a rare label counts as much as a frequent one. An answer that is no
-    label is a miss of the right one, and nobody's false alarm; a label that no resampled row has does not count."""
+    """The mean of the F1 scores of all labels: a rare label counts as much as a frequent one. An answer that is not a
+    label is a miss of the right one, but not a false alarm; a label that is in no resampled row does not count."""
     number = {label: at for at, label in enumerate(labels)}
     sums = np.zeros((len(answers), 3, len(labels)))  # hits, false alarms, misses
     for row, (answer, reference) in enumerate(zip(answers, references, strict=True)):
@@ -218,7 +218,7 @@ def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: S
 @dataclass(frozen=True)
 class ModelAnswer:
     """One model's answer to one row. `tokens` of the answer; `ended`: by itself, not at the limit. `loss` is the sum of
-    −log p over the `loss_tokens` of the reference; none where there is no reference."""
+    −log p over the `loss_tokens` of the reference; none without a reference."""
 
     text: str
     tokens: int
@@ -228,7 +228,7 @@ class ModelAnswer:
 
 
 def row_scores(answer: ModelAnswer, reference: str | None, labels: Sequence[str] | None) -> dict[str, float]:
-    """What one answer scores by itself, in 0…100; BLEU of a single sentence is a rough thing."""
+    """The scores of one answer by itself, in 0…100; BLEU of a single sentence is only approximate."""
     scores: dict[str, float] = {"tokens": answer.tokens, "ended": float(answer.ended)}
     if answer.loss_tokens:
         scores["loss"] = answer.loss / answer.loss_tokens
@@ -243,7 +243,7 @@ def row_scores(answer: ModelAnswer, reference: str | None, labels: Sequence[str]
 def answer_metrics(
     answers: Sequence[ModelAnswer], references: Sequence[str | None], labels: Sequence[str] | None
 ) -> dict[str, Metric]:
-    """Every measure that can be taken of one model's answers, by name, in the order in which they are shown."""
+    """All metrics that apply to one model's answers, by name, in display order."""
     metrics: dict[str, Metric] = {}
     there = [reference is not None for reference in references]
     if any(there):
@@ -274,14 +274,14 @@ def _stacked(
 
 
 def margin_metrics(margins: Sequence[float]) -> dict[str, Metric]:
-    """Measures of a reward model from how far it puts the better answer of each pair above the worse one."""
+    """Metrics of a reward model from how far it scores the better answer of each pair above the worse one."""
     lead = np.asarray(margins, float)
     return {"pair_accuracy": mean(lead > 0, scale=100), "margin": mean(lead)}
 
 
 def histogram(margins: Sequence[float], bins: int = 20) -> dict[str, list[float]]:
-    """How many pairs have which margin: `edges` (bins + 1), symmetric around zero so that wrong is left of the middle;
-    `counts` (bins)."""
+    """A histogram of margins: `edges` (bins + 1), symmetric around zero so that errors are left of the middle; `counts`
+    (bins)."""
     lead = np.asarray(margins, float)
     widest = float(np.abs(lead).max(initial=0.0)) or 1.0
     counts, edges = np.histogram(lead, bins, (-widest, widest))

@@ -1,9 +1,8 @@
-"""The small probe at the end of an SFT run: a few prompts, answered by the model as it was and as it is.
+"""The probe at the end of an SFT run: a few prompts, answered by the model before and after training.
 
-What it means is in `engine.evaluation.probe`. It is asked on rank 0, after the result has
-been saved; whatever goes wrong in it is printed and nothing more; and it leaves the state
-of chance as it was. Where the trained weights are an adapter of their own, the model as
-it was is the one without it; else its answers are taken before the training begins.
+`engine.evaluation.probe` explains its results. It runs on rank 0, after the result has been saved; if it fails, the
+error is only printed; and it leaves the random state unchanged. If the trained weights are an adapter of their own, the
+model without it is the model before training; otherwise its answers are taken before training starts.
 """
 
 from __future__ import annotations
@@ -39,27 +38,27 @@ from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.templates.conversations import end_of_turn_ids
 
 MAX_EXAMPLES_EXAMINED = 64  # spread over the data: some of them should be short enough
-# Shares of the time that one model has: until when prompts are read, and until
-# when answers are written; the rest is for losses.
+# Shares of one model's time: until when prompts are processed, and until when answers are generated; the rest is for
+# losses.
 PREFILL_TIME_SHARE, ANSWER_TIME_SHARE = 0.4, 0.8
 EXTRA_LOSS_SECONDS = 2.0  # beyond the budget, for losses without which general prompts would have no verdict
-BEFORE_TRAINING_SECONDS = 10.0  # budget before the training, whose length is not known yet
+BEFORE_TRAINING_SECONDS = 10.0  # budget before the training, whose length is not yet known
 
 
 @dataclass
 class ProbePrompt:
-    """One prompt. `reference`: token ids that the loss is of; of a general
-    prompt the model's own answer before. `ids`: the tokens of the prompt."""
+    """One prompt. `reference`: token ids whose loss is computed; for a general prompt, the model's own earlier answer.
+    `ids`: the tokens of the prompt."""
 
     kind: str
     ids: list[int]
-    text: str  # of the prompt, for people
+    text: str  # of the prompt, for display
     reference: list[int] = field(default_factory=list)
     before: str | None = None  # None: there was no time
     after: str | None = None
-    finish_before: str | None = None  # "stop", "length", or "cancelled": it ends where the time did
+    finish_before: str | None = None  # "stop", "length", or "cancelled" when time ran out
     finish_after: str | None = None
-    loss_before: float | None = None  # also where it is no number
+    loss_before: float | None = None  # also if it is NaN or infinite
     loss_after: float | None = None
     took_before: bool = False
     took_after: bool = False
@@ -77,14 +76,15 @@ class Probe:
 
     @property
     def late(self) -> bool:
-        """Whether the model as it was can be had at the end, too: an adapter that began with nothing, switched off."""
+        """Whether the model before training is also available at the end: an adapter that started at zero, turned
+        off."""
         method = self.spec.method
         moved = getattr(method, "init_lora_weights", "") in ("pissa", "olora")  # these change the base itself
         return method.kind == "lora" and not self.spec.model.adapter_path and not moved
 
 
 def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> Probe | None:
-    """Choose the prompts; where it has to be now, have the model answer them as it is. None if there is no probe."""
+    """Choose the prompts; if necessary, have the model answer them before training. None if there is no probe."""
     if spec.stage.kind != "sft" or not spec.logging.probe or rank():
         return None
     with _isolated():
@@ -99,13 +99,13 @@ def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> 
 
 
 def finish(run_probe: Probe | None, model: Any) -> None:
-    """Ask the trained model, and write probe.json. `model`: as it is without the training's wrappers."""
+    """Ask the trained model, and write probe.json. `model`: without the training's wrappers."""
     if run_probe is None:
         return
     with _isolated():
         began = time.monotonic()
         allowed = probe.budget(began - run_probe.began)
-        # Of a model that can be had as it was, too, both get half of the time: the answers of now first.
+        # If the model before training is also available, each gets half of the time, the trained one first.
         _measure_model(run_probe, model, "after", allowed / 2 if run_probe.late else allowed)
         if run_probe.late:
             with model.disable_adapter():
@@ -126,7 +126,7 @@ def finish(run_probe: Probe | None, model: Any) -> None:
 
 @contextlib.contextmanager
 def _isolated() -> Iterator[None]:
-    """Nothing in here may change or end the run: its errors are printed, its use of chance is undone."""
+    """Nothing in here may affect or end the run: errors are printed, and the random state is restored."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices):
@@ -145,7 +145,7 @@ def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
     for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(MAX_EXAMPLES_EXAMINED, len(rows))).astype(int).tolist()):
         for ids, labels in _examples(rows[at]):
             begin, end = _span(labels)
-            if begin <= 1:  # everything is trained: the second half is what the first is answered with
+            if begin <= 1:  # everything is trained: the second half is treated as the answer to the first
                 begin, end = len(ids) // 2, len(ids)
             if 0 < begin <= MAX_PROMPT_TOKENS and begin < end:
                 prompt, reference = list(ids[:begin]), list(ids[begin:end][:MAX_REFERENCE_TOKENS])
@@ -156,7 +156,7 @@ def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
 
 
 def _examples(row: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids and labels of a prepared row, or of each of those that are packed into it."""
+    """Ids and labels of a prepared row, or of each of those packed into it."""
     at = 0
     for length in row.get("seq_lengths") or [len(row["input_ids"])]:
         yield row["input_ids"][at : at + length], row["labels"][at : at + length]
@@ -187,7 +187,7 @@ def _general_prompts(tokenizer: Any) -> list[ProbePrompt]:
 
 @contextlib.contextmanager
 def _evaluation_mode(model: Any) -> Iterator[Any]:
-    """The model that answers, in the mode for that."""
+    """The model in evaluation mode."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     trains = inner.training
     inner.eval()
@@ -198,8 +198,8 @@ def _evaluation_mode(model: Any) -> Iterator[Any]:
 
 
 def _measure_model(run_probe: Probe, model: Any, when: str, seconds: float) -> None:
-    """Answers and losses of the model as it is now, for as long as there is time. Answers first: they are what a person
-    looks at. All are written side by side, so that time that is short cuts all of them and drops none."""
+    """Answers and losses of the current model, as far as time allows. Answers come first, since people read them. All
+    are generated in parallel, so that too little time cuts all of them short and drops none."""
     began = time.monotonic()
     with _evaluation_mode(model) as inner:
         answers = _answers(run_probe, inner, began + PREFILL_TIME_SHARE * seconds, began + ANSWER_TIME_SHARE * seconds)
@@ -214,8 +214,8 @@ def _measure_model(run_probe: Probe, model: Any, when: str, seconds: float) -> N
 
 
 def _take_losses(model: Any, prompts: Sequence[ProbePrompt], when: str, deadline: float) -> None:
-    """The losses of the references, of the first of each kind in any case. One
-    by one: a few, and never more in memory than one of the training's."""
+    """The losses of the references, the first of each kind in any case. One by one: there are few, and each needs no
+    more memory than in training."""
     taken: set[str] = set()
     for prompt in prompts:
         if prompt.kind in taken and time.monotonic() > deadline:
@@ -230,7 +230,7 @@ def _take_losses(model: Any, prompts: Sequence[ProbePrompt], when: str, deadline
 
 @dataclass
 class GreedyAnswer:
-    """A greedy answer, and how it ended: "stop", "length", or "cancelled" where there was no time left."""
+    """A greedy answer, and how it ended: "stop", "length", or "cancelled" if time ran out."""
 
     tokens: list[int]
     text: str
@@ -238,7 +238,7 @@ class GreedyAnswer:
 
 
 def _answers(run_probe: Probe, model: Any, joining: float, deadline: float) -> list[tuple[ProbePrompt, GreedyAnswer]]:
-    """The answers to as many prompts as are read until `joining`, the first of each kind in any case."""
+    """The answers to as many prompts as are processed until `joining`, the first of each kind in any case."""
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
     stops = frozenset([*known, *end_of_turn_ids(run_probe.tokenizer)])
@@ -274,7 +274,7 @@ def _keep_text(texts: list[str], piece: Piece) -> None:
 
 
 def _interleaved(prompts: Sequence[ProbePrompt]) -> Iterator[ProbePrompt]:
-    """Two of the training, one general, and so on: the time may not suffice for all."""
+    """Two training prompts, one general, and so on, since there may not be time for all."""
     training, general = ([prompt for prompt in prompts if prompt.kind == kind] for kind in ("training", "general"))
     turns = zip_longest(training[::2], training[1::2], general)
     return filter(None, chain.from_iterable(turns))
@@ -284,7 +284,7 @@ def _interleaved(prompts: Sequence[ProbePrompt]) -> Iterator[ProbePrompt]:
 
 
 def _probe_report(run_probe: Probe) -> dict[str, Any]:
-    """The content of probe.json. What there was no time for is left out."""
+    """The content of probe.json, without what there was no time for."""
     decode = run_probe.tokenizer.decode
     prompts = [
         probe.with_verdicts(
@@ -296,7 +296,7 @@ def _probe_report(run_probe: Probe) -> dict[str, Any]:
                 "finish_before": prompt.finish_before,
                 "finish_after": prompt.finish_after,
                 "reference": decode(prompt.reference, skip_special_tokens=True) if prompt.kind == "training" else None,
-                # A loss that was taken before and is no number now is one; a loss for which there was no time is none.
+                # A loss that was computed before and is NaN now counts; a loss for which there was no time does not.
                 "loss_before": prompt.loss_before if prompt.took_after else None,
                 "loss_after": prompt.loss_after,
             }

@@ -1,5 +1,4 @@
-"""The rows that an evaluation asks: drawn from its data sets once and kept, so
-that a resumed run asks the same ones."""
+"""The rows of an evaluation, sampled from its data sets once and stored, so that a resumed run asks the same ones."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ from engine.evaluation.evaluation_spec import EvaluationSpec
 
 @dataclass(frozen=True)
 class Question:
-    """One row. `reference`: the expected answer, as text; `chat`: the row with it, as a training would have it.
-    Of a pair `chosen` and `rejected` are the two answers, and `chat` is the row."""
+    """One row. `reference`: the expected answer, as text; `chat`: the row with it, as in training. For a pair, `chosen`
+    and `rejected` are the two answers, and `chat` is the row."""
 
     row: int
     set: str
@@ -35,10 +34,10 @@ class Question:
 
 
 def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question]:
-    """Those in `file`; where it is not there yet, they are drawn and written into it.
+    """The questions in `file`; if it does not exist, they are sampled and written to it.
 
-    As many are drawn as the spec says, each row as likely as any other, and kept in the order of the files. Rows that
-    cannot be read are left out, and others are not drawn in their place.
+    The spec says how many; each row is equally likely, and they keep the order of the files. Unreadable rows are left
+    out and not replaced.
     """
     if not file.exists():
         folder = Path(spec.data.dataset_dir)

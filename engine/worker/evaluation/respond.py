@@ -1,4 +1,4 @@
-"""Models that are measured: a base and its adapters with one base in memory, their answers and their losses."""
+"""Models under evaluation: a base and its adapters with one base in memory, their answers and their losses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from engine.worker.models.loading import DTYPES, load_base, precision
 from engine.worker.models.tokenizer import load_tokenizer
 
 MAX_LOGITS = 1 << 27  # fp32 values in the logits of one forward pass, unless a single row has more
-DEFAULT_CONTEXT = 1 << 20  # tokens, for a model whose config names no limit
+DEFAULT_CONTEXT = 1 << 20  # tokens, for a model whose config has no limit
 
 
 class Reply(NamedTuple):
@@ -45,8 +45,9 @@ class Reply(NamedTuple):
 class LoadedModels:
     """A model in memory with its adapters. Call `end` before the next is loaded.
 
-    `settings` is how the model in `path` was loaded; `adapters` are folders by
-    name, and `base` is the name of the model itself, if it is to be asked."""
+    `settings` is how the model in `path` was loaded; `adapters` are folders by name, and `base` is the name of the
+    model itself, if it is evaluated.
+    """
 
     generator: Generator
     settings: RunSpec
@@ -58,7 +59,7 @@ class LoadedModels:
     def load(
         cls, model: Model, path: str, adapters: dict[str, str], base: str | None, max_batch_size: int
     ) -> LoadedModels:
-        """The model in `path`, loaded as `model` says, with `adapters` beside it."""
+        """The model in `path`, loaded as `model` says, with its `adapters`."""
         own = RunSpec.read({"model": model.model_dump()})
         loaded = load_base(own, path, DTYPES[precision(own)]).requires_grad_(False).eval()
         models = cls(Generator(loaded, max_batch_size), own, path, adapters, base)
@@ -68,12 +69,12 @@ class LoadedModels:
 
     @property
     def adapter_settings(self) -> RunSpec:
-        """How the tokenizer of an adapter is read: it has the template of its run with it."""
+        """How the tokenizer of an adapter is loaded: it includes the template of its run."""
         return self.settings.change("model.chat_template", None)
 
     @cached_property
     def models(self) -> dict[str, ServedModel]:
-        """The base and adapters by name, ready to answer. Raises Refusal where one of them cannot be prompted."""
+        """The base and adapters by name, ready to answer. Raises Refusal if one of them cannot be prompted."""
         model = self.generator.model
         models = {
             name: load_served_model(name, folder, self.adapter_settings, model, adapter=True)
@@ -87,8 +88,8 @@ class LoadedModels:
         return models
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerFast:
-        """The tokenizer of a model by name, read anew. As in `models`, a base
-        without a template has the tokenizer of its first adapter."""
+        """A new tokenizer of a model by name. As in `models`, a base without a template has the tokenizer of its first
+        adapter."""
         if name in self.adapters:
             return load_tokenizer(self.adapter_settings, self.adapters[name])
         own = load_tokenizer(self.settings, self.path)
@@ -97,7 +98,7 @@ class LoadedModels:
         return self.tokenizer(next(iter(self.adapters)))
 
     def with_model(self, name: str, act: Callable[[], Any]) -> Any:
-        """The result of `act`, called by the generating thread while the model is the one called `name`."""
+        """The result of `act`, called by the generating thread while the model called `name` is active."""
 
         def acted() -> Any:
             self.generator.use(self.adapters.get(name))
@@ -116,7 +117,7 @@ class LoadedModels:
             torch.cuda.empty_cache()
 
     def answers(self, name: str, questions: Sequence[Question], how: Generation) -> Iterator[tuple[Question, Reply]]:
-        """The answers of the model called `name`, as they come. Raises Refusal where memory does not suffice."""
+        """The answers of the model called `name`, as they come in. Raises Refusal if memory is insufficient."""
         model, arrived, pending = self.models[name], queue.SimpleQueue[tuple[Question, Reply]](), []
         for question in questions:
             try:
@@ -146,10 +147,10 @@ class LoadedModels:
             yield question, reply
 
     def losses(self, name: str, questions: Sequence[Question]) -> Iterator[list[tuple[Question, float, int]]]:
-        """For rows with an answer: the sum of −log p over the tokens that a training would learn, and how many these
-        are; 0 of 0 where there is nothing to learn, or the row is longer than the model reads."""
+        """For rows with an answer: the sum of −log p over the tokens that training would learn, and their number; 0 of
+        0 if there is nothing to learn, or the row exceeds the model's context."""
         model = self.models[name]
-        # What is too long is left out, not cut: half an answer is another answer.
+        # What is too long is left out, not truncated: half an answer is a different answer.
         encoder = Encoder(model.tokenizer, "chat", model.context or DEFAULT_CONTEXT, too_long="drop")
         answered = [question.chat for question in questions if question.chat is not None]
         examples = list(zip(questions, encoder.examples(answered), strict=True))
@@ -172,10 +173,10 @@ def _collector(question: Question, put: Callable[[tuple[Question, Reply]], None]
 
 
 def _batches(examples: Sequence[Any], vocabulary: int) -> Iterator[list[Any]]:
-    """Neighbours together, as many as the logits of a forward pass may be large."""
+    """Batches of neighbours, as many as fit the limit for the logits of a forward pass."""
     batch: list[Any] = []
     for pair in examples:
-        longest = max(len(pair[1].values[0]), 1)  # the examples come in the order of their length
+        longest = max(len(pair[1].values[0]), 1)  # the examples are ordered by length
         if batch and (len(batch) + 1) * longest * vocabulary > MAX_LOGITS:
             yield batch
             batch = []
@@ -186,7 +187,7 @@ def _batches(examples: Sequence[Any], vocabulary: int) -> Iterator[list[Any]]:
 
 @torch.inference_mode()
 def losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
-    """For each example the sum of −log p of its trained tokens, in fp32, and how many they are."""
+    """For each example the sum of −log p of its trained tokens, in fp32, and their number."""
     nonempty = [example for example in examples if len(example.values[0])]
     summed = iter(_summed_losses(model, nonempty) if nonempty else [])
     return [next(summed) if len(example.values[0]) else (0.0, 0) for example in examples]
@@ -198,7 +199,7 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
     padded = pad_sequence(ids, batch_first=True).to(model.device)
     mask = pad_sequence([torch.ones_like(row_ids) for row_ids in ids], batch_first=True).to(model.device)
     targets = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)[:, 1:]
-    # Logits only where a token that counts follows: of a long question with a short answer nearly none are needed.
+    # Logits only where a counted token follows: for a long question with a short answer, hardly any are needed.
     places = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(-1)
     if not len(places):
         return [(0.0, 0)] * len(examples)
@@ -206,7 +207,7 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
         input_ids=padded, attention_mask=mask, use_cache=False, logits_to_keep=places.to(model.device)
     ).logits
     targets = targets[:, places].to(model.device)
-    # A base beside an adapter that brings embeddings has no probability for what the adapter has learned to write.
+    # A base next to an adapter with its own embeddings has no probability for the adapter's new tokens.
     unknown = (targets >= logits.shape[-1]).any(1, keepdim=True)
     targets = targets.masked_fill(unknown, IGNORE_INDEX)
     token_losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")

@@ -1,1 +1,1 @@
-"""Results made into models for other programs: merged, compared, described, converted, uploaded."""
+"""Turn results into models for other programs: merge, compare, describe, convert, upload."""

@@ -1,4 +1,4 @@
-"""What an export is made of: the base, the adapters, and the runs that made them with their tokenizer and settings."""
+"""The sources of an export: the base, the adapters, and the runs that trained them, with tokenizer and settings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from engine.worker.models.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Sources:
-    """`settings` is the folder whose tokenizer, chat template and generation config go along: that of the first
-    adapter, else of the base. `trainings` are those that the weights went through, as far as they are still there."""
+    """`settings` is the folder whose tokenizer, chat template and generation config are used: that of the first
+    adapter, otherwise of the base. `trainings` are those that the weights went through, as far as they still exist."""
 
     base: Path
     adapters: dict[Path, float]
@@ -44,8 +44,8 @@ class Sources:
         return cls(base, adapters, results[0], stage, tuple(trainings([*adapters, base])))
 
     def loading(self, spec: ExportSpec) -> RunSpec:
-        """How the base is loaded: as the run had it, but never quantized, for what is merged into rounded weights is
-        rounded once more."""
+        """How the base is loaded: as in the run, but never quantized, because merging into rounded weights would round
+        twice."""
         plain = spec.model.model_dump() | {
             "quantization": {"kind": "none"},
             "adapter_path": None,
@@ -57,7 +57,7 @@ class Sources:
         return load_tokenizer(RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft"}), str(self.settings))
 
     def save_settings(self, folder: Path) -> None:
-        """Tokenizer, chat template and generation config into `folder`."""
+        """Copy tokenizer, chat template and generation config into `folder`."""
         self.tokenizer().save_pretrained(folder)
         copy_processor_files(self.base, folder)
         if (self.settings / "generation_config.json").exists():
@@ -65,6 +65,6 @@ class Sources:
         for name in (
             EVALUATION_FILE,
             PAIRS_FILE,
-        ):  # from which a training with the reward model recognizes it
+        ):  # by which a training recognizes the reward model
             if self.stage == "rm" and (self.settings / name).exists():
                 shutil.copyfile(self.settings / name, folder / name)

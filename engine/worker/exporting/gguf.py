@@ -1,8 +1,7 @@
 """The optional last step of an export: its merged model as one GGUF file, read back before it counts.
 
-llama.cpp's converter and the reading back are children of this process, so that
-nothing they do can harm the merged model, which is finished and in its place. Whatever
-goes wrong is written into gguf.json and printed; the step can be tried again.
+llama.cpp's converter and the reading back are child processes, so that nothing they do can harm the merged model, which
+is complete and in place. Errors are written to gguf.json and printed; the step can be repeated.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from engine.models.facts import inspect_model
 from engine.worker.exporting.model_card import write_checksums
 from engine.worker.runtime.process_lifecycle import ProgressReport
 
-MAGIC = b"GGUF"  # what every such file begins with
+MAGIC = b"GGUF"  # the first bytes of every such file
 MAX_LINE_CHARS = 300  # of the last line of a child's output
 
 
 def add_gguf_file(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
-    """Put the GGUF file that the spec wants beside the merged model, or say in gguf.json why there is none."""
+    """Write the requested GGUF file next to the merged model, or record in gguf.json why there is none."""
     report("converting")
     began = {"type": spec.gguf, "status": "failed"}
-    # As long as nothing else is known: whatever ends this process, the step can be tried again.
+    # The status until more is known: whatever ends this process, the step can be repeated.
     write_json(run.gguf, began | _problems_json([problem("export-gguf-cut-off", "gguf")]))
     try:
         made = _make_file(run, spec)
     except Refusal as refusal:
         made = began | _problems_json(refusal.problems)
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # such as a full disk
         why = problem("system-refused", "gguf", file=error.filename or "—", why=error.strerror or str(error))
         made = began | _problems_json([why])
     write_json(run.gguf, made)
@@ -66,7 +65,8 @@ def _print(run: RunDir, made: Mapping[str, Any]) -> None:
 
 
 def _make_file(run: RunDir, spec: ExportSpec) -> dict[str, Any]:
-    """Convert, read back, put in place; what gguf.json says then. Raises Refusal or OSError where there is no file."""
+    """Convert, read back, move into place; returns the content of gguf.json. Raises Refusal or OSError if there is no
+    file."""
     converter = gguf.converter()
     if converter is None:
         raise Refusal(no_converter())
@@ -95,8 +95,8 @@ def _convert(converter: Converter, spec: ExportSpec, model: Path, file: Path) ->
 
 
 def _run_child(command: list[str], log: Path, text: str = "") -> tuple[int, str]:
-    """Run a child with `text` as its input; its exit code, and the last line
-    that it printed. All of it is printed here."""
+    """Run a child with `text` as its input; returns its exit code and its last line of output, all of which is
+    printed."""
     print("$", *command, flush=True)
     with log.open("wb") as output:
         done = subprocess.run(
@@ -112,8 +112,8 @@ def _run_child(command: list[str], log: Path, text: str = "") -> tuple[int, str]
 
 
 def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) -> dict[str, Any]:
-    """What `engine.worker.exporting.gguf_check` has found in the file; `status` "unread" where
-    it could not be read here, though it may be right. Raises Refusal if it is no GGUF file."""
+    """The result of `engine.worker.exporting.gguf_check` for the file; `status` is "unread" if it could not be read
+    here, although it may be correct. Raises Refusal if it is not a GGUF file."""
     needed, (free, _) = READ_BACK_BYTES_PER_WEIGHT * weights(spec), hardware.memory()
     if needed > free:
         sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
@@ -139,7 +139,7 @@ def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) 
 
 
 def _rounding_problem(spec: ExportSpec, check: Mapping[str, Any]) -> Problem | None:
-    """That a weight of the file is further from the merged one than rounding explains."""
+    """The problem that a weight of the file differs from the merged one by more than rounding explains."""
     largest = check.get("weights", {}).get("largest")
     if largest is None or largest <= gguf.ROUNDING_TOLERANCE[spec.gguf]:
         return None
@@ -148,7 +148,8 @@ def _rounding_problem(spec: ExportSpec, check: Mapping[str, Any]) -> Problem | N
 
 
 def _install(model: Path, file: Path, check: Mapping[str, Any]) -> None:
-    """The file beside the merged model, with a Modelfile that names it, a line in the model card, and new checksums."""
+    """Move the file next to the merged model, with a Modelfile that refers to it, a line in the model card, and new
+    checksums."""
     file.replace(model / file.name)
     for name, change in (
         ("Modelfile", lambda text: ollama.with_weights_file(text, file.name)),

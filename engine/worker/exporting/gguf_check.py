@@ -1,12 +1,11 @@
-"""Read a GGUF file back and compare it with the model that it was made of: python -m engine.worker.exporting.gguf_check
+"""Read a GGUF file back and compare it with the merged model: python -m engine.worker.exporting.gguf_check
 
 A child of an export, run by the Python that has the package `gguf`. Standard input says what to compare, as JSON; the
-answer is a JSON file. transformers dequantizes the file, so what is compared is the file, not llama.cpp's arithmetic.
+answer is a JSON file. transformers dequantizes the file, so the file is compared, not llama.cpp's arithmetic.
 
-Three things are compared, since each alone misleads. Weights: a greedy answer may be equal
-though a layer is wrong. Whole answers: what a user sees, but one near tie that rounding decides
-otherwise changes all that follows. And the next token given the merged model's own answer so
-far, for each of its tokens: that counts near ties and nothing that follows from them.
+Three things are compared, since each alone would mislead. Weights: a greedy answer may be equal although a layer is
+wrong. Whole answers: what a user sees, but a single near tie that rounding flips changes everything after it. And the
+next token after each beginning of the merged model's own answer: this counts near ties, but not what follows from them.
 """
 
 from __future__ import annotations
@@ -23,13 +22,14 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, silence_warn
 
 
 def check(model: Path, file: Path, precision: str, report: ProgressReport) -> dict[str, Any]:
-    """{"weights", "answers"}; or {"broken"}: why it is no GGUF file; or {"unread"}: why it cannot be read here."""
+    """{"weights", "answers"}; or {"broken"}: why it is not a GGUF file; or {"unread"}: why it cannot be read here."""
     if importlib.util.find_spec("gguf") is None:
         return {"unread": {"code": "export-gguf-no-reader", "values": {"python": sys.executable}}}
     from gguf import GGUFReader
 
     try:
-        architecture = GGUFReader(file).get_field("general.architecture").contents()
+        reader: Any = GGUFReader(file)  # a missing field is None, whose AttributeError is caught
+        architecture = reader.get_field("general.architecture").contents()
     except (ValueError, AttributeError, IndexError, OSError, OverflowError, MemoryError) as error:
         return {"broken": f"{type(error).__name__}: {error}"[:300]}
 
@@ -49,9 +49,9 @@ def check(model: Path, file: Path, precision: str, report: ProgressReport) -> di
 
 
 def compare_weights(read: dict[str, Any], model: Path) -> dict[str, Any]:
-    """How far each tensor is from the merged one: root mean square of the
-    difference over that of the tensor. `largest` is the furthest of them and `name`
-    its name; `compared` of `count` tensors of the merged model are in the file."""
+    """How far each tensor is from the merged one: root mean square of the difference relative to that of the tensor.
+    `largest` is the largest difference and `name` its tensor; `compared` of `count` tensors of the merged model are in
+    the file."""
     from safetensors import safe_open
 
     largest, name, compared, count = 0.0, "", 0, 0
@@ -63,7 +63,7 @@ def compare_weights(read: dict[str, Any], model: Path) -> dict[str, Any]:
                     continue
                 compared += 1
                 far = _distance(tensors.get_tensor(key), read[key])
-                if not far <= largest:  # of numbers that are none, too
+                if not far <= largest:  # also of NaN
                     largest, name = far, key
     return {"largest": largest if compared else None, "name": name, "compared": compared, "count": count}
 
@@ -78,7 +78,7 @@ def _distance(merged: Any, read: Any) -> float:
 
 
 def compare_answers(read: Any, model: Path, report: ProgressReport) -> dict[str, Any]:
-    """The prompts of the export once more, and the next token behind each beginning of the merged model's answers."""
+    """The prompts of the export again, and the next token after each beginning of the merged model's answers."""
     from engine.export.export_spec import ExportSpec
     from engine.worker.exporting.output_comparison import (
         ModelOutput,
@@ -110,7 +110,7 @@ def compare_answers(read: Any, model: Path, report: ProgressReport) -> dict[str,
 
 
 def count_matching_tokens(read: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
-    """How many tokens of an answer are the likeliest behind the prompt and the tokens before them."""
+    """The number of tokens of an answer that are the most likely after the prompt and the tokens before them."""
     import torch
 
     whole = torch.tensor([[*prompt, *answer]], device=read.device)

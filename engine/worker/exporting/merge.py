@@ -1,7 +1,7 @@
-"""Base and adapters → one model in memory, and that on disk: merged, as LoRA alone, or quantized.
+"""Base and adapters → one model in memory, and on disk: merged, as LoRA only, or quantized.
 
 A merge is computed in fp32 and rounded once, layer by layer: W + BA of two bf16 terms would lose what the adapter
-learned wherever that is smaller than the last bit of W, and a whole model in fp32 would take twice the memory.
+learned wherever that is smaller than the last bit of W, and a full model in fp32 would take twice the memory.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base
 from engine.worker.models.structure import model_class
 
-ADAPTER_NAME = "default"  # what peft calls the adapter whose files lie in the folder itself
+ADAPTER_NAME = "default"  # peft's name for the adapter whose files are in the folder itself
 
 
 def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
-    """The base with the adapters on it, as one, ready to answer.
+    """The base with the adapters combined into one, ready to answer.
 
-    In the precision of its files, or in fp32 where that is wanted: never in one that would round before the merge.
+    In the precision of its files, or in fp32 if that is requested: never in one that would round before the merge.
     """
     base = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
     if sources.stage == "rm":
-        # From it a program that loads the result finds the last token, whose score counts.
+        # From it, a program that loads the result finds the last token, whose score counts.
         base.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
     model = _add_adapters(spec, sources, base) if sources.adapters else base
     return model.requires_grad_(False).eval()
 
 
 def loading_dtype(spec: ExportSpec, base: Path) -> torch.dtype:
-    """The type the base is loaded in. Files of another type than these three are read as the target type."""
+    """The type in which the base is loaded. Files of another type than these three are read as the target type."""
     target, stored = DTYPES[spec.precision], getattr(torch, inspect_model(base).dtype or "", None)
     if target == torch.float32 or stored is None or stored not in DTYPES.values():
         return target
@@ -64,7 +64,7 @@ def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) ->
     for folder, name in zip(folders[1:], names[1:], strict=True):
         adapted.load_adapter(folder, adapter_name=name)
     if needs_combination(spec):
-        # The combination gets the settings of the first, but its matrices are scaled already, and begin as zeros.
+        # The combination gets the settings of the first, but its matrices are already scaled, and start at zero.
         first: Any = adapted.peft_config[names[0]]
         first.use_rslora, first.init_lora_weights = False, True
         pruning = {"density": spec.density} if spec.combination in PRUNING_COMBINATIONS else {}
@@ -87,7 +87,7 @@ def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) ->
 
 
 def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Merge the adapter, if there is one, and write the whole model. Raises Refusal where the numbers do not hold."""
+    """Merge the adapter, if there is one, and write the full model. Raises Refusal for invalid numbers."""
     dtype = DTYPES[spec.precision]
     if isinstance(model, PeftModel):
         for name, part in model.named_modules():
@@ -96,7 +96,7 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
             elif isinstance(part, LoraLayer) and hasattr(part.get_base_layer(), "weight"):
                 _merge_layer(name, part, dtype)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that all layers are merged already
+            warnings.simplefilter("ignore")  # that all layers are already merged
             model = model.merge_and_unload()
     for name, weight in model.named_parameters():
         weight.data = rounded(name, weight.data, dtype)
@@ -104,7 +104,7 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
 
 
 def _merge_experts(name: str, part: Any, dtype: torch.dtype) -> None:
-    """One tensor of (experts, …, …); several of a module are wrapped in each other."""
+    """A tensor of (experts, …, …); several of a module are nested wrappers."""
     weight = part.get_param()
     weight.data = weight.data.float()
     try:
@@ -125,7 +125,7 @@ def _merge_layer(name: str, part: Any, dtype: torch.dtype) -> None:
 
 
 def rounded(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in another precision. Raises Refusal where that cannot hold it: fp16 ends at 65504."""
+    """The weight in another precision. Raises Refusal if it does not fit: fp16 ends at 65504."""
     if not weight.is_floating_point():
         return weight
     out = weight.to(dtype)
@@ -135,13 +135,13 @@ def rounded(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def save_adapter(spec: ExportSpec, model: PeftModel, folder: Path) -> None:
-    """Write LoRA alone, with what is trained in full beside it."""
+    """Write the LoRA adapter, with the modules trained in full."""
     dtype = DTYPES[spec.precision]
     for name, weight in model.named_parameters():
         if f".{ADAPTER_NAME}." in name or name.endswith(f".{ADAPTER_NAME}"):
             weight.data = rounded(name, weight.data, dtype)
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER_NAME])
-    (folder / "README.md").unlink(missing_ok=True)  # peft's own, of placeholders
+    (folder / "README.md").unlink(missing_ok=True)  # peft's own model card, with placeholders
 
 
 WRITE: dict[str, Callable[[ExportSpec, Any, Path], None]] = {
@@ -151,7 +151,7 @@ WRITE: dict[str, Callable[[ExportSpec, Any, Path], None]] = {
 
 
 def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> None:
-    """The merged model in `whole` once more, in 8 or 4 bits, as a checkpoint that loads as it is."""
+    """Write the merged model in `whole` again, in 8 or 4 bits, as a checkpoint that loads without further settings."""
     dtype = DTYPES[spec.precision]
     how = (
         BitsAndBytesConfig(load_in_8bit=True)
@@ -170,7 +170,7 @@ def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> N
 
 
 def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
-    """What was written, loaded as anybody would: the whole model, or the base with the written adapter on it."""
+    """Load what was written as any user would: the full model, or the base with the written adapter."""
     if spec.form == "adapter":
         base = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
         fit_vocabulary(base, [folder])

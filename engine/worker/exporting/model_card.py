@@ -1,4 +1,4 @@
-"""What lies beside the weights of an export: model card, Modelfile, spec of the training, checksums."""
+"""The files next to the weights of an export: model card, Modelfile, spec of the training, checksums."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKSUMS_FILE = "SHA256SUMS"
 
 
 def write(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]) -> None:
-    """Everything but result.json and the checksums, into `folder`; `lasting` is where it will lie."""
+    """Write everything except result.json and the checksums into `folder`, which will be renamed to `lasting`."""
     for number, (run, _) in enumerate(sources.trainings, start=1):
         name = "spec.yaml" if len(sources.trainings) == 1 else f"spec-{number}.yaml"
         shutil.copyfile(run.spec, folder / name)
@@ -41,7 +41,7 @@ def write(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compa
 
 
 def result_record(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]) -> dict[str, Any]:
-    """What result.json says besides the attempt."""
+    """The content of result.json, except the attempt."""
     return {
         "saved": time.time(),
         "base": spec.model.model_name_or_path,
@@ -55,7 +55,7 @@ def result_record(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]
 
 
 def write_checksums(folder: Path) -> None:
-    """SHA256SUMS of every file, as `sha256sum -c` reads it; and the mode of a new one for all of them."""
+    """Write SHA256SUMS of every file for `sha256sum -c`, and give all files the mode of a new file."""
     lines = []
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != CHECKSUMS_FILE:
@@ -69,7 +69,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def _template(sources: Sources) -> tuple[str | None, list[Problem]]:
-    """The chat template in Go, and what Ollama does otherwise; or why there is none."""
+    """The chat template in Go, and what Ollama does differently; or None and the reason."""
     tokenizer = sources.tokenizer()
     if not tokenizer.chat_template:
         return None, [problem("ollama-no-template")]
@@ -78,7 +78,7 @@ def _template(sources: Sources) -> tuple[str | None, list[Problem]]:
     def rendered(messages: list[dict[str, str]], generate: bool) -> str:
         return render(tokenizer, template, messages, add_generation_prompt=generate)[0]
 
-    # Where the tokenizer begins every text with this, Ollama adds it, too.
+    # If the tokenizer starts every text with this token, Ollama also adds it.
     bos = tokenizer.bos_token or ""
     adds = bool(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     try:
@@ -118,7 +118,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _readme(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]) -> str:
-    """A model card as hubs read it: front matter, then what it is, what it learned from, and how it is used."""
+    """A model card in the format of hubs: front matter, then a description, the training data, and the usage."""
     title = spec.name or sources.base.name
     parts = [
         _front_matter(spec, sources),
@@ -134,7 +134,7 @@ def _readme(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, com
 
 
 def _base_name(sources: Sources) -> str:
-    """What others know the base as: its hub id, or the name of its folder."""
+    """The public name of the base: its hub ID, or the name of its folder."""
     names = [adapter_config(folder).get("base_model_name_or_path") or "" for folder in sources.adapters]
     names.append(identity(str(sources.base)))
     return next((name for name in names if is_hub_id(name)), sources.base.name)
@@ -152,7 +152,7 @@ def _front_matter(spec: ExportSpec, sources: Sources) -> str:
 
 
 def _description(spec: ExportSpec, sources: Sources) -> str:
-    form = "LoRA alone, to be put on its base" if spec.form == "adapter" else "a whole model"
+    form = "LoRA adapter, which needs its base model" if spec.form == "adapter" else "full model"
     if spec.quantize != "none":
         form += f", in {spec.quantize.removesuffix('bit')} bits (bitsandbytes)"
     lines = [f"- base: `{_base_name(sources)}`", f"- form: {form}, {spec.precision}"]
@@ -165,12 +165,12 @@ def _description(spec: ExportSpec, sources: Sources) -> str:
             + (f", weight {weight:g}" if needs_combination(spec) else "")
         )
     if needs_combination(spec):
-        lines.append(f"- combined by: {spec.combination}")
+        lines.append(f"- combination: {spec.combination}")
     return "\n".join(lines)
 
 
 def _training_sections(sources: Sources) -> str:
-    """Data, settings and last figures of each training, in the order in which they were."""
+    """Data, settings and final values of each training, in chronological order."""
     sections = []
     for run, training in sources.trainings:
         metrics = _last_metrics(run)
@@ -185,13 +185,13 @@ def _training_sections(sources: Sources) -> str:
         shown = ("loss", "eval_loss", "accuracy", "eval_accuracy", "reward", "epoch", "step", "num_tokens")
         figures = [f"{name} {metrics[name]:.5g}" for name in shown if name in metrics]
         if figures:
-            lines.append(f"- at the end: {', '.join(figures)}")
+            lines.append(f"- final values: {', '.join(figures)}")
         sections.append("\n".join([lines[0], "", *lines[1:], "", "```yaml", _yaml(training), "```"]))
     return "\n\n".join(sections)
 
 
 def _last_metrics(run: RunDir) -> dict[str, float]:
-    """The values that a training logged last, by name."""
+    """The last logged value of each metric, by name."""
     last: dict[str, float] = {}
     for line in read_lines(run.metrics):
         last |= {name: value for name, value in line.items() if isinstance(value, (int, float))}
@@ -207,21 +207,18 @@ def _comparison_sentence(spec: ExportSpec, comparison: Mapping[str, Any]) -> str
         return ""
     what = "scores" if comparison["rows"] and not comparison["rows"][0]["tokens"] else "greedy answers"
     return (
-        "Loaded again and compared with what it was made of: "
-        f"{comparison['equal']} of {comparison['prompts']} {what} equal (`comparison.json`)."
+        "Loaded again after the export and compared with the original: "
+        f"{comparison['equal']} of {comparison['prompts']} {what} are equal (`comparison.json`)."
     )
 
 
 def _scoring_code(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Python that scores a conversation up to the token that ends its last answer, as the reward model was trained."""
+    """Python code that scores a conversation up to the end token of its last answer, as in training."""
     ends = end_ids(tokenizer)
     pad = [f"model.config.get_text_config().pad_token_id = {tokenizer.pad_token_id}"]
     if tokenizer.pad_token_id in ends:
         pad = [
-            (
-                "# The padding token ends a turn, too, and transformers "
-                "would read over it: score one conversation at a time."
-            ),
+            ("# The padding token also ends a turn, and transformers would skip it: score one conversation at a time."),
             "model.config.get_text_config().pad_token_id = None",
         ]
     return [
@@ -233,7 +230,7 @@ def _scoring_code(tokenizer: PreTrainedTokenizerFast) -> list[str]:
         'ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]',
         (
             f"end = max(at for at, id in enumerate(ids[0].tolist()) if id in {sorted(ends)})"
-            "  # the score is that of this token"
+            "  # the score is read at this token"
         ),
         "print(model(input_ids=ids[:, : end + 1]).logits.item())",
     ]
@@ -247,7 +244,7 @@ def _usage(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, titl
     imports = f"from transformers import {auto}, AutoTokenizer"
     if spec.form == "adapter":
         imports += "\nfrom peft import PeftModel"
-        head = ", num_labels=1" if sources.stage == "rm" else ""  # which the base does not say
+        head = ", num_labels=1" if sources.stage == "rm" else ""  # not in the config of the base
         load = (
             f'model = {auto}.from_pretrained("{sources.base if not is_hub_id(base) else base}", dtype="auto"{head})\n'
             f'model = PeftModel.from_pretrained(model, "{where}")'

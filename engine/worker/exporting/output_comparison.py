@@ -1,6 +1,6 @@
-"""Whether what was written says the same as what it was made of: the same questions, greedily, token by token.
+"""Compare the answers before and after an export: the same questions, greedily, token by token.
 
-A reward model writes nothing; its scores of the same conversations are compared.
+For a reward model, which generates nothing, its scores of the same conversations are compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCORE_TOLERANCE = 1e-3  # scores are equal up to this relative difference: a bat
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question, followed by the answer of the data where a score is compared; `source` is where it is from."""
+    """A question, followed by the answer in the data if a score is compared; `source` is where it comes from."""
 
     source: str
     messages: list[dict[str, Any]]
@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a model made of a prompt: tokens with how the answer ended, or a score."""
+    """A model's result for a prompt: tokens and how the answer ended, or a score."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -54,7 +54,8 @@ class ModelOutput:
 
 
 def prompts_of(spec: ExportSpec, sources: Sources) -> list[Prompt]:
-    """The prompts of the spec, then rows of the data sets of the trainings and of the demo data in turn, each once."""
+    """The prompts of the spec, then rows of the trainings' data sets and of the demo data in turn, without
+    duplicates."""
     own = [Prompt("own", [{"role": "user", "content": text}]) for text in spec.prompts]
     lists = [
         _rows(Path(training.data.dataset_dir), name)
@@ -73,7 +74,7 @@ def prompts_of(spec: ExportSpec, sources: Sources) -> list[Prompt]:
 
 
 def _rows(folder: Path, name: str) -> Iterator[Prompt]:
-    """The first rows of a data set as questions; none where it is gone, or is running text."""
+    """The first rows of a data set as questions; none if it no longer exists, or is plain text."""
     try:
         dataset = find(folder, name)
         for row in islice(examples(dataset, lambda _bad: None), 1000):
@@ -88,8 +89,8 @@ def _rows(folder: Path, name: str) -> Iterator[Prompt]:
 def model_outputs(
     model: Any, stage: str, folder: Path, prompts: Sequence[Prompt], report: ProgressReport
 ) -> list[ModelOutput | None]:
-    """What the model says to each prompt, written with the tokenizer and template in `folder`; None where the template
-    cannot write it."""
+    """The model's result for each prompt, rendered with the tokenizer and template in `folder`; None if the template
+    cannot render it."""
     if not prompts:
         return []
     return (_reward_scores if stage == "rm" else _generate)(model, folder, prompts, report)
@@ -97,7 +98,7 @@ def model_outputs(
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts as tokens, None where the template cannot write one; the tokens that end an answer; and the tokenizer."""
+    """Prompts as tokens, None if the template cannot render one; the tokens that end an answer; and the tokenizer."""
 
     ids: list[list[int] | None]
     stop_token_ids: frozenset[int]
@@ -105,7 +106,7 @@ class EncodedPrompts:
 
 
 def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> EncodedPrompts:
-    """The prompts as the tokenizer and template in `folder` write them; `model` says what else ends its answers."""
+    """The prompts as rendered by the tokenizer and template in `folder`; `model` says what else ends its answers."""
     conversations = [
         prompt.messages[:-1] if prompt.messages[-1]["role"] == "assistant" else prompt.messages for prompt in prompts
     ]
@@ -117,7 +118,7 @@ def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> En
             served.stop_token_ids,
             served.backend_tokenizer,
         )
-    # A base model that only goes on with a text.
+    # A base model that only continues a text.
     ids = [tokenizer(conversation[-1]["content"])["input_ids"] for conversation in conversations]
     return EncodedPrompts(ids, frozenset({tokenizer.eos_token_id}), tokenizer.backend_tokenizer)
 
@@ -194,8 +195,8 @@ def compare_outputs(
     before: Sequence[ModelOutput | None],
     after: Sequence[ModelOutput | None],
 ) -> dict[str, Any]:
-    """The content of comparison.json: how many are equal, and each with both
-    answers and the first token that differs."""
+    """The content of comparison.json: how many are equal, and each with both answers and the first token that
+    differs."""
     rows = []
     for prompt, expected, actual in zip(prompts, before, after, strict=True):
         if expected and actual:
@@ -210,7 +211,7 @@ def compare_outputs(
                     "equal": at is None,
                     "differs_at": at,
                     "tokens": len(expected.tokens),
-                    # What a GGUF file is compared with later.
+                    # A GGUF file is compared with this later.
                     "messages": prompt.messages,
                     "answer": {"tokens": actual.tokens, "finish": actual.finish},
                 }
@@ -226,7 +227,8 @@ def compare_outputs(
 
 
 def _first_difference(expected: ModelOutput, actual: ModelOutput) -> int | None:
-    """The number of the first token that differs, from 0; None if nothing does. Of scores 0 stands for "differ"."""
+    """The index of the first token that differs, from 0; None if they are equal. For scores, 0 means that they
+    differ."""
     if expected.score is not None and actual.score is not None:
         return None if abs(expected.score - actual.score) <= SCORE_TOLERANCE * max(1, abs(expected.score)) else 0
     ours, theirs = (*expected.tokens, expected.finish), (*actual.tokens, actual.finish)

@@ -1,7 +1,7 @@
-"""The files of an export → a repository of a hub: python -m engine.worker.exporting.upload FOLDER
+"""Upload the files of an export to a hub repository: python -m engine.worker.exporting.upload FOLDER
 
 Standard input is one JSON object, {"repo", "private", "token"}; standard output ends with one, {"url", "commit"} or
-{"problems"}. The token is nowhere else: in no argument, no file, no variable and no log.
+{"problems"}. The token is nowhere else: in no argument, file, variable or log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def upload(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the repository if it is not there, and put every file of `folder` into one commit."""
+    """Create the repository if necessary, and upload all files of `folder` in one commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -36,7 +36,7 @@ def upload(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             "code": code,
             "values": {"repo": request["repo"], "why": _error_line(error, request["token"])},
         }
-    except Exception as error:  # no network, a proxy, a name that is none: one sentence
+    except Exception as error:  # no network, a proxy, an invalid name: one sentence
         return {
             "code": "upload-silent",
             "values": {"endpoint": ENDPOINT, "why": _error_line(error, request["token"])},
@@ -45,7 +45,7 @@ def upload(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _error_line(error: Exception, token: str) -> str:
-    """The first line of what went wrong; never with the token in it."""
+    """The first line of the error, never with the token in it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].replace(token, "…")[:200]
 

@@ -1,1 +1,1 @@
-"""Answers written by a model, many at once."""
+"""Generation of answers by a model, many at once."""

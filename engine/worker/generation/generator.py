@@ -1,9 +1,9 @@
-"""Writes the answers: one base model in memory, one thread that uses it, and as many answers at once as there are.
+"""Generate answers: one base model in memory, one thread that uses it, and any number of answers at once.
 
-Answers of the same model (the base, or one of its adapters) are written as one batch, which an answer may join and
-leave at any token: its prompt is read alone, then its keys and values are put beside those of the others, padded on
-the left. Batches of different models take turns of a few tokens. Models whose cache is more than keys and values of
-all tokens (sliding windows, recurrent states) write each answer in a batch of its own.
+Answers of the same model (the base, or one of its adapters) form one batch, which an answer can join and leave at any
+token: its prompt is processed alone, then its keys and values are added to those of the others, padded on the left.
+Batches of different models take turns of a few tokens. Models whose cache is more than keys and values of all tokens
+(sliding windows, recurrent states) generate each answer in its own batch.
 
 Requests and responses over HTTP are left to `engine.worker.serving.openai_api`.
 """
@@ -34,14 +34,13 @@ from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.sampling import Sampling, choose_token
 from engine.worker.models.embeddings import fit_vocabulary
 
-MAX_BATCH_SIZE = 16  # answers in one batch: each costs keys and values of all its tokens
-TOKENS_PER_TURN = 4  # tokens that a batch writes before another batch has its turn
+MAX_BATCH_SIZE = 16  # answers in one batch: each needs memory for keys and values of all its tokens
+TOKENS_PER_TURN = 4  # tokens that a batch generates before another batch has its turn
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of an answer: its log-probability of all that the model gave
-    it, and the most likely ones in its place."""
+    """One token of an answer: its log-probability, and the most likely tokens at its place."""
 
     id: int
     logprob: float
@@ -50,18 +49,18 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of an answer. `finish` with the last one: "stop", "length", "cancelled" or "error"."""
+    """The new part of an answer. The last one has a `finish`: "stop", "length", "cancelled" or "error"."""
 
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()
-    count: int = 0  # of the answer's tokens so far
+    count: int = 0  # number of the answer's tokens so far
     finish: str = ""
     problem: Problem | None = None
 
 
 @dataclass(eq=False)
 class Answer:
-    """One answer to be written. `on_piece` is called from the writing thread, at last with a `finish`."""
+    """An answer to be generated. `on_piece` is called from the generating thread, the last time with a `finish`."""
 
     adapter: str | None  # None: the base itself
     prompt: list[int]
@@ -70,10 +69,10 @@ class Answer:
     sampling: Sampling
     detokenizer: Detokenizer
     on_piece: Callable[[Piece], None]
-    logprobs: int | None = None  # how many likely tokens to report at each position; None: no log-probabilities
+    logprobs: int | None = None  # number of likely tokens to report at each position; None: no log-probabilities
     cancelled: bool = False
-    wake: Callable[[], None] | None = None  # has a writer that waits for something look at `cancelled`
-    # while it is being written
+    wake: Callable[[], None] | None = None  # lets a waiting writer notice `cancelled`
+    # State during generation:
     source: torch.Generator = field(init=False)
     written: list[int] = field(default_factory=list)
     pending_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -83,13 +82,13 @@ class Answer:
         self.source = self.sampling.generator()
 
     def cancel(self) -> None:
-        """Have it end where it is. May be called from any thread."""
+        """End it here. Can be called from any thread."""
         self.cancelled = True
         if self.wake:
             self.wake()
 
     def take(self, token: int, logprob: TokenLogprob | None) -> bool:
-        """One more token. Returns whether the answer has ended with it."""
+        """Add a token. Returns whether the answer has ended with it."""
         if token in self.stop_token_ids:
             return self.end("stop")
         self.written.append(token)
@@ -111,24 +110,23 @@ class Answer:
 
 
 class Batch:
-    """Answers of one model that are written together, row by row."""
+    """Answers of one model that are generated together, row by row."""
 
     def __init__(self, model: PreTrainedModel, adapter: str | None, max_batch_size: int = MAX_BATCH_SIZE):
         self.model, self.adapter, self.max_batch_size = model, adapter, max_batch_size
         arguments = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in arguments
-        # A training wants the routers' logits for a loss of theirs, which cannot be computed for a token alone.
+        # Training sets the routers' logits on for their loss, which cannot be computed for a single token.
         self.without_loss = {"output_router_logits": False} if "output_router_logits" in arguments else {}
         self.clear()
 
     def clear(self) -> None:
         """Forget every row."""
         self.rows: list[Answer] = []
-        # What the layers keep of the tokens that were read; None: they keep
-        # nothing here, and all is read again each time.
+        # What the layers keep of the processed tokens; None: they keep nothing, and all tokens are processed each time.
         self.cache: DynamicCache | None = DynamicCache(config=self.model.config)
-        self.mask = torch.empty(0, 0, dtype=torch.long, device=self.model.device)  # (B, T): 0 where padded
-        self.last = torch.empty(0, dtype=torch.long, device=self.model.device)  # (B,): not yet read
+        self.mask = torch.empty(0, 0, dtype=torch.long, device=self.model.device)  # (B, T): 0 for padding
+        self.last = torch.empty(0, dtype=torch.long, device=self.model.device)  # (B,): not yet processed
 
     def has_room(self) -> bool:
         """Whether another answer can join."""
@@ -138,7 +136,8 @@ class Batch:
         return bool(plain) and len(self.rows) < self.max_batch_size
 
     def join(self, answer: Answer) -> None:
-        """Read the prompt of an answer and write its first token; if it is not its last, it is a row from now on."""
+        """Process the prompt of an answer and generate its first token; unless that is its last, it is a row from now
+        on."""
         prompt = torch.tensor([answer.prompt], device=self.model.device)
         mask = torch.ones_like(prompt)
         logits, cache = self._read_prompt(prompt, mask)
@@ -147,12 +146,12 @@ class Batch:
             return
         if self.rows:
             width = max(self.mask.shape[1], mask.shape[1])
-            assert self.cache  # as `has_room` has made sure
+            assert self.cache  # ensured by `has_room`
             assert cache
             layers: Iterator[tuple[Any, Any]] = zip(self.cache.layers, cache.layers, strict=True)
             for ours, theirs in layers:
                 if ours.keys is None:
-                    continue  # of a layer that reads images, and there are none
+                    continue  # of a layer for images, and there are none
                 ours.keys = torch.cat([_pad_left(ours.keys, width), _pad_left(theirs.keys, width)])
                 ours.values = torch.cat([_pad_left(ours.values, width), _pad_left(theirs.values, width)])
             self.mask = torch.cat([pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)])
@@ -166,7 +165,7 @@ class Batch:
             self.step()
 
     def step(self) -> None:
-        """One more token for each row; those that end leave."""
+        """Generate one more token for each row; those that end leave."""
         cancelled = [row.cancelled and row.end("cancelled") for row in self.rows]
         self._keep_rows([not is_cancelled for is_cancelled in cancelled])
         if not self.rows:
@@ -181,8 +180,8 @@ class Batch:
             self.last = torch.stack([token for token in tokens if token is not None])
 
     def _read_prompt(self, prompt: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache | None]:
-        """The logits behind a prompt, and the cache that has read it; None if the model has a cache of its
-        own kind or none at all: a model that ignores the cache would go on from the last token alone."""
+        """The logits after a prompt, and the cache that contains it; None if the model has its own kind of cache or
+        none: a model that ignores the cache would continue from the last token alone."""
         cache = DynamicCache(config=self.model.config)
         with contextlib.suppress(ValueError, TypeError):
             logits = self._read(prompt, mask, cache)
@@ -191,7 +190,7 @@ class Batch:
         return self._read(prompt, mask, None), None
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
-        """The logits (B, V) behind the last of `ids` (B, t), in fp32."""
+        """The logits (B, V) after the last of `ids` (B, t), in fp32."""
         extra: dict[str, Any] = {}
         if self.takes_positions:
             extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -217,7 +216,7 @@ class Batch:
         logprobs = [
             _token_logprob(row, row_logits, token) for row, row_logits, token in zip(rows, logits, chosen, strict=True)
         ]
-        ids = chosen.tolist()  # the one moment that waits for the device
+        ids = chosen.tolist()  # the only time that this waits for the device
         return [
             None if row.take(id, logprob) else token
             for row, id, logprob, token in zip(rows, ids, logprobs, chosen, strict=True)
@@ -232,7 +231,7 @@ class Batch:
         self.rows = [row for row, stay in zip(self.rows, stays, strict=True) if stay]
         kept = torch.tensor([i for i, stay in enumerate(stays) if stay], device=self.mask.device)
         self.last, mask = self.last[kept], self.mask[kept]
-        empty = int((mask.sum(0) == 0).cumprod(0).sum())  # columns that only those who left had
+        empty = int((mask.sum(0) == 0).cumprod(0).sum())  # columns used only by those who left
         self.mask = mask[:, empty:]
         layers: list[Any] = self.cache.layers if self.cache else []
         for layer in layers:
@@ -263,26 +262,25 @@ def _token_logprob(row: Answer, logits: Tensor, chosen: Tensor) -> TokenLogprob 
 
 
 class Generator:
-    """The thread that uses the model. `submit` for an answer; `call` has
-    something else done with the model meanwhile."""
+    """The thread that uses the model. `submit` adds an answer; `call` runs something else with the model."""
 
     def __init__(self, model: PreTrainedModel, max_batch_size: int = MAX_BATCH_SIZE):
-        self.model = model  # adapters are put into its layers: it stays the object that is called
-        self.max_batch_size = max_batch_size  # answers that are written at once, of all adapters
+        self.model = model  # adapters are put into its layers; the object that is called stays the same
+        self.max_batch_size = max_batch_size  # answers that are generated at once, of all adapters
         self.over = False
         self.adapted: PeftModel | None = None
-        self.names: dict[str, str] = {}  # folder of an adapter → its name in peft, which takes no dots
+        self.names: dict[str, str] = {}  # folder of an adapter → its name in peft, which does not accept dots
         self.active: str | None = None
         self.requests: queue.Queue[Answer | Callable[[], None]] = queue.Queue()
         self.batches: list[Batch] = []
         threading.Thread(target=self._run, daemon=True, name="writer").start()
 
     def submit(self, answer: Answer) -> None:
-        """Have an answer written."""
+        """Have an answer generated."""
         self.requests.put(answer)
 
     def call(self, act: Callable[[], Any]) -> Future[Any]:
-        """Have `act` done by the writing thread, between two tokens."""
+        """Have `act` called by the generating thread, between two tokens."""
         future: Future[Any] = Future()
 
         def done() -> None:
@@ -295,8 +293,8 @@ class Generator:
         return future
 
     def submit_all(self, answers: Sequence[Answer]) -> None:
-        """Have answers written in this order, none begun before all are known: so what is in a batch together does not
-        depend on how fast they were asked for, and the same questions get the same answers."""
+        """Have answers generated in this order, starting when all are known: so the composition of a batch does not
+        depend on the timing of the requests, and the same questions get the same answers."""
 
         def all_of_them() -> None:
             for answer in answers:
@@ -305,15 +303,15 @@ class Generator:
         self.call(all_of_them).result()
 
     def end(self) -> None:
-        """End the thread, which else would keep the model in memory. Nothing may be asked any more."""
+        """End the thread, which would otherwise keep the model in memory. No requests are allowed afterwards."""
         self.call(lambda: setattr(self, "over", True)).result()
 
     def fault(self) -> Problem | None:
-        """Why it is gone: never, since it ends with the process that asks."""
+        """Why it has ended: never, since it ends with its process."""
         return None
 
     def load_adapter(self, folder: str) -> None:
-        """Put the adapter in `folder` beside the others. To be called by `call`."""
+        """Load the adapter in `folder` next to the others. To be called by `call`."""
         if folder in self.names:
             return
         name = f"adapter{len(self.names)}"
@@ -327,7 +325,7 @@ class Generator:
         self.active = "?"  # peft may have made it the active one
 
     def waiting(self) -> int:
-        """How many answers are not finished; of those not begun, about."""
+        """The number of unfinished answers; approximate for those not started."""
         return sum(len(batch.rows) for batch in self.batches) + self.requests.qsize()
 
     def _run(self) -> None:
@@ -341,8 +339,7 @@ class Generator:
             self.batches = [batch for batch in self.batches if batch.rows]
 
     def _take_requests(self, pending: list[Answer]) -> list[Answer]:
-        """Do what was asked for meanwhile; wait for it where there is nothing
-        else to do. Returns the answers that found no room."""
+        """Handle pending requests; wait for them if there is nothing else to do. Returns the answers without room."""
         with suppress(queue.Empty):
             while True:
                 request = self.requests.get(block=not self.batches and not pending)
@@ -371,7 +368,7 @@ class Generator:
         return self.batches[-1]
 
     def use(self, adapter: str | None) -> None:
-        """Have the model be the base, or the base with the adapter in that folder. To be called by the thread."""
+        """Activate the base, or the adapter in that folder. To be called by the thread."""
         if self.adapted is None or self.active == adapter:
             return
         tuner: Any = self.adapted.base_model
@@ -383,7 +380,7 @@ class Generator:
         self.active = adapter
 
     def _catching_errors(self, batch: Batch, act: Callable[[], None], joining: Answer | None = None) -> None:
-        """An error ends the answers that met it, and nothing else."""
+        """An error ends the affected answers and nothing else."""
         try:
             with torch.inference_mode():
                 act()
@@ -391,7 +388,7 @@ class Generator:
             traceback.print_exc()
             short = isinstance(error, torch.OutOfMemoryError)
             why = problem("chat-memory") if short else problem("chat-error", why=f"{type(error).__name__}: {error}")
-            # Only the one that joins is lost if it fails while its prompt is read; the others have not been touched.
+            # If processing the prompt fails, only the joining answer is lost; the others have not been touched.
             for answer in [joining] if joining else batch.rows:
                 answer.end("error", why=why)
             if not joining:

@@ -1,6 +1,7 @@
-"""Logits → the next token, for one answer: greedy, or drawn with a seed of its own.
+"""Logits → the next token of one answer: greedy, or sampled with its own seed.
 
-The order is the one transformers has (penalties, temperature, top-k, top-p), so that the same settings mean the same.
+The order is that of transformers (penalties, temperature, top-k, top-p), so that the same settings have the same
+effect.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave every token in.
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token.
 
-    The repetition penalty counts the tokens of prompt and answer; those of presence and frequency, which are OpenAI's,
-    the answer's alone.
+    The repetition penalty counts the tokens of prompt and answer; the presence and frequency penalties, which are
+    OpenAI's, only those of the answer.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0  # Keskar et al. 2019, arXiv:1909.05858, section 4.1
-    presence_penalty: float = 0.0  # taken from the logit of a token that is there,
-    frequency_penalty: float = 0.0  # and this each time that it is
+    presence_penalty: float = 0.0  # subtracted from the logit of a token that is present,
+    frequency_penalty: float = 0.0  # and this for each occurrence
     seed: int | None = None
 
     def generator(self) -> torch.Generator:
-        """The source of chance of one answer: on the CPU, so that a seed means the same on every device."""
+        """The random generator of one answer, on the CPU, so that a seed gives the same on every device."""
         source = torch.Generator()
         if self.seed is None:
             source.seed()
@@ -41,8 +42,8 @@ class Sampling:
 def choose_token(
     logits: Tensor, prompt: Sequence[int], written: Sequence[int], how: Sampling, source: torch.Generator
 ) -> Tensor:
-    """The next token, a scalar on the device of `logits` (V,), fp32, behind the tokens of a prompt and of the answer as
-    far as it is `written`."""
+    """The next token, a scalar on the device of `logits` (V,), fp32, after the tokens of a prompt and the answer
+    `written` so far."""
     logits = _penalized(logits, prompt, written, how)
     if how.temperature == 0:
         return logits.argmax()
@@ -54,7 +55,7 @@ def choose_token(
         logits, order = logits.sort(descending=True)
         tokens = order if tokens is None else tokens[order]
         share = logits.softmax(-1)
-        # One stays if those before it have less than top_p together: the most likely one always does.
+        # A token stays if those before it have less than top_p together: the most likely one always does.
         logits = logits.masked_fill(share.cumsum(-1) - share >= how.top_p, -torch.inf)
     drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=source)[0].to(logits.device)
     return drawn if tokens is None else tokens[drawn]

@@ -1,8 +1,7 @@
-"""The models that are served by name: a base, and each adapter of it with the
-tokenizer, template and settings of its run.
+"""The served models by name: a base, and each adapter of it with the tokenizer, template and settings of its run.
 
-A served model turns a conversation into the tokens of a prompt, and knows what ends its answers and how it samples by
-default. All of this comes from the folder of the result, so that it is the same where the result is used elsewhere.
+A served model turns a conversation into the tokens of a prompt, and knows what ends its answers and its default
+sampling. All of this comes from the folder of the result, so that it is the same wherever the result is used.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from engine.worker.templates.chat_template import ids_of_tokens
 from engine.worker.templates.conversations import ConversationEncoder
 from engine.worker.templates.tool_calls import CallPrefix, ToolCallFormat
 
-THINKING_SWITCH = "enable_thinking"  # what templates of reasoning models call the switch
+THINKING_SWITCH = "enable_thinking"  # common names of the switch in templates of reasoning models
 
 
 @dataclass
 class ServedModel:
-    """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, where the
-    template has the switch. `calls` finds calls of tools in its answers, where its template shows how it
-    writes them."""
+    """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, if the
+    template has the switch. `calls` finds tool calls in its answers, if its template shows how it writes them."""
 
     name: str
     adapter: str | None
@@ -56,10 +54,10 @@ class ServedModel:
         thinking: bool = True,
         begun: str = "",
     ) -> list[int]:
-        """The tokens that the answer follows, its own beginning included if that is `begun`. A control token in a
-        message stays text. Raises Refusal if the template cannot write the conversation, knows nothing of tools that
-        are given, or if no answer fits behind it."""
-        # What is begun has a thought behind it.
+        """The tokens that precede the answer, including its own beginning if that is `begun`. A control token in a
+        message stays text. Raises Refusal if the template cannot render the conversation, does not support the given
+        tools, or if no answer fits after it."""
+        # The thinking of a begun answer is already over.
         conversations = self.conversations if thinking or begun or not self.unthinking else self.unthinking
         rows = [{"messages": list(messages), "tools": tools or None}]
         if tools:
@@ -76,8 +74,8 @@ class ServedModel:
         return ids
 
     def begun(self, call: str | None) -> CallPrefix:
-        """The beginning of an answer that has to be a `call` of the tool with that name, of any if it is "". Raises
-        Refusal where the template does not show how a call begins."""
+        """The beginning of an answer that has to be a `call` of the tool with that name, or of any tool if it is "".
+        Raises Refusal if the template does not show how a call begins."""
         if call is None:
             return CallPrefix("", "")
         opened = self.calls.forced_call(call) if self.calls else None
@@ -86,7 +84,7 @@ class ServedModel:
         return opened
 
     def sampling(self, settings: dict[str, Any]) -> Sampling:
-        """The `settings` that are not None; for the rest those of the model's own generation config."""
+        """The `settings` that are not None; for the others, those of the model's own generation config."""
         own = self.config
         defaults = {
             "temperature": (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0,
@@ -106,8 +104,8 @@ def load_served_model(
     adapter: bool,
     fallback: ServedModel | None = None,
 ) -> ServedModel:
-    """The model whose tokenizer and settings are in `folder`. A base that has no chat template takes that of
-    `fallback`, so that it can be compared with its adapters. Raises Refusal if there is no usable template."""
+    """The model whose tokenizer and settings are in `folder`. A base without a chat template uses that of `fallback`,
+    so that it can be compared with its adapters. Raises Refusal if there is no usable template."""
     tokenizer = load_tokenizer(spec, folder)
     if not tokenizer.chat_template and fallback:
         tokenizer = fallback.tokenizer

@@ -1,5 +1,4 @@
-"""Rows for tokens that a model was not made for: added before a training, and
-made room for where its result is used."""
+"""Embedding rows for tokens that a model does not have: added before training, and where the result is loaded."""
 
 from __future__ import annotations
 
@@ -81,10 +80,10 @@ def let_loss_read_head(model: nn.Module) -> None:
 
 
 def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> None:
-    """Make embeddings and head as long as those that the adapters bring: their trainings had added tokens.
+    """Extend embeddings and head to the length of those in the adapters, whose trainings added tokens.
 
-    Without its adapter the model stays what it was: its own head answers with as many logits as
-    before, so that it neither writes a token it never learned, nor shares its probability with one.
+    Without its adapter the model stays the same: its own head gives as many logits as before, so that it neither
+    generates a token it never learned, nor assigns probability to one.
     """
     folders, had = list(adapters), _row_count(model)
     rows = max((adapter_embedding_rows(folder) for folder in folders), default=0) or had
@@ -98,5 +97,5 @@ def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> No
 
 
 def _narrow(head: nn.Module, rows: int) -> Any:
-    # peft copies the head with its hooks for each adapter: those copies answer for all their rows.
+    # peft copies the head with its hooks for each adapter: those copies give logits for all their rows.
     return lambda module, _given, logits: logits[..., :rows] if module is head else logits

@@ -1,7 +1,7 @@
-"""A hub id → a folder on this machine, with progress; a local path never asks the network.
+"""Download a model by its hub ID, with progress; a local path never uses the network.
 
-What is known of a hub's model is known from its files. So their names are looked at before anything is fetched, and
-the fetched folder is looked into as a local one is before a run starts: problems are reported in the same sentences.
+What is known about a model on a hub is known from its files. So their names are checked before anything is downloaded,
+and the downloaded folder is checked like a local one before a run: problems have the same sentences.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from engine.worker.runtime.process_lifecycle import ProgressReport
 MODEL_FIELD = "model.model_name_or_path"
 # Safetensors only: pickled weights run code when they are opened.
 ALLOWED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-# The same weights once more, in forms that are not loaded.
+# The same weights in other forms, which are not loaded.
 IGNORED_PATTERNS = ["original/*", "onnx/*", "consolidated*"]
 
 
 def fetch_model(spec: RunSpec, report: ProgressReport) -> str:
-    """The folder of the spec's model, downloaded first if it is a hub id. Raises Refusal if it cannot be had, or
-    not be trained as the spec says."""
+    """The folder of the spec's model, which is downloaded first if it is a hub ID. Raises Refusal if it is not
+    available, or cannot be trained as the spec says."""
     name = spec.model.model_name_or_path
     if os.path.isdir(name) or not is_hub_id(name):
         return name
@@ -48,8 +48,8 @@ def fetch_model(spec: RunSpec, report: ProgressReport) -> str:
 
 
 class DownloadProgress:
-    """Reports how many bytes of all files have arrived, twice a second for as long as the
-    context lasts: a hub's client may be silent for long, and downloads in threads."""
+    """Reports how many bytes of all files have been downloaded, twice a second for the duration of the context, because
+    a hub's client may be silent for long, and downloads in threads."""
 
     def __init__(self, report: ProgressReport):
         self.report, self.over, self.lock = report, threading.Event(), threading.Lock()
@@ -87,7 +87,7 @@ def _huggingface(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
     from tqdm.auto import tqdm
 
     class Bar(tqdm):
-        """One of the hub's progress bars: of files, of bytes arrived, of bytes written."""
+        """One of the hub's progress bars: of files, of downloaded bytes, of written bytes."""
 
         def update(self, n: float | None = 1) -> Any:
             shown = super().update(n)
@@ -108,7 +108,7 @@ def _huggingface(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
     try:
         try:
             coming: Any = download(dry_run=True)
-        except DryRunError as silent:  # or the hub refuses; what was fetched before may be all that is needed
+        except DryRunError as silent:  # or the hub refuses; earlier downloads may be all that is needed
             with contextlib.suppress(LocalEntryNotFoundError, IncompleteSnapshotError):
                 return download(local_files_only=True)
             raise silent.__cause__ or silent from None
@@ -190,7 +190,7 @@ def _is_allowed(path: str) -> bool:
 
 
 def _check_file_names(files: Iterable[str]) -> None:
-    """Raises Refusal for a repository without weights that can be trained, before anything of it is fetched."""
+    """Raises Refusal for a repository without trainable weights, before anything is downloaded."""
     names = list(files)
     if any(name.endswith(".safetensors") for name in names):
         return
@@ -214,7 +214,7 @@ def _refusal(
     token: str,
     variable: str,
 ) -> Refusal:
-    """The first of `kinds` that the error is, as a sentence; else that the hub broke off, or just could not."""
+    """The problem for the first of `kinds` that matches the error; otherwise that the download broke off, or failed."""
     kind = next((kind for kind, true in kinds.items() if true), "hub-broke-off" if progress.done else "hub-failed")
     message = str(error.__cause__ or error).strip() or type(error).__name__
     values = {

@@ -47,23 +47,23 @@ from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, m
 
 
 def precision(spec: RunSpec) -> str:
-    """The spec's precision with "auto" decided by the device: bf16 where it has it, fp16 on older GPUs."""
+    """The spec's precision with "auto" resolved by the device: bf16 if supported, fp16 on older GPUs."""
     if spec.training.precision != "auto":
         return spec.training.precision
     if not torch.cuda.is_available():
         return "fp32"
-    # is_bf16_supported() says yes to emulation on GPUs before Ampere, which is slower than fp16.
+    # is_bf16_supported() also reports emulation on GPUs before Ampere, which is slower than fp16.
     return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SCORE_HEAD = "score"  # what transformers calls the head of a model that scores a text
+SCORE_HEAD = "score"  # transformers' name for the head of a model that scores a text
 
 
 def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
-    """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. For a reward model
-    it has one score in place of the next token; a head that is not in `path` begins with random weights."""
-    # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
+    """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. A reward model has one
+    score in place of the next token; a head that is not in `path` starts with random weights."""
+    # Trained weights are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
     base = load_base(spec, path, dtype)
     base.router_settings = _router_settings(base)  # type: ignore[assignment]  # TRL changes them while it trains
@@ -71,27 +71,27 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     remember(Path(path), structure)
     text_config = base.config.get_text_config()
     if not structure.experts and hasattr(text_config, "router_aux_loss_coef"):
-        text_config.router_aux_loss_coef = 0.0  # a family with and without experts: here is no router to balance
+        text_config.router_aux_loss_coef = 0.0  # a family with and without experts: there is no router to balance here
     model = PREPARE_METHOD[spec.method.kind](spec, base)
     _assert_trained_as_planned(spec, path, model)
     return model
 
 
 def _router_settings(model: Any) -> dict[str, Any]:
-    """What the configuration says of the routers' logits and loss."""
+    """Settings in the configuration for the routers' logits and loss."""
     text = vars(model.config.get_text_config())
     return {key: text[key] for key in ("output_router_logits", "router_aux_loss_coef") if key in text}
 
 
 def _assert_trained_as_planned(spec: RunSpec, path: str, model: torch.nn.Module) -> None:
-    """So many parameters are trained as the page says before the start."""
+    """Checks that as many parameters are trained as the page shows before the start."""
     planned = trained_parameters(spec.change("model.model_name_or_path", path))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert planned in (None, trained), f"{trained} parameters are trained, and the plan says {planned}"
 
 
 def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `path` as the spec's `model` part says: stretched, quantized, and on its GPU."""
+    """The model in `path` with the spec's `model` part applied: RoPE scaling, quantization, and its GPU."""
     config = _config(spec, path)
     dequantized = dequantization(config)
     model, report = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
@@ -100,7 +100,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
         dtype=dtype,
         quantization_config=dequantized or _quantization(spec),
         output_loading_info=True,
-        # Straight to the GPU it stays on: several ranks would else hold as many copies in main memory.
+        # Directly to its GPU: otherwise several ranks would hold as many copies in main memory.
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
         trust_remote_code=spec.model.trust_remote_code,
         use_safetensors=True,
@@ -112,8 +112,8 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
         forget_quantization(model, dtype)
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
-            # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
-            # and could not train through them then.
+            # On a CPU, bitsandbytes would repack 4-bit weights in the first evaluation, round their scales permanently,
+            # and then could not train through them.
             part.support_avx512bf16_for_cpu = False
     _turn_off_router_loss(model)
     if not is_reward_model(spec):
@@ -134,23 +134,23 @@ def _refuse_missing_weights(names: set[str]) -> None:
 
 
 def is_reward_model(spec: RunSpec) -> bool:
-    """Whether the run trains a reward model, which scores texts instead of writing them."""
+    """Whether the run trains a reward model, which scores texts instead of generating them."""
     return spec.stage.kind == "rm"
 
 
 def _in_fp32(head: torch.nn.Module) -> None:
-    """Keep a head that is trained in fp32 over a base that is not, with autocast or without."""
+    """Keep a trained head in fp32 over a base that is not, with or without autocast."""
     head.float()
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _score_at_the_end(model: PreTrainedModel) -> None:
-    """Make a text's score that of its last token, which the attention mask tells, however a batch is padded.
+    """Use the score of a text's last token according to the attention mask, however a batch is padded.
 
-    transformers takes the last token that is not the padding token: where a turn is ended by the padding token, the
-    one before its end. What its head says is therefore replaced, at every position, by what it says at the last.
+    transformers uses the last token that is not the padding token: if the padding token also ends a turn, this is the
+    token before it. Therefore the head's output at every position is replaced by that at the last token.
     """
-    masks: list[Tensor | None] = [None]  # of the forward pass that is under way
+    masks: list[Tensor | None] = [None]  # of the current forward pass
 
     def note_mask(_model: Any, _positional: Any, arguments: dict[str, Any]) -> None:
         masks[0] = arguments.get("attention_mask")
@@ -183,15 +183,15 @@ def _config(spec: RunSpec, path: str) -> Any:
 
 
 def _name_experts(config: Any) -> None:
-    """Some families' code of the router's loss asks for the number of experts under another name than they give it."""
+    """Some families' code of the router loss reads the number of experts under another name than their config has."""
     counts = (getattr(config, key, None) for key in EXPERT_COUNT_KEYS)
     if hasattr(config, "output_router_logits") and not hasattr(config, "num_experts"):
         config.num_experts = next((count for count in counts if isinstance(count, int)), None)
 
 
 def _turn_off_router_loss(model: Any) -> None:
-    """A trainer asks for the loss that balances the experts with each batch. A configuration that asks for it always
-    makes some families fail as soon as they write with a cache: its mask is longer than what is read."""
+    """A trainer requests the loss that balances the experts with each batch. A configuration that always requests it
+    makes some families fail as soon as they generate with a cache, because its mask is longer than the input."""
     config = model.config.get_text_config()
     if hasattr(config, "output_router_logits"):
         config.output_router_logits = False
@@ -215,12 +215,12 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
 def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     method = spec.method
     assert isinstance(method, Lora)
-    # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32,
-    # which for a vocabulary of 152,000 words and a hidden size of 4,096 is 2.3 GiB
-    # more than in bf16, and the activations between the layers twice as large.
+    # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32, which for a vocabulary of 152,000
+    # words and a hidden size of 4,096 takes 2.3 GiB more than bf16, and makes the activations between the layers twice
+    # as large.
     if spec.model.adapter_path:
         return _continued(spec, method, model, spec.model.adapter_path)
-    # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
+    # A new head starts as noise, to which an adapter could not give a meaning: it is trained in full.
     rows = trained_rows(model, method.modules_to_save)
     whole = list(dict.fromkeys([*method.modules_to_save, *([] if rows else vocabulary_modules(model))]))
     adapted = get_peft_model(
@@ -241,14 +241,14 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     )
     let_loss_read_head(adapted)
     if vocabulary_modules(model):
-        # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
+        # peft notices that the vocabulary has grown, and would save the embeddings again next to the trained ones.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this model alone
     return adapted
 
 
 def _targets(method: Lora, model: PreTrainedModel, whole: Sequence[str]) -> str | list[str]:
-    """The modules to adapt, as peft takes them: a pattern as it is, otherwise short names if they mean
-    the same modules, and full ones if others are called the same (those of a tower, a router)."""
+    """The modules to adapt, as peft expects them: a pattern as it is, otherwise short names if they are unambiguous,
+    and full names if others have the same (those of a tower, a router)."""
     if isinstance(method.target_modules, str) and method.target_modules != ALL_LINEAR:
         return method.target_modules
     structure = structure_of(model)
@@ -259,7 +259,7 @@ def _targets(method: Lora, model: PreTrainedModel, whole: Sequence[str]) -> str 
 
 
 def _expert_targets(method: Lora, model: PreTrainedModel) -> dict[str, Any]:
-    """peft's arguments for adapters on the experts, each a tensor of (experts, …, …), scaled as the others are."""
+    """peft's arguments for adapters on the experts, each a tensor of (experts, …, …), scaled like the others."""
     if not method.expert_r:
         return {}
     experts = structure_of(model).experts
@@ -274,8 +274,8 @@ def _expert_targets(method: Lora, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str) -> PeftModel:
-    """The adapter in `folder` on the model. A reward model's own has its head with it; one that wrote texts is taken
-    over by a model that scores them, which begins with the head it has."""
+    """The adapter in `folder` on the model. A reward model's adapter includes its head; if a scoring model continues
+    the adapter of a text-generating one, its head starts as it is."""
     fit_vocabulary(model, [folder])
     config: Any = PeftConfig.from_pretrained(folder)
     config.lora_dropout = method.lora_dropout  # belongs to a training, not to the weights
@@ -283,7 +283,7 @@ def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str)
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
         let_loss_read_head(adapted)
         return adapted
-    config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
+    config.task_type = "SEQ_CLS"  # with which peft trains and saves the head, too
     config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
     config.inference_mode = False
     if isinstance(config.trainable_token_indices, dict):
@@ -315,8 +315,8 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
-    """Names of the last `count` transformer layers, of a negative count the first: the
-    stack is the list of as many modules as the config says, in the language part."""
+    """Names of the last `count` transformer layers, or of the first ones for a negative count: the stack is the list in
+    the language part with as many modules as the config says."""
     layers = model.config.get_text_config().num_hidden_layers
     towers = structure_of(model)
     stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
@@ -339,17 +339,17 @@ PREPARE_METHOD: dict[str, Callable[[RunSpec, PreTrainedModel], PreTrainedModel |
 
 
 def moves_base(spec: RunSpec) -> bool:
-    """Whether the adapter begins with a part of the base (PiSSA, OLoRA); one that is continued does not."""
+    """Whether the adapter starts with a part of the base (PiSSA, OLoRA); a continued one does not."""
     if spec.method.kind != "lora" or spec.model.adapter_path:
         return False
     return spec.method.init_lora_weights in ("pissa", "olora")
 
 
 def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
-    """Keep the adapter of a PiSSA or OLoRA run as it begins, whole or not at all.
+    """Save the initial adapter of a PiSSA or OLoRA run, atomically.
 
-    These move a part of the base into the adapter. With what it was at first, the result can be written as a change
-    of the *untouched* base, an ordinary LoRA of twice the rank, which every tool can use.
+    These methods move a part of the base into the adapter. With its initial state, the result can be written as a
+    change of the *original* base, an ordinary LoRA of twice the rank, which every tool can use.
     """
     if moves_base(spec) and not folder.exists():
         partial = folder.with_name(f".{folder.name}.partial")
@@ -361,7 +361,7 @@ def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
 def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:
     """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
     for key, value in getattr(model, "router_settings", {}).items():
-        setattr(model.config.get_text_config(), key, value)  # with the routers' logits on, nothing could be generated
+        setattr(model.config.get_text_config(), key, value)  # with the routers' logits on, generation would fail
     options: dict[str, Any] = {}
     _turn_off_router_loss(model)  # which TRL has turned on
     if spec.method.kind == "lora":
@@ -369,12 +369,12 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
         if learned and not any(p.detach().any() for p in learned):
             raise Refusal(problem("adapter-empty"))
         for config in model.peft_config.values():
-            # What others can fetch, too; a hub's model was loaded from a cache of this machine.
+            # The name that others can download; a hub's model was loaded from a cache of this machine.
             config.base_model_name_or_path = spec.model.model_name_or_path
             config.revision = spec.model.model_revision
         if initial.exists():
             options["path_initial_model_for_weight_conversion"] = str(initial)
-        # and not a critic's, nor the copy that some stages keep to compare with
+        # and not a critic's, nor the copy that some stages keep for comparison
         options["selected_adapters"] = ["default"]
     model.save_pretrained(folder, safe_serialization=True, **options)
     if "path_initial_model_for_weight_conversion" in options:
@@ -382,7 +382,8 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
 
 
 def _add_whole_modules(model: PeftModel, file: Path) -> None:
-    """Add what is trained in full beside an adapter that peft has converted: it writes the converted matrices alone."""
+    """Add the modules trained in full to an adapter that peft has converted, since peft writes only the converted
+    matrices."""
     adapter = get_peft_model_state_dict(model)
     whole = {name: tensor.contiguous() for name, tensor in adapter.items() if "lora_" not in name}
     save_file(load_file(file) | whole, file, metadata={"format": "pt"})

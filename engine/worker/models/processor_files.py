@@ -1,4 +1,4 @@
-"""The files by which images, videos and sounds are made into numbers, kept beside a model trained on text."""
+"""The files that convert images, videos and audio into numbers, kept next to a model trained on text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PROCESSOR_FILES = "*processor_config.json"  # of the processor as a whole, and o
 
 
 def copy_processor_files(base: Path, folder: Path) -> None:
-    """Copy them from the folder of a base model, if it has any, into that of a result."""
+    """Copy them, if there are any, from the folder of a base model to that of a result."""
     for file in base.glob(PROCESSOR_FILES):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)

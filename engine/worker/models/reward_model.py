@@ -1,4 +1,4 @@
-"""A trained reward model: loaded as it was trained, and the scores it gives to whole conversations."""
+"""A trained reward model: loading it as it was trained, and its scores of whole conversations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCORE_BATCH_SIZE = 16  # conversations in one forward pass
 
 @torch.no_grad()
 def score_conversations(model: Any, conversations: Sequence[Sequence[int]]) -> Tensor:
-    """The score of each conversation of token ids, shape (B,), in fp32, from a model that does not train."""
+    """The score of each conversation of token ids, shape (B,), in fp32, from a model that is not being trained."""
     pad, device = model.config.get_text_config().pad_token_id, model.device
     batch_scores = []
     for start in range(0, len(conversations), SCORE_BATCH_SIZE):
@@ -34,10 +34,11 @@ def score_conversations(model: Any, conversations: Sequence[Sequence[int]]) -> T
 
 
 def load_reward_model(folder: Path) -> tuple[Any, Any]:
-    """The reward model and the tokenizer in the result folder (adapter/ or model/) of a run, as it was trained:
-    quantization, precision and all that its spec says. For scoring only: nothing of it is trained.
+    """The reward model and the tokenizer in the result folder (adapter/ or model/) of a run, loaded as in its training,
+    with quantization and precision as in its spec. For scoring only.
 
-    Raises Refusal if the folder is no result of a reward model's run, or is quantized where nothing was to be.
+    Raises Refusal if the folder is not the result of a reward model run, or is quantized although quantization is not
+    allowed.
     """
     run, result = RunDir(folder.parent), read_object(folder / RESULT_FILE)
     if result.get("stage") != "rm":
@@ -50,7 +51,7 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
         spec = spec.change("model.adapter_path", str(folder))
         path = read_object(run.prepared / "summary.json").get("model_path", spec.model.model_name_or_path)
     else:
-        # The configuration in the folder has been stretched already.
+        # The configuration in the folder already contains the scaling.
         spec, path = spec.change("model.rope_scaling", {"kind": "none"}), str(folder)
     if is_quantization_hidden() and quantized(spec.model):
         raise Refusal(problem("judge-came-late"))

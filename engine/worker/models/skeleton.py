@@ -1,7 +1,7 @@
 """The structure of the model in a folder, without its weights: python -m engine.worker.models.skeleton FOLDER
 
-Builds the model on torch's meta device, where tensors have shapes and no
-memory, and prints `engine.models.structure`'s JSON.
+It builds the model on torch's meta device, where tensors have shapes but no memory, and prints the JSON of
+`engine.models.structure`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.worker.runtime.process_lifecycle import library_imports
 
 def main() -> None:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     hide_unused_packages(quantizes=False)
     with library_imports():
@@ -27,7 +27,7 @@ def main() -> None:
         from engine.worker.models.structure import model_class, structure_of
     config = AutoConfig.from_pretrained(sys.argv[1])
     with contextlib.suppress(AttributeError):
-        del config.quantization_config  # how the weights lie on disk changes no module's name
+        del config.quantization_config  # how the weights are stored does not change module names
     with torch.device("meta"):
         model = model_class(config).from_config(config)
     print(structure_as_json(structure_of(model)), file=output, flush=True)

@@ -1,5 +1,5 @@
-"""What the modules of a model are for, seen on the model itself: the part that writes,
-towers, experts, routers, and the matrices that an adapter is usually put on."""
+"""What the modules of a model are for, determined from the model itself: language part, towers, experts, routers, and
+the matrices that usually get an adapter."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.models.structure import Shape, Structure
 
-# What families call the number of their experts in the configuration.
+# Names of the number of experts in the configurations of different families.
 EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 HEADS = {"lm_head", "score", "v_head"}
 
 
 def model_class(config: Any, *, scorer: bool = False) -> Any:
-    """The auto class that loads a model whole, as it is saved and exported again: one that writes, or one that scores.
+    """The auto class that loads a model as a whole, as it is saved and exported again: a text-generating or a scoring
+    one.
 
-    Some families can be loaded with their language part alone; what they would be saved as is another model then.
+    Some families can be loaded with their language part alone, but would then be saved as a different model.
     """
     if scorer:
         return AutoModelForSequenceClassification
@@ -43,8 +44,8 @@ def model_class(config: Any, *, scorer: bool = False) -> Any:
 
 
 def expose_backbone(model: Any) -> None:
-    """Let `base_model` be what comes before the output head. TRL takes it for the hidden states of a loss
-    without logits; in a few families it is the whole model, or a language model with its head (Llama 4)."""
+    """Make `base_model` the part before the output head. TRL takes it for the hidden states of a loss without logits;
+    in a few families it is the whole model, or a language model with its head (Llama 4)."""
     head = model.get_output_embeddings()
     if head is None or all(part is not head for part in model.base_model.modules()):
         return
@@ -62,7 +63,7 @@ def expose_backbone(model: Any) -> None:
 
 
 def structure_of(model: Any) -> Structure:
-    """The structure of a transformers model, before any adapter is put on it."""
+    """The structure of a transformers model, before any adapter is added."""
     names = {part: name for name, part in model.named_modules()}
     towers = tuple(_towers(model, names))
     shapes = {name: _shape(model, name, parameter) for name, parameter in model.named_parameters()}
@@ -73,13 +74,13 @@ def structure_of(model: Any) -> Structure:
     linear = list(_linear(model, names, beside))
     refused = tuple(name for name in linear if not _is_adaptable(model, name))
     linear = [name for name in linear if name not in refused]
-    # A model that scores is asked for what it is; it is loaded as one only where that is wanted.
+    # A scoring model is inspected as what it is; it is loaded as one only if that is requested.
     writes = hasattr(model, "prepare_inputs_for_generation") or hasattr(model, "score")
     return Structure(shapes, tuple(linear), experts, refused, towers, writes, _missing_inputs(model))
 
 
 def _missing_inputs(model: Any) -> str:
-    """The arguments of the forward pass that a text does not fill."""
+    """The arguments of the forward pass that a text does not provide."""
     parameters = inspect.signature(type(model).forward).parameters.values()
     named = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     required = [parameter.name for parameter in named if parameter.default is parameter.empty]
@@ -88,13 +89,13 @@ def _missing_inputs(model: Any) -> str:
 
 
 def _images_demanded(model: Any) -> str:
-    """The argument for images, where the code itself refuses a text without them."""
+    """The argument for images, if the code itself rejects a text without them."""
     if model.device.type != "meta" or model.config.get_text_config() is model.config:
         return ""
     ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
     try:
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except Exception as error:  # what else does not work without memory says nothing
+    except Exception as error:  # other failures without memory for the weights mean nothing
         return "pixel_values" if isinstance(error, ValueError) and "pixel_values" in str(error) else ""
     return ""
 
@@ -107,8 +108,8 @@ def _shape(model: nn.Module, name: str, parameter: Any) -> Shape:
 
 
 def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
-    """The topmost modules and parameters that belong to no language part: what lies beside it, the output
-    head aside, of a model that is made of several; and whole models of another configuration inside it."""
+    """The topmost modules and parameters outside the language part: everything next to it, except the output head, in a
+    composite model; and whole models with another configuration inside it."""
     decoder = _language_part(model)
     language, head = names[decoder], _head(model, names)
     if model.config.get_text_config() is not model.config:
@@ -126,7 +127,7 @@ def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
 
 
 def _head(model: Any, names: dict[nn.Module, str]) -> str:
-    """The name of what makes the next token, or the score, of the last hidden state."""
+    """The name of the module that computes the next token, or the score, from the last hidden state."""
     writing = names.get(model.get_output_embeddings(), "")
     return writing or next((name for name, _ in model.named_children() if name in HEADS), "")
 
@@ -137,7 +138,7 @@ def _language_part(model: Any) -> Any:
 
 
 def _children(model: nn.Module, name: str) -> Iterator[str]:
-    """Full names of what lies directly in a module and holds weights."""
+    """Full names of what is directly in a module and has weights."""
     owner = model.get_submodule(name)
     for child, part in owner.named_children():
         if any(True for _ in part.parameters()):
@@ -152,7 +153,7 @@ def _is_of_experts(name: str, shape: Shape) -> bool:
 
 
 def _linear(model: Any, names: dict[nn.Module, str], towers: Structure) -> Iterator[str]:
-    """The matrices of attention and MLP: no embeddings, heads, towers, routed experts or what chooses among them."""
+    """The matrices of attention and MLP: no embeddings, heads, towers, routed experts or routers."""
     head = names.get(model.get_output_embeddings(), "")
     for part, name in names.items():
         if not isinstance(part, (nn.Linear, Conv1D)) or name == head or towers.is_in_tower(name):
@@ -164,12 +165,13 @@ def _linear(model: Any, names: dict[nn.Module, str], towers: Structure) -> Itera
 
 
 def _is_adaptable(model: Any, name: str) -> bool:
-    """Whether an adapter on this linear layer is one and learns: peft accepts it and does not take its name
-    for that of the experts; the layer is called, is an ordinary product, and the loss depends on it."""
+    """Whether an adapter on this linear layer works and learns: peft accepts it and does not take its name for that of
+    the experts; the layer is called, is an ordinary product, and the loss depends on it."""
     owner, _, end = name.rpartition(".")
     kind: Any = type(model.get_submodule(owner))
     accepted = _is_accepted(model, end) and not _means_experts(model, end)
-    # What picks the tokens to attend to (DeepSeek V3.2) is trained by a loss of its own, which no library computes.
+    # The module that selects the tokens to attend to (DeepSeek V3.2) is trained by its own loss, which no library
+    # computes.
     picks = "indexer" in name.split(".")
     return accepted and not picks and _is_product(model.get_submodule(name)) and not _is_bypassed(kind, end)
 
@@ -188,14 +190,14 @@ def _is_product(layer: Any) -> bool:
 
 
 def _means_experts(model: Any, end: str) -> bool:
-    """Whether peft turns this name into that of fused experts, as adapters of transformers 4 need it."""
+    """Whether peft maps this name to that of fused experts, as adapters of transformers 4 need it."""
     family = _MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type, "")
     return end in _MOE_TARGET_MODULE_MAPPING.get(family, ())
 
 
 def _chooses_experts(model: Any, name: str) -> bool:
-    """Whether a linear layer is a router, or a gate: called so, or beside experts with one output for each of them, or
-    one for all."""
+    """Whether a linear layer is a router, or a gate: by its name, or because it is next to experts and has one output
+    for each of them, or one for all."""
     path = name.split(".")
     if any(part == "router" or part.endswith("_router") for part in path):
         return True
@@ -214,13 +216,13 @@ def _expert_counts(model: Any) -> set[int]:
 
 
 def _is_top_level(model: Any, name: str) -> bool:
-    """A head beside the base model, such as a score's."""
+    """A head next to the base model, such as that of a score."""
     prefix = model.base_model_prefix
     return "." not in name and bool(prefix) and hasattr(model, prefix)
 
 
 def _is_accepted(model: Any, end: str) -> bool:
-    """Whether peft puts an adapter on modules of this name in this family."""
+    """Whether peft can put an adapter on modules with this name in this family."""
 
     class Config:
         peft_type = "LORA"
@@ -234,8 +236,8 @@ def _is_accepted(model: Any, end: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_bypassed(owner: Any, name: str) -> bool:
-    """Whether the owner's code hands the weight of its module `name` to a kernel instead of calling
-    the module, as the fused kernels of state-space layers do: an adapter on it would learn nothing."""
+    """Whether the owner's code passes the weight of its module `name` to a kernel instead of calling the module, as the
+    fused kernels of state-space layers do: an adapter on it would learn nothing."""
     try:
         source = inspect.getsource(owner)
     except (OSError, TypeError):

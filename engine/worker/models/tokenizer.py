@@ -1,4 +1,4 @@
-"""The tokenizer of a spec, with the chat template that the run uses. Imports no torch."""
+"""The tokenizer of a spec, with the run's chat template. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerFast:
         tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
     tokenizer.new_token_ids = _add_tokens(spec, tokenizer)
     if tokenizer.pad_token is None:
-        # Only fills up batches: labels and attention never come from it.
+        # Only used for padding batches: labels and attention never depend on it.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if spec.stage.kind == "rm":
         tokenizer.pad_token_id = padding_beside_ends(tokenizer)
@@ -40,9 +40,9 @@ def _add_tokens(spec: RunSpec, tokenizer: Any) -> list[int]:
 
 
 def padding_beside_ends(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """The padding token's id for a reward model: another token than those that end a turn, if the tokenizer has one.
+    """The padding token's id for a reward model: one that does not end turns, if the tokenizer has one.
 
-    Other programs read the score at the last token that is not padding, and would read over the end of the turn.
+    Other programs read the score at the last token that is not padding, and would skip the end of the turn.
     """
     ends = end_ids(tokenizer)
     special = sorted(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -53,6 +53,6 @@ def padding_beside_ends(tokenizer: PreTrainedTokenizerFast) -> int | None:
 def end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """The tokens that may end a conversation: the end of a text, and of a turn if the chat template shows it."""
     ends = {tokenizer.eos_token_id} - {None}
-    with contextlib.suppress(Refusal):  # which is raised again where the template is needed
+    with contextlib.suppress(Refusal):  # raised again where the template is needed
         ends |= set(end_of_turn_ids(tokenizer)) if tokenizer.chat_template else set()
     return ends

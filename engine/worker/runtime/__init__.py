@@ -1,1 +1,1 @@
-"""What every worker process has in common: its beginning and end, what it imports, its children."""
+"""What all worker processes share: their beginning and end, their imports, their children."""

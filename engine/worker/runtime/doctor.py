@@ -1,9 +1,8 @@
-"""Try one package on one device, and write down what happened:
-`python -m engine.worker.runtime.doctor MODULE DEVICE FILE`.
+"""Try a package on a device, and record what happens: `python -m engine.worker.runtime.doctor MODULE DEVICE FILE`.
 
-A child of `engine.preflight.doctor`. Of bitsandbytes each thing that a run may need of it is done
-once, for real, on few numbers: a product of 4-bit weights and one of 8-bit weights with the gradient
-through it, and a step of an 8-bit optimizer. Of any other package it is tried that it can be imported.
+A child of `engine.preflight.doctor`. For bitsandbytes, everything that a run may need of it is done once, on small
+tensors: a product of 4-bit weights and one of 8-bit weights with the gradient through it, and a step of an 8-bit
+optimizer. Other packages are only imported.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from typing import Any
 from engine.core.rundir import write_json
 from engine.worker.runtime.process_lifecycle import silence_warnings
 
-MATRIX_SIZE = 64  # of the matrix: one block of 64 weights is the least that is quantized by itself
+MATRIX_SIZE = 64  # of the matrix: a block of 64 weights is the smallest that is quantized separately
 OPTIMIZER_PARAMETERS = 8192  # of a parameter: bitsandbytes keeps the state of smaller ones in 32 bits
 REQUIRED_CHECKS = {"import", "library"}  # without these nothing else is tried
-MAX_RELATIVE_ERROR = 0.25  # relative error of a correct product; 4 bits have some 0.1
+MAX_RELATIVE_ERROR = 0.25  # relative error of a correct product; 4 bits have about 0.1
 
 
 def main(module: str, device: str, file: Path) -> None:
-    """Write `failed`, `facts` and `certain`, as `engine.preflight.doctor.TrialResult` has them, to `file`."""
+    """Write `failed`, `facts` and `certain`, as in `engine.preflight.doctor.TrialResult`, to `file`."""
     silence_warnings()
     seen: dict[str, Any] = {"failed": {}, "facts": {}}
     checks = BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
@@ -44,7 +43,7 @@ def main(module: str, device: str, file: Path) -> None:
 
 
 def _run_check(name: str, check: Callable[[str], Any], device: str, failed: dict[str, str]) -> bool:
-    """Whether the check had an answer; what it failed of is added to `failed`."""
+    """Whether the check had a result; a failure is added to `failed`."""
     try:
         check(device)
     except Exception as error:
@@ -54,7 +53,7 @@ def _run_check(name: str, check: Callable[[str], Any], device: str, failed: dict
 
 
 def reason(error: BaseException) -> str:
-    """The reason in one line: the first cause, since what is raised from it is about something else."""
+    """The reason in one line: the first cause, since errors raised from it are about something else."""
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -67,7 +66,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, the CUDA of PyTorch, and the native libraries beside bitsandbytes."""
+    """Versions, PyTorch's CUDA, and the native libraries of bitsandbytes."""
     import torch
 
     package = importlib.util.find_spec("bitsandbytes")
@@ -84,14 +83,14 @@ def facts() -> dict[str, Any]:
 
 
 def _version(folder: Path) -> str:
-    """As the package itself says it: a copy has no metadata of its own."""
+    """The version according to the package itself, since a copy has no metadata of its own."""
     version = re.search(r"""__version__ = ["']([^"']+)""", (folder / "__init__.py").read_text(encoding="utf-8"))
     return version[1] if version else "?"
 
 
 def library(device: str) -> None:
-    """The native library is loaded, and made for the device. Without it bitsandbytes imports well, and has its
-    operations compiled one by one by PyTorch on a CPU, if a compiler is there; on a GPU it fails at the first one."""
+    """Checks that the native library is loaded, and made for the device. Without it, bitsandbytes can be imported, and
+    PyTorch compiles its operations one by one on a CPU, if there is a compiler; on a GPU the first one fails."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -139,7 +138,7 @@ def _product(layer: Any, device: str) -> None:
 
 
 def optimizer(device: str) -> None:
-    """A step of Adam with 8-bit states, which makes all parameters smaller where all gradients are 1."""
+    """A step of Adam with 8-bit states, which decreases all parameters if all gradients are 1."""
     import bitsandbytes
     import torch
 

@@ -1,8 +1,7 @@
-"""What PyTorch can do on this machine, tried for real:
-`python -m engine.worker.runtime.machine '{"gpus": [0], "hub": false}'`.
+"""Test what PyTorch can do on this machine: `python -m engine.worker.runtime.machine '{"gpus": [0], "hub": false}'`.
 
-A child of `engine.preflight.machine`. Prints a line of JSON for each finding:
-its level, the code of its sentence, and values.
+A child of `engine.preflight.machine`. Prints a line of JSON for each finding: its level, the code of its sentence, and
+values.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MAX_RANKS = 8
 
 
 def main(gpus: list[int], hub: bool) -> None:
-    """Print what is found, the first things first; without PyTorch there is nothing else to try."""
+    """Print the findings as they come in; without PyTorch there is nothing else to try."""
     silence_warnings()
     try:
         import torch
@@ -72,7 +71,7 @@ def _why_no_cuda() -> str:
 
 
 def product_error(device: str, precision: str) -> float:
-    """The relative error of a matrix product on a device, against one in double precision on the CPU."""
+    """The relative error of a matrix product on a device, compared with double precision on the CPU."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +83,7 @@ def product_error(device: str, precision: str) -> float:
 
 
 def _try_products(device: str, precisions: list[str]) -> None:
-    """Raises an error where a product fails or is wrong."""
+    """Raises an error if a product fails or is wrong."""
     for precision in precisions:
         error = product_error(device, precision)
         if not error < MAX_RELATIVE_ERROR[precision]:
@@ -101,7 +100,7 @@ def try_cpu() -> None:
 
 
 def try_gpu(place: int, index: int) -> None:
-    """`place` is PyTorch's number of the card, `index` nvidia-smi's."""
+    """`place` is PyTorch's index of the GPU, `index` nvidia-smi's."""
     import torch
 
     major, minor = torch.cuda.get_device_capability(place)
@@ -126,13 +125,13 @@ def try_gpu(place: int, index: int) -> None:
 
 
 def _is_built_for(major: int, minor: int, built: list[str]) -> bool:
-    """Code for a capability runs on later ones of the same major number (sm_),
-    or is compiled for any later (compute_)."""
+    """Code for a capability runs on later ones of the same major version (sm_), or is compiled for any later one
+    (compute_)."""
     for name in built:
         kind, _, number = name.partition("_")
         digits = "".join(filter(str.isdigit, number))
         if len(digits) < 2:
-            return True  # another maker's names
+            return True  # another vendor's names
         has = int(digits[:-1]), int(digits[-1])
         if (kind == "sm" and has[0] == major and has[1] <= minor) or (kind == "compute" and has <= (major, minor)):
             return True
@@ -140,7 +139,7 @@ def _is_built_for(major: int, minor: int, built: list[str]) -> bool:
 
 
 def try_attention() -> None:
-    """Which kernels a model may be told to use."""
+    """The kernels that a model can use."""
     names = ["eager", "sdpa"]
     if importlib.util.find_spec("flash_attn"):
         try:
@@ -152,7 +151,7 @@ def try_attention() -> None:
 
 
 def try_ranks(gpu_count: int) -> None:
-    """All chosen cards add up a number each; without cards two processes of the CPU do."""
+    """All chosen GPUs add up a number each; without GPUs, two processes on the CPU do."""
     count, backend = (min(gpu_count, MAX_RANKS), "nccl") if gpu_count > 1 else (2, "gloo")
     port = _free_port()
     outcome: list[str] = []
@@ -179,7 +178,7 @@ def _spawn(count: int, backend: str, port: int, outcome: list[str]) -> None:
 
 
 def all_reduce(rank: int, count: int, backend: str, port: int) -> None:
-    """One rank's part. Raises an error where the sum is not that of all ranks."""
+    """One rank's part. Raises an error if the sum is not that of all ranks."""
     import torch
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -205,7 +204,7 @@ def try_hubs() -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_LIMIT_SECONDS):
                 say("good", "machine-hub", address=address)
-        except urllib.error.HTTPError:  # it answers, if not what was asked
+        except urllib.error.HTTPError:  # it responds, if not with the expected content
             say("good", "machine-hub", address=address)
         except Exception as error:
             say("doubtful", "machine-hub-silent", address=address, why=reason(error))

@@ -1,4 +1,4 @@
-"""Packages that a process has no use for, hidden from the libraries that would import them."""
+"""Hide packages that a process does not need from the libraries that would import them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ QUANTIZATION_PACKAGE = "bitsandbytes"
 
 
 def hide_unused_packages(quantizes: bool) -> None:
-    """Hide from this process, for good, what others import wherever it is installed.
+    """Hide from this process, permanently, what libraries import wherever it is installed.
 
-    bitsandbytes takes a second and fails where it does not fit the driver: a
-    run that quantizes nothing does not see it.
+    bitsandbytes takes a second and fails if it does not fit the driver: a run that quantizes nothing does not see it.
     """
     if not quantizes:
         sys.modules[QUANTIZATION_PACKAGE] = None  # type: ignore[assignment]  # as if it were not installed
 
 
 def is_quantization_hidden() -> bool:
-    """Whether this process cannot have quantized weights any more."""
+    """Whether this process can no longer have quantized weights."""
     return sys.modules.get(QUANTIZATION_PACKAGE, sys) is None
 
 
 def trains_quantized(spec: RunSpec) -> bool:
-    """Whether a training may meet quantized weights, those of a reward model included."""
+    """Whether a training may use quantized weights, including those of a reward model."""
     modules = {module for _, module, _ in required_packages(spec)}
     return QUANTIZATION_PACKAGE in modules or bool(getattr(spec.stage, "reward_model", "")) or quantized(spec.model)
 

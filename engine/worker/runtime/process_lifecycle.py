@@ -1,4 +1,4 @@
-"""Where a child process begins and ends: the lock is taken before anything slow, an error is written down."""
+"""The beginning and end of a child process: the lock is taken before anything slow, and errors are recorded."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from engine.launch.stacks import offer_stacks
 
 
 def rank() -> int:
-    """This process's rank among those of the run; 0 where there is one."""
+    """This process's rank among those of the run; 0 if it is the only one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def silence_warnings() -> None:
-    """Keep out of the log the warnings of libraries about which a reader of the log can do nothing."""
+    """Keep library warnings that readers of the log cannot do anything about out of it."""
     warnings.simplefilter("ignore", FutureWarning)
-    # That an optional faster way for the CPU is not installed.
+    # The warning that an optional faster method for the CPU is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def library_imports() -> Iterator[None]:
-    """Import libraries without the garbage collector, which would search what they make again and again.
+    """Import libraries without the garbage collector, which would search the new objects again and again.
 
-    torch and transformers make a million objects that stay as long as the process, and nearly no garbage. The collector
-    never looks at them afterwards either: a full collection while training costs the less.
+    torch and transformers create a million objects that live as long as the process, and nearly no garbage. The
+    collector does not visit them afterwards either, which makes a full collection during training cheaper.
     """
     gc.disable()
     try:
@@ -51,13 +51,13 @@ def library_imports() -> Iterator[None]:
 def run_lifecycle(folder: str) -> Iterator[RunDir]:
     """Hold the run's lock; leave error.json and exit code 1 behind on an error.
 
-    The first rank that fails is the one whose error is kept: the others fail of its absence.
+    The error of the first rank that fails is kept: the others fail because of its absence.
     """
     silence_warnings()
     run = RunDir(Path(folder))
-    try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, whatever ends it
+    try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, for whatever reason
     offer_stacks()
-    # At the end the system takes all memory back at once; to search it for garbage first takes most of a second.
+    # At the end the system takes back all memory at once; searching it for garbage first would take most of a second.
     atexit.register(gc.freeze)
     try:
         yield run
@@ -69,7 +69,7 @@ def run_lifecycle(folder: str) -> Iterator[RunDir]:
 
 
 class ProgressReport:
-    """Tells what the run is doing, in progress.json; at most twice a second, since a disk is no screen."""
+    """Reports what the run is doing in progress.json, at most twice a second."""
 
     def __init__(self, run: RunDir):
         self.run, self.due, self.last = run, 0.0, ""
@@ -97,8 +97,8 @@ class ProgressReport:
                 self._overwrite(json.dumps(progress))
 
     def _overwrite(self, text: str) -> None:
-        """Write into the file that is there, since a disk that is full has no
-        space for another: a run that waits for space must be able to say so."""
+        """Write into the existing file, because a full disk has no space for another: a run that waits for space must
+        be able to say so."""
         with self.run.progress.open("r+", encoding="utf-8") as file:
             file.write(text)
             file.truncate()

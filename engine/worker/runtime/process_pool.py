@@ -1,4 +1,4 @@
-"""Processes that share one piece of work: tasks go in, results come out in the order of the tasks."""
+"""Processes that share a piece of work: tasks go in, and results come out in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-TASKS_AHEAD = 2  # tasks that a process has been given and not yet answered
+TASKS_AHEAD = 2  # tasks that have been given to a process and not yet answered
 PR_SET_PDEATHSIG = 1
 
 
 class ProcessPool:
-    """`count` forks of this process that do `work`; with 1, this process does it. End it with `close`.
+    """`count` forks of this process that run `work`; with 1, this process runs it. End it with `close`.
 
-    A fork knows all that this process knows; only tasks and results are sent, and they should be small. What `work`
-    raises is raised here, where its result would have come. The forks die with this process, whatever ends it.
+    A fork knows everything that this process knows; only tasks and results are sent, and should be small. What `work`
+    raises is raised here, in place of its result. The forks die with this process, whatever ends it.
 
-    concurrent.futures.ProcessPoolExecutor would not do: its `map` reads all tasks before it yields
-    a result, `work` would have to be picklable, and its processes outlive a parent that is killed.
+    concurrent.futures.ProcessPoolExecutor would not work: its `map` reads all tasks before it yields a result, `work`
+    would have to be picklable, and its processes outlive a killed parent.
     """
 
     def __init__(self, count: int, work: Callable[[Any], Any]):
@@ -48,8 +48,8 @@ class ProcessPool:
     def map(self, tasks: Iterable[Any]) -> Generator[Any]:
         """The results of the tasks. To be read to the end, or closed.
 
-        After any other end the pool cannot be used again: a signal may have stopped the reading in the middle of an
-        answer, and what follows is not the beginning of one.
+        Otherwise the pool cannot be used again: a signal may have stopped the reading in the middle of an answer, and
+        the next bytes are not the beginning of one.
         """
         if not self.members:
             yield from map(self.work, tasks)
@@ -65,14 +65,14 @@ class ProcessPool:
                     yield _answer(waiting.popleft())
             while waiting:
                 yield _answer(waiting.popleft())
-        except GeneratorExit:  # closed between two answers, so that the next map finds none of these
+        except GeneratorExit:  # closed between two answers, so that the next map gets none of these
             with contextlib.suppress(EOFError, OSError):
                 for member in waiting:
                     member.recv()
             raise
 
     def close(self) -> None:
-        """Ends the forks, at once."""
+        """Ends the forks immediately."""
         for pid, connection in self.members:
             connection.close()
             os.kill(pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def _dead_child_as_error() -> Iterator[None]:
 
 
 def _run_child(tasks: Connection, work: Callable[[Any], Any]) -> None:
-    """The life of a fork. Never returns."""
+    """The main loop of a fork. Never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     taken: SimpleQueue[Any] = SimpleQueue()
@@ -118,7 +118,7 @@ def _run_child(tasks: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def _receive_tasks(tasks: Connection, taken: SimpleQueue[Any]) -> None:
-    """Take the tasks as they come: while a long answer waits to be read, its reader may be sending a long task."""
+    """Read tasks as they come: while a long answer waits to be read, its reader may be sending a long task."""
     try:
         while True:
             taken.put(tasks.recv())

@@ -1,1 +1,1 @@
-"""A server's state, and OpenAI's interface over HTTP."""
+"""The state of a server, and OpenAI's API over HTTP."""

@@ -1,12 +1,12 @@
-"""OpenAI's interface over HTTP to a base model and adapters of it.
+"""OpenAI's API over HTTP for a base model and its adapters.
 
-GET  /health                   whether it answers, and how many answers are being written
+GET  /health                   whether it responds, and how many answers are in progress
 GET  /v1/models                the base and its adapters
-POST /v1/chat/completions      stream or not; beside OpenAI's settings top_k, repetition_penalty, thinking, request_id,
-                               and ignore_eos: write on to max_tokens, whatever the model thinks
-POST /v1/cancel                {"request_id"}: the answers that were asked for under it end now
-POST /v1/adapters              {"name", "folder"}: one more adapter, of a result below the roots
-POST /v1/score                 {"judge", "conversations"}: the score that a reward model below the roots gives to each
+POST /v1/chat/completions      streamed or not; in addition to OpenAI's settings: top_k, repetition_penalty, thinking,
+                               request_id, and ignore_eos: generate up to max_tokens, ignoring end tokens
+POST /v1/cancel                {"request_id"}: end the answers to this request now
+POST /v1/adapters              {"name", "folder"}: add an adapter, a result below the root folders
+POST /v1/score                 {"judge", "conversations"}: the scores of a reward model below the root folders
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from engine.worker.serving.openai_responses import ChatCompletion
 from engine.worker.serving.schemas import ChatCompletionRequest, ScoreRequest
 from engine.worker.serving.server_state import ServerState
 
-MAX_WAITING_ANSWERS = 128  # answers written or waiting; a request beyond them is refused as "busy"
+MAX_WAITING_ANSWERS = 128  # answers in progress or waiting; further requests are rejected as "busy"
 IDLE_SECONDS_WITHOUT_STUDIO = 60.0
-HTTP_STATUS = {"chat-unknown-voice": 404, "chat-busy": 503, "chat-memory": 507, "chat-error": 500}  # else 400
+HTTP_STATUS = {"chat-unknown-voice": 404, "chat-busy": 503, "chat-memory": 507, "chat-error": 500}  # otherwise 400
 OPENAI_CODES = {"chat-too-long": "context_length_exceeded", "chat-unknown-voice": "model_not_found"}
 
 # ------------------------------------------------------------------------------------------ chat completions
 
 
 def _answer(state: ServerState, chat_request: ChatCompletionRequest, on_piece: Callable[[Piece], None]) -> Answer:
-    """The answer to a request, not yet begun. Raises Refusal if it cannot be given."""
+    """The answer to a request, not yet started. Raises Refusal if it cannot be given."""
     model = state.models.get(chat_request.model)
     if model is None:
         raise Refusal(problem("chat-unknown-voice", given=chat_request.model, known=", ".join(state.models)))
@@ -75,7 +75,7 @@ def _answer(state: ServerState, chat_request: ChatCompletionRequest, on_piece: C
 
 
 async def _pieces(state: ServerState, chat_request: ChatCompletionRequest) -> AsyncGenerator[tuple[Answer, Piece]]:
-    """An answer as it comes. When its reader stops, the generation is cancelled."""
+    """The pieces of an answer as they come. When its reader stops, the generation is cancelled."""
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Piece]()
 
     def on_piece(piece: Piece) -> None:
@@ -108,7 +108,7 @@ async def chat_completions(request: Request) -> Response:
     chat_request = ChatCompletionRequest.model_validate(await _body(request))
     began, stamp = time.monotonic(), {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
     pieces = _pieces(state, chat_request)
-    # Begun before the response: a request that cannot be answered still gets an error status.
+    # Started before the response: a request that cannot be answered still gets an error status.
     first = await _unless_disconnected(request, anext(pieces))
     if first is None:
         return Response(status_code=499)
@@ -133,7 +133,7 @@ async def _read_to_end(completion: ChatCompletion, pieces: AsyncIterator[tuple[A
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
-    """What `work` gives; None once the client has disconnected, and `work` is cancelled."""
+    """The result of `work`; None once the client has disconnected, which cancels `work`."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -241,7 +241,7 @@ async def cancel(request: Request) -> Response:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object that was sent. Raises Refusal if it is none."""
+    """The JSON object that was sent. Raises Refusal if it is not one."""
     sent = await request.body()
     try:
         body = json.loads(sent)
@@ -255,7 +255,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _error(reason: Problem) -> dict[str, Any]:
-    """OpenAI's shape of an error; our own code and values are in it, for clients that show them in another language."""
+    """An error in OpenAI's format, with our own code and values for clients that show it in another language."""
     values = {name: str(value) for name, value in reason.values.items()}
     kind = "invalid_request_error" if HTTP_STATUS.get(reason.code, 400) < 500 else "server_error"
     error = {
@@ -273,7 +273,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
-    """An unexpected error, in OpenAI's shape, too; its traceback is in the log."""
+    """An unexpected error, also in OpenAI's format; its traceback is in the log."""
     return JSONResponse(_error(problem("chat-error", why=f"{type(error).__name__}: {error}")), 500)
 
 

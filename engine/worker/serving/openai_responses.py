@@ -16,16 +16,16 @@ from engine.worker.templates.tool_calls import ToolCall
 
 
 class ChatCompletion:
-    """One answer in OpenAI's format, put together from its pieces.
+    """One answer in OpenAI's format, assembled from its pieces.
 
-    Where tools were given, calls of them are no part of its text once it has ended: they are read as the tokenizer says
-    (`ResponseReader`), or in the form that the chat template writes them in.
+    If tools were given, tool calls are removed from its text once it has ended: they are parsed as the tokenizer
+    specifies (`ResponseReader`), or in the form that the chat template writes them.
     """
 
     def __init__(self, model: ServedModel, request: ChatCompletionRequest, stamp: dict[str, Any], began: float):
         self.model, self.request, self.stamp, self.began = model, request, stamp, began
         self.call_form = model.calls if request.usable_tools else None
-        self.plain = model.begun(request.call).read  # all of it, as it is; first what it has not written itself
+        self.plain = model.begun(request.call).read  # the raw text, starting with the part it did not generate itself
         self.reader: ResponseReader | None = None
         self.text = self.plain  # without what may be a call
         self.tokens: list[TokenLogprob] = []
@@ -49,9 +49,9 @@ class ChatCompletion:
             self.calls = [_tool_call(call) for call in calls]
 
     def _read(self, answer: Answer, piece: Piece) -> None:
-        """Take in the text of a piece."""
+        """Add the text of a piece."""
         tools = self.request.usable_tools
-        if not self.count and tools and not self.request.stop:  # a stop sequence ends the text alone
+        if not self.count and tools and not self.request.stop:  # a stop sequence ends only the text
             self.reader = ResponseReader.of(self.model.tokenizer, answer.prompt, tools)
             self.text = "" if self.reader else self.text
         self.plain += piece.text
@@ -68,7 +68,7 @@ class ChatCompletion:
         return (text, []) if read and not calls else (plain, calls)
 
     def streamable_text(self) -> str:
-        """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
+        """The further text that can be streamed: a possible call waits until the answer has ended."""
         upto = (
             self.call_form.length_before_calls(self.text, self.streamed)
             if self.call_form and not self.reader and not self.finish
@@ -78,7 +78,7 @@ class ChatCompletion:
         return text
 
     def finish_reason(self) -> str:
-        """Why the answer ended, in OpenAI's words."""
+        """Why the answer ended, in OpenAI's terms."""
         if self.calls and self.finish == "stop":
             return "tool_calls"
         return "stop" if self.finish == "cancelled" else self.finish
@@ -87,7 +87,7 @@ class ChatCompletion:
         return {"prompt_tokens": self.prompt, "completion_tokens": self.count, "total_tokens": self.prompt + self.count}
 
     def timing(self) -> dict[str, Any]:
-        """Seconds to the first piece of the answer, and tokens a second from there on."""
+        """Seconds to the first piece of the answer, and tokens per second from then on."""
         first = self.first or self.last
         spent = self.last - first
         return {
@@ -143,7 +143,7 @@ class ChatCompletion:
 
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
-    """A call as OpenAI writes it, with the arguments as their JSON."""
-    arguments = json.dumps(call["arguments"])  # escaped: a model may write half of a character
+    """A call in OpenAI's format, with the arguments as JSON text."""
+    arguments = json.dumps(call["arguments"])  # escaped: a model may generate half a character
     function = {"name": call["name"], "arguments": arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -1,4 +1,4 @@
-"""The bodies of requests to a chat server, as OpenAI's clients write them."""
+"""The request bodies of a chat server, as OpenAI's clients send them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as templates know it: its text in one piece, the arguments of its calls as objects."""
+    """A message as templates expect it: its text in one piece, the arguments of its calls as objects."""
     content = message.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
@@ -53,7 +53,7 @@ def _parse_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the tools are called."""
+    """The names of the tools."""
     functions = [tool.get("function") for tool in tools]
     names = [function.get("name") for function in functions if isinstance(function, dict)]
     return [name for name in names if isinstance(name, str)]
@@ -67,8 +67,8 @@ class StreamOptions(BaseModel):
 
 
 class ChatCompletionRequest(GenerationSettings):
-    """The body of POST /v1/chat/completions. Of OpenAI's other settings those that would change
-    the answer are refused, and the rest is ignored; null means that a setting is absent."""
+    """The body of POST /v1/chat/completions. OpenAI's other settings are rejected if they would change the answer, and
+    ignored otherwise; null means that a setting is absent."""
 
     model_config = ConfigDict(extra="ignore")
 

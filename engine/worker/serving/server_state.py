@@ -33,7 +33,7 @@ class ServerState:
     last_activity: float = field(default_factory=time.monotonic)  # time.monotonic() of the last request or answer
 
     def add_adapter(self, name: str, folder: str) -> None:
-        """Serve the adapter in `folder`, too. Raises Refusal if it cannot be served."""
+        """Also serve the adapter in `folder`. Raises Refusal if it cannot be served."""
         if name in self.models:
             return
         self._check_allowed(folder)
@@ -48,15 +48,14 @@ class ServerState:
         self.models[name] = model
 
     def add_base(self) -> None:
-        """Serve the base itself, first in the list. Without a template of its
-        own it takes that of the first adapter."""
+        """Serve the base itself, first in the list. Without a template of its own it uses that of the first adapter."""
         fallback = next(iter(self.models.values()), None)
         name, folder = self.settings["name"], self.settings["base"]
         base = load_served_model(name, folder, self.spec, self.generator.model, adapter=False, fallback=fallback)
         self.models = {name: base, **self.models}
 
     def score(self, folder: str, conversations: list[list[dict[str, Any]]]) -> list[float]:
-        """The scores of a reward model, which is loaded beside the base when it is first asked. Raises Refusal."""
+        """The scores of a reward model, which is loaded next to the base at the first request. Raises Refusal."""
         if isinstance(self.generator, VllmGenerator):
             raise Refusal(problem("vllm-no-judge"))
         self._check_allowed(folder)
@@ -70,7 +69,7 @@ class ServerState:
         encoded = templates.encode([{"messages": conversation, "tools": None} for conversation in conversations])
         if bad := [row for row in encoded if isinstance(row, Problem)]:
             raise Refusal(bad)
-        # As it was trained: up to the token that ends the last answer.
+        # As in training: up to the token that ends the last answer.
         if any(not row.answers for row in encoded):
             raise Refusal(problem("score-without-answer"))
         return score_conversations(model, [row.ids[: row.answers[-1][1]].tolist() for row in encoded]).tolist()
@@ -93,8 +92,8 @@ GENERATORS: dict[str, StartGenerator] = {"transformers": _in_this_process, "vllm
 
 
 def load(run: RunDir, settings: dict[str, Any], closing: contextlib.ExitStack) -> ServerState:
-    """The model and its adapters in memory; `closing` ends what holds it, if that is
-    another process. Raises Refusal, or whatever a library raises at a broken model."""
+    """The model and its adapters in memory; `closing` ends the process that holds it, if it is another one. Raises
+    Refusal, or whatever a library raises for a broken model."""
     spec = RunSpec.read({"model": settings["model"]})
     state = ServerState(run, settings, spec, GENERATORS[settings["engine"]](run, settings, spec, closing))
     for name, folder in settings["adapters"].items():

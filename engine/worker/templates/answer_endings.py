@@ -1,4 +1,4 @@
-"""What opens and what ends an answer by a chat template, learned from probes of it."""
+"""What opens and what ends an answer in a chat template, determined with probes."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Where the answers are in a rendered conversation, from its provenance, and proof that they are there.
+"""The spans of the answers in a rendered conversation, from its provenance, and the proof that they are right.
 
-What belongs to an answer is known from `engine.worker.templates.provenance`.
-What the template writes around it is cut where generation begins and ends:
+`engine.worker.templates.provenance` tells which characters belong to an answer. The template's text around them is cut
+where generation begins and ends:
 
     … question <|im_end|>\\n<|im_start|>assistant\\n   answer   <|im_end|>\\n<|im_start|>user\\n question …
                                                   └── start            └── end
 
-An answer starts where the generation prompt of the conversation before it ends; where history is written otherwise
-than the generation prompt, where the two part. It ends behind the token at which generation stops.
+An answer starts where the generation prompt of the conversation before it ends or, if history is rendered differently
+from the generation prompt, where the two diverge. It ends after the token at which generation stops.
 
-These spans are the loss mask (assistant mask): `engine.worker.data.examples.labels_from_spans`
-makes labels of them. Whatever changes them raises `engine.worker.data.cache.PREPARATION_VERSION`.
+These spans are the loss mask (assistant mask): `engine.worker.data.examples.labels_from_spans` makes labels of them.
+Whoever changes them has to raise `engine.worker.data.cache.PREPARATION_VERSION`.
 """
 
 from __future__ import annotations

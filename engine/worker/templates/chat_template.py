@@ -1,8 +1,8 @@
-"""A chat template as a program: what it writes for a conversation, and in which form it takes one.
+"""A chat template as a program: what it writes for a conversation, and in which form it accepts one.
 
-Nothing here is a list of model families. How the template wants the arguments of a call, which name it has for
-reasoning, which marks it looks for in an answer: each is learned by rendering a probe and looking at what came out.
-Where the answers are in what it writes is left to `engine.worker.templates.answer_spans`.
+There is no list of model families here. In which form the template expects the arguments of a call, its name for
+reasoning, the marks that it looks for in an answer: each is determined by rendering a probe and examining the output.
+Finding the answers in the output is left to `engine.worker.templates.answer_spans`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Conversations → token ids, and where in them the answers are.
+"""Conversations → token ids, and the spans of the answers in them.
 
-The ids are exactly those `tokenizer.apply_chat_template` gives, with two exceptions: where a *value* of the data
-contains the text of a control token, that text stays text; and where the template writes nothing behind the last
-answer, the token at which generation stops may be added there. A conversation is rendered and tokenized as a whole.
-Most come from the cache (`engine.worker.templates.template_cache`), which writes what the template would write
-without running it; whatever the cache is not sure to do right is rendered by the template itself, once plainly and
-once to see where everything comes from.
+The ids are exactly those of `tokenizer.apply_chat_template`, with two exceptions: if a *value* of the data contains the
+text of a control token, it stays text; and if the template writes nothing after the last answer, the token at which
+generation stops can be added there. A conversation is rendered and tokenized as a whole. Most come from the cache
+(`engine.worker.templates.template_cache`), which produces what the template would write without running it; whatever
+the cache is not certain about is rendered by the template itself, once plainly and once to find out where everything
+comes from.
 
-The spans of the answers become labels in `engine.worker.data.examples.labels_from_spans`.
-Whatever changes ids or spans here raises `engine.worker.data.cache.PREPARATION_VERSION`.
+The spans of the answers become labels in `engine.worker.data.examples.labels_from_spans`. Whoever changes ids or spans
+here has to raise `engine.worker.data.cache.PREPARATION_VERSION`.
 """
 
 from __future__ import annotations

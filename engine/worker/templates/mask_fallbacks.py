@@ -1,9 +1,9 @@
-"""Other ways to the answers of a conversation, for templates that write marked texts otherwise than plain ones.
+"""Other ways to find the answers of a conversation, for templates that render marked texts differently from plain ones.
 
-A template may measure a text or write it in another form, and then `engine.worker.templates.provenance` cannot
-follow it. Here the answers are proposed by the template's own generation marks, by those of TRL's training template
-of the same family, and by the difference of prefixes: what the conversation up to a message adds to the one before
-it. A proposal is believed only where each message's words are found where they belong, and nowhere else.
+A template may measure a text or write it in another form, and then `engine.worker.templates.provenance` cannot follow
+it. Here the answers are proposed by the template's own generation marks, by those of TRL's training template of the
+same family, and by the difference of prefixes: what the conversation up to a message adds to the one before it. A
+proposal is accepted only if each message's words are found where they belong, and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Which characters of a rendered conversation come from which message.
 
 The conversation is rendered once more with marks around its texts: rare characters, different for each text. What is
-left when they are taken out again has to be the first rendering, to the letter; then the marks changed nothing, and
-what stands between two of them is that text. A template that looks into a text (`'</think>' in content`) is given
-each part between what it looks for with marks of its own, so that it decides as it did, and what it leaves out is
-seen to be gone.
+left when they are removed again has to equal the first rendering, to the letter; then the marks changed nothing, and
+what is between two of them is that text. If a template looks for something in a text (`'</think>' in content`), each
+part between the matches gets its own marks, so that the template decides as before, and what it leaves out is noticed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""A rendered conversation with its provenance, and what has to be in the span
-of an answer, or must not be outside of it."""
+"""A rendered conversation with its provenance, and what has to be inside or outside the span of an answer."""
 
 from __future__ import annotations
 

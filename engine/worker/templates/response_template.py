@@ -1,7 +1,7 @@
-"""Answers read as their tokenizer says: by transformers' parser, where the tokenizer has a `response_template`.
+"""Parse answers as their tokenizer specifies: with transformers' parser, if the tokenizer has a `response_template`.
 
-What the parser makes of reasoning and of text is put together again as text, since that is what a page and OpenAI's
-interface get; calls of tools are taken out. The patterns come out of the model's folder, like its chat template.
+Reasoning and text are joined again as text, since that is what a page and OpenAI's API get; tool calls are extracted.
+The patterns come from the model's folder, like its chat template.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A cache of what a template writes: neither is it run again nor its frame tokenized, only what is said.
+"""A cache of what a template writes: the template is not run again and its frame is not tokenized again, only the
+contents.
 
-Conversations in which the same roles speak in the same order have one shape: what the
-template writes around the contents (`engine.worker.templates.template_tracing`) and, where
-a control token closes every content off from the frame, the frame's ids. Then the contents
-alone are tokenized, many at a time, and the ids of frame and contents are put together.
+Conversations in which the same roles speak in the same order have one shape: what the template writes around the
+contents (`engine.worker.templates.template_tracing`) and, if a control token separates every content from the frame,
+the frame's ids. Then only the contents are tokenized, many at a time, and joined with the ids of the frame.
 
-This is exact for a reason, not by luck: a tokenizer splits a text at control tokens before it does anything else, so
-what is between two of them is tokenized as if it were alone. A content that follows text of the frame ("user\\n") is
-only taken if the tokenizer splits between the two as well, which is asked of it for each first character. A
-conversation of which this is not known is left to `engine.worker.templates.conversations`; so is a whole shape, if
-the first of its conversations do not come out as the template gives them.
+This is exact, and not by luck: a tokenizer splits a text at control tokens before it does anything else, so what is
+between two of them is tokenized as if it were alone. A content that follows text of the frame ("user\\n") is accepted
+only if the tokenizer also splits between the two, which is tested for each first character. A conversation for which
+this is not known is left to `engine.worker.templates.conversations`; so is a whole shape, if its first conversations do
+not equal the output of the template.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What a template writes for one order of speakers, as text and, where contents
-can be tokenized apart from it, as ids."""
+"""What a template writes for one order of speakers, as text and, if contents can be tokenized separately, as ids."""
 
 from __future__ import annotations
 

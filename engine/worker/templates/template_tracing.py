@@ -1,11 +1,10 @@
-"""Learns what a chat template writes around the contents of a conversation, by running it on contents that remember
-what they were asked.
+"""Find out what a chat template writes around the contents of a conversation, by running it on contents that record how
+they are accessed.
 
-A template is a program, and it may look into a content: strip it, search it for `</think>`, leave it out where it is
-empty. So it is run on strings that answer such questions and write them down. Whatever other contents answer the same
-questions in the same way, the template writes the same around them: nothing else it does can depend on them. A template
-that does anything else with a content (cuts it, measures it, turns it into JSON) cannot be learned, and is run for each
-conversation instead.
+A template is a program that may examine a content: strip it, search it for `</think>`, leave it out if it is empty. So
+it is run on strings that answer such questions and record them. For all other contents that give the same answers, the
+template writes the same around them: nothing else it does can depend on them. A template that does anything else with a
+content (slices it, measures it, converts it to JSON) cannot be traced, and is run for each conversation instead.
 """
 
 from __future__ import annotations

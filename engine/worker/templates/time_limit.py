@@ -1,4 +1,4 @@
-"""A limit on the time that a chat template may take: it is a program out of a model's folder, and may never end."""
+"""A time limit for chat templates: programs from a model's folder that may never end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps data from forging a turn: control tokens that are written in a value of the data stay text."""
+"""Keep data from faking turns: control tokens that appear in a value of the data stay text."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Calls of tools in what a model writes. How its chat template writes them is learned from the template itself, as
-`engine.worker.templates.answer_spans` learns where answers end: no list of model families is kept.
+"""Tool calls in a model's answer.
+
+How a chat template writes them is determined from the template itself, as `engine.worker.templates.answer_spans`
+determines where answers end; there is no list of model families.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Ids of text word by word: a byte-level BPE tokenizer does the same with the
-same word, so each is tokenized only once.
+"""Token ids of text word by word: a byte-level BPE tokenizer always does the same with a word, so each is tokenized
+once.
 
-Such a tokenizer cuts a text into words by one regular expression and merges within words only. The
-same expression cuts them here. It is another program that reads it, so each character is tried in
-many contexts before texts that hold it are taken; a text with a character that the two treat
-differently, with an added token, or not in the tokenizer's normal form, is left to the tokenizer.
+Such a tokenizer splits a text into words by one regular expression and merges within words only. The same expression
+splits them here. Since another library evaluates it, each character is tested in many contexts before texts with it are
+accepted; a text with a character that the two treat differently, with an added token, or not in the tokenizer's normal
+form, is left to the tokenizer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The three who take part in PPO — policy, critic, reference — on as few models as possible.
+"""The three models of PPO (policy, critic, reference) with as few weights in memory as possible.
 
-Which adapter is on decides who speaks. How they are trained is left to `engine.worker.training.ppo`.
+The active adapter decides which of them is used. Their training is left to `engine.worker.training.ppo`.
 """
 
 from __future__ import annotations

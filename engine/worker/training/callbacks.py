@@ -1,4 +1,4 @@
-"""What happens at each step besides learning: curves, progress, stop requests, markers of whole checkpoints."""
+"""What happens at each step besides learning: curves, progress, stop requests, markers of complete checkpoints."""
 
 from __future__ import annotations
 

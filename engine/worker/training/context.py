@@ -1,4 +1,4 @@
-"""What the trainer of any stage is made of, and how it is made; a stage's own module adds what is its own."""
+"""What the trainer of any stage is built from; a stage's own module adds what is specific to it."""
 
 from __future__ import annotations
 

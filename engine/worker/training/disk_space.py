@@ -1,4 +1,4 @@
-"""A checkpoint is begun only when it fits on the disk: older ones give way first, then the training waits."""
+"""Checkpoints are written only if they fit on the disk: older ones are deleted first, then the training waits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """GRPO: several answers to each question, each learned from by how much better than its group it is.
 
-Shao et al. 2024 (arXiv:2402.03300); the loss dapo is Yu et al. 2025 (arXiv:2503.14476). The arithmetic is TRL's. Here
-are what it is given (our own token ids, our rewards), and what lets a run be resumed at any step.
+Shao et al. 2024 (arXiv:2402.03300); the loss dapo is from Yu et al. 2025 (arXiv:2503.14476). TRL does the arithmetic.
+This module provides its inputs (our own token ids, our rewards), and makes runs resumable at any step.
 """
 
 from __future__ import annotations

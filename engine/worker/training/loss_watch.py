@@ -1,4 +1,4 @@
-"""Whether a loss still says that something is learned: it is neither exactly 0 for long, nor far above its best."""
+"""Whether the loss shows that something is learned: it is neither exactly 0 for long, nor far above its best value."""
 
 from __future__ import annotations
 

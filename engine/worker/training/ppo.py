@@ -1,9 +1,10 @@
-"""PPO: the model writes answers, a reward model scores them, and what scored better than expected becomes likelier.
+"""PPO: the model generates answers, a reward model scores them, and answers that score better than expected become more
+likely.
 
-Proximal policy optimization (Schulman et al. 2017) with a penalty on the KL to what the model was (Ziegler et al.
-2019; Ouyang et al. 2022). A `Trainer` of transformers whose one step is a whole batch: answer, score, update. So data,
-schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_math`, who
-takes part in `actor_critic`, the reward model in `reward_scorer`; docs/stages/ppo.md says why it is built this way.
+Proximal policy optimization (Schulman et al. 2017) with a penalty on the KL to the reference model (Ziegler et al.
+2019; Ouyang et al. 2022). A `Trainer` of transformers whose step is a whole batch: answer, score, update. So data,
+schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_math`, the
+models in `actor_critic`, the reward model in `reward_scorer`; docs/stages/ppo.md says why it is built this way.
 """
 
 from __future__ import annotations

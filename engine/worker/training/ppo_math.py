@@ -1,8 +1,7 @@
-"""The arithmetic of PPO, on tensors and nothing else: masks, rewards of tokens,
-advantages, clipped losses, the KL's weight.
+"""The arithmetic of PPO, on tensors only: masks, rewards of tokens, advantages, clipped losses, the KL coefficient.
 
-Shapes: B answers of at most T tokens, padded at the end; `mask` (B, T) is true on an answer's own tokens. What a padded
-place holds is never looked at. Logarithms are natural, so a KL is in nats.
+Shapes: B answers of at most T tokens, padded at the end; `mask` (B, T) is true on an answer's own tokens. Padded
+positions are never read. Logarithms are natural, so KL is in nats.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sees when reinforcement learning has gone wrong for good, and says why. Pure: it reads metrics and stops nothing."""
+"""Detect when reinforcement learning has irrecoverably failed, and why. Pure: it reads metrics and stops nothing."""
 
 from __future__ import annotations
 

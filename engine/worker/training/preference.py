@@ -1,8 +1,8 @@
 """DPO, KTO, ORPO and SimPO: the better answer becomes more likely than the worse one.
 
-DPO and KTO are TRL's trainers, given token ids that are ready and a reference that is right. TRL has ORPO and SimPO
-only as experiments, which tokenize by themselves and train ORPO's prompt, too; neither needs a reference, so here
-they are one short `Trainer` over TRL's own batches and log-probabilities, and a formula each.
+DPO and KTO use TRL's trainers, with our token ids and the right reference. TRL has ORPO and SimPO only as experiments,
+which tokenize by themselves and also train on ORPO's prompt; neither needs a reference, so here they are one short
+`Trainer` on TRL's own batches and log-probabilities, and a formula each.
 """
 
 from __future__ import annotations

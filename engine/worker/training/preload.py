@@ -1,4 +1,4 @@
-"""The libraries of a training, imported while its rows are still being prepared."""
+"""Import the libraries of a training while its rows are still being prepared."""
 
 from __future__ import annotations
 

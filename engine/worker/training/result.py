@@ -1,4 +1,4 @@
-"""What a run leaves: weights, tokenizer, chat template, and the loss curve as a file."""
+"""The result of a run: weights, tokenizer, chat template, and the loss curve as a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reward model: a score for a whole conversation, higher for the better of two answers.
 
-What it learned is measured when it ends and written beside its weights, so that whoever learns from its scores can
-see first whether they are any good, and whether it still gives the same ones.
+Its accuracy is measured at the end and saved next to its weights, so that whoever learns from its scores can first
+check whether they are good, and whether the model still gives the same ones.
 """
 
 from __future__ import annotations

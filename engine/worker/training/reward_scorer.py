@@ -1,7 +1,7 @@
-"""A finished reward model as what scores answers, and the proof that it can score this model's.
+"""A finished reward model that scores answers, and the check that it can score the answers of this model.
 
-How it is trained is in `engine.worker.training.reward`, how it is loaded and asked in
-`engine.worker.models.reward_model`; what its run says of itself, in `engine.models.reward_models`.
+Its training is in `engine.worker.training.reward`, loading and scoring in `engine.worker.models.reward_model`, and its
+recorded accuracy in `engine.models.reward_models`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_reward_function(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Re
     problems = tokenizer_problems(tokenizer, theirs)
     if not problems:
         accuracy, problems = check_ranking(model, pairs_of(folder))
-        print(f"reward model: ranks {accuracy:.1%} of its own evaluation pairs rightly", flush=True)
+        print(f"reward model: ranks {accuracy:.1%} of its own evaluation pairs correctly", flush=True)
     if problems:
         raise Refusal(problems)
     return lambda prompts, answers: score_conversations(model, _with_prompts(prompts, answers))

@@ -1,7 +1,6 @@
-"""What makes an answer good: reward functions, from answers that a model wrote to a number for each.
+"""Reward functions: the answers that a model generated → a number for each.
 
-Which of them a run uses, and with what weight, is in its spec; what is learned
-from them, in `engine.worker.training.grpo`.
+The spec of a run says which it uses, with what weights; `engine.worker.training.grpo` learns from them.
 """
 
 from __future__ import annotations

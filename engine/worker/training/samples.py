@@ -1,4 +1,4 @@
-"""A few of the answers that the model writes while it trains, one line each in the run's samples.jsonl."""
+"""A few of the answers that the model generates during training, one line each in the run's samples.jsonl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning and pre-training: the next token, where `labels` say so."""
+"""Supervised fine-tuning and pre-training: next-token prediction where `labels` are set."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Write down which arguments each stage's configuration class and each schedule have, so that
-`engine.spec.run_spec` can check `extra` without importing torch.
-`python -m engine.worker.training.trainer_arguments` renews the files; a test compares them."""
+"""Record the arguments of each stage's configuration class and each schedule, so that `engine.spec.run_spec` can check
+`extra` without importing torch.
+
+`python -m engine.worker.training.trainer_arguments` updates the files; a test compares them.
+"""
 
 import dataclasses
 import enum

@@ -1,4 +1,4 @@
-"""Which function makes the trainer of each stage, and the arguments that its configuration class gets."""
+"""The function that creates the trainer of each stage, and the arguments of its configuration class."""
 
 from __future__ import annotations
 
