@@ -13,7 +13,7 @@ MAX_TOKEN_LENGTH = 200
 
 
 def _tokens(tokens: list[str]) -> list[str]:
-    """Raises ValueError for what cannot be a token."""
+    """Raises ValueError for invalid tokens."""
     for token in tokens:
         if not token.strip() or len(token) > MAX_TOKEN_LENGTH:
             raise ValueError(f"{token[:MAX_TOKEN_LENGTH]!r} cannot be a token")
@@ -126,14 +126,14 @@ class Model(Part):
     add_tokens: Annotated[list[str], AfterValidator(_tokens)] = setting(
         [],
         "Added tokens",
-        "Words that become tokens of their own, such as <answer>. Their rows of the embeddings and the output head "
-        "begin as the mean of the others and are trained; with LoRA they are saved with the adapter.",
+        "Words that become separate tokens, such as <answer>. Their rows of the embeddings and the output head "
+        "start as the mean of the others and are trained; with LoRA they are saved with the adapter.",
         max_length=MAX_ADDED_TOKENS,
     )
     add_special_tokens: Annotated[list[str], AfterValidator(_tokens)] = setting(
         [],
         "Added special tokens",
-        "The same for control tokens: they are left out of the text of an answer, and not read in what users write.",
+        "The same for control tokens, which are not shown in answers and not recognized in users' texts.",
         max_length=MAX_ADDED_TOKENS,
     )
     resize_embeddings: bool = setting(
@@ -151,7 +151,7 @@ class Model(Part):
 
     @property
     def added_tokens(self) -> list[str]:
-        """All tokens that are added, in the order in which they get their ids."""
+        """All added tokens, in the order of their ids."""
         return list(dict.fromkeys([*self.add_tokens, *self.add_special_tokens]))
 
     @property
@@ -160,7 +160,7 @@ class Model(Part):
         return self.resize_embeddings or bool(self.added_tokens)
 
     def used(self, folder: str) -> Model:
-        """How the model in `folder` is loaded where it is used and not trained: what is trained is in the results."""
+        """How the model in `folder` is loaded for use instead of training: trained parts are in the results."""
         changes: dict[str, Any] = {
             "model_name_or_path": folder,
             "adapter_path": None,
