@@ -133,7 +133,8 @@ class Model(Part):
     add_special_tokens: Annotated[list[str], AfterValidator(_tokens)] = setting(
         [],
         "Added special tokens",
-        "The same for control tokens, which are not shown in answers and not recognized in users' texts.",
+        "The same for control tokens of the chat template, which are not shown in answers. In rows and messages they "
+        "stay plain text: tokens that occur in the data belong in the other list.",
         max_length=MAX_ADDED_TOKENS,
     )
     resize_embeddings: bool = setting(
