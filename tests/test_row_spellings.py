@@ -326,29 +326,16 @@ def test_a_developer_is_the_system_and_a_stranger_is_named(tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "?"}],
-                },
-                RIGHT,
-            ]
-        },
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, RIGHT]},
-        {"messages": [{"role": "user", "content": [{"image": "a.png"}]}, RIGHT]},
-        {"messages": [{"role": "user", "content": "<image>What is it?"}, RIGHT], "images": ["a.png"]},
-        {
-            "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}],
-            "image": "a.png",
-        },
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}, RIGHT]},
+        {"messages": [{"role": "user", "content": "<audio>What is it?"}, RIGHT], "audios": ["a.wav"]},
         {"instruction": "<video>What?", "output": "A cat.", "videos": ["a.mp4"]},
     ],
 )
-def test_a_picture_or_a_sound_is_told_and_never_trained_as_its_placeholder(tmp_path, row):
+def test_a_video_or_a_sound_is_told_and_never_trained_as_its_placeholder(tmp_path, row):
     (text,) = refused(tmp_path, row)
     assert text.startswith("rows.jsonl:1: ")
-    assert "contains something other than text" in text
+    assert "contains something that is neither text nor an image" in text
 
 
 def test_a_word_that_looks_like_a_picture_is_text_where_there_is_none(tmp_path):

@@ -4,7 +4,8 @@ The meaning of a turn is left to `engine.data.messages`, that of its marks to `e
 speakers is left to the model's chat template: what it renders is trained on as it is.
 
     text    {"text": str, "weights"?: [float]}
-    chat    {"messages": [message, ...], "tools": [...] | None, "weights"?: [float for each answer]}
+    chat    {"messages": [message, ...], "tools": [...] | None, "weights"?: [float for each answer]}; a message of the
+            user may have `images`, and IMAGE_MARK in its content for each (`engine.data.row_images`)
     pairs   {"messages": prompt, "chosen": [message, ...], "rejected": [message, ...], "tools": ...}
     thumbs  {"messages": prompt and answer, "label": bool, "tools": ...}
     prompts {"messages": prompt, "answer": str | None, "tools": ...}; any of the three above, read for its questions
@@ -24,12 +25,14 @@ from engine.data import loss_marks
 from engine.data.labels import label_of
 from engine.data.messages import Message, as_conversation, conversation, text_of, tools
 from engine.data.row_formats import MEDIA
+from engine.data.row_images import IMAGE_COLUMNS, attach_images
 from engine.data.row_values import Row, comma_separated, nth_element
 
 Example = dict[str, Any]
 Remark = tuple[str, dict[str, Any]]  # a code and its values
-# Columns that contain images or audio, and placeholders for them in a text.
-MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in MEDIA for column in (name, name.rstrip("s"))}
+# Columns that contain videos or audio, and placeholders for them in a text.
+REFUSED_MEDIA = tuple(name for name in MEDIA if name != "images")
+MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in REFUSED_MEDIA for column in (name, name.rstrip("s"))}
 SCORE_COLUMN_PAIRS = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -42,6 +45,8 @@ def convert(row: Row, form: Form) -> Example:
     example = CONVERSIONS[form](row)
     if row.dataset.media or not MEDIA_COLUMNS.keys().isdisjoint(row.values):
         _refuse_media(row)
+    if row.pictured or row.dataset.media or not row.values.keys().isdisjoint(IMAGE_COLUMNS):
+        attach_images(row, example, form)
     if row.notes:
         example["notes"] = row.notes
     return example
@@ -295,8 +300,9 @@ def _note_unused_weights(row: Row, weights: list[float] | None) -> None:
 
 
 def _refuse_media(row: Row) -> None:
-    """Raises Refusal if the row has an image or audio, recognized by its column or by a placeholder in the text."""
-    mapped = {row.dataset.columns[name]: f"<{name.rstrip('s')}>" for name in row.dataset.media}
+    """Raises Refusal if the row has a video or audio, recognized by its column or by a placeholder in the text."""
+    refused = [name for name in row.dataset.media if name in REFUSED_MEDIA]
+    mapped = {row.dataset.columns[name]: f"<{name.rstrip('s')}>" for name in refused}
     for column, placeholder in (MEDIA_COLUMNS | mapped).items():
         value = row.values.get(column)
         if not value or (column in row.dataset.used and column not in mapped):

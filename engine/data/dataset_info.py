@@ -66,6 +66,7 @@ class Dataset:
     problem: Problem | None = None
     folder: str = ""
     notes: tuple[Problem, ...] = ()
+    root: Path | None = None  # the folder of the data, below which its images lie
 
     @cached_property
     def speakers(self) -> dict[str, str]:
@@ -82,7 +83,7 @@ class Dataset:
         """The columns from which rows of its kind are made."""
         beside = {role for role in columns.ROLES[self.kind] if role != "messages"}
         roles = beside if self.formatting == "alpaca" else set(columns.BESIDE_MESSAGES) & {*beside, "messages"}
-        names = {column for role, column in self.columns.items() if role in roles or role == "weight"}
+        names = {column for role, column in self.columns.items() if role in roles or role in ("weight", "images")}
         if "tools" in roles & self.columns.keys():
             names.add("functions")  # OpenAI's older name
         if any(file.suffix == ".txt" for file in self.files):
@@ -91,7 +92,7 @@ class Dataset:
 
     @cached_property
     def media(self) -> tuple[str, ...]:
-        """LLaMA-Factory's columns for images and audio that the entry has."""
+        """LLaMA-Factory's columns for images, videos and audio that the entry has."""
         return tuple(role for role in MEDIA if role in self.columns)
 
     def role_of(self, speaker: Any) -> str | None:
@@ -187,6 +188,7 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
         encoding=encoding,
         folder=folder,
         notes=tuple(notes),
+        root=data_dir,
     )
 
 

@@ -4,8 +4,8 @@
      "name"?: str, "tool_calls"?: [{"id"?, "type": "function", "function": {"name", "arguments": object}}]}
 
 It reads ShareGPT's and OpenAI's turns, with `tool_calls` or the older `function_call`; Gemini's `parts`; content as
-text or as a list of parts: text, thoughts, Anthropic's tool_use and tool_result. Images and audio are rejected, since
-only text is trained on.
+text or as a list of parts: text, thoughts, Anthropic's tool_use and tool_result. An image leaves IMAGE_MARK in the text
+and its reference in `images`, which `engine.data.row_images` resolves. Videos, audio and files are rejected.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.data import loss_marks
+from engine.data.images import IMAGE_MARK
 from engine.data.loss_marks import TURN_MARK_KEYS, Message
 from engine.data.row_formats import CALL_ROLE, CONTENT_TAGS, ROLE_TAGS
+from engine.data.row_images import PART_TYPES, part_reference
 from engine.data.row_values import Row, comma_separated, nth_element
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 PLAIN_ROLES = ("user", "assistant", "system")
-# Types of parts, and keys of parts without a type, that are not text.
+IMAGE_KEYS = frozenset(("image", "image_url"))  # of a part without a type
+# Types of parts, and keys of parts without a type, that are neither text nor an image.
 MEDIA_WORDS = (
-    "image",
     "audio",
     "video",
     "file",
@@ -44,6 +46,7 @@ class Content:
     reasoning: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     results: list[Message] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)  # what its parts refer to, in order
 
 
 def conversation(row: Row, value: Any, column: str) -> list[Message]:
@@ -140,14 +143,19 @@ def _question_messages(row: Row, role: str, turn: Message, content: Content, col
     if content.calls:
         raise row.bad("row-not-text", column=column, found="tool_use")
     # An empty system message is a way to turn off a template's own.
+    if content.images and role != "user":
+        raise row.bad("row-image-role", role=role)
     if not content.text.strip() and role == "user":
         if content.results:
             return content.results
         raise row.bad("row-empty", column=column)
-    return [*content.results, _with_ids({"role": role, "content": content.text}, turn)]
+    message = _with_ids({"role": role, "content": content.text}, turn)
+    return [*content.results, {**message, "images": content.images} if content.images else message]
 
 
 def _answer_message(row: Row, turn: Message, content: Content, column: str) -> Message:
+    if content.images:
+        raise row.bad("row-image-role", role="assistant")
     message: Message = {"role": "assistant", "content": content.text}
     reasoning = next((turn[key] for key in REASONING_KEYS if turn.get(key)), None)
     thought = content.reasoning if reasoning is None else content_of(row, reasoning, column).text
@@ -169,7 +177,10 @@ def _tool_result(row: Row, value: Any, column: str) -> str:
     """The result of a tool, which may be empty, or data instead of text."""
     if isinstance(value, dict) or (isinstance(value, list) and not all(map(_is_part, value))):
         return json.dumps(row.structs(value), ensure_ascii=False, default=str)
-    return content_of(row, value, column).text
+    content = content_of(row, value, column)
+    if content.images:
+        raise row.bad("row-image-role", role="tool")
+    return content.text
 
 
 def _is_part(value: Any) -> bool:
@@ -187,6 +198,8 @@ def text_of(row: Row, value: Any, column: str) -> str:
     if isinstance(value, list) and any(isinstance(part, str) for part in value):
         raise row.wrong_type(column, "string", value)
     content = content_of(row, value, column)
+    if content.images:
+        raise row.bad("row-media", column=column, found="image")
     if value is None or content.calls or content.results:
         raise row.wrong_type(column, "string", value)
     return content.text
@@ -229,6 +242,10 @@ def _add_part(row: Row, part: dict[str, Any], content: Content, column: str) -> 
         content.text += text_of(row, part.get("text"), column)
     elif kind == "redacted_thinking":
         return
+    elif kind in PART_TYPES or (not kind and not IMAGE_KEYS.isdisjoint(part)):
+        content.text += IMAGE_MARK
+        content.images.append(part_reference(part))
+        row.pictured = True
     elif kind == "tool_use":
         call = {"id": part.get("id"), "name": part.get("name"), "arguments": part.get("input")}
         content.calls += calls(row, call, column)

@@ -19,7 +19,7 @@ class Row:
     """The values of a row by LLaMA-Factory's names of the columns.
 
     `notes` are reported for a row that can be used: what is not understood, or not used as specified. `marked`: one of
-    its messages has a `weight`.
+    its messages has a `weight`; `pictured`: one of its messages has a part that is an image.
     """
 
     dataset: Dataset
@@ -27,6 +27,7 @@ class Row:
     values: Mapping[str, Any]
     notes: list[Problem] | None = None
     marked: bool = False
+    pictured: bool = False
 
     def bad(self, code: str, **values: Any) -> Refusal:
         return Refusal(problem(code, place=str(self.place), **values))

@@ -22,8 +22,10 @@ from engine.core.stages import KINDS_BY_FORM, Form
 from engine.data import row_files
 from engine.data.columns import label_columns
 from engine.data.datasets import Dataset, Example, convert_rows, entries, example, rows
+from engine.data.images import decoding_problem
 from engine.data.loss_marks import ROW_MARK_COLUMNS
 from engine.data.row_files import Place
+from engine.data.row_images import IMAGE_COLUMNS, images_of
 from engine.data.soundness import flaw
 
 MAX_ROWS_COMPARED = 50_000_000  # rows of a set that are compared with each other
@@ -58,7 +60,8 @@ OnRows = Callable[[int], None]
 class ValidationReport:
     """The result of `check`: usable and unusable rows, the first problems and warnings, and how many of each.
 
-    `counts`: code of a problem or warning → number of rows. `scripts`: writing system → number of answers.
+    `counts`: code of a problem or warning → number of rows. `scripts`: writing system → number of answers. `pictured`:
+    number of rows with images.
     """
 
     good: int
@@ -67,6 +70,7 @@ class ValidationReport:
     warnings: tuple[Problem, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     scripts: Mapping[str, int] = field(default_factory=dict)
+    pictured: int = 0
 
     @property
     def usable(self) -> bool:
@@ -89,12 +93,12 @@ def check(
     At most `max_problems` problems, and as many warnings of each kind, are kept; `bad` counts all. `datasets`: where to
     recommend other data sets from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
     this one, since they are used for evaluation. `on_bad` gets every bad row, `on_rows` now and then the number of rows
-    read.
+    read. Images are decoded if all rows are checked; otherwise only their headers are read.
     """
     if dataset.problem is None and dataset.kind not in KINDS_BY_FORM[form]:
         fitting = ", ".join(recommended(datasets, form)) or "—"
         return ValidationReport(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
-    good = bad = 0
+    good = bad = pictured = 0
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
     read = dataset.read | ROW_MARK_COLUMNS
@@ -106,8 +110,13 @@ def check(
             try:
                 if isinstance(row, Problem):
                     raise Refusal(row)
-                collector.check_row(place, example(dataset, place, row, form))
-                collector.note_unread(row, read)
+                canonical_row = example(dataset, place, row, form)
+                if limit is None:
+                    _check_decoding(place, canonical_row)
+                collector.check_row(place, canonical_row)
+                has_images = any(images_of(canonical_row))
+                pictured += has_images
+                collector.note_unread(row, read | IMAGE_COLUMNS if has_images else read)
                 good += 1
             except Refusal as refusal:
                 (issue,) = refusal.problems
@@ -124,7 +133,15 @@ def check(
     file_warnings = _file_warnings(dataset)
     counts.update(warning.code for warning in file_warnings)
     warnings = (*file_warnings, *collector.warnings(dataset))
-    return ValidationReport(good, bad, tuple(problems), warnings, counts | collector.counts, dict(collector.scripts))
+    counts += collector.counts
+    return ValidationReport(good, bad, tuple(problems), warnings, counts, dict(collector.scripts), pictured)
+
+
+def _check_decoding(place: Place, row: Example) -> None:
+    """Raises Refusal if an image of the row is broken behind its header."""
+    for image in images_of(row):
+        if wrong := decoding_problem(image):
+            raise Refusal(wrong.at(place))
 
 
 def _file_warnings(dataset: Dataset) -> list[Problem]:
@@ -329,6 +346,7 @@ def example_text(row: Example) -> str:
     parts = [
         turn["content"] if "tool_calls" not in turn else f"{turn['content']}{turn['tool_calls']}" for turn in turns
     ]
+    parts += [image.identity for image in images_of(row)]
     if row.get("answer"):
         parts.append(row["answer"])
     return "\n".join(parts)
@@ -340,7 +358,8 @@ def example_question(row: Example) -> str:
         return row["text"]
     turns = row["messages"]
     apart = "chosen" in row or "answer" in row  # then no answer of the conversation is the row's own
-    return "\n".join(turn["content"] for turn in (turns if apart else turns[: _last_answer(turns)]))
+    asked = turns if apart else turns[: _last_answer(turns)]
+    return "\n".join([*(turn["content"] for turn in asked), *(image.identity for image in images_of(row))])
 
 
 def example_answer(row: Example) -> str:

@@ -16,6 +16,7 @@ from engine.data.datasets import INFO_FILE, Dataset, examples, read_dataset_info
 from engine.data.row_files import version
 from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
+from engine.models.processor_files import has_image_processor
 from engine.spec.run_spec import RunSpec
 
 ROWS_CHECKED = 20_000  # rows of a data set checked before the start; preparation checks all
@@ -41,6 +42,9 @@ def dataset_problems(spec: RunSpec) -> list[Problem]:
             else:
                 names_known = ", ".join(sound_names(catalogue)) or "—"
                 problems.append(problem("data-unknown", field, name=name, folder=folder, known=names_known))
+    there = [known[name] for names in chosen.values() for name in names if name in known]
+    if any(check_first_rows(folder, dataset, spec.stage.kind).pictured for dataset in there):
+        problems += _image_problems(spec)
     return problems or _label_problems(spec, known, folder)
 
 
@@ -53,6 +57,16 @@ def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) ->
     problems = [replace(problem, field=field) for problem in problems]
     if report.bad and report.usable and not skipped:
         problems.insert(0, problem("bad-rows", field, name=dataset.name, bad=report.bad))
+    return problems
+
+
+def _image_problems(spec: RunSpec) -> list[Problem]:
+    """What keeps a run from being trained on rows with images."""
+    problems, model = [], Path(spec.model.model_name_or_path)
+    if spec.data.packing:
+        problems.append(problem("packing-with-images", "data.packing"))
+    if model.is_dir() and not has_image_processor(model):
+        problems.append(problem("model-without-images", "model.model_name_or_path"))
     return problems
 
 

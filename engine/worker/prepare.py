@@ -61,7 +61,7 @@ def prepare(run: RunDir) -> None:
     else:
         with cache.new_cache_entry(store, key) as folder:
             build(spec, model_path, datasets, folder, report)
-            summary = cache.link_into_run(folder, run.prepared)
+            summary = cache.link_into_run(folder, run.prepared, look_at_images=False)
         assert summary is not None  # written a moment ago, and still locked
     write_json(run.prepared / cache.SUMMARY_FILE, {"model_path": model_path, "key": key, **summary})
     _print_summary(summary)
@@ -98,13 +98,15 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     with library_imports():
         from engine.worker.data import tables
         from engine.worker.data.examples import Encoder
+        from engine.worker.models.processor import image_tokens_or_problem
         from engine.worker.models.tokenizer import load_tokenizer
         from engine.worker.runtime.process_pool import ProcessPool
 
     tokenizer = load_tokenizer(spec, model_path)
     if missing := token_id_problem(max(tokenizer.get_vocab().values()), spec, model_path):
         raise Refusal(missing)
-    encoder = Encoder.of(spec, tokenizer)
+    images = image_tokens_or_problem(model_path, tokenizer, remote_code=spec.model.trust_remote_code)
+    encoder = Encoder.of(spec, tokenizer, images=images)
     sources = [tables.DatasetTables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
     drafts = folder / "tables"
     drafts.mkdir()
@@ -138,6 +140,7 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
             "splits": list(summary),
             **summary,
             "bad_rows": bad_count,
+            "images_refused": any(row.code.startswith("row-image") for source in sources for row in source.bad),
             "bad_rows_shown": [str(bad_row) for bad_row in bad],
             "notes": [
                 {"dataset": source.dataset.name, "rows": count, "of": source.read, "first": str(first)}
@@ -172,8 +175,11 @@ def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, d
     names = ["train", "validation"] if has_validation(spec) else ["train"]
     form, seed = STAGES[spec.stage.kind].form, spec.training.seed
     weighted = any(part.weighted for source in sources for part in source.parts)
+    pictured = any(part.pictured for source in sources for part in source.parts)
+    if pictured and spec.data.packing:
+        raise Refusal(problem("packing-with-images", "data.packing"))
     splits = {
-        name: SplitWriter(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
+        name: SplitWriter(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted, pictured)
         for name in names
     }
     rows = {source.dataset.name: source.good for source in sources if source.dataset.name in spec.data.datasets}

@@ -6,9 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from engine.data.browse import BrowsedRow
+from engine.data.images import IMAGE_MARK, ImageSource
+from engine.data.row_images import TEXT_MARK
 from webui import notices
 from webui.words import Words
 
@@ -58,7 +61,10 @@ def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> st
 
 
 def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str, weight: float = 1.0) -> str:
-    body = _folded(turn["content"], text) if turn["content"] else ""
+    content = turn["content"].replace(IMAGE_MARK, TEXT_MARK) if turn.get("images") else turn["content"]
+    body = _folded(content, text) if content else ""
+    for image in turn.get("images", ()):
+        body += f"<code>{escape(image_label(image))}</code>"
     if reasoning := turn.get("reasoning_content"):
         body = f'<div class="thought">{_folded(reasoning, text)}</div>{body}'
     for call in turn.get("tool_calls", ()):
@@ -69,6 +75,11 @@ def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str, weight: f
     if weight != 1:
         name += f" <em>{escape(words('turn-weight', weight=f'{weight:g}') if weight else words('turn-untrained'))}</em>"
     return f'<div class="speech {escape(role)}"><span>{name}</span><div class="said">{body}</div></div>'
+
+
+def image_label(image: ImageSource) -> str:
+    """Name and size of an image."""
+    return f"{Path(image.path).name or '—'} · {image.width} × {image.height}"
 
 
 def _folded(content: str, text: str) -> str:

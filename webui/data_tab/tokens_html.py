@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from engine.core.problems import Problem
 from webui import charts, notices
 from webui.words import Words
+
+TOKENS_FOLDED = 4  # equal control tokens in a row that are shown as one
 
 
 def tokens(answer: Mapping[str, Any], words: Words) -> str:
@@ -46,10 +49,20 @@ def _row(row: Mapping[str, Any], words: Words) -> str:
 
 def _side(side: Mapping[str, Any], words: Words) -> str:
     name = f"<h4>{escape(words('turn-' + side['name']))}</h4>" if side["name"] else ""
-    pieces = "".join(_piece(*piece) for piece in side["pieces"])
+    pieces = "".join(_pieces(side["pieces"]))
     rest = side["tokens"] - len(side["pieces"])
     more = f'<p class="quiet">{escape(words("tokens-more", count=f"{rest:,}"))}</p>' if rest > 0 else ""
     return f'{name}<p class="tokens">{pieces}</p>{more}'
+
+
+def _pieces(pieces: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """The tokens; those of an image, the same many times, as one with their number."""
+    for (_, _, _, special), group in groupby(pieces, key=tuple):
+        alike = list(group)
+        if special and len(alike) >= TOKENS_FOLDED:
+            yield f"{_piece(*alike[0])}<small>× {len(alike):,}</small>"
+        else:
+            yield from (_piece(*piece) for piece in alike)
 
 
 def _piece(id: int, text: str, trained: bool | float, special: bool) -> str:

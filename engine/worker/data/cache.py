@@ -21,12 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from engine.core.permissions import apply_umask
 from engine.core.rundir import ALIVE_BYTE, is_locked, read_object, try_lock, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
+from engine.data.images import ImageSource
 from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATE_FOLDER
+from engine.models.processor_files import PROCESSOR_FILES
 from engine.spec.run_spec import RunSpec
 
 # Version of the preparation: raise it whenever the same rows give a different result (ids, labels, weights,
@@ -37,8 +41,9 @@ SUMMARY_FILE = "summary.json"
 # The files of a tokenizer in a model's folder.
 TOKENIZER_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
-    "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py",
+    "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py", PROCESSOR_FILES,
 )  # fmt: skip
+IMAGES_COLUMN = "image_sources"  # of prepared rows: where each image is
 SETTINGS_WITHOUT_EFFECT = (
     "dataset_dir",
     "preprocessing_num_workers",
@@ -76,7 +81,12 @@ def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache
 
 
 def _dataset_entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str, Any]:
-    entry = asdict(dataset) | {"columns": dict(dataset.columns), "tags": dict(dataset.tags), "problem": None}
+    entry = asdict(dataset) | {
+        "columns": dict(dataset.columns),
+        "tags": dict(dataset.tags),
+        "problem": None,
+        "root": "",
+    }
     return entry | {"files": [[file.name, fingerprints.of(file)] for file in dataset.files]}
 
 
@@ -138,6 +148,25 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
     prune(cache)
 
 
+def _images_unchanged(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether every image of the rows is as it was. Of a row that was cut or left out nothing is known: its image may
+    be another by now."""
+    if summary["images_refused"]:
+        return False
+    seen: set[tuple[str, int, int]] = set()
+    for split in summary["splits"]:
+        with pa.memory_map(str(folder / f"{split}.arrow")) as source, pa.ipc.open_stream(source) as stream:
+            if IMAGES_COLUMN not in stream.schema.names:
+                continue
+            if summary["bad_rows"] or summary[split]["rows"] != summary[split].get("rows_kept"):
+                return False
+            for batch in stream:
+                images = batch.column(IMAGES_COLUMN).flatten()
+                fields = (images.field(name).to_pylist() for name in ("path", "bytes", "modified"))
+                seen.update(zip(*fields, strict=True))
+    return all(ImageSource(path, None, 0, 0, size, modified).is_unchanged() for path, size, modified in seen if path)
+
+
 def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
     """Delete the least recently used, until the rest has `most` bytes; and leftovers of kills."""
     for folder in cache.glob(".partial-*"):
@@ -154,18 +183,26 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
         total += size
         if total > most:
             with contextlib.suppress(OSError):
-                gone = folder.rename(cache / f".partial-{folder.name}")  # atomic, so that nobody finds half of it
-                shutil.rmtree(gone)
+                _remove(folder)
 
 
-def link_into_run(folder: Path, to: Path) -> dict[str, Any] | None:
+def _remove(folder: Path) -> None:
+    gone = folder.rename(folder.with_name(f".partial-{folder.name}"))  # atomic, so that nobody finds half of it
+    shutil.rmtree(gone)
+
+
+def link_into_run(folder: Path, to: Path, *, look_at_images: bool = True) -> dict[str, Any] | None:
     """Link the files of a prepared folder into a run's, by hard links if the file system has them; returns its summary.
 
-    None if there is no such folder, or it is just being deleted. Marks it as most recently used.
+    None if there is no such folder, it is just being deleted, or an image of its rows has changed. Marks it as most
+    recently used.
     """
     try:
         os.utime(folder / SUMMARY_FILE)
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        if look_at_images and not _images_unchanged(folder, summary):
+            _remove(folder)
+            return None
         to.mkdir(exist_ok=True)
         for file in (f"{split}.arrow" for split in summary["splits"]):
             (to / file).unlink(missing_ok=True)

@@ -4,6 +4,7 @@
     chat     → input_ids, labels                              the answers trained, including their end tokens,
                                                               weighted by the row (engine.worker.data.turn_weights)
     pairs    → prompt_ids, chosen_ids, rejected_ids           prompt + answer are the template's ids of the two together
+                                                              and of a row with images, image_sources: where each is
     thumbs   → prompt_ids, completion_ids, label
     prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,12 +25,16 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import STAGES, Form
+from engine.data.images import ImageSource, decoding_problem
+from engine.data.row_images import images_of
 from engine.data.template_losses import LOSSES
 from engine.spec.run_spec import RunSpec
-from engine.worker.data.turn_weights import weighted_spans, weights_column, without_oldest
+from engine.worker.data.cache import IMAGES_COLUMN
+from engine.worker.data.turn_weights import spans_without, weighted_spans, weights_column, without_oldest
 from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.chat_template import ChatTemplate, Span
-from engine.worker.templates.conversations import ConversationEncoder, Row, TokenizedConversation
+from engine.worker.templates.conversations import NO_IMAGES, ConversationEncoder, Row, TokenizedConversation
+from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.templates.token_escaping import TokenEscaping
 
 IGNORE_INDEX = -100  # the label that the loss ignores, as in torch's cross_entropy by default
@@ -43,6 +48,19 @@ ROW_STATUSES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
 USABLE_STATUSES = 2  # the first two of them
 
 IDS_TYPE = pa.list_(pa.int32())
+# Of the column that is there if any example has images; the fields are those of `engine.data.images.ImageSource`.
+IMAGES_TYPE = pa.list_(
+    pa.struct(
+        {
+            "path": pa.string(),
+            "content": pa.binary(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "bytes": pa.int64(),
+            "modified": pa.int64(),
+        }
+    )
+)
 COLUMNS: dict[Form, dict[str, pa.DataType]] = {
     "text": {"input_ids": IDS_TYPE, "labels": IDS_TYPE},
     "chat": {"input_ids": IDS_TYPE, "labels": IDS_TYPE},
@@ -67,6 +85,7 @@ class Example(NamedTuple):
     reason: Problem | None = None
     weights: Sequence[float] | None = None
     lost: tuple[str, ...] = ()
+    images: tuple[ImageSource, ...] = ()
 
 
 @dataclass
@@ -88,17 +107,25 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     mask: MaskSettings = DEFAULT_MASK
+    images: ImageTokens | Problem = NO_IMAGES  # what the model reads for an image, or why it reads none
+    decode_images: bool = True  # all of each image, to find damage behind its header
     conversations: ConversationEncoder = field(init=False, repr=False, compare=False)  # for all forms except texts
     escaping: TokenEscaping = field(init=False, repr=False, compare=False)  # for texts
 
     @classmethod
-    def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
+    def of(
+        cls,
+        spec: RunSpec,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int | None = None,
+        images: ImageTokens | Problem = NO_IMAGES,
+    ) -> Encoder:
         """The encoder of a run of `spec`; with `max_length` instead of the spec's."""
         train_on: TrainOn = getattr(spec.stage, "train_on", "answers")
         data, length = spec.data, max_length or spec.data.max_length
         form = STAGES[spec.stage.kind].form
         mask = MaskSettings(data.end_last_answer, data.train_empty_thoughts)
-        return cls(tokenizer, form, length, train_on, data.too_long, mask=mask)
+        return cls(tokenizer, form, length, train_on, data.too_long, mask=mask, images=images)
 
     def __post_init__(self) -> None:
         if self.form == "text":
@@ -106,7 +133,7 @@ class Encoder:
                 raise Refusal(problem("tokenizer-without-eos", "model.model_name_or_path"))
             self.escaping = TokenEscaping(ChatTemplate(self.tokenizer, ""))
         else:
-            self.conversations = ConversationEncoder(self.tokenizer, self.chat_template, self.mask)
+            self.conversations = ConversationEncoder(self.tokenizer, self.chat_template, self.mask, self.images)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in the same order. A text is one example, however long: see `windows`."""
@@ -188,21 +215,29 @@ def _chat_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("chat", tokens))
             continue
-        ids, answers, ended, lost = tokens
+        ids, answers, ended, lost, image_spans = tokens
+        images = tuple(images_of(row))
         status, weights = "kept", row.get("weights")
+        if broken := images and encoder.decode_images and next(filter(None, map(decoding_problem, images)), None):
+            examples.append(_refused("chat", broken))
+            continue
         if weights is not None and len(weights) != len(answers):
             reason = problem("weights-beside-answers", weights=len(weights), answers=len(answers))
             examples.append(_refused("chat", reason))
             continue
         if len(ids) > max_length:
             ids, answers, status, ended = _truncated(tokens, max_length, encoder.too_long)
+            # A cut is behind an answer, or in the first one: never in an image.
+            images = images[: sum(end <= len(ids) for _, end in image_spans)]
         chosen, weights = weighted_spans(answers, weights, len(ids), encoder.train_on)
+        if images:
+            chosen, weights = spans_without(chosen, weights, image_spans)
         if status == "too_long":
             examples.append(_unusable("chat", status))
         elif not any([begin < end for begin, end in chosen]):
             examples.append(_unusable("chat", "untrained"))
         else:
-            examples.append(Example((ids,), status, ended, chosen, weights=weights, lost=lost))
+            examples.append(Example((ids,), status, ended, chosen, weights=weights, lost=lost, images=images))
     return examples
 
 
@@ -310,8 +345,8 @@ def _refused(form: Form, reason: Problem) -> Example:
 
 
 def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
-    """The examples as columns, one row each, unusable ones empty; then `weights` of the tokens, if any example has
-    some, `status` (its number), `ended` and `lost` (a bit for each word of `LOSSES`)."""
+    """The examples as columns, one row each, unusable ones empty; then `weights` of the tokens and images, if any
+    example has some, `status` (its number), `ended` and `lost` (a bit for each word of `LOSSES`)."""
     columns: list[pa.Array] = []
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
@@ -324,12 +359,20 @@ def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
     if any([example.weights is not None for example in examples]):
         columns.append(weights_column(columns[names.index("labels")], IGNORE_INDEX, examples))
         names.append("weights")
+    if any([example.images for example in examples]):
+        columns.append(images_column(examples))
+        names.append(IMAGES_COLUMN)
     number = {status: at for at, status in enumerate(ROW_STATUSES)}
     columns.append(pa.array([number[example.status] for example in examples], pa.uint8()))
     columns.append(pa.array([example.ended for example in examples], pa.bool_()))
     bit = {word: 1 << at for at, word in enumerate(LOSSES)}
     columns.append(pa.array([sum(map(bit.__getitem__, example.lost)) for example in examples], pa.uint16()))
     return pa.RecordBatch.from_arrays(columns, names=[*names, "status", "ended", "lost"])
+
+
+def images_column(examples: Sequence[Example]) -> pa.ListArray:
+    """Where the images of each example are; no pixels."""
+    return pa.array([[asdict(image) for image in example.images] for example in examples], IMAGES_TYPE)
 
 
 def list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:

@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -306,11 +306,14 @@ def encoders(spec: RunSpec) -> tuple[Any, Any]:
 @lru_cache(maxsize=8)
 def _encoders(tells: str, _stamps: tuple[int, ...]) -> tuple[Any, Any]:
     from engine.worker.data.examples import Encoder
+    from engine.worker.models.processor import image_tokens_or_problem
     from engine.worker.models.tokenizer import load_tokenizer
 
     spec = RunSpec.read(json.loads(tells))
-    tokenizer = load_tokenizer(spec, spec.model.model_name_or_path)
-    return Encoder.of(spec, tokenizer, NO_LIMIT), Encoder.of(spec, tokenizer)
+    tokenizer = load_tokenizer(spec, path := spec.model.model_name_or_path)
+    images = image_tokens_or_problem(path, tokenizer, remote_code=spec.model.trust_remote_code)
+    whole, cut = Encoder.of(spec, tokenizer, NO_LIMIT, images), Encoder.of(spec, tokenizer, images=images)
+    return replace(whole, decode_images=False), replace(cut, decode_images=False)
 
 
 def _special_ids(tokenizer: Any) -> set[int]:

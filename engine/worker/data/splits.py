@@ -16,7 +16,15 @@ import pyarrow as pa
 
 from engine.core.stages import Form
 from engine.data.template_losses import LOSSES
-from engine.worker.data.examples import COLUMNS, IDS_TYPE, IGNORE_INDEX, ROW_STATUSES, USABLE_STATUSES
+from engine.worker.data.examples import (
+    COLUMNS,
+    IDS_TYPE,
+    IGNORE_INDEX,
+    IMAGES_COLUMN,
+    IMAGES_TYPE,
+    ROW_STATUSES,
+    USABLE_STATUSES,
+)
 from engine.worker.data.packing import PACKED_SCHEMA as PACKED
 from engine.worker.data.packing import pack_examples
 from engine.worker.data.turn_weights import WEIGHTS_TYPE, weights_column
@@ -52,13 +60,26 @@ def _random_rows(rows: int, count: int, seed: int) -> np.ndarray:
 class SplitWriter:
     """The file of one split, and counts of what went into it and what did not. To be closed."""
 
-    def __init__(self, path: Path, form: Form, max_length: int, packing: bool, weighted: bool = False):
-        """`weighted`: some row of the run has weights, so that all are written with weights."""
+    def __init__(
+        self,
+        path: Path,
+        form: Form,
+        max_length: int,
+        packing: bool,
+        weighted: bool = False,
+        pictured: bool = False,
+    ):
+        """`weighted`: some row of the run has weights, so that all are written with weights; `pictured`: some row has
+        images, for which packs have no place."""
+        assert not (packing and pictured)
         self.form, self.max_length, self.packing, self.weighted = form, max_length, packing, weighted
-        self.columns = [*COLUMNS[form], *(["weights"] if weighted else [])]
+        self.pictured = pictured
+        self.columns = [*COLUMNS[form], *(["weights"] if weighted else []), *([IMAGES_COLUMN] if pictured else [])]
         self.schema = PACKED if packing else pa.schema(list(COLUMNS[form].items()))
         if weighted:
             self.schema = self.schema.append(pa.field("weights", WEIGHTS_TYPE))
+        if pictured:
+            self.schema = self.schema.append(pa.field(IMAGES_COLUMN, IMAGES_TYPE))
         self.sink = pa.OSFile(str(path), "wb")
         self.stream = pa.ipc.new_stream(self.sink, self.schema)
         self.waiting: list[pa.RecordBatch] = []  # to be packed
@@ -83,6 +104,8 @@ class SplitWriter:
         self._count(chosen)
         if self.weighted and "weights" not in chosen.schema.names:
             chosen = chosen.append_column("weights", weights_column(chosen.column("labels"), IGNORE_INDEX, ()))
+        if self.pictured and IMAGES_COLUMN not in chosen.schema.names:
+            chosen = chosen.append_column(IMAGES_COLUMN, pa.array([[]] * chosen.num_rows, IMAGES_TYPE))
         chosen = chosen.select(self.columns)
         if self.form == "text":
             chosen = windows(chosen, self.max_length)

@@ -13,7 +13,7 @@ from engine.core.problems import Problem
 from engine.data.chunks import Block, ByteRange, InvalidByteRange, blocks, row_by_row
 from engine.data.datasets import Dataset, Example, convert_rows, files_of
 from engine.data.text_lines import Located
-from engine.worker.data.examples import Encoder, examples_table
+from engine.worker.data.examples import IMAGES_COLUMN, Encoder, examples_table
 from engine.worker.runtime.process_pool import ProcessPool
 
 MAX_PROBLEMS_SHOWN = 20  # problems of bad rows that are kept per block, and per data set
@@ -45,6 +45,7 @@ class Part:
     end: int = 0
     broken: bool = False
     weighted: bool = False  # the table has weights
+    pictured: bool = False  # the table has images
     notes: tuple[tuple[str, int, Problem], ...] = ()  # of rows that are used anyway: code, number, the first
 
 
@@ -73,6 +74,7 @@ def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Par
         len(rows.bad),
         task.block.end if isinstance(task.block, ByteRange) else 0,
         weighted="weights" in batch.schema.names,
+        pictured=IMAGES_COLUMN in batch.schema.names,
         notes=_notes_by_code(examples),
     )
 

@@ -42,6 +42,21 @@ def weighted_spans(
     return [span for span, _ in pairs], None if all(weight == 1 for weight in kept) else kept
 
 
+def spans_without(
+    spans: Sequence[Span], weights: Weights | None, left_out: Sequence[Span]
+) -> tuple[list[Span], list[float] | None]:
+    """The spans with their weights, without what is in one of `left_out`, which are in order and apart."""
+    kept: list[Span] = []
+    kept_weights: list[float] = []
+    for (begin, end), weight in zip(spans, weights or [1.0] * len(spans), strict=True):
+        inside = [(first, last) for first, last in left_out if first < end and last > begin]
+        edges = [begin, *(edge for span in inside for edge in span), end]
+        parts = [(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True) if first < last]
+        kept += parts
+        kept_weights += [weight] * len(parts)
+    return kept, None if weights is None else kept_weights
+
+
 def _with_gaps(pairs: Sequence[tuple[Span, float]], length: int) -> list[tuple[Span, float]]:
     """The spans and what is between them, which has weight 1."""
     filled: list[tuple[Span, float]] = []

@@ -29,6 +29,7 @@ from engine.evaluation.probe import (
     MAX_TRAINING_PROMPTS,
 )
 from engine.spec.run_spec import RunSpec
+from engine.worker.data.cache import IMAGES_COLUMN
 from engine.worker.data.examples import IGNORE_INDEX, Example
 from engine.worker.evaluation.respond import losses
 from engine.worker.generation.detokenizer import Detokenizer
@@ -143,6 +144,8 @@ def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
     """Prompts of some training examples, spread over the data, each with its first answer."""
     prompts: list[ProbePrompt] = []
     for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(MAX_EXAMPLES_EXAMINED, len(rows))).astype(int).tolist()):
+        if rows[at].get(IMAGES_COLUMN):
+            continue  # its ids alone are not what the model is trained on
         for ids, labels in _examples(rows[at]):
             begin, end = _span(labels)
             if begin <= 1:  # everything is trained: the second half is treated as the answer to the first

@@ -12,10 +12,10 @@ from engine.core.rundir import RESULT_FILE, read_object
 from engine.export.export_spec import ExportSpec
 from engine.models.adapters import adapter_config
 from engine.models.facts import inspect_model
+from engine.models.processor_files import copy_processor_files
 from engine.models.reward_models import EVALUATION_FILE, PAIRS_FILE
 from engine.runs.lineage import Training, trainings
 from engine.spec.run_spec import RunSpec
-from engine.worker.models.processor_files import copy_processor_files
 from engine.worker.models.tokenizer import load_tokenizer
 
 

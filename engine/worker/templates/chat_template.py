@@ -20,6 +20,7 @@ from jinja2 import nodes
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
+from engine.data.images import IMAGE_MARK
 from engine.worker.templates.time_limit import time_limit
 
 Span = tuple[int, int]
@@ -86,7 +87,7 @@ class ChatTemplate:
     @cached_property
     def separators(self) -> re.Pattern[str]:
         """What divides a text into parts that the template may treat differently: what it looks for, control tokens."""
-        return any_of({*self.searched, *self.control, "<think>", "</think>"})
+        return any_of({*self.searched, *self.control, "<think>", "</think>", IMAGE_MARK})
 
     @cached_property
     def content_in_parts(self) -> bool:
@@ -94,6 +95,11 @@ class ChatTemplate:
         ask = [{"role": "user", "content": PROBE}]
         as_text, as_parts = (self._attempt(messages) or "" for messages in (ask, with_content_parts(ask)))
         return PROBE not in as_text and PROBE in as_parts
+
+    def writes_image(self, token: str) -> bool:
+        """Whether it writes `token` for an image."""
+        ask = {"role": "user", "content": f"{IMAGE_MARK}{PROBE}", "images": [token]}
+        return token in (self._attempt([ask]) or "")
 
     @cached_property
     def writes_ids(self) -> bool:
@@ -215,13 +221,30 @@ class ChatTemplate:
 
 
 def with_content_parts(messages: list[Message]) -> list[Message]:
-    """The messages with each content as a list of one part."""
+    """The messages with each content as a list of one part; those with images are left to `with_image_parts`."""
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
+        if isinstance(message.get("content"), str) and not message.get("images")
         else message
         for message in messages
     ]
+
+
+def with_image_parts(messages: list[Message]) -> list[Message]:
+    """The messages as templates of models that see take them: texts and images as parts of a content, in order."""
+    if not any("images" in message for message in messages):
+        return messages
+    made = []
+    for message in messages:
+        rest = {key: value for key, value in message.items() if key != "images"}
+        if message.get("images"):
+            parts: list[dict[str, str]] = []
+            for number, text in enumerate(message["content"].split(IMAGE_MARK)):
+                parts += [{"type": "image"}] if number else []
+                parts += [{"type": "text", "text": text}] if text else []
+            rest["content"] = parts
+        made.append(rest)
+    return made
 
 
 def with_short_ids(messages: list[Message]) -> list[Message]:
@@ -324,7 +347,7 @@ def render(
     with time_limit(template):
         # Annotated as a text; it gives the texts, and the spans of each.
         rendered: Any = render_jinja_template(
-            conversations=[messages],
+            conversations=[with_image_parts(messages)],
             tools=tools or None,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,

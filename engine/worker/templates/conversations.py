@@ -23,9 +23,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import NOTHING, Problem, Refusal, problem
+from engine.data.row_images import images_of
 from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.answer_spans import Answers, AnswerSpans
 from engine.worker.templates.chat_template import ChatTemplate, Row, Span, ids_of_tokens, with_short_ids
+from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.templates.provenance import losses_in, trace_provenance
 from engine.worker.templates.template_cache import TemplateCache
 from engine.worker.templates.template_shapes import TokenizedGroup
@@ -33,18 +35,21 @@ from engine.worker.templates.token_escaping import TokenEscaping
 
 CONVERSATIONS_COMPARED = 8  # conversations of each shape that are compared with what the template gives
 WRITES_NO_CALLS = "template-without-tool-calls"
+NO_IMAGES = problem("model-without-images", "model.model_name_or_path")
 TOOL_TEMPLATE_NAME = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
 
 
 class TokenizedConversation(NamedTuple):
     """A conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
     including the token that ends the turn; whether the last one has such a token, since a model never shown one never
-    stops; and what of the row the template left out (see `engine.data.template_losses`)."""
+    stops; what of the row the template left out (see `engine.data.template_losses`); and the token spans of its images,
+    with all that the model's processor writes around them."""
 
     ids: np.ndarray
     answers: Sequence[Span]
     ended: bool
     lost: tuple[str, ...] = ()
+    images: Sequence[Span] = ()
 
 
 class ConversationEncoder:
@@ -58,13 +63,15 @@ class ConversationEncoder:
         tokenizer: PreTrainedTokenizerFast,
         chat_template: str | None = None,
         settings: MaskSettings = DEFAULT_MASK,
+        images: ImageTokens | Problem = NO_IMAGES,
     ):
+        """`images`: what the model reads for an image, or why it reads none."""
         self.tokenizer = tokenizer
         sources = _chat_templates(tokenizer, chat_template)
-        self.plain = TemplateEncoder(tokenizer, sources[0], settings)
+        self.plain = TemplateEncoder(tokenizer, sources[0], settings, images)
         self.with_tools = self.plain
         if sources[1] != sources[0]:
-            self.with_tools = TemplateEncoder(tokenizer, sources[1], settings)
+            self.with_tools = TemplateEncoder(tokenizer, sources[1], settings, images)
 
     @property
     def end_tokens(self) -> list[str]:
@@ -100,11 +107,28 @@ class ConversationEncoder:
         return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
 
+class Draft(NamedTuple):
+    """A conversation as text. `hidden`: what stands for control tokens in it; `images`: the characters that stand for
+    each image; `rendered`: the text as the template wrote it, where images are written out in `text`."""
+
+    text: str
+    answers: Answers
+    hidden: dict[str, str]
+    images: Sequence[Span] = ()
+    rendered: str = ""
+
+
+def _has_images(row: Row) -> bool:
+    return any("images" in message for message in row["messages"])
+
+
 class TemplateEncoder:
     """One template, and what is known about what it writes."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str, settings: MaskSettings):
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, source: str, settings: MaskSettings, images: ImageTokens | Problem
+    ):
+        self.tokenizer, self.images = tokenizer, images
         self.template = ChatTemplate(tokenizer, source)
         self.spans = AnswerSpans(self.template, generation_stops(tokenizer), settings)
         self.escaping = TokenEscaping(self.template, self.spans)
@@ -122,12 +146,14 @@ class TemplateEncoder:
         if not use_cache:
             return self._by_template(rows, add_generation_prompt, template_only=True)
         results: list[TokenizedConversation | Problem | None] = [None] * len(rows)
-        for group in self.cache.encode(rows, add_generation_prompt):
-            if not self._proven(group, rows, add_generation_prompt):
+        plain = [number for number, row in enumerate(rows) if not _has_images(row)]
+        plain_rows = rows if len(plain) == len(rows) else [rows[number] for number in plain]
+        for group in self.cache.encode(plain_rows, add_generation_prompt):
+            if not self._proven(group, plain_rows, add_generation_prompt):
                 continue
             shape, numbers, ids, bounds, answers = group
             for at, number in enumerate(numbers):
-                results[number] = TokenizedConversation(
+                results[plain[number]] = TokenizedConversation(
                     ids[bounds[at] : bounds[at + 1]], answers[at], shape.is_ended, shape.lost
                 )
         left = [number for number, result in enumerate(results) if result is None]
@@ -160,38 +186,66 @@ class TemplateEncoder:
     ) -> list[TokenizedConversation | Problem]:
         """Rendered as a whole and tokenized as a whole."""
         results: list[TokenizedConversation | Problem | None] = [None] * len(rows)
-        drafts: list[tuple[int, str, Answers, dict[str, str]]] = []
+        drafts: list[tuple[int, Draft]] = []
         for number, row in enumerate(rows):
             escaped, hidden = self.escaping.row(row)
             try:
-                known = None if template_only else self.cache.text(escaped, add_generation_prompt)
+                self._check_images(row)
+                known = None if template_only or _has_images(row) else self.cache.text(escaped, add_generation_prompt)
                 text, answers = known or self._rendered(escaped, add_generation_prompt)
+                draft = self._with_images(row, Draft(text, answers, hidden))
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
             except Exception as error:  # a template is a program: whatever it raises is about this row
                 results[number] = problem("template-refuses-row", reason=str(error))
             else:
-                drafts.append((number, text, answers, hidden))
+                drafts.append((number, draft))
         encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [text for _, text, _, _ in drafts], add_special_tokens=False
+            [draft.text for _, draft in drafts], add_special_tokens=False
         )
-        for (number, text, answers, hidden), encoding in zip(drafts, encodings, strict=True):
+        for (number, draft), encoding in zip(drafts, encodings, strict=True):
             try:
-                results[number] = self._tokens(text, answers, hidden, encoding)
+                results[number] = self._tokens(draft, encoding)
+                if draft.images:
+                    self._prove_images(rows[number], draft, encoding)
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
         return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
-    def _tokens(self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any) -> TokenizedConversation:
-        ids, spans = (
-            encoding.ids,
-            [_token_span(encoding, span, self.escaping.control) for span in answers.spans],
-        )
+    def _check_images(self, row: Row) -> None:
+        """Raises Refusal if the row has images, and model or template read none."""
+        if images := list(images_of(row)):
+            if isinstance(self.images, Problem):
+                raise Refusal(self.images)
+            if not self.template.writes_image(self.images.token):
+                raise Refusal(problem("images-left-out", places=0, images=len(images)))
+
+    def _with_images(self, row: Row, draft: Draft) -> Draft:
+        """The same with the images of the row written out."""
+        images = list(images_of(row))
+        if not images:
+            return draft
+        assert not isinstance(self.images, Problem)  # as has been checked
+        text, spans, written = self.images.expand(draft.text, draft.answers.spans, images)
+        return Draft(text, draft.answers._replace(spans=spans), draft.hidden, written, draft.text)
+
+    def _prove_images(self, row: Row, draft: Draft, encoding: Any) -> None:
+        assert not isinstance(self.images, Problem)  # it has written them out
+        self.images.prove(draft.rendered, list(images_of(row)), encoding.ids)
+
+    def _tokens(self, draft: Draft, encoding: Any) -> TokenizedConversation:
+        text, answers, hidden = draft.text, draft.answers, draft.hidden
+        ids = encoding.ids
+        spans = [_token_span(encoding, span, self.escaping.control) for span in answers.spans]
+        # What a token shares with an image belongs to the image: it is not trained.
+        images = [_token_span(encoding, span, ()) for span in draft.images]
         if hidden:
-            ids, spans = self.escaping.restore(text, encoding, spans, hidden)
+            ids, moved = self.escaping.restore(text, encoding, [*spans, *images], hidden)
+            spans, images = moved[: len(spans)], moved[len(spans) :]
         if empty := [number for number, (begin, end) in enumerate(spans) if begin >= end]:
             raise Refusal(problem("mask-empty", answer=empty[0] + 1))
-        return TokenizedConversation(np.array(ids, dtype=np.int32), spans, answers.is_ended, answers.lost)
+        ids = np.array(ids, dtype=np.int32)
+        return TokenizedConversation(ids, spans, answers.is_ended, answers.lost, images)
 
     def _rendered(self, row: Row, add_generation_prompt: bool) -> tuple[str, Answers]:
         try:

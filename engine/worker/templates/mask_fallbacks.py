@@ -14,6 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from engine.data.images import IMAGE_MARK
 from engine.worker.templates.chat_template import REASONING_KEYS, ChatTemplate, Message, Row, Span, render
 
 TRAINING_SUFFIX = "_training.jinja"  # how TRL names the twins of templates, with generation marks
@@ -66,7 +67,7 @@ def verified_answers(
 def _words_span(message: Message, text: str, begin: int, end: int) -> Span | None:
     """Where the words of a message begin and end in a part of the text; None if they are not all there."""
     calls = message.get("tool_calls") or ()
-    words = [message.get(key) for key in (*REASONING_KEYS, "content")]
+    words = [word for key in (*REASONING_KEYS, "content") for word in (message.get(key) or "").split(IMAGE_MARK)]
     words += [call["function"]["name"] for call in calls]
     first, last = None, begin
     for word in filter(None, ((word or "").strip() for word in words)):

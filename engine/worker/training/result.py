@@ -12,9 +12,9 @@ from transformers import GenerationConfig, Trainer
 
 from engine.core.permissions import apply_umask
 from engine.core.rundir import RESULT_FILE, RunDir, read_lines, write_json
+from engine.models.processor_files import copy_processor_files
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
-from engine.worker.models.processor_files import copy_processor_files
 from engine.worker.templates.conversations import end_of_turn_ids
 
 

@@ -1,7 +1,9 @@
-"""Supervised fine-tuning and pre-training: next-token prediction where `labels` are set."""
+"""Supervised fine-tuning and pre-training: next-token prediction where `labels` are set; with the images of rows."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +12,14 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
 
+from engine.core.rundir import read_json
+from engine.data.images import ImageSource, decode
+from engine.worker.data.cache import IMAGES_COLUMN, SUMMARY_FILE
+from engine.worker.models.processor import load_image_tokens
+from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.training.context import TrainingContext
+
+IMAGE_PROCESSES = 2  # beside each process that trains, which decode images
 
 
 class _WeightedBatches(DataCollatorForLanguageModeling):
@@ -24,6 +33,34 @@ class _WeightedBatches(DataCollatorForLanguageModeling):
         return batch
 
 
+class _ImageBatches:
+    """Batches of another collator with what the model reads of the images: their pixels, and which tokens are theirs.
+    Images are decoded here, in the processes that load the data, beside the training."""
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], images: ImageTokens):
+        self.collator, self.images = collator, images
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        sources = [[ImageSource(**image) for image in example.pop(IMAGES_COLUMN)] for example in examples]
+        batch = self.collator(examples)
+        batch |= self.images.token_types(batch["input_ids"])
+        if any(sources):
+            batch |= self.images.pixels([[decode(image) for image in images] for images in sources if images])
+        return batch
+
+
+def _keeping(trainer: type[SFTTrainer], column: str) -> type[SFTTrainer]:
+    """The trainer whose batches are made from one more column."""
+
+    class Keeping(trainer):  # type: ignore[misc,valid-type]
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    return Keeping
+
+
 class _WeightedSFT(SFTTrainer):
     """TRL's trainer with each token's loss multiplied by its weight; see
     `engine.worker.data.turn_weights` for the formula.
@@ -31,12 +68,6 @@ class _WeightedSFT(SFTTrainer):
     TRL sums the log-probabilities of a model's output and divides by the number of trained tokens of the whole step; so
     they are multiplied where they come out of the model, and all else is TRL's.
     """
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        if "weights" not in columns:
-            columns.append("weights")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -59,13 +90,27 @@ def sft_trainer(context: TrainingContext) -> Trainer:
     each example, and attention takes them for separate sequences.
     """
     settings = context.spec.data
+    columns = context.data["train"].column_names
+    trainer: type[SFTTrainer] = SFTTrainer
+    batches = DataCollatorForLanguageModeling
+    if "weights" in columns:
+        trainer, batches = _keeping(_WeightedSFT, "weights"), _WeightedBatches
+    collator: Any = batches(pad_token_id=context.tokenizer.pad_token_id, padding_free=settings.packing)
+    changes: dict[str, Any] = {}
+    if IMAGES_COLUMN in columns:
+        trainer, collator = _keeping(trainer, IMAGES_COLUMN), _ImageBatches(collator, _images_of_model(context))
+        # Threads of the tokenizer do not live on in the processes that decode images.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        changes = {"dataloader_num_workers": IMAGE_PROCESSES, "dataloader_persistent_workers": True}
     arguments = context.arguments(
-        SFTConfig, max_length=settings.max_length, dataset_kwargs={"skip_prepare_dataset": True}
+        SFTConfig,
+        max_length=settings.max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **changes | {name: context.spec.extra[name] for name in changes if name in context.spec.extra},
     )
-    weighted = "weights" in context.data["train"].column_names
-    collator = _WeightedBatches if weighted else DataCollatorForLanguageModeling
-    return context.trainer(
-        _WeightedSFT if weighted else SFTTrainer,
-        arguments,
-        data_collator=collator(pad_token_id=context.tokenizer.pad_token_id, padding_free=settings.packing),
-    )
+    return context.trainer(trainer, arguments, data_collator=collator)
+
+
+def _images_of_model(context: TrainingContext) -> ImageTokens:
+    path = read_json(context.run.prepared / SUMMARY_FILE)["model_path"]
+    return load_image_tokens(path, context.tokenizer, remote_code=context.spec.model.trust_remote_code)

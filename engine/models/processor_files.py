@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from engine.models.json_objects import json_object_or_empty
+
 PROCESSOR_FILES = "*processor_config.json"  # of the processor as a whole, and of each kind of input
 
 
@@ -13,3 +15,9 @@ def copy_processor_files(base: Path, folder: Path) -> None:
     for file in base.glob(PROCESSOR_FILES):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+
+
+def has_image_processor(folder: Path) -> bool:
+    """Whether the model in a folder says how images are made into numbers for it."""
+    contents = (json_object_or_empty(file) for file in sorted(folder.glob(PROCESSOR_FILES)))
+    return any("image_processor_type" in content or "image_processor" in content for content in contents)

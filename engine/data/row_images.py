@@ -1,0 +1,154 @@
+"""The images of a row: which parts and marks mean one, and where each of them is.
+
+Read are LLaMA-Factory's `images` column with `<image>` in the texts; OpenAI's `image_url` with a data URL or a path;
+`{"type": "image", "image": path}`; parts without a reference beside a column, as TRL has them; Parquet's `{"bytes",
+"path"}`. In a canonical message, IMAGE_MARK stands where an image is, and `images` lists them. Nothing is ever fetched
+from an address, and no file is opened that lies outside of the folder of the data once links are followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from engine.core.problems import Refusal
+from engine.core.stages import Form
+from engine.data.images import IMAGE_MARK, MAX_IMAGE_BYTES, ImageSource, image_in_bytes, image_in_file
+from engine.data.row_values import Row
+
+TEXT_MARK = "<image>"
+IMAGE_COLUMNS = frozenset(("images", "image"))
+PART_TYPES = ("image", "image_url", "input_image")
+REFERENCE_KEYS = ("image", "image_url", "url", "path", "data", "base64", "source")
+NAMED_MARK = re.compile(f"({IMAGE_MARK}|{TEXT_MARK})")
+ANY_MARK = re.compile(f"({IMAGE_MARK})")
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+
+
+def part_reference(part: dict[str, Any]) -> Any:
+    """What a part of a content says of where its image is; None if it says nothing, so that a column has to."""
+    value = next((part[key] for key in REFERENCE_KEYS if part.get(key) is not None), None)
+    if isinstance(value, dict) and "bytes" not in value:
+        return next((value[key] for key in ("url", "path", "data") if value.get(key) is not None), value)
+    return value
+
+
+def image_column(row: Row) -> str | None:
+    """The column that holds the row's images: the one that is named, or called so and used for nothing else."""
+    if mapped := row.dataset.columns.get("images"):
+        return mapped
+    names = (
+        name for name in sorted(IMAGE_COLUMNS, reverse=True) if row.values.get(name) and name not in row.dataset.used
+    )
+    column = next(names, None)
+    if column is None:
+        return None
+    # A text beside others may be about the row as well, and no image of it.
+    plain = isinstance(row.values[column], (str, int, float))
+    return None if plain and TEXT_MARK not in str(row.values) and not row.pictured else column
+
+
+def attach_images(row: Row, example: dict[str, Any], form: Form) -> None:
+    """Gives each message its images, looked at. Raises Refusal for a row whose images cannot be used."""
+    column = image_column(row)
+    if not row.pictured and column is None:
+        return
+    value = row.values.get(column) if column else None
+    in_column = [] if value in (None, "", []) else value if isinstance(value, list) else [row.parsed(value)]
+    if len(in_column) == 1 and isinstance(in_column[0], list):  # as the text of a table
+        in_column = in_column[0]
+    if not row.pictured and not in_column and (not column or TEXT_MARK not in str(row.values)):
+        return
+    if form != "chat":
+        raise row.bad("row-images-stage")
+    marks = NAMED_MARK if column else ANY_MARK
+    waiting, used = iter(in_column), 0
+    for message in example["messages"]:
+        references = iter(message.pop("images", ()))
+        pieces = marks.split(message["content"])
+        images: list[ImageSource] = []
+        for number, mark in enumerate(pieces[1::2]):
+            reference = next(references, None) if mark == IMAGE_MARK else None
+            if reference is None:
+                reference, used = next(waiting, None), used + 1
+            if message["role"] != "user":
+                raise row.bad("row-image-role", role=message["role"])
+            if used > len(in_column) or reference is None:
+                raise _uneven(row, example, marks, len(in_column))
+            images.append(_image(row, reference))
+            pieces[2 * number + 1] = IMAGE_MARK
+        if images:
+            message["content"] = "".join(pieces)
+            message["images"] = images
+    if used != len(in_column):
+        raise _uneven(row, example, marks, len(in_column))
+
+
+def _uneven(row: Row, example: dict[str, Any], marks: re.Pattern[str], images: int) -> Refusal:
+    count = sum(len(marks.findall(message["content"])) for message in example["messages"])
+    return row.bad("row-image-marks", marks=count, images=images)
+
+
+def images_of(example: Mapping[str, Any]) -> Iterator[ImageSource]:
+    """All images of a canonical row, in their order."""
+    for message in example.get("messages", ()):
+        yield from message.get("images", ())
+
+
+def _image(row: Row, reference: Any) -> ImageSource:
+    """The image that a reference means. Raises Refusal with the place of the row."""
+    try:
+        if isinstance(reference, dict):
+            content, path = reference.get("bytes"), reference.get("path")
+            reference = content if content else path
+        if isinstance(reference, (bytes, bytearray)):
+            return image_in_bytes(bytes(reference), "bytes")
+        if not isinstance(reference, str) or not reference:
+            raise row.wrong_type("image", "path, data URL or bytes", reference)
+        if reference.startswith("data:"):
+            return image_in_bytes(_data_of_url(row, reference), "data URL")
+        return image_in_file(_path(row, reference))
+    except Refusal as refusal:
+        known = "place" in refusal.problems[0].values
+        raise refusal if known else Refusal(refusal.problems[0].at(row.place)) from None
+
+
+def _data_of_url(row: Row, url: str) -> bytes:
+    """What a data URL (RFC 2397) holds."""
+    head, comma, body = url.partition(",")
+    if not comma or len(body) > 2 * MAX_IMAGE_BYTES:
+        found = f"{len(body) >> 20} MB"
+        raise row.bad("row-image-large", image=head[:40], found=found, limit=f"{MAX_IMAGE_BYTES >> 20} MB")
+    raw = unquote_to_bytes(body)
+    if not head.endswith(";base64"):
+        return raw
+    try:
+        return base64.b64decode(raw, validate=True)
+    except binascii.Error as error:
+        raise row.bad("row-image-broken", image="data URL", reason=str(error)) from error
+
+
+def _path(row: Row, reference: str) -> Path:
+    """The file that is meant: below the folder of the data, or beside the file of the row."""
+    root = row.dataset.root
+    if reference.startswith("file://"):
+        reference = urlsplit(reference).path
+    if ADDRESS.match(reference):
+        raise row.bad("row-image-address", image=reference[:80])
+    if "\0" in reference or root is None:
+        raise row.bad("row-image-missing", image=reference, folder=root or "?")
+    try:
+        meant = [(folder / reference).resolve() for folder in (root, row.place.file.parent)]
+        # Nobody learns from the answer whether there is a file elsewhere.
+        inside = [path for path in meant if path.is_relative_to(root.resolve())]
+        existing = next((path for path in inside if path.is_file()), None)
+    except (OSError, ValueError, RuntimeError):  # a name too long; links in a circle
+        raise row.bad("row-image-missing", image=reference[:200], folder=root) from None
+    if existing is None:
+        raise row.bad("row-image-missing" if inside else "row-image-outside", image=reference, folder=root)
+    return existing

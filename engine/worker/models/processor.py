@@ -1,0 +1,69 @@
+"""The processor of a model that reads images: tokenizer and image processor, without those of videos and sounds,
+which want packages that are not needed here. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.models.processor_files import has_image_processor
+from engine.worker.templates.image_tokens import ImageTokens
+
+
+def load_image_tokens(path: str, tokenizer: PreTrainedTokenizerFast, *, remote_code: bool = False) -> ImageTokens:
+    """What the model in `path` reads for an image. Raises Refusal if it sees none, or its processor cannot be had."""
+    if not has_image_processor(Path(path)):
+        raise Refusal(problem("model-without-images", "model.model_name_or_path"))
+    try:
+        processor = _processor(path, tokenizer, remote_code)
+    except Exception as error:  # whatever a folder makes transformers raise
+        reason = str(error) or type(error).__name__
+        raise Refusal(problem("images-not-processed", processor=Path(path).name, reason=reason)) from error
+    return ImageTokens(processor)
+
+
+def image_tokens_or_problem(
+    path: str, tokenizer: PreTrainedTokenizerFast, *, remote_code: bool = False
+) -> ImageTokens | Problem:
+    """The same, with what is wrong as a value: only rows with images mind it."""
+    try:
+        return load_image_tokens(path, tokenizer, remote_code=remote_code)
+    except Refusal as refusal:
+        return refusal.problems[0]
+
+
+def _processor(path: str, tokenizer: PreTrainedTokenizerFast, remote_code: bool) -> Any:
+    # Imported here: most models read no images.
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
+    cls = PROCESSOR_MAPPING.get(type(config), None)
+    if cls is None:
+        return AutoProcessor.from_pretrained(path, trust_remote_code=remote_code)
+    processor = _without_other_inputs(cls, tokenizer).from_pretrained(path)
+    if getattr(processor, "image_processor", None) is None:
+        raise ValueError("no image processor")
+    return processor
+
+
+def _without_other_inputs(cls: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The class of a processor of text and images alone, with this tokenizer."""
+    from transformers import AutoImageProcessor
+
+    def parts(_cls: Any, path: str, _dictionary: Any = None, **_options: Any) -> list[Any]:
+        own = {"tokenizer": lambda: tokenizer, "image_processor": lambda: AutoImageProcessor.from_pretrained(path)}
+        return [own[name]() if name in own else None for name in cls.get_attributes()]
+
+    def check(self: Any, name: str, part: Any) -> Any:
+        return type(None) if part is None else cls.check_argument_for_proper_class(self, name, part)
+
+    own_methods = {
+        "_get_arguments_from_pretrained": classmethod(parts),
+        "check_argument_for_proper_class": check,
+        "get_attributes": classmethod(lambda _cls: cls.get_attributes()),
+    }
+    return type(cls.__name__, (cls,), own_methods)

@@ -1,0 +1,104 @@
+"""What a model reads in the place of an image: its processor is asked, for an image of each size, and the answer
+proved on the first rows. No pixel is needed for that, since a processor writes the same for all images of one size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from engine.core.problems import Refusal, problem
+from engine.data.images import ImageSource, Size, decode
+
+ROWS_PROVED = 8  # first rows with images that are compared with what the processor makes of them
+PROBE_SIZE = (64, 48)  # pixels
+TEXT_KEYS = ("input_ids", "attention_mask")
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # what families call the marks of image tokens
+Span = tuple[int, int]
+
+
+class ImageTokens:
+    """Image tokens of one processor. Raises Refusal if it does not tell what it writes for an image."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self.token: str = getattr(processor, "image_token", None) or ""
+        self.expansions: dict[Size, str] = {}
+        self.left_to_prove = ROWS_PROVED
+        if not self.token:
+            raise _unfit(processor, "no image_token")
+        made = self._process([Image.new("RGB", PROBE_SIZE)], self.token)
+        # Where both are there, one may be the tokenizer's own, which says nothing of images.
+        marks = self.processor.create_mm_token_type_ids(made["input_ids"])
+        self.type_keys = [key for key in TOKEN_TYPES if key in made and list(made[key][0]) == list(marks[0])]
+
+    def expansion(self, size: Size) -> str:
+        """The text that stands for an image of `size` (width, height). Raises Refusal if the processor takes none."""
+        if size not in self.expansions:
+            made = self._process([Image.new("RGB", size)], self.token)
+            replaced = made["text_replacement_offsets"][0]
+            if len(replaced) != 1 or not replaced[0]["replacement"]:
+                raise _unfit(self.processor, "an image is not replaced by tokens")
+            self.expansions[size] = replaced[0]["replacement"]
+        return self.expansions[size]
+
+    def expand(
+        self, text: str, spans: Sequence[Span], images: Sequence[ImageSource]
+    ) -> tuple[str, list[Span], list[Span]]:
+        """A rendered conversation with its images written out; `spans` of characters moved along, and those of the
+        images. Raises Refusal if the template has not written one place for each image."""
+        places = [match.span() for match in re.finditer(re.escape(self.token), text)]
+        if len(places) != len(images):
+            raise Refusal(problem("images-left-out", places=len(places), images=len(images)))
+        pieces: list[str] = []
+        written: list[Span] = []
+        at = length = 0
+        for (begin, end), image in zip(places, images, strict=True):
+            expansion = self.expansion(image.size)
+            length += begin - at
+            pieces += [text[at:begin], expansion]
+            written.append((length, length + len(expansion)))
+            length, at = length + len(expansion), end
+        grown = [after[1] - before[1] for before, after in zip(places, written, strict=True)]
+
+        def moved(place: int) -> int:
+            before = sum(end <= place for _, end in places)
+            return place + (grown[before - 1] if before else 0)
+
+        return "".join([*pieces, text[at:]]), [(moved(begin), moved(end)) for begin, end in spans], written
+
+    def prove(self, text: str, images: Sequence[ImageSource], ids: Sequence[int]) -> None:
+        """Raises Refusal unless the processor makes these ids of the rendered text and the images themselves. Only the
+        first rows are compared."""
+        if self.left_to_prove <= 0:
+            return
+        made = self._process([decode(image) for image in images], text)
+        if list(made["input_ids"][0]) != list(ids):
+            raise Refusal(problem("images-unproven"))
+        self.left_to_prove -= 1
+
+    def token_types(self, ids: Any) -> dict[str, Any]:
+        """Which tokens are an image's, as the model wants to be told; `ids` are (batch, length)."""
+        marks = self.processor.create_mm_token_type_ids(ids.tolist()) if self.type_keys else None
+        return {key: ids.new_tensor(marks) for key in self.type_keys}
+
+    def pixels(self, images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+        """The arguments of the forward pass that hold the images of several conversations, as tensors."""
+        texts = [self.token * len(own) for own in images]
+        made = self.processor(images=[list(own) for own in images], text=texts, return_tensors="pt", padding=True)
+        return {key: value for key, value in made.items() if key not in (*TEXT_KEYS, *self.type_keys)}
+
+    def _process(self, images: list[Image.Image], text: str) -> Any:
+        try:
+            return self.processor(
+                images=images, text=[text], add_special_tokens=False, return_text_replacement_offsets=True
+            )
+        except Exception as error:  # a processor may refuse an image in any way: one too flat, for example
+            raise _unfit(self.processor, str(error) or type(error).__name__) from error
+
+
+def _unfit(processor: Any, reason: str) -> Refusal:
+    return Refusal(problem("images-not-processed", processor=type(processor).__name__, reason=reason))

@@ -1,0 +1,194 @@
+"""Train tiny models that read images, and compute the same by hand: `python -m tests.image_training FOLDER`.
+
+The loss of the first step is that of the model as it was. By hand it comes from transformers' own image processor and
+model, and from token ids that are put together here. What there is to compare is printed as one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+from engine.core.rundir import RunDir, read_json, read_lines, write_json
+from engine.data.datasets import examples, find
+from engine.worker.data.examples import Encoder
+from engine.worker.models.processor import load_image_tokens
+from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.prepare import prepare
+from engine.worker.train import train
+from tests import zoo
+from tests.conftest import short_training
+from tests.train_many import lay_out
+
+FAMILIES = ("qwen2_5_vl", "gemma3")
+# What stands in the rendered text for an image, and what a processor makes of it (n: tokens of the image).
+PLACES = {"qwen2_5_vl": "<vision_start><image><vision_end>", "gemma3": "<boi>"}
+EXPANSIONS = {"qwen2_5_vl": "<vision_start>{}<vision_end>", "gemma3": "\n\n<boi>{}<eoi>\n\n"}
+GEMMA_TOKENS = 4  # of each image
+COLOURS = {"red": (220, 30, 30), "blue": (20, 40, 220), "green": (30, 200, 60)}
+SIZES = {"red": (40, 30), "blue": (64, 64), "green": (30, 50)}
+ROWS: list[tuple[str, str]] = [  # question (with <image> for the next image) and answer
+    ("<image>Which colour is it?", "It is red."),
+    ("Is this <image> like <image>", "No: blue, and green."),
+    ("What comes after 3?", "4."),
+]
+IMAGES = [["red"], ["blue", "green"], []]
+
+
+def write_data(folder: Path) -> None:
+    for name, colour in COLOURS.items():
+        picture = Image.new("RGB", SIZES[name], colour)
+        picture.paste((0, 0, 0), (5, 5, 15, 20))
+        picture.save(folder / f"{name}.png")
+    rows = [
+        {"instruction": question, "output": answer, "images": [f"{name}.png" for name in names]}
+        for (question, answer), names in zip(ROWS, IMAGES, strict=True)
+    ]
+    write_json(folder / "seen.json", rows)
+    write_json(folder / "dataset_info.json", {"seen": {"file_name": "seen.json"}})
+
+
+def write_model(family: str, folder: Path) -> Path:
+    zoo.build(family, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = zoo.CHATML.replace("IMAGE_MARK", repr(PLACES[family]))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    if family == "gemma3":  # which the zoo leaves at the 256 tokens of a large image
+        changed = {"config.json": "mm_tokens_per_image", "processor_config.json": "image_seq_length"}
+        for name, key in changed.items():
+            write_json(folder / name, read_json(folder / name) | {key: GEMMA_TOKENS})
+        weights = load_file(folder / "model.safetensors")
+        projector = next(name for name in weights if name.endswith("mm_input_projection_weight"))
+        weights[projector] = torch.randn_like(weights[projector])  # zeros, with which every image is the same
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def by_hand(family: str, folder: Path, data: Path) -> tuple[float, float, list[list[int]], list[list[int]]]:
+    """The loss of all rows as one batch, that with the negatives of its images, their ids, and their labels."""
+    model = AutoModelForImageTextToText.from_pretrained(folder).float().train()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    images = AutoImageProcessor.from_pretrained(folder)
+    ids, labels, pixels = [], [], []
+    for (question, answer), names in zip(ROWS, IMAGES, strict=True):
+        text = question
+        for name in names:
+            made = images(Image.open(data / f"{name}.png").convert("RGB"), return_tensors="pt")
+            pixels.append(made)
+            tokens = int(made["image_grid_thw"].prod()) // 4 if "image_grid_thw" in made else GEMMA_TOKENS
+            text = text.replace("<image>", EXPANSIONS[family].format("\0" * tokens), 1)
+        text = text.replace("\0", "<image>")
+        prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        whole = tokenizer(f"{prompt}{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"]
+        begin = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        ids.append(whole)
+        labels.append([-100] * begin + whole[begin:-1] + [-100])
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    longest = max(map(len, ids))
+    padded = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    targets = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
+    types = (padded == image_id).long()
+    more: dict[str, Any] = {"mm_token_type_ids" if family == "qwen2_5_vl" else "token_type_ids": types}
+    more |= {key: torch.cat([each[key] for each in pixels]) for key in pixels[0] if key != "num_crops"}
+    loss = model(input_ids=padded, attention_mask=mask, labels=targets, **more).loss
+    more["pixel_values"] = -more["pixel_values"]
+    other = model(input_ids=padded, attention_mask=mask, labels=targets, **more).loss
+    return float(loss), float(other), ids, labels
+
+
+def trained(root: Path, family: str, **changes: Any) -> RunDir:
+    """A run over all rows as one batch."""
+    settings = {"training__max_steps": 3, "training__per_device_train_batch_size": len(ROWS), "data__max_length": 256}
+    spec = short_training(root / family / "base", root, **settings | changes)
+    run = lay_out(RunDir(root / family / f"run{len(changes)}"), spec.change("data.datasets", ["seen"]))
+    prepare(run)
+    train(run)
+    return run
+
+
+def prepared(run: RunDir) -> list[dict[str, Any]]:
+    from datasets import Dataset
+
+    return list(Dataset.from_file(str(run.prepared / "train.arrow")))
+
+
+def encoder_of(root: Path, family: str, **changes: Any) -> Encoder:
+    spec = short_training(root / family / "base", root, **{"data__max_length": 256} | changes)
+    tokenizer = load_tokenizer(spec, spec.model.model_name_or_path)
+    return Encoder.of(spec, tokenizer, images=load_image_tokens(spec.model.model_name_or_path, tokenizer))
+
+
+def prepared_otherwise(root: Path, family: str) -> dict[str, Any]:
+    """What rows become under other settings: the statuses, labels of the first and files of each."""
+    rows = list(examples(find(root, "seen"), lambda bad: print(bad.text())))
+    ask = [{**message, "images": []} for message in rows[0]["messages"]]
+    long = {"messages": rows[0]["messages"] + rows[1]["messages"] + rows[2]["messages"], "tools": None}
+    settings: dict[str, dict[str, Any]] = {
+        "everything": {"stage": {"kind": "sft", "train_on": "everything"}},
+        "cut_end": {"data__max_length": 90},
+        "cut_start": {"data__max_length": 110, "data__too_long": "cut_start"},
+        "no room": {"data__max_length": 20},
+        "text template": {"model__chat_template": "chatml"},
+    }
+    made: dict[str, Any] = {}
+    for name, changes in settings.items():
+        whole = [long] if name.startswith("cut") else rows[:1]
+        (example,) = encoder_of(root, family, **changes).examples(whole)
+        ids = example.values[0].tolist()
+        trained = [token for begin, end in example.trained for token in ids[begin:end]]
+        files = [Path(image.path).stem for image in example.images]
+        reason = example.reason.text() if example.reason else ""
+        made[name] = {"status": example.status, "ids": ids, "trained": trained, "files": files, "reason": reason}
+    (plain,) = encoder_of(root, family).examples([{"messages": ask, "tools": None}])
+    return {"otherwise": made, "plain": plain.values[0].tolist()}
+
+
+def prepared_again(root: Path) -> list[bool]:
+    """Whether rows that were prepared before are prepared again: as nothing has changed; as an image has; and with
+    images of a row that is no longer there."""
+    family, told = FAMILIES[0], []
+    spec = short_training(root / family / "base", root, data__max_length=200).change("data.datasets", ["seen"])
+    for number in range(4):
+        run = lay_out(RunDir(root / family / f"again{number}"), spec)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            prepare(run)
+        told.append("prepared before" not in output.getvalue())
+        if number == 1:
+            Image.new("RGB", (128, 64)).save(root / "red.png")
+    return told
+
+
+def main(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    write_data(root)
+    results: dict[str, Any] = {}
+    for family in FAMILIES:
+        write_model(family, root / family / "base")
+        loss, other, ids, labels = by_hand(family, root / family / "base", root)
+        run = trained(root, family)
+        rows = prepared(run)
+        results[family] = prepared_otherwise(root, family) | {
+            "loss": [loss, *(line["loss"] for line in read_lines(run.metrics) if "loss" in line)],
+            "other_loss": other,
+            "ids": [ids, [row["input_ids"] for row in rows]],
+            "labels": [labels, [row["labels"] for row in rows]],
+            "files": [[Path(image["path"]).stem for image in row["image_sources"]] for row in rows],
+            "adapter": sorted(path.name for path in run.adapter.iterdir()),
+        }
+    print(json.dumps(results | {"again": prepared_again(root)}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

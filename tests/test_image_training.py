@@ -1,0 +1,99 @@
+"""Rows with images on tiny models of two families: ids, labels and the first loss are as by transformers' classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.problems import say
+from engine.data.images import image_in_file
+from engine.launch.workspace import Workplace
+from engine.preflight.checks import preflight_problems
+from engine.spec.run_spec import RunSpec
+from engine.worker.data.turn_weights import spans_without
+from tests.image_training import FAMILIES, IMAGES
+from tests.preloaded import run_python
+from tests.test_images import marked, picture
+from webui.data_tab import tokens_html
+from webui.words import Words
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return json.loads(run_python("-m", "tests.image_training", tmp_path_factory.mktemp("images")).splitlines()[-1])
+
+
+slow, each_family = pytest.mark.slow, pytest.mark.parametrize("family", FAMILIES)
+
+
+@slow
+@each_family
+def test_rows_with_images_are_prepared_as_the_processor_writes_them(results: dict[str, Any], family: str) -> None:
+    for by_hand, ours in (results[family]["ids"], results[family]["labels"]):
+        assert ours == by_hand
+    assert results[family]["files"] == IMAGES
+
+
+@slow
+@each_family
+def test_the_first_loss_is_that_of_the_model_by_hand(results: dict[str, Any], family: str) -> None:
+    by_hand, first, *_, last = results[family]["loss"]
+    assert first == pytest.approx(by_hand, abs=2e-6)
+    assert last < first
+    assert results[family]["other_loss"] != pytest.approx(by_hand, abs=2e-5)  # the images play a part in it
+
+
+@slow
+@each_family
+def test_image_tokens_are_never_trained_and_a_cut_leaves_images_whole(results: dict[str, Any], family: str) -> None:
+    made = results[family]["otherwise"]
+    places = {"qwen2_5_vl": 4, "gemma3": 10}[family]  # tokens of the first image, with those around them for Gemma
+    everything = made["everything"]
+    assert len(everything["ids"]) - len(everything["trained"]) == places
+    assert (made["cut_end"]["status"], made["cut_end"]["files"]) == ("cut", ["red"])
+    assert made["cut_end"]["ids"] == results[family]["ids"][0][0][:-1]
+    assert (made["cut_start"]["status"], made["cut_start"]["files"]) == ("cut", ["blue", "green"])
+    assert (made["no room"]["status"], made["no room"]["files"]) == ("too_long", [])
+    assert made["text template"]["reason"] == say("images-left-out", places=0, images=1)
+
+
+@slow
+def test_prepared_rows_are_used_again_until_an_image_changes(results: dict[str, Any]) -> None:
+    assert results["again"] == [True, False, True, False]
+
+
+def test_a_model_that_reads_no_images_and_packing_are_refused_before_the_start(
+    workplace: Workplace, make_spec: Any
+) -> None:
+    picture(workplace.data / "a.png")
+    row = json.dumps(marked("<image>What?", "a.png"))
+    (workplace.data / "seen.jsonl").write_text(row)
+    (workplace.data / "dataset_info.json").write_text(json.dumps({"seen": {"file_name": "seen.jsonl"}}))
+    spec: RunSpec = make_spec(data__datasets=["seen"], data__packing=True)
+    codes = {problem.code for problem in preflight_problems(spec, workplace)}
+    assert {"model-without-images", "packing-with-images"} <= codes
+
+
+def test_spans_are_cut_where_images_are() -> None:
+    assert spans_without([(0, 10)], None, [(2, 4), (8, 12)]) == ([(0, 2), (4, 8)], None)
+    assert spans_without([(0, 3), (5, 9)], [1.0, 0.5], [(5, 6)]) == ([(0, 3), (6, 9)], [1.0, 0.5])
+
+
+def test_tokens_of_an_image_are_shown_as_one() -> None:
+    pieces = [[5, "<image>", False, True]] * 64 + [[6, "a", True, False]] * 6
+    row = {"number": 1, "place": "a:1", "fate": "kept", "reason": None}
+    side = {"name": "", "tokens": 70, "trained": 6, "pieces": pieces}
+    html = tokens_html.tokens({"rows": [row | {"sides": [side]}]}, Words("en"))
+    assert html.count("&lt;image&gt;") == 1
+    assert "× 64" in html
+    assert html.count('title="6"') == 6
+
+
+def test_an_image_is_looked_at_once_until_its_file_changes(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png", (6, 4))
+    assert image_in_file(file).size == (6, 4)
+    picture(file, (90, 40))
+    assert image_in_file(file).size == (90, 40)

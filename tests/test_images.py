@@ -1,0 +1,197 @@
+"""Images of rows: read in every spelling, refused by name where they cannot be used, and never fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from engine.data import images
+from engine.data.datasets import Example
+from engine.data.images import IMAGE_MARK, decode
+from engine.data.row_images import images_of
+from engine.data.validation import check
+from tests.test_row_spellings import RIGHT, dataset, read, refused
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def picture(file: Path, size: tuple[int, int] = (6, 4), colour: tuple[int, int, int] = RED, **more: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file, **more)
+    return file
+
+
+def png(size: tuple[int, int] = (6, 4), colour: tuple[int, int, int] = RED) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def asking(*parts: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(parts)}, RIGHT]}
+
+
+def marked(text: str, *files: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}, RIGHT], "images": list(files)}
+
+
+WHAT = {"type": "text", "text": "What?"}
+URL = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+SPELLINGS = [
+    marked("<image>What?", "a.png"),
+    marked("<image>What?", "./sub/../a.png"),
+    marked("<image>What?", {"path": "a.png", "bytes": None}),
+    marked("<image>What?", URL),
+    {"messages": [{"role": "user", "content": "<image>What?"}, RIGHT], "image": "a.png"},
+    {"instruction": "<image>What?", "output": "No: four.", "images": ["a.png"]},
+    {"conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "Red."}], "image": "a.png"},
+    asking({"type": "image_url", "image_url": {"url": URL}}, WHAT),
+    asking({"type": "image_url", "image_url": "a.png"}, WHAT),
+    asking({"type": "input_image", "image_url": URL}, WHAT),
+    asking({"type": "image", "image": "a.png"}, WHAT),
+    asking({"type": "image", "path": "a.png", "text": None}, WHAT),
+    asking({"type": "image", "url": "file://FOLDER/a.png"}, WHAT),
+    asking({"image": "a.png"}, WHAT),
+    asking({"type": "image"}, WHAT) | {"images": ["a.png"]},
+]
+
+
+@pytest.mark.parametrize("row", SPELLINGS)
+def test_an_image_is_read_in_every_spelling(tmp_path: Path, row: dict[str, Any]) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "sub").mkdir()
+    for part in row.get("messages", [{}])[0].get("content", ()):
+        if isinstance(part, dict) and "url" in part:
+            part["url"] = part["url"].replace("FOLDER", str(tmp_path))
+    (example,) = read(tmp_path, row)
+    message = example["messages"][0]
+    assert message["content"] == f"{IMAGE_MARK}What?"
+    (image,) = message["images"]
+    assert image.size == (6, 4)
+    assert decode(image).getpixel((5, 3)) == RED
+
+
+def test_images_of_a_parquet_file_are_in_it(tmp_path: Path) -> None:
+    row = marked("<image>or <image>?", {"bytes": png(), "path": None}, {"bytes": png((2, 3), BLUE), "path": "b.png"})
+    (example,) = read(tmp_path, row, file="rows.parquet")
+    assert [image.size for image in images_of(example)] == [(6, 4), (2, 3)]
+    assert decode(list(images_of(example))[1]).getpixel((0, 0)) == BLUE
+
+
+def test_marks_take_the_images_of_the_column_in_order_of_the_conversation(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", (number + 1, 1))
+    turns = [{"role": "user", "content": "<image>Is it <image>?"}, RIGHT, {"role": "user", "content": "<image>"}, RIGHT]
+    (example,) = read(tmp_path, {"messages": turns, "images": ["0.png", "1.png", "2.png"]})
+    widths = [[image.width for image in message.get("images", ())] for message in example["messages"]]
+    assert widths == [[1, 2], [], [3], []]
+
+
+def test_an_image_beside_a_data_file_in_a_folder_is_read(tmp_path: Path) -> None:
+    picture(tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "rows.jsonl").write_text("")
+    assert read(tmp_path, marked("<image>What?", "a.png"), file="set/rows.jsonl")
+
+
+def test_an_image_is_turned_as_the_camera_was_held(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION_TAG] = 6
+    picture(tmp_path / "a.jpg", (6, 4), exif=exif)
+    (image,) = images_of(read(tmp_path, marked("<image>What?", "a.jpg"))[0])
+    assert image.size == decode(image).size == (4, 6)
+
+
+BAD = {
+    "is in no format": marked("<image>", "text.png"),
+    "is neither in": marked("<image>", "none.png"),
+    "is outside of": marked("<image>", "../out.png"),
+    "is outside of ": marked("<image>", "link.png"),
+    "is an address": marked("<image>", "https://example.org/a.png"),
+    "is an address.": asking({"type": "image_url", "image_url": {"url": "http://example.org/a.png"}}),
+    "is animated: 3 frames": marked("<image>", "moving.gif"),
+    "is too large: 9000 × 9000 px": marked("<image>", "bomb.png"),
+    "2 places for an image in the messages (<image>), but 1 image": marked("<image><image>", "a.png"),
+    "1 place for an image in the messages (<image>), but 2 images": marked("<image>", "a.png", "a.png"),
+    "0 places for an image": marked("What?", "a.png"),
+    "1 place for an image in the messages (<image>), but 0 images": asking({"type": "image"}, WHAT),
+    "a message from 'assistant' has an image": {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<image>"}], "images": ["a.png"]
+    },
+    "a message from 'system' has an image": {
+        "messages": [{"role": "system", "content": [{"type": "image", "image": "a.png"}]}, *asking(WHAT)["messages"]]
+    },
+    "'data URL' cannot be read": marked("<image>", "data:image/png;base64,§"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "row"), BAD.items())
+def test_a_row_whose_image_cannot_be_used_is_named(tmp_path: Path, reason: str, row: dict[str, Any]) -> None:
+    folder = tmp_path / "data"
+    picture(folder / "a.png")
+    picture(tmp_path / "out.png")
+    (folder / "link.png").symlink_to(tmp_path / "out.png")
+    (folder / "text.png").write_text("no picture")
+    frames = [Image.new("RGB", (4, 4), (n, 0, 0)) for n in (0, 90, 180)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("1", (9_000, 9_000)).save(folder / "bomb.png")
+    (text,) = refused(folder, row)
+    assert text.startswith("rows.jsonl:1: ")
+    assert reason.strip() in text
+
+
+def test_whether_there_is_a_file_elsewhere_is_not_told(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    picture(tmp_path / "out.png")
+    folder.mkdir()
+    there, absent = (refused(folder, marked("<image>", f"../{name}.png"))[0] for name in ("out", "off"))
+    assert there.replace("out.png", "off.png") == absent
+
+
+@pytest.mark.parametrize("form", ["text", "pairs", "thumbs", "prompts"])
+def test_a_stage_that_trains_on_no_images_says_so(tmp_path: Path, form: Any) -> None:
+    picture(tmp_path / "a.png")
+    row = asking({"type": "image", "image": "a.png"}, WHAT)
+    row["messages"] = row["messages"][: 1 if form in ("pairs", "prompts") else 2]
+    row |= {"text": "?", "label": True, "chosen": [RIGHT], "rejected": [RIGHT | {"content": "Five."}]}
+    entry = {"pairs": {"ranking": True}, "thumbs": {"columns": {"messages": "messages", "kto_tag": "label"}}}
+    more = {"formatting": "openai", **entry.get(form, {})}
+    if form == "text":
+        row, more = {"text": "<image>?", "images": ["a.png"]}, {"columns": {"prompt": "text"}}
+    (text,) = refused(tmp_path, row, form=form, entry=more)
+    assert "Only supervised fine-tuning (SFT) trains on images" in text
+
+
+def test_an_image_broken_behind_its_header_is_found_by_the_check_of_all_rows(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    rows = [marked("<image>What?", "a.jpg"), marked("<image>What?", "b.jpg")]
+    report = check(dataset(tmp_path, *rows), "chat")
+    assert (report.good, report.bad) == (1, 1)
+    assert report.problems[0].text().startswith("rows.jsonl:2: The image 'b.jpg' cannot be read: ")
+    assert check(dataset(tmp_path, *rows), "chat", limit=2).good == 2  # by the header it looks whole
+
+
+def test_rows_that_differ_in_their_images_alone_are_no_repetition(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    rows = [marked("<image>What?", name) for name in ("a.png", "b.png", "a.png")]
+    report = check(dataset(tmp_path, *rows), "chat")
+    assert report.counts == {"row-repeated": 1}
+
+
+def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png")
+    example: Example = read(tmp_path, marked("<image>What?", "a.png"))[0]
+    (image,) = images_of(example)
+    assert image.is_unchanged()
+    picture(file, (9, 9))
+    assert not image.is_unchanged()
+    os.unlink(file)
+    assert not image.is_unchanged()
