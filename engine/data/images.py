@@ -113,9 +113,9 @@ def _seen(stream: Any, size: int, name: str) -> Size | Problem:
         return problem("row-image-broken", image=name, reason=str(error) or type(error).__name__)
 
 
-def _too_many_pixels(name: str, found: str) -> Problem:
+def _too_many_pixels(name: str, size: str) -> Problem:
     limit = f"{MAX_IMAGE_PIXELS // 1_000_000}"
-    return problem("row-image-large", image=name, found=f"{found} px", limit=f"{limit} Mpx")
+    return problem("row-image-large", image=name, found=f"{size} px", limit=f"{limit} Mpx")
 
 
 def decode(source: ImageSource) -> Image.Image:

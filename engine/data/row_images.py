@@ -122,8 +122,8 @@ def _data_of_url(row: Row, url: str) -> bytes:
     """What a data URL (RFC 2397) holds."""
     head, comma, body = url.partition(",")
     if not comma or len(body) > 2 * MAX_IMAGE_BYTES:
-        found = f"{len(body) >> 20} MB"
-        raise row.bad("row-image-large", image=head[:40], found=found, limit=f"{MAX_IMAGE_BYTES >> 20} MB")
+        size, limit = (f"{amount >> 20} MB" for amount in (len(body), MAX_IMAGE_BYTES))
+        raise row.bad("row-image-large", image=head[:40], found=size, limit=limit)
     raw = unquote_to_bytes(body)
     if not head.endswith(";base64"):
         return raw

@@ -358,8 +358,8 @@ def example_question(row: Example) -> str:
         return row["text"]
     turns = row["messages"]
     apart = "chosen" in row or "answer" in row  # then no answer of the conversation is the row's own
-    asked = turns if apart else turns[: _last_answer(turns)]
-    return "\n".join([*(turn["content"] for turn in asked), *(image.identity for image in images_of(row))])
+    question = turns if apart else turns[: _last_answer(turns)]
+    return "\n".join([*(turn["content"] for turn in question), *(image.identity for image in images_of(row))])
 
 
 def example_answer(row: Example) -> str:

@@ -124,10 +124,8 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
         pool.close()
     summary = write_splits(spec, sources, folder)
     shutil.rmtree(drafts)
-    bad, bad_count = (
-        [bad_row for source in sources for bad_row in source.bad][:MAX_BAD_ROWS_SHOWN],
-        sum(source.bad_count for source in sources),
-    )
+    bad = [bad_row for source in sources for bad_row in source.bad][:MAX_BAD_ROWS_SHOWN]
+    bad_count = sum(source.bad_count for source in sources)
     for split, counts in summary.items():
         if not counts["examples"]:
             raise Refusal(_no_examples_problems(split, counts, spec, bad, bad_count))

@@ -21,13 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from engine.core.permissions import apply_umask
 from engine.core.rundir import ALIVE_BYTE, is_locked, read_object, try_lock, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
-from engine.data.images import ImageSource
 from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATE_FOLDER
 from engine.models.processor_files import PROCESSOR_FILES
@@ -43,7 +40,6 @@ TOKENIZER_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
     "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py", PROCESSOR_FILES,
 )  # fmt: skip
-IMAGES_COLUMN = "image_sources"  # of prepared rows: where each image is
 SETTINGS_WITHOUT_EFFECT = (
     "dataset_dir",
     "preprocessing_num_workers",
@@ -149,22 +145,20 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
 
 
 def _images_unchanged(folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether every image of the rows is as it was. Of a row that was cut or left out nothing is known: its image may
-    be another by now."""
-    if summary["images_refused"]:
-        return False
-    seen: set[tuple[str, int, int]] = set()
-    for split in summary["splits"]:
-        with pa.memory_map(str(folder / f"{split}.arrow")) as source, pa.ipc.open_stream(source) as stream:
-            if IMAGES_COLUMN not in stream.schema.names:
-                continue
-            if summary["bad_rows"] or summary[split]["rows"] != summary[split].get("rows_kept"):
-                return False
-            for batch in stream:
-                images = batch.column(IMAGES_COLUMN).flatten()
-                fields = (images.field(name).to_pylist() for name in ("path", "bytes", "modified"))
-                seen.update(zip(*fields, strict=True))
-    return all(ImageSource(path, None, 0, 0, size, modified).is_unchanged() for path, size, modified in seen if path)
+    """Whether every image of the rows is as it was. Of a row that was truncated or left out nothing is known: its image
+    may be another by now."""
+    with_images = [split for split in summary["splits"] if summary[split].get("images")]
+    if not with_images:
+        return not summary.get("images_refused")
+    left_out = summary["bad_rows"] or any(
+        summary[name]["rows"] != summary[name].get("rows_kept") for name in with_images
+    )
+    # Imported here: most rows have no images, and are handed over at once.
+    from engine.worker.data.images_column import images_unchanged
+
+    return (
+        kept and not summary["bad_rows"] and all(images_unchanged(folder / f"{split}.arrow") for split in with_images)
+    )
 
 
 def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from engine.data.images import ImageSource, decoding_problem
 from engine.data.row_images import images_of
 from engine.data.template_losses import LOSSES
 from engine.spec.run_spec import RunSpec
-from engine.worker.data.cache import IMAGES_COLUMN
+from engine.worker.data.images_column import IMAGES_COLUMN, images_column
 from engine.worker.data.turn_weights import spans_without, weighted_spans, weights_column, without_oldest
 from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.chat_template import ChatTemplate, Span
@@ -48,19 +48,6 @@ ROW_STATUSES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
 USABLE_STATUSES = 2  # the first two of them
 
 IDS_TYPE = pa.list_(pa.int32())
-# Of the column that is there if any example has images; the fields are those of `engine.data.images.ImageSource`.
-IMAGES_TYPE = pa.list_(
-    pa.struct(
-        {
-            "path": pa.string(),
-            "content": pa.binary(),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "bytes": pa.int64(),
-            "modified": pa.int64(),
-        }
-    )
-)
 COLUMNS: dict[Form, dict[str, pa.DataType]] = {
     "text": {"input_ids": IDS_TYPE, "labels": IDS_TYPE},
     "chat": {"input_ids": IDS_TYPE, "labels": IDS_TYPE},
@@ -360,7 +347,7 @@ def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
         columns.append(weights_column(columns[names.index("labels")], IGNORE_INDEX, examples))
         names.append("weights")
     if any([example.images for example in examples]):
-        columns.append(images_column(examples))
+        columns.append(images_column(example.images for example in examples))
         names.append(IMAGES_COLUMN)
     number = {status: at for at, status in enumerate(ROW_STATUSES)}
     columns.append(pa.array([number[example.status] for example in examples], pa.uint8()))
@@ -368,11 +355,6 @@ def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
     bit = {word: 1 << at for at, word in enumerate(LOSSES)}
     columns.append(pa.array([sum(map(bit.__getitem__, example.lost)) for example in examples], pa.uint16()))
     return pa.RecordBatch.from_arrays(columns, names=[*names, "status", "ended", "lost"])
-
-
-def images_column(examples: Sequence[Example]) -> pa.ListArray:
-    """Where the images of each example are; no pixels."""
-    return pa.array([[asdict(image) for image in example.images] for example in examples], IMAGES_TYPE)
 
 
 def list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:

@@ -20,11 +20,10 @@ from engine.worker.data.examples import (
     COLUMNS,
     IDS_TYPE,
     IGNORE_INDEX,
-    IMAGES_COLUMN,
-    IMAGES_TYPE,
     ROW_STATUSES,
     USABLE_STATUSES,
 )
+from engine.worker.data.images_column import IMAGES_COLUMN, IMAGES_TYPE
 from engine.worker.data.packing import PACKED_SCHEMA as PACKED
 from engine.worker.data.packing import pack_examples
 from engine.worker.data.turn_weights import WEIGHTS_TYPE, weights_column
@@ -106,6 +105,8 @@ class SplitWriter:
             chosen = chosen.append_column("weights", weights_column(chosen.column("labels"), IGNORE_INDEX, ()))
         if self.pictured and IMAGES_COLUMN not in chosen.schema.names:
             chosen = chosen.append_column(IMAGES_COLUMN, pa.array([[]] * chosen.num_rows, IMAGES_TYPE))
+        if self.pictured:
+            self.counted["images"] += len(chosen.column(IMAGES_COLUMN).flatten())
         chosen = chosen.select(self.columns)
         if self.form == "text":
             chosen = windows(chosen, self.max_length)

@@ -13,7 +13,8 @@ from engine.core.problems import Problem
 from engine.data.chunks import Block, ByteRange, InvalidByteRange, blocks, row_by_row
 from engine.data.datasets import Dataset, Example, convert_rows, files_of
 from engine.data.text_lines import Located
-from engine.worker.data.examples import IMAGES_COLUMN, Encoder, examples_table
+from engine.worker.data.examples import Encoder, examples_table
+from engine.worker.data.images_column import IMAGES_COLUMN
 from engine.worker.runtime.process_pool import ProcessPool
 
 MAX_PROBLEMS_SHOWN = 20  # problems of bad rows that are kept per block, and per data set

@@ -29,8 +29,8 @@ from engine.evaluation.probe import (
     MAX_TRAINING_PROMPTS,
 )
 from engine.spec.run_spec import RunSpec
-from engine.worker.data.cache import IMAGES_COLUMN
 from engine.worker.data.examples import IGNORE_INDEX, Example
+from engine.worker.data.images_column import IMAGES_COLUMN
 from engine.worker.evaluation.respond import losses
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Answer, Batch, Piece

@@ -14,7 +14,8 @@ from trl.trainer.utils import pad
 
 from engine.core.rundir import read_json
 from engine.data.images import ImageSource, decode
-from engine.worker.data.cache import IMAGES_COLUMN, SUMMARY_FILE
+from engine.worker.data.cache import SUMMARY_FILE
+from engine.worker.data.images_column import IMAGES_COLUMN
 from engine.worker.models.processor import load_image_tokens
 from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.training.context import TrainingContext
