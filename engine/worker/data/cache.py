@@ -150,15 +150,13 @@ def _images_unchanged(folder: Path, summary: Mapping[str, Any]) -> bool:
     with_images = [split for split in summary["splits"] if summary[split].get("images")]
     if not with_images:
         return not summary.get("images_refused")
-    left_out = summary["bad_rows"] or any(
-        summary[name]["rows"] != summary[name].get("rows_kept") for name in with_images
-    )
+    kept = all(summary[split]["rows"] == summary[split].get("rows_kept") for split in with_images)
+    if summary["bad_rows"] or not kept:
+        return False
     # Imported here: most rows have no images, and are handed over at once.
     from engine.worker.data.images_column import images_unchanged
 
-    return (
-        kept and not summary["bad_rows"] and all(images_unchanged(folder / f"{split}.arrow") for split in with_images)
-    )
+    return all(images_unchanged(folder / f"{split}.arrow") for split in with_images)
 
 
 def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
