@@ -16,12 +16,12 @@ from engine.worker.templates.chat_template import (
     common_prefix_length,
 )
 
-EndPair = tuple[str | None, str | None]  # what ends a last answer, and one that something follows
+EndPair = tuple[str | None, str | None]  # the end of a last answer, and of one that is followed by something
 PROBE_CALL = {"id": "A" * 9, "type": "function", "function": {"name": "f", "arguments": {"key": PROBE}}}
 
 
 class MaskSettings(NamedTuple):
-    """`end_last_answer`: a token at which generation stops is added where the template ends a last answer with none.
+    """`end_last_answer`: if the template ends a last answer with no token, one at which generation stops is added.
     `train_empty_thoughts`: the <think></think> that a template writes before an answer without reasoning is trained."""
 
     end_last_answer: bool = True
@@ -33,8 +33,8 @@ DEFAULT_MASK = MaskSettings()
 
 @dataclass(frozen=True)
 class Endings:
-    """The tokens that end answers: `stops` of those the template writes, and what is to be added behind a last answer
-    where it writes none, `added` behind a text and `added_call` behind a call."""
+    """The tokens that end answers: `stops` are those that the template writes; if it writes none after a last answer,
+    `added` is added after a text and `added_call` after a call."""
 
     stops: tuple[str, ...]
     added: str | None
@@ -45,11 +45,11 @@ class Endings:
 
 
 class EndingProbes:
-    """Learns what ends an answer. `generation_stops`: the tokens at which
-    generation stops by the model's own configuration.
+    """Determines what ends an answer. `generation_stops`: the tokens at which generation stops according to the model's
+    configuration.
 
-    `opening`: what the generation prompt adds to a question. `openers`: the control tokens that open a turn.
-    Whatever the template raises is raised.
+    `opening`: what the generation prompt adds to a question. `openers`: the control tokens that open a turn. Whatever
+    the template raises is raised.
     """
 
     def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], settings: MaskSettings):
@@ -58,7 +58,8 @@ class EndingProbes:
         self.openers = self._openers()
 
     def _openers(self) -> frozenset[str]:
-        """Control tokens that open a turn: those at the very beginning, and those only the generation prompt adds."""
+        """Control tokens that open a turn: those at the very beginning, and those that only the generation prompt
+        adds."""
         control, ask = self.template.any_control, [user_message(QUESTION)]
         text, prompt = self.template.render(ask), self.template.render(ask, add_generation_prompt=True)
         head = re.match(rf"\s*(?:(?:{control.pattern})\s*)*", text)
@@ -68,7 +69,7 @@ class EndingProbes:
 
     def endings(self) -> Endings:
         plain = self._ending(assistant_message(PROBE), user_message(QUESTION))
-        if plain is None:  # a template that does not even write this has nothing to learn from
+        if plain is None:  # nothing can be determined from a template that does not even render this
             return Endings((), None, None)
         call = None
         for arguments in ({"key": PROBE}, PROBE):
@@ -81,15 +82,15 @@ class EndingProbes:
                     {"role": "tool", "content": "r", "name": "f", "tool_call_id": PROBE_CALL["id"]},
                     plain,
                 )
-            except Exception:  # a template may refuse tools in any way it likes
+            except Exception:  # a template may reject tools in any way
                 continue
             if call:
                 break
         return self._chosen(plain, call)
 
     def _ending(self, answer: Message, following: Message, known: EndPair = (None, None)) -> EndPair | None:
-        """The token that ends `answer` where it is the last message, and where `following` follows it; None if the
-        template leaves the answer out."""
+        """The token that ends `answer` if it is the last message, and if `following` follows it; None if the template
+        leaves the answer out."""
         messages = [user_message(QUESTION), answer]
         last = self.template.render(messages)
         middle = self.template.render([*messages, following, assistant_message(PROBE_2)])
@@ -116,7 +117,7 @@ class EndingProbes:
         return closing
 
     def _controls(self, text: str, answer: Message) -> list[str]:
-        """Control tokens in the text behind an answer; behind a call only special ones: others close the call."""
+        """Control tokens in the text after an answer; after a call only special ones, because others close the call."""
         control = self.template.control
         return [
             token for token in self.template.any_control.findall(text) if control[token] or not answer.get("tool_calls")
@@ -125,7 +126,7 @@ class EndingProbes:
     def _chosen(self, plain: EndPair, call: EndPair | None) -> Endings:
         (last, middle), (call_last, call_middle) = plain, call or plain
         stops = dict.fromkeys(token for token in (last, call_last) if token)
-        # A last answer that nothing ends: the mark of who speaks next ends the others, and generation stops at it.
+        # A last answer without an end: the mark of the next speaker ends the others, and generation stops at it.
         stops |= dict.fromkeys(
             token for token in ((middle if not last else None), (call_middle if not call_last else None)) if token
         )

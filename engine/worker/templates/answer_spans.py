@@ -35,11 +35,11 @@ from engine.worker.templates.mask_fallbacks import proposed_spans, verified_answ
 from engine.worker.templates.provenance import Piece, Provenance, losses_in, trace_provenance
 from engine.worker.templates.rendering import Rendering
 
-MAX_CLOSING_CHARACTERS = 64  # letters and digits that may close an answer before the token that ends it
-MAX_GAPS_REMEMBERED = 4096  # texts between a question and its answer that are remembered
+MAX_CLOSING_CHARACTERS = 64  # letters and digits that may close an answer before its end token
+MAX_GAPS_REMEMBERED = 4096  # cached texts between a question and its answer
 EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
 THINK_TAG = re.compile("think>|</[^<>]*think")
-# Marks that a template writes as one, whether or not they are tokens of their own.
+# Marks that a template writes as a unit, whether or not they are single tokens.
 TAG_PATTERN = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
 
 
@@ -53,8 +53,8 @@ class Answers(NamedTuple):
 
 
 class AnswerSpans:
-    """Finds the answers in what one template writes. `generation_stops`: the tokens at which generation stops by the
-    model's own configuration.
+    """Finds the answers in the output of one template. `generation_stops`: the tokens at which generation stops
+    according to the model's configuration.
 
     Raises Refusal if the template cannot render a question and an answer, or if nothing would end an answer.
     """
@@ -66,7 +66,7 @@ class AnswerSpans:
         try:
             probes = EndingProbes(template, generation_stops, settings)
             self.opening, self.openers, self.endings = probes.opening, probes.openers, probes.endings()
-        except Exception as error:  # a template is a program of its own, and may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             raise Refusal(problem("template-fails", "model.chat_template", reason=str(error))) from error
         if not self.endings.all():
             raise Refusal(problem("template-without-end", "model.chat_template"))
@@ -74,20 +74,20 @@ class AnswerSpans:
         self.generation_stops = tuple(generation_stops)
 
     def find(self, row: Row, text: str, traced: Provenance | None) -> tuple[str, Answers]:
-        """The answers in `text`, the rendering of `row`, and the text with the end of the last
-        one added where it lacks one. `traced`: where the text comes from, if that is known.
+        """The answers in `text`, the rendering of `row`, and the text with the end of the last one added if it lacks
+        one. `traced`: where the text comes from, if known.
 
-        Raises Refusal where it cannot be proved that the answers are where they seem to be.
+        Raises Refusal if it cannot be proved that the answers are where they seem to be.
         """
         answers = self._from_provenance(row, text, traced) if traced else self._from_proposals(row, text)
         return self._with_end_token(row, text, answers)
 
     def are_independent_of(self, answer: str) -> bool:
-        """Whether the spans found for any other answer of the kind hold for
-        this one, too (`template_cache` uses them again).
+        """Whether the spans found for any other answer of this kind also hold for this one (`template_cache` reuses
+        them).
 
-        It has to say something, without reasoning in its text, and must not begin
-        as the generation prompt ends, of which its beginning would be a part.
+        It has to contain text, without reasoning in it, and must not begin with the end of the generation prompt,
+        because its beginning would then be a part of that.
         """
         words = answer.lstrip()
         thinks = "think" in answer and THINK_TAG.search(answer)
@@ -98,14 +98,13 @@ class AnswerSpans:
         return tuple(self.atoms.findall(self.opening)) or ("\0",)
 
     def _from_proposals(self, row: Row, text: str) -> Answers:
-        """The answers where it is not known where everything comes from. Raises
-        Refusal if no other way proves itself."""
+        """The answers if it is unknown where everything comes from. Raises Refusal if no other way can be proved."""
         for proposal in proposed_spans(self.template, row, text):
             words = verified_answers(row, text, proposal, self.template.any_control)
             if words is None:
                 continue
             stops = [self.stop.search(text, begin, limit) for begin, _, limit in words]
-            # Only what nothing follows may go on to the end of the text.
+            # Only an answer that nothing follows may continue to the end of the text.
             if all(stops[:-1]) and (not stops or stops[-1] or words[-1][2] == len(text)):
                 ends = [stop.end() if stop else len(text) for stop in stops]
                 whole = [(begin, end) for (begin, _, _), end in zip(words, ends, strict=True)]
@@ -116,9 +115,9 @@ class AnswerSpans:
         raise Refusal(problem("mask-unproven"))
 
     def _with_end_token(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
-        """The same with the end of turn added behind a last answer that has none."""
+        """The same with the end of turn added after a last answer that has none."""
         end = self.endings.added_call if row["messages"][-1].get("tool_calls") else self.endings.added
-        if not end and self.settings.end_last_answer:  # written behind other answers, and not behind this one
+        if not end and self.settings.end_last_answer:  # written after other answers, but not after this one
             end = next(iter((*self.endings.stops, *self.generation_stops)), None)
         if answers.is_ended or not end or not answers.spans or answers.spans[-1][1] != len(text):
             return text, answers
@@ -144,7 +143,7 @@ class AnswerSpans:
         return Answers(self._behind_empty_thoughts(text, spans), is_ended, lost)
 
     def _reasoning_losses(self, row: Row, text: str, spans: list[Span]) -> list[str]:
-        """What becomes of a last answer that has no reasoning where the template is a thinking model's."""
+        """What happens to a last answer without reasoning if the template is a thinking model's."""
         if not spans or row["messages"][-1]["role"] != "assistant":
             return []
         answer = text[slice(*spans[-1])]
@@ -153,12 +152,12 @@ class AnswerSpans:
         return ["without_reasoning"] if "think" in self.opening and "think>" not in answer else []
 
     def _header_losses(self, spans: list[Span]) -> list[str]:
-        """Whether what opens an answer is trained with it."""
+        """Whether the header of an answer is trained with it."""
         return ["header"] if spans and self.trained_header else []
 
     @cached_property
     def trained_header(self) -> str:
-        """What opens each answer, where no generation prompt writes it and so the model has to."""
+        """The header of each answer that no generation prompt writes, so that the model has to."""
         row = {"messages": [user_message(QUESTION), assistant_message(PROBE)]}
         if self.opening.strip():
             return ""
@@ -168,19 +167,20 @@ class AnswerSpans:
                 return ""
             marks = self.template.generation_marks(row["messages"])
             start = self._span(Rendering(row, text, traced, marks, self.template.separators), 1, 0)[0][0]
-        except Exception:  # a template may refuse even this, and then writes no answer
+        except Exception:  # a template may reject even this, and then renders no answer
             return ""
         return EMPTY_THOUGHT.sub("", text[start:].partition(PROBE)[0]).strip()
 
     def _behind_empty_thoughts(self, text: str, spans: list[Span]) -> list[Span]:
-        """The spans without the empty thoughts that the template writes before answers that have none, if these are not
+        """The spans without the empty thinking that the template writes before answers without reasoning, if it is not
         to be trained."""
         if self.settings.train_empty_thoughts:
             return spans
         return [(match.end() if (match := EMPTY_THOUGHT.match(text, *span)) else span[0], span[1]) for span in spans]
 
     def _span(self, rendering: Rendering, number: int, after: int) -> tuple[Span, bool]:
-        """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""
+        """The span of the answer in message `number`, after the answer that ends at `after`; and whether a stop ends
+        it."""
         text, own = rendering.text, rendering.own(number)
         rendering.check_written(number, own)
         blank = not any(piece.start < piece.end for piece in own)
@@ -211,17 +211,17 @@ class AnswerSpans:
         return (start, end), stop is not None
 
     def _writes_blank(self, rendering: Rendering, number: int) -> bool:
-        """Whether the template writes anything for a message in which nothing is said."""
+        """Whether the template writes anything for an empty message."""
         row = rendering.row
         without = [*row["messages"][:number], *row["messages"][number + 1 :]]
         try:
             return self.template.render(without, row.get("tools")) != rendering.text
-        except Exception:  # the others alone are no conversation that it takes
+        except Exception:  # the other messages alone are not a conversation that it accepts
             return True
 
     def _closed(self, row: Row, number: int, rest: str) -> int:
-        """How much of `rest`, the text behind an answer that no stop ends,
-        closes it: what is there without the next."""
+        """How much of `rest`, the text after an answer without a stop, closes it: what is also there without the next
+        message."""
         following = row["messages"][number + 1 :]
         alone = self._tail({**row, "messages": row["messages"][: number + 1]}) if following else rest
         shared = rest[: common_prefix_length(rest, alone or "", self.atoms)]
@@ -231,8 +231,8 @@ class AnswerSpans:
         return len(shared)
 
     def _start(self, rendering: Rendering, number: int, gap: str, blank: bool) -> int | None:
-        """Where in `gap`, the text between what is before an answer and its first word, the answer starts. Of a `blank`
-        one, which has no first word, only the generation prompt can tell."""
+        """The start of the answer in `gap`, the text between what precedes the answer and its first word. For a `blank`
+        answer, which has no first word, only the generation prompt shows it."""
         row = rendering.row
         role = row["messages"][number - 1]["role"] if number else ""
         key = gap, role, bool(row.get("tools")), rendering.contexts[number], blank
@@ -243,8 +243,8 @@ class AnswerSpans:
         return self.starts[key]
 
     def _start_behind(self, rendering: Rendering, number: int, low: int, first: int) -> int | None:
-        """The same where nothing shows where the message before the answer is, as of
-        a blank one: `low` is then earlier, and the prompt is compared from there."""
+        """The same if nothing shows where the message before the answer is, because it is blank: `low` is then earlier,
+        and the prompt is compared from there."""
         row, gap = rendering.row, rendering.text[low:first]
         before = row["messages"][:number]
         if before[-1]["role"] == "assistant":
@@ -252,7 +252,7 @@ class AnswerSpans:
         try:
             prompt = self.template.render(before, row.get("tools"), add_generation_prompt=True)
             answered = self.template.render([*before, assistant_message(PROBE)], row.get("tools"))
-        except Exception:  # a template may refuse half a conversation
+        except Exception:  # a template may reject half a conversation
             return None
         header = answered.partition(PROBE)[0]
         if not all(written.startswith(rendering.text[:low]) for written in (prompt, header)):
@@ -267,7 +267,7 @@ class AnswerSpans:
     def _learn_start(self, row: Row, number: int, gap: str, blank: bool) -> int | None:
         before = {**row, "messages": row["messages"][:number]}
         if not number or before["messages"][-1]["role"] == "assistant":
-            return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
+            return self._behind_opening(gap)  # nothing is generated here, so there is no generation prompt
         prompt = self._tail(before, add_generation_prompt=True)
         if prompt is None:
             return self._behind_opening(gap)
@@ -278,17 +278,17 @@ class AnswerSpans:
             return None
         if "think" in (self.atoms.match(gap, offset) or [""])[0]:
             return offset  # the model writes its reasoning itself
-        # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.
+        # History and generation prompt name the speaker differently: an answer of plain text shows where it begins.
         author = {key: value for key, value in row["messages"][number].items() if key == "name"}
         plain = assistant_message(PROBE, **author)
         header = self._tail({**row, "messages": [*before["messages"], plain]}, until=PROBE)
         header_offset, header_whole = self._parting(gap, header or "")
-        # Questions, too, are called otherwise once they are answered: what opens any answer tells.
+        # Questions are also named differently once they are answered: the header of any answer shows where it begins.
         behind = 0 if header_whole else self._behind_opening(gap) or 0
         return max(offset, header_offset, behind)
 
     def _behind_opening(self, gap: str) -> int | None:
-        """Where in `gap` that ends which opens the answer to a question; all of it where nothing does."""
+        """Where the header of an answer to a question ends in `gap`; all of it if there is none."""
         opening = self.opening.strip()
         if not opening:
             return len(gap)
@@ -301,11 +301,10 @@ class AnswerSpans:
         return max((length, at + length) for at, length in lengths.items())[1] if lengths else None
 
     def _tail(self, row: Row, *, add_generation_prompt: bool = False, until: str = "") -> str | None:
-        """What the template writes behind the last text of the conversation, or
-        before `until`, behind the one before."""
+        """What the template writes after the last text of the conversation or, before `until`, after the one before."""
         try:
             text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
-        except Exception:  # a template may refuse half a conversation
+        except Exception:  # a template may reject half a conversation
             return None
         traced = trace_provenance(self.template, row, text, add_generation_prompt)
         if traced is None:
@@ -316,7 +315,7 @@ class AnswerSpans:
         return text[max(ends, default=0) : limit]
 
     def _parting(self, history: str, prompt: str) -> tuple[int, bool]:
-        """How much of `history` is as in `prompt`, blanks aside, and whether one of them is there to its end."""
+        """How much of `history` equals `prompt`, ignoring blanks, and whether one of them ends there."""
         at, other = 0, 0
         while True:
             ahead, other_ahead = _skip_blanks(history, at), _skip_blanks(prompt, other)
@@ -338,7 +337,7 @@ class AnswerSpans:
 
 
 def _bounds_of_answer(number: int, own: list[Piece], others: list[Piece], length: int) -> Span:
-    """Between which pieces of other messages the answer in message `number` stands."""
+    """The pieces of other messages between which the answer in message `number` is."""
     if own:
         first, last = own[0].start, max(piece.end for piece in own)
         low = max([piece.end for piece in others if piece.end <= first], default=0)

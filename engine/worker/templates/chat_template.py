@@ -29,12 +29,12 @@ Message = dict[str, Any]
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks around what is to be trained
 REASONING = "reasoning_content"  # the key of reasoning in canonical rows
-REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
+REASONING_KEYS = (REASONING, "reasoning", "thinking")  # its names in templates
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 PLAIN_WORD = re.compile(r"\w*")
 SYNTHETIC_CALL_ID = re.compile(r"call\d{5}|functions\..+:\d+")  # of a call that has none in the data
-CALL_ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
-# Private-use characters: no template writes them.
+CALL_ID_LENGTH = 9  # length of a tool call's id: required by Mistral's templates, and accepted by all others
+# Private-use characters, which no template writes.
 PROBE, PROBE_2, QUESTION = "\ue000", "\ue001", "\ue002"
 SEARCH_METHODS = {
     "split",
@@ -57,7 +57,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str):
         self.tokenizer, self.source = tokenizer, source
-        # A template may put a token together from parts, which only what it writes shows.
+        # A template may assemble a token from parts, which only its output shows.
         turns = [{"role": role, "content": QUESTION} for role in ("user", "assistant", "user")]
         written = [self._attempt(turns[:end], add_generation_prompt=True) or "" for end in (1, 3)] if source else []
         self.control = control_tokens(tokenizer, "\n".join([source, *written]))
@@ -80,18 +80,19 @@ class ChatTemplate:
 
     @cached_property
     def searched(self) -> frozenset[str]:
-        """The texts that the template looks for in what it is given: `'</think>' in content`, `content.split('…')`."""
+        """The texts that the template looks for in its input: `'</think>' in content`, `content.split('…')`."""
         tree = _compile_jinja_template(self.source).environment.parse(self.source)
         return frozenset(text for text in _searched_texts(tree) if text.strip())
 
     @cached_property
     def separators(self) -> re.Pattern[str]:
-        """What divides a text into parts that the template may treat differently: what it looks for, control tokens."""
+        """What divides a text into parts that the template may treat differently: what it looks for, and control
+        tokens."""
         return any_of({*self.searched, *self.control, "<think>", "</think>", IMAGE_MARK})
 
     @cached_property
     def content_in_parts(self) -> bool:
-        """Whether it takes a content only as a list of parts, as templates of models that also see do."""
+        """Whether it accepts a content only as a list of parts, as templates of vision models do."""
         ask = [{"role": "user", "content": PROBE}]
         as_text, as_parts = (self._attempt(messages) or "" for messages in (ask, with_content_parts(ask)))
         return PROBE not in as_text and PROBE in as_parts
@@ -103,24 +104,25 @@ class ChatTemplate:
 
     @cached_property
     def writes_ids(self) -> bool:
-        """Whether it mentions the ids of calls, and so may insist on them."""
+        """Whether it mentions the IDs of calls, and so may require them."""
         return re.search(r"\bid\b|tool_call_id", self.source) is not None
 
     @cached_property
     def writes_names(self) -> bool:
-        """Whether it writes the name of a call; of Kimi K2's it is a part of the id."""
+        """Whether it writes the name of a call; in Kimi K2's, the name is part of the ID."""
         text = self._call_probe({"key": PROBE}, "", PROBE_2) or self._call_probe({"key": PROBE}, None, PROBE_2)
         return not text or PROBE_2 in text
 
     @cached_property
     def null_beside_calls(self) -> bool:
-        """Whether a message that only calls has to have no content at all (null) rather than an empty one."""
+        """Whether a message that contains only calls must have no content at all (null) rather than an empty one."""
         with_empty, with_null = (self._call_probe({"key": PROBE}, content) for content in ("", None))
         return PROBE not in (with_empty or "") and PROBE in (with_null or "")
 
     @cached_property
     def arguments_as_text(self) -> bool:
-        """Whether it wants the arguments of a call as JSON text: it cannot write an object, or not as JSON."""
+        """Whether it expects the arguments of a call as JSON text, because it cannot write an object, or not as
+        JSON."""
         forms = ({"key": PROBE}, json.dumps({"key": PROBE}, ensure_ascii=False))
         as_object, as_text = (self._call_probe(form, "") or self._call_probe(form, None) for form in forms)
         python_repr = as_object is not None and f"'key': '{PROBE}'" in as_object
@@ -138,7 +140,7 @@ class ChatTemplate:
 
     @cached_property
     def reasoning_key(self) -> str | None:
-        """Under which name it writes the reasoning of a last answer; None if it has no place for it."""
+        """Its key for the reasoning of a last answer; None if it has none."""
         for key in REASONING_KEYS:
             if key in self.source:
                 text = self._probe({"role": "assistant", "content": PROBE_2, key: PROBE})
@@ -148,13 +150,13 @@ class ChatTemplate:
 
     @cached_property
     def reads_inline_reasoning(self) -> bool:
-        """Whether it looks for <think>…</think> in an answer by itself."""
+        """Whether it looks for <think>…</think> in an answer itself."""
         return any("think>" in text for text in self.searched)
 
     @cached_property
     def inline_reasoning(self) -> str:
-        """How reasoning is written in front of a content for a template that has no key for it: a text with {} for the
-        reasoning; empty if it would be left out, or have two beginnings."""
+        """How reasoning is written before a content for a template without a key for it: a text with {} for the
+        reasoning; empty if the template would leave it out, or duplicate its opening."""
         if self.reads_inline_reasoning:
             for written in ("<think>\n{}\n</think>\n\n", "{}\n</think>\n\n"):
                 message = {"role": "assistant", "content": written.format(PROBE) + PROBE_2}
@@ -169,12 +171,12 @@ class ChatTemplate:
     def _attempt(self, messages: list[Message], add_generation_prompt: bool = False) -> str | None:
         try:
             return render(self.tokenizer, self.source, messages, add_generation_prompt=add_generation_prompt)[0]
-        except Exception:  # a template is a program of its own, and may refuse anything in any way
+        except Exception:  # a template is a program and may reject anything in any way
             return None
 
     def adapt(self, row: Row) -> Row:
-        """The row in the form that this template takes: reasoning under its name, arguments as object or text, and an
-        id for each call that has none. The same object if nothing has to be changed."""
+        """The row in the form that this template accepts: reasoning under its key, arguments as object or text, and an
+        ID for each call that has none. The same object if nothing has to be changed."""
         messages = row["messages"]
         if all(len(message) == 2 for message in messages) and not self._splits_inline(messages):
             return row
@@ -248,7 +250,8 @@ def with_image_parts(messages: list[Message]) -> list[Message]:
 
 
 def with_short_ids(messages: list[Message]) -> list[Message]:
-    """The messages with each id of a call made nine letters and digits, as some templates demand, equal ids equally."""
+    """The messages with each call's ID replaced by nine letters and digits, as some templates require; equal IDs stay
+    equal."""
 
     def short(text: Any) -> str:
         digest = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).digest()
@@ -265,10 +268,10 @@ def with_short_ids(messages: list[Message]) -> list[Message]:
 
 
 def _with_ids(messages: list[Message], named: bool) -> Iterator[Message]:
-    """Each call with an id, and each result with the id and the name of its call, in their order.
-    Unless calls are `named` elsewhere, the id has the name in it, as Kimi K2 writes it."""
+    """Each call with an ID, and each result with the ID and the name of its call, in their order. Unless calls are
+    `named` elsewhere, the ID contains the name, as in Kimi K2's format."""
     numbers = count()
-    waiting: dict[str, str] = {}  # id of a call → its name
+    waiting: dict[str, str] = {}  # ID of a call → its name
     for message in messages:
         if calls := message.get("tool_calls"):
             calls = [{**call, "id": call.get("id") or _synthetic_call_id(call, next(numbers), named)} for call in calls]
@@ -307,9 +310,10 @@ def _constants(expressions: Iterable[nodes.Node]) -> Iterator[str]:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> dict[str, bool]:
-    """Text of each control token → whether it is special: all special tokens and the added ones the template writes.
+    """Text of each control token → whether it is special: all special tokens, and the added tokens that the template
+    writes.
 
-    Other added tokens are ordinary vocabulary, such as Gemma's runs of spaces and HTML tags; so is a plain word, which
+    Other added tokens are ordinary vocabulary, such as Gemma's runs of spaces and HTML tags; so are plain words, which
     some tokenizers add ("user").
     """
     return {
@@ -320,7 +324,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> dict[st
 
 
 def texts_in(value: Any) -> str:
-    """All texts in a value, however deep, as they are: what `repr` shows of rare characters is their numbers."""
+    """All texts in a nested value, unchanged, because `repr` shows rare characters as numbers."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -329,7 +333,7 @@ def texts_in(value: Any) -> str:
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that matches any of the texts, the longest that fits."""
+    """A pattern that matches any of the texts, preferring the longest."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) never matches
 
@@ -341,11 +345,11 @@ def render(
     tools: Any = None,
     add_generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
-    """The text of one conversation and the character spans its template itself marks
-    with {% generation %}. Raises whatever the template raises, and RenderTimeout."""
+    """The text of one conversation and the character spans that its template marks with {% generation %}. Raises
+    whatever the template raises, and RenderTimeout."""
     special_tokens: dict[str, Any] = tokenizer.special_tokens_map
     with time_limit(template):
-        # Annotated as a text; it gives the texts, and the spans of each.
+        # Annotated as returning a text; it returns the texts, and the spans of each.
         rendered: Any = render_jinja_template(
             conversations=[with_image_parts(messages)],
             tools=tools or None,
@@ -359,14 +363,14 @@ def render(
 
 
 def ids_of_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[str]) -> list[int]:
-    """The id of each token."""
+    """The ID of each token."""
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
-    assert isinstance(ids, list)  # as always where a list is given
+    assert isinstance(ids, list)  # as always for a list
     return ids
 
 
 def common_prefix_length(a: str, b: str, atoms: re.Pattern[str] | None = None) -> int:
-    """Length of the common beginning of `a` and `b`, none of the `atoms` cut in two ("<|end|>" against "<|user|>")."""
+    """Length of the common beginning of `a` and `b`, without cutting an atom in two ("<|end|>" against "<|user|>")."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     occurrences = atoms.finditer if atoms else lambda _: ()
     cut = [m.start() for text in (a, b) for m in occurrences(text) if m.start() < length < m.end()]

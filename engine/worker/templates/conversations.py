@@ -33,7 +33,7 @@ from engine.worker.templates.template_cache import TemplateCache
 from engine.worker.templates.template_shapes import TokenizedGroup
 from engine.worker.templates.token_escaping import TokenEscaping
 
-CONVERSATIONS_COMPARED = 8  # conversations of each shape that are compared with what the template gives
+CONVERSATIONS_COMPARED = 8  # conversations of each shape that are compared with the output of the template
 WRITES_NO_CALLS = "template-without-tool-calls"
 NO_IMAGES = problem("model-without-images", "model.model_name_or_path")
 TOOL_TEMPLATE_NAME = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
@@ -53,9 +53,9 @@ class TokenizedConversation(NamedTuple):
 
 
 class ConversationEncoder:
-    """A tokenizer with its chat templates: the one for conversations with tools may be another.
+    """A tokenizer with its chat templates: there may be a separate one for conversations with tools.
 
-    Raises Refusal if there is nothing at the end of an answer that a model could learn to stop with.
+    Raises Refusal if nothing at the end of an answer can teach a model to stop.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class ConversationEncoder:
 
     @property
     def end_tokens(self) -> list[str]:
-        """The tokens that end an answer according to the templates: what generation has to stop at. Never empty."""
+        """The tokens that end an answer according to the templates, at which generation has to stop. Never empty."""
         both = (self.plain, self.with_tools)
         return list(dict.fromkeys(token for rendered in both for token in rendered.end_tokens))
 
     def encode(
         self, rows: Sequence[Row], *, add_generation_prompt: bool = False
     ) -> list[TokenizedConversation | Problem]:
-        """One result per row, in the same order; a Problem for a row that the template or the tokenizer cannot write.
+        """One result per row, in the same order; a Problem for a row that the template or the tokenizer cannot render.
 
-        `generate`: the conversation ends with the opening of an answer that is yet to be written.
+        `generate`: the conversation ends with the opening of an answer that is yet to be generated.
         """
         if self.plain is self.with_tools:
             return self.plain.encode(rows, add_generation_prompt)
@@ -99,7 +99,7 @@ class ConversationEncoder:
     def _with_calls(
         self, rows: Sequence[Row], results: list[Any], add_generation_prompt: bool
     ) -> list[TokenizedConversation | Problem]:
-        """Rows that call tools without a list of them, if only the template for tools writes the calls."""
+        """Rows that call tools without a list of them, if only the template for tools renders calls."""
         numbers = [n for n, result in enumerate(results) if getattr(result, "code", "") == WRITES_NO_CALLS]
         encoded = self.with_tools.encode([rows[number] for number in numbers], add_generation_prompt)
         for number, result in zip(numbers, encoded, strict=True):
@@ -123,7 +123,7 @@ def _has_images(row: Row) -> bool:
 
 
 class TemplateEncoder:
-    """One template, and what is known about what it writes."""
+    """One template, and what is known about its output."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, source: str, settings: MaskSettings, images: ImageTokens | Problem
@@ -163,7 +163,7 @@ class TemplateEncoder:
         return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
     def _proven(self, group: TokenizedGroup, rows: Sequence[Row], add_generation_prompt: bool) -> bool:
-        """Whether the cache gives what the template gives, compared once for the first conversations of each shape."""
+        """Whether the cache gives the same as the template, compared once for the first conversations of each shape."""
         shape = group.shape
         if not shape.proven and shape.plan:
             compared = range(min(len(group.rows), CONVERSATIONS_COMPARED))
@@ -251,7 +251,7 @@ class TemplateEncoder:
         try:
             text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
         except Exception:
-            # Some templates take no id of a call but their own kind; whatever else is wrong is raised again.
+            # Some templates accept only their own kind of call IDs; any other error is raised again.
             row = {**row, "messages": with_short_ids(row["messages"])}
             text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
         traced = trace_provenance(self.template, row, text, add_generation_prompt)
@@ -261,9 +261,10 @@ class TemplateEncoder:
 
 
 def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The tokens at which generation stops: those of the generation_config.json beside the tokenizer, else its eos.
+    """The tokens at which generation stops: those of the generation_config.json next to the tokenizer, otherwise its
+    eos.
 
-    Only added tokens: where any other stands in a text, it may be a part of a word.
+    Only added tokens: others may be a part of a word when they occur in a text.
     """
     try:
         config = json.loads(Path(tokenizer.name_or_path, "generation_config.json").read_text(encoding="utf-8"))
@@ -277,7 +278,7 @@ def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
-    """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
+    """The tokens that end an answer according to the template, at which generation has to stop. Never empty."""
     return ids_of_tokens(tokenizer, ConversationEncoder(tokenizer, chat_template).end_tokens)
 
 
@@ -294,14 +295,14 @@ def _chat_templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | Non
 
 
 def _token_span(encoding: Any, span: Span, control: Collection[int]) -> Span:
-    """The tokens that hold any of the characters of an answer.
+    """The tokens that contain any of the characters of an answer.
 
-    So an ordinary token that answer and prompt share (" yes" after "A: ") is the answer's: without it the answer
-    would lose its beginning. A control token is the prompt's even if it swallows the answer's leading spaces (Phi).
+    So an ordinary token shared by answer and prompt (" yes" after "A: ") belongs to the answer, which would otherwise
+    lose its beginning. A control token belongs to the prompt even if it swallows the answer's leading spaces (Phi).
     """
     start, end = span
     first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-    if first is None or last is None:  # slower, but right also where a tokenizer leaves characters out
+    if first is None or last is None:  # slower, but also correct if a tokenizer leaves characters out
         offsets = encoding.offsets
         first = next((token for token, (_, ends) in enumerate(offsets) if ends > start), len(offsets))
         last = bisect_left(offsets, (end,)) - 1

@@ -17,11 +17,11 @@ from pathlib import Path
 from engine.data.images import IMAGE_MARK
 from engine.worker.templates.chat_template import REASONING_KEYS, ChatTemplate, Message, Row, Span, render
 
-TRAINING_SUFFIX = "_training.jinja"  # how TRL names the twins of templates, with generation marks
+TRAINING_SUFFIX = "_training.jinja"  # TRL's names for the variants of templates with generation marks
 
 
 def proposed_spans(template: ChatTemplate, row: Row, text: str) -> Iterator[list[Span]]:
-    """Where the answers may be: spans from the beginning of each to any place behind its last word."""
+    """Where the answers may be: spans from the beginning of each to any place after its last word."""
     messages, tools = row["messages"], row.get("tools")
     yield template.generation_marks(messages, tools)
     if training := training_template(template.source):
@@ -33,11 +33,11 @@ def proposed_spans(template: ChatTemplate, row: Row, text: str) -> Iterator[list
 def verified_answers(
     row: Row, text: str, spans: list[Span], control: re.Pattern[str]
 ) -> list[tuple[int, int, int]] | None:
-    """Of each answer where it begins, where its last word ends and where the words of the next message begin, or the
+    """For each answer, where it begins, where its last word ends, and where the words of the next message begin or the
     text ends; None if not every message is where it belongs.
 
-    What is said between two answers has to be found between them, and what an answer says within it, in order; no word
-    is looked for in a control token.
+    The texts between two answers have to be found between them, and the texts of an answer within it, in order; no word
+    is searched for in a control token.
     """
     messages = row["messages"]
     if len(spans) != sum(message["role"] == "assistant" for message in messages):
@@ -95,13 +95,13 @@ def _spans_by_prefixes(template: ChatTemplate, row: Row, text: str) -> list[Span
 
 
 def training_template(source: str) -> str | None:
-    """TRL's training template of the family whose template is `source`, to the letter; None if it has none."""
+    """TRL's training template for the family whose template is exactly `source`; None if there is none."""
     return _training_templates().get(source.strip())
 
 
 @cache
 def _training_templates() -> dict[str, str]:
-    trl = find_spec("trl")  # found, and not imported: that takes seconds
+    trl = find_spec("trl")  # located without importing it, which takes seconds
     places = (trl.submodule_search_locations if trl else None) or []
     folders = [Path(folder) / "chat_templates" for folder in places]
     templates = {}

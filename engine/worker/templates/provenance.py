@@ -22,32 +22,32 @@ from engine.worker.templates.chat_template import (
     texts_in,
 )
 
-# Where marks are taken from. Printable ones first, since a template that writes
-# an object as Python does escapes others.
+# The characters used as marks. Printable ones first, because a template that writes an object like Python escapes
+# others.
 MARK_RANGES = ((0x20000, 0x2A6DF), (0xF0000, 0xFFFFD))
 FIELD_OF_KEY = {"content": "content", **dict.fromkeys(REASONING_KEYS, "reasoning"), "name": "name"}
 
 
 class Piece(NamedTuple):
-    """A stretch of a rendered conversation that was copied from one field of one message; characters."""
+    """A part of a rendered conversation that was copied from one field of one message; in characters."""
 
     message: int
-    field: str  # content, reasoning, call (the name of one), arguments, name (of who answers a call)
+    field: str  # content, reasoning, call (the name of one), arguments, name (of the tool that answers a call)
     start: int
     end: int
-    part: int = 0  # number of the text it is a copy of; a template may write a text twice
+    part: int = 0  # number of the text that it copies; a template may write a text twice
 
 
 class Provenance(NamedTuple):
     """All pieces of a rendering in their order, and the fields of which a part was left out: (message, field).
-    `is_changed`: something that is said was written in other letters."""
+    `is_changed`: some text was written with other letters."""
 
     pieces: list[Piece]
     missing: set[tuple[int, str]]
     is_changed: bool = False
 
 
-# What is marked, and whether texts of nothing but spaces are, too: less and less, as a template may mind it.
+# What is marked, and whether texts of only spaces are, too: less and less, because a template may react to marks.
 ALL_FIELDS = frozenset({"content", "reasoning", "call", "arguments", "name"})
 TRACE_ATTEMPTS = (
     (ALL_FIELDS, True),
@@ -67,7 +67,7 @@ def trace_provenance(
             return None
         try:
             marked = template.render(marker.messages(row["messages"]), row.get("tools"), add_generation_prompt)
-        except Exception:  # the template minds the marks
+        except Exception:  # the template reacts to the marks
             continue
         if traced := marker.read(marked, text):
             return traced
@@ -78,7 +78,7 @@ def losses_in(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
     """What of `row` is not in `text`, as words of `engine.data.template_losses.LOSSES`."""
     messages = row["messages"]
     last = max([number for number, message in enumerate(messages) if message["role"] == "assistant"], default=-1)
-    # Who asks may have a name, too; and that of a result says nothing more where its call has been written.
+    # Users may have a name, too; and the name of a result adds nothing if its call has been written.
     called = {call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()}
     missing = [
         (n, field)
@@ -106,7 +106,7 @@ def _loss_kind(message: Message, field: str, is_last: bool) -> str:
 
 
 class _Marker:
-    """Marks the texts of a row, and reads the marks in what was rendered of it."""
+    """Marks the texts of a row, and reads the marks in its rendering."""
 
     def __init__(self, template: ChatTemplate, block: tuple[int, int], fields: Set[str], blanks: bool):
         self.first, last = block
@@ -115,7 +115,7 @@ class _Marker:
         self.separators, self.fields, self.blanks = template.separators, fields, blanks
         self.owners: list[tuple[int, str]] = []
         self.texts: list[str] = []  # what is marked
-        self.behind: list[str] = []  # the spaces that end each text, which are not marked
+        self.behind: list[str] = []  # the unmarked spaces at the end of each text
 
     @classmethod
     def of(cls, template: ChatTemplate, row: Row, fields: Set[str], blanks: bool) -> _Marker | None:
@@ -130,7 +130,7 @@ class _Marker:
         return [self._message(number, message) for number, message in enumerate(messages)]
 
     def _message(self, number: int, message: Message) -> Message:
-        # A blank text has to show where its message is only where nothing else does.
+        # A blank text has to show where its message is only if nothing else does.
         blanks = self.blanks and not message.get("tool_calls") and not any(map(message.get, REASONING_KEYS))
         marked = {
             key: self._text(number, FIELD_OF_KEY[key], value, blanks) if key in FIELD_OF_KEY else value
@@ -170,7 +170,7 @@ class _Marker:
         return "".join([*made, text[at:]])
 
     def read(self, marked: str, text: str) -> Provenance | None:
-        """None unless `marked` is `text` with whole pairs of marks."""
+        """None unless `marked` is `text` with complete pairs of marks."""
         pieces, plain, at, length, is_changed = [], [], 0, 0, False
         opened: tuple[int, int] | None = None
         for mark in self.any_mark.finditer(marked):
@@ -190,20 +190,20 @@ class _Marker:
             return None
         written = {ord(mark) - self.first for mark in self.any_mark.findall(marked)}
         missing = {owner for number, owner in enumerate(self.owners) if 2 * number not in written}
-        # A blank text says where its message is only where nothing else does.
+        # A blank text shows where its message is only if nothing else does.
         filled = {piece.message for piece in pieces if piece.start < piece.end}
         pieces = [piece for piece in pieces if piece.start < piece.end or piece.message not in filled]
         return Provenance(pieces, missing, is_changed)
 
     def _with_spaces(self, owner: int, start: int, end: int, text: str) -> Piece:
-        """The piece with the spaces behind it that are its text's own, as far as the template has left them."""
+        """The piece with the following spaces that belong to its text, as far as the template has kept them."""
         behind = self.behind[owner]
         more = next((n for n, space in enumerate(behind) if text[end + n : end + n + 1] != space), len(behind))
         return Piece(*self.owners[owner], start, end + more, owner)
 
 
 def _unseparated_parts(text: str, separators: re.Pattern[str]) -> Iterator[tuple[int, int]]:
-    """The stretches of a text between separators, without the spaces at their edges."""
+    """The parts of a text between separators, without spaces at their ends."""
     at = 0
     for begin, end in [*(match.span() for match in separators.finditer(text)), (len(text), len(text))]:
         part = text[at:begin]

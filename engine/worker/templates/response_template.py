@@ -15,16 +15,16 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.worker.templates.tool_calls import ToolCall, Tools
 
-THOUGHT_FIELDS = ("reasoning_content", "thinking")  # the second in some on the hub
+THOUGHT_FIELDS = ("reasoning_content", "thinking")  # the second is used by some on the hub
 CALL_FIELD = "tool_calls"
 
 
 class ResponseReader:
-    """One answer as its tokens come. `calls`: those that are whole; `failed`: the answer
-    is not what the template says, so that neither calls nor text can be relied on."""
+    """One answer as its tokens come in. `calls`: the complete ones; `failed`: the answer does not follow the template,
+    so that neither calls nor text are reliable."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tools: Tools):
-        """Raises ValueError if the template is none."""
+        """Raises ValueError if the template is invalid."""
         prefix: Any = tokenizer.decode(list(prompt))
         self.parser = tokenizer.get_response_parser(prefix=prefix, tools=list(map(dict, tools)))
         self.backend, self.stream = tokenizer.backend_tokenizer, DecodeStream(skip_special_tokens=False)
@@ -34,7 +34,7 @@ class ResponseReader:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tools: Tools) -> ResponseReader | None:
-        """None if the tokenizer does not say how to read its answers, or not so that it can be read."""
+        """None if the tokenizer does not specify how to read its answers, or not in a usable form."""
         if not getattr(tokenizer, "response_template", None):
             return None
         try:
@@ -43,12 +43,12 @@ class ResponseReader:
             return None
 
     def add(self, tokens: Iterable[int]) -> str:
-        """What more of the answer's text is certain."""
+        """The further text of the answer that is certain."""
         raw = "".join(self.stream.step(self.backend, token) or "" for token in tokens)
         return self._text_of(lambda: self.parser.feed(raw))
 
     def finish(self) -> str:
-        """The rest of the text, once nothing more comes."""
+        """The rest of the text, when nothing more comes."""
         return self._text_of(lambda: self.parser.finalize()[1])
 
     def _text_of(self, read: Any) -> str:
@@ -56,7 +56,7 @@ class ResponseReader:
             return ""
         try:
             return "".join(map(self._text, read()))
-        except (ValueError, LookupError, TypeError):  # what looked like a call is none
+        except (ValueError, LookupError, TypeError):  # what looked like a call is not one
             self.failed = True
             return ""
 
@@ -73,7 +73,7 @@ class ResponseReader:
         return mark if field in THOUGHT_FIELDS else ""
 
     def _call(self, value: Any) -> ToolCall:
-        """Raises ValueError, LookupError or TypeError if that is no call of a tool that was given."""
+        """Raises ValueError, LookupError or TypeError if that is not a call of a given tool."""
         function = value["function"]
         arguments = function["arguments"]
         if isinstance(arguments, str):

@@ -38,16 +38,16 @@ from engine.worker.templates.template_tracing import Outline, TemplateTracer, se
 from engine.worker.templates.word_cache import WordCache
 
 MAX_TURNS, MAX_SHAPES = 64, 512
-CONVERSATIONS_PER_BATCH = 1024  # conversations that are put together at a time
+CONVERSATIONS_PER_BATCH = 1024  # conversations that are assembled at a time
 MAX_TOKENIZER_THREADS = 16
-# What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
+# What may follow a character: a pre-tokenizer's regular expression looks at most at the next character.
 TEXTS_AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 TEXTS_BEFORE = ("", "a", " ", "\n", ".")
 LOOKBEHIND = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
 
 
 class TemplateCache:
-    """The shapes of a template's conversations, learned as they come."""
+    """The shapes of a template's conversations, learned as they occur."""
 
     def __init__(self, template: ChatTemplate, spans: AnswerSpans):
         tokenizer = template.tokenizer
@@ -58,7 +58,7 @@ class TemplateCache:
         self.any_control = template.any_control
         self.is_control = np.zeros(max([len(tokenizer), *tokenizer.added_tokens_decoder]) + 1, dtype=bool)
         self.is_control[tokenizer.convert_tokens_to_ids(list(template.control))] = True
-        # A control token that closes one content off from the next, and does nothing else to either.
+        # A control token that separates one content from the next, and has no other effect on either.
         self.fence, self.fence_id = next(
             (
                 (token.content, number)
@@ -75,7 +75,7 @@ class TemplateCache:
         return TemplateTracer(self.template.source, self.template.tokenizer.special_tokens_map)
 
     def of(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False) -> TemplateShape | None:
-        """The shape of a conversation of plain messages; None if the template has to be asked each time."""
+        """The shape of a conversation of plain messages; None if the template has to be run each time."""
         key = add_generation_prompt, tuple([message["role"] for message in messages])
         if key not in self.known:
             if len(messages) > MAX_TURNS or len(self.known) >= MAX_SHAPES:
@@ -84,13 +84,13 @@ class TemplateCache:
         return self.known[key]
 
     def text(self, row: Row, add_generation_prompt: bool = False) -> tuple[str, Answers] | None:
-        """What the template writes for a row, and the answers in it; None if it has to be asked."""
+        """The output of the template for a row, and the answers in it; None if the template has to be run."""
         contents = _plain_contents(row)
         shape = self.of(row["messages"], add_generation_prompt) if contents else None
         return shape.text(contents) if shape and contents else None
 
     def encode(self, rows: Sequence[Row], add_generation_prompt: bool = False) -> Iterator[TokenizedGroup]:
-        """Those of the rows whose contents can be tokenized apart from the frame, in groups of one shape."""
+        """The rows whose contents can be tokenized separately from the frame, in groups of one shape."""
         of_shape: dict[TemplateShape, tuple[list[int], list[list[str]]]] = {}
         for index, row in enumerate(rows):
             contents = _plain_contents(row)
@@ -120,17 +120,17 @@ class TemplateCache:
             if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
                 yield assembled(shape, plan, rows, *ids_and_lengths)
                 continue
-            # There is a control token in the data. The others are put together all the same.
+            # There is a control token in the data. The others are assembled all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
             if 0 < len(honest) < len(block):
                 yield from self._tokenized(shape, [rows[at] for at in honest], [block[at] for at in honest])
 
     def _fenced(self, contents: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
-        """The ids of all contents, one after the other, and how many each has, with one call of the tokenizer.
+        """The ids of all contents, one after another, and the number for each, with one call of the tokenizer.
 
         None if there is a control token in one of them.
         """
-        # Several texts, since it has several threads.
+        # Several texts, because the tokenizer has several threads.
         step = -(-len(contents) // MAX_TOKENIZER_THREADS)
         texts = [[*contents[at : at + step], ""] for at in range(0, len(contents), step)]
         encodings = self.backend.encode_batch_fast(
@@ -161,7 +161,7 @@ class TemplateCache:
             answered = [number for number, role in enumerate(roles) if role == "assistant"]
             checks = (*outline.checks, *((number, self.spans.are_independent_of) for number in answered))
             return self._shape(Outline((*outline.parts, *end), checks), contents, whole, answers)
-        except Exception:  # a template is a program, and may refuse these roles in any way it likes
+        except Exception:  # a template is a program, and may reject these roles in any way
             return None
 
     def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> TemplateShape | None:
@@ -175,7 +175,7 @@ class TemplateCache:
         return TemplateShape(parts, outline.checks, spans, answers.is_ended, answers.lost, self._plan(parts))
 
     def _plan(self, parts: tuple[str | int, ...]) -> TokenPlan | None:
-        """None if control tokens do not close every content off from the frame."""
+        """None if control tokens do not separate every content from the frame."""
         runs, numbers = _text_runs_and_contents(parts)
         texts = ["".join(run) for run in runs]
         if not self.fence or not all([self._closes(at, texts) for at in range(len(texts))]):
@@ -198,7 +198,7 @@ class TemplateCache:
         return list(self.any_control.finditer(text))
 
     def _closes(self, at: int, texts: list[str]) -> bool:
-        """Whether this text of the frame closes off the content before it, and opens the one behind it."""
+        """Whether this text of the frame closes off the content before it, and opens the one after it."""
         text, controls = texts[at], self._controls(texts[at])
         closes = at == 0 or not (text or at < len(texts) - 1) or (controls and controls[0].start() == 0)
         opens = at == len(texts) - 1 or (
@@ -207,9 +207,9 @@ class TemplateCache:
         return bool(closes and opens and (not text or self._ids_of([text]) is not None))
 
     def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each of some texts that the template writes one after the other.
+        """The ids of each of several texts that the template writes one after another.
 
-        A control token that swallows spaces behind it is where it begins.
+        A control token that swallows the following spaces is where it begins.
         """
         encoding = self.backend.encode("".join(texts), add_special_tokens=False)
         cuts = [0]
@@ -220,7 +220,7 @@ class TemplateCache:
         return [encoding.ids[begin:end] for begin, end in pairwise(cuts)]
 
     def _first(self, tail: str) -> EdgeCheck:
-        """Of a content behind `tail`, which begins with a control token."""
+        """The boundary of a content after `tail`, which begins with a control token."""
         control = self.any_control.match(tail)
         assert control is not None
         head, text = self._ids(tail), tail != control[0]
@@ -233,7 +233,7 @@ class TemplateCache:
         return self.edges.setdefault(tail, EdgeCheck(ask))
 
     def _last(self, head: str) -> EdgeCheck:
-        """Of a content before the control token `head`, or at the end of the text."""
+        """The boundary of a content before the control token `head`, or at the end of the text."""
 
         def ask(character: str) -> bool:
             alone = [self._ids(self.fence + before + character + self.fence)[:-1] for before in TEXTS_BEFORE]
@@ -257,7 +257,7 @@ def _provenance(parts: Sequence[str | int], contents: Sequence[str]) -> Provenan
 
 
 def _plain_contents(row: Row) -> list[str] | None:
-    """What is said in a row, if each message is a role and a content, and there are no tools."""
+    """The contents of a row, if each message is a role and a content, and there are no tools."""
     messages = row["messages"]
     contents = [message["content"] for message in messages if len(message) == 2]
     return contents if len(contents) == len(messages) and not row.get("tools") else None
@@ -301,9 +301,9 @@ def _text_runs_and_contents(parts: Sequence[str | int]) -> tuple[list[list[str]]
 
 
 def _splits_at_line_breaks(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether text is cut into words by regular expressions that look at nothing behind them.
+    """Whether text is split into words by regular expressions that look at nothing after them.
 
-    Then a line break and a character that is no space are in different words, or are seen not to be when one tries.
+    Then a line break and a non-space character are in different words, or a test shows that they are not.
     """
     backend = tokenizer.backend_tokenizer
     steps = [json.loads(backend.pre_tokenizer.__getstate__())] if backend.pre_tokenizer else []

@@ -16,11 +16,11 @@ from engine.worker.templates.template_tracing import Check
 
 @dataclass(eq=False)
 class TemplateShape:
-    """What the template writes for one order of speakers: texts of its own and, as numbers, the contents.
+    """What the template writes for one order of speakers: its own texts and, as numbers, the contents.
 
-    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`:
-    the last has a token that ends it. `lost`: what the template leaves out of such
-    conversations. `plan` is there if the contents can be tokenized apart from the frame.
+    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`: the last one has an end token.
+    `lost`: what the template leaves out of such conversations. `plan` is present if the contents can be tokenized
+    separately from the frame.
     """
 
     parts: tuple[str | int, ...]
@@ -32,7 +32,7 @@ class TemplateShape:
     proven: bool = False
 
     def text(self, contents: Sequence[str]) -> tuple[str, Answers] | None:
-        """The rendered conversation and its answers; None if the template has to be asked."""
+        """The rendered conversation and its answers; None if the template has to be run."""
         if not all([check(contents[number]) for number, check in self.checks]):
             return None
         written = [contents[part] if isinstance(part, int) else part for part in self.parts]
@@ -43,12 +43,12 @@ class TemplateShape:
 
 @dataclass(eq=False)
 class TokenPlan:
-    """How the ids of a shape are put together, part by part."""
+    """How the ids of a shape are assembled, part by part."""
 
-    frame: np.ndarray  # the ids of the template's own texts, one after the other
-    parts: tuple[Span | int, ...]  # where in `frame`; of a content, the number of its slot
+    frame: np.ndarray  # the ids of the template's own texts, one after another
+    parts: tuple[Span | int, ...]  # where in `frame`; for a content, the number of its slot
     slots: tuple[int, ...]  # which content goes where
-    edges: tuple[tuple[int, EdgeCheck, EdgeCheck], ...]  # of each slot: its content, how that may begin, how it may end
+    edges: tuple[tuple[int, EdgeCheck, EdgeCheck], ...]  # of each slot: its content, and how that may begin and end
 
     def takes(self, contents: Sequence[str]) -> bool:
         for number, first, last in self.edges:
@@ -59,7 +59,7 @@ class TokenPlan:
 
 
 class EdgeCheck(dict[str, bool]):
-    """Character → whether a content that begins (or ends) with it is tokenized as if it were alone. Asked once."""
+    """Character → whether a content that begins (or ends) with it is tokenized as if it were alone. Tested once."""
 
     def __init__(self, ask: Callable[[str], bool]):
         self.ask = ask
@@ -82,7 +82,7 @@ class TokenizedGroup(NamedTuple):
 def assembled(
     shape: TemplateShape, plan: TokenPlan, rows: list[int], ids: np.ndarray, lengths: np.ndarray
 ) -> TokenizedGroup:
-    """Contents into their frames, by the plan of their shape."""
+    """Puts contents into their frames, by the plan of their shape."""
     count = len(rows)
     begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
     lengths = lengths.reshape(count, -1)
@@ -109,6 +109,6 @@ def assembled(
 
 
 def gather_ranges(source: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Stretches of `source`, one after the other."""
+    """Parts of `source`, one after another."""
     before = lengths.cumsum() - lengths
     return source[np.arange(lengths.sum()) + np.repeat(begins - before, lengths)]

@@ -20,9 +20,9 @@ from jinja2.runtime import Undefined
 from jinja2.visitor import NodeTransformer
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-Check = tuple[int, Callable[[str], bool]]  # number of a content, and what has to hold of it
+Check = tuple[int, Callable[[str], bool]]  # number of a content, and what has to hold for it
 
-# Filters and tests that look at a list of messages and not at what is said in them, or that do nothing to a string.
+# Filters and tests that examine a list of messages and not their contents, or that do nothing to a string.
 HARMLESS_FILTERS = {
     "length", "count", "list", "first", "last", "reverse", "items", "selectattr", "rejectattr", "select", "reject",
     "map", "default", "d", "string", "trim",
@@ -32,8 +32,7 @@ HARMLESS_TESTS = {
     "false", "eq", "equalto", "==", "ne", "!=",
 }  # fmt: skip
 
-# What may be asked of a content, what may be done to it where that does
-# nothing, and splits where there is nothing to split.
+# What a template may ask about a content, operations that may have no effect on it, and splits with nothing to split.
 QUESTIONS = ("__contains__", "startswith", "endswith", "__eq__", "__ne__")
 CHANGES = ("strip", "lstrip", "rstrip", "replace")
 SPLITS = ("split", "rsplit", "partition", "rpartition")
@@ -47,7 +46,7 @@ HARMLESS_OPERATIONS = {
 
 @dataclass(frozen=True)
 class Outline:
-    """What the template writes: texts of its own and, as numbers, the contents; and when it writes just that."""
+    """What the template writes: its own texts and, as numbers, the contents; and when it writes exactly that."""
 
     parts: tuple[str | int, ...]
     checks: tuple[Check, ...]
@@ -57,12 +56,12 @@ class Outline:
 
 
 def sentinel(number: int) -> str:
-    """A content that no template writes, and that any way of quoting would change."""
+    """A content that no template writes, and that any kind of quoting would change."""
     return f"{chr(0xE000 + number)}\"'\\<&é{chr(0xE800 + number)}"
 
 
 class TemplateTracer:
-    """A template, compiled so that it can be run on contents that remember what they were asked.
+    """A template, compiled so that it can be run on contents that record how they are accessed.
 
     `variables` is what it sees besides the messages.
     """
@@ -72,7 +71,7 @@ class TemplateTracer:
         self.template = _traceable_template(template, self.recorder)
 
     def outline(self, roles: Sequence[str], *, add_generation_prompt: bool = False) -> Outline | None:
-        """The outline of a conversation in which these speak, one message each; None if there is none.
+        """The outline of a conversation with these speakers, one message each; None if there is none.
 
         Whatever the template raises is raised.
         """
@@ -104,8 +103,8 @@ class TemplateTracer:
 
 
 class _TraceRecorder:
-    """What a template asked of the contents of one conversation. `too_much`: something only the content itself
-    could answer."""
+    """What a template asked about the contents of one conversation. `too_much`: something only the content itself could
+    answer."""
 
     def __init__(self) -> None:
         self.checks: dict[tuple[Any, ...], Check] = {}
@@ -121,13 +120,13 @@ class _TraceRecorder:
         self.checks[number, *question] = number, check
 
     def refuse(self) -> NoReturn:
-        # Raised too, but a template may catch what is raised; the mark stays.
+        # Also raised, but a template may catch exceptions; the mark stays.
         self.too_much = True
         raise TypeError("only the content itself could answer this")
 
 
 def _recording_types(recorder: _TraceRecorder) -> tuple[type, type]:
-    """The types of texts with contents in them, and of contents, whose questions `recorder` writes down."""
+    """The types of texts with contents in them, and of contents, whose accesses `recorder` records."""
 
     class Spliced(str):
         """A text with a content in it. It may be joined and written, nothing else."""
@@ -144,7 +143,7 @@ def _recording_types(recorder: _TraceRecorder) -> tuple[type, type]:
             return Spliced(other + str.__str__(self)) if type(other) is str else recorder.refuse()
 
     class Content(Spliced):
-        """A content on its own: it may be stripped and searched, too."""
+        """A content on its own, which may also be stripped and searched."""
 
         number: int
 
@@ -181,7 +180,7 @@ def _question(name: str, recorder: _TraceRecorder) -> Callable[..., bool]:
 
 
 def _unchanged(name: str, recorder: _TraceRecorder) -> Callable[..., str]:
-    """A change that is none: another content has to stay as it is under it, too."""
+    """A change without effect: another content has to be unaffected by it, too."""
     change = getattr(str, name)
 
     def answer(self: Any, *arguments: Any) -> str:
@@ -194,7 +193,7 @@ def _unchanged(name: str, recorder: _TraceRecorder) -> Callable[..., str]:
 
 
 def _unsplit(name: str, recorder: _TraceRecorder) -> Callable[..., Any]:
-    """A split at what does not occur, nor does in another content."""
+    """A split at something that does not occur, and must not occur in another content either."""
 
     def answer(self: Any, mark: str | None = None, *_: Any) -> Any:
         if type(mark) is not str or not mark or str.__contains__(self, mark):
@@ -206,7 +205,7 @@ def _unsplit(name: str, recorder: _TraceRecorder) -> Callable[..., Any]:
 
 
 class _ExposeOperators(NodeTransformer):
-    """Rewrites what Jinja does in C, out of sight: `a ~ b`, and `a in "text"`."""
+    """Rewrites what Jinja does in C, invisibly: `a ~ b`, and `a in "text"`."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -221,7 +220,7 @@ class _ExposeOperators(NodeTransformer):
 
 
 def _traceable_template(template: str, recorder: _TraceRecorder) -> Any:
-    """The template compiled as transformers compiles it, but so that every use of a content is seen."""
+    """The template compiled as in transformers, but so that every use of a content is seen."""
     environment = _compile_jinja_template(template).environment.overlay()
 
     def spliced(parts: Sequence[Any]) -> str:
@@ -233,7 +232,7 @@ def _traceable_template(template: str, recorder: _TraceRecorder) -> Any:
         return recorder.spliced(whole) if traced else whole
 
     class Searched(str):
-        """A text in which something is looked for; not a content, it has no other way of knowing."""
+        """A text in which something is searched; unlike a content, it has no other way of knowing."""
 
         __slots__ = ()
 
@@ -262,7 +261,7 @@ def _traceable_template(template: str, recorder: _TraceRecorder) -> Any:
 def _guarded(
     name: str, function: Callable[..., Any], harmless: set[str], recorder: _TraceRecorder
 ) -> Callable[..., Any]:
-    """A filter or test that must not be given a content, nor anything with one in it, unless it is harmless."""
+    """A filter or test that must not be given a content, nor anything that contains one, unless it is harmless."""
     if name in harmless:
         if name not in (
             "length",

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-RENDER_SECONDS = 5.0  # of processor time, for one conversation; real templates take less than a thousandth
-MAX_TIMEOUTS = 2  # of one template; from then on it is not tried again
+RENDER_SECONDS = 5.0  # of CPU time, for one conversation; real templates take less than a thousandth
+MAX_TIMEOUTS = 2  # timeouts of one template; after that it is not tried again
 
 _timeouts: Counter[str] = Counter()
 
@@ -26,10 +26,9 @@ class RenderTimeout(TemplateError):
 
 @contextmanager
 def time_limit(template: str) -> Iterator[None]:
-    """Raises RenderTimeout where the block, which renders `template`, takes longer; at once
-    where the template has done so before. In a thread that is not the main one, which gets
-    no signals, there is no limit. What counts is the time of the processor: a busy machine,
-    or a process that was suspended, must not make a sound template look endless."""
+    """Raises RenderTimeout if the block, which renders `template`, takes longer, or immediately if the template has
+    done so before. In threads other than the main one, which get no signals, there is no limit. CPU time counts,
+    because a busy machine or a suspended process must not make a sound template look endless."""
     if _timeouts[template] >= MAX_TIMEOUTS:
         raise RenderTimeout
     if threading.current_thread() is not threading.main_thread():

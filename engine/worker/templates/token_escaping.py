@@ -14,19 +14,19 @@ from engine.worker.templates.chat_template import ChatTemplate, Row, Span, any_o
 
 
 class TokenEscaping:
-    """Keeps control tokens that are written in the data from becoming control tokens.
+    """Keeps control tokens in the data from becoming control tokens.
 
     Their text is replaced by spare private-use characters before the template is rendered and the text tokenized; then
-    the tokens of each such character are replaced by those of the text it stands for, spelled out.
+    the tokens of each such character are replaced by those of the original text, spelled out.
 
-    Nobody but the assistant may write any control token. In an answer only those that frame turns are escaped, and
-    `<think>` or `<tool_call>` is what it looks like: the model writes these itself.
+    Only the assistant may write control tokens. In an answer only those that frame turns are escaped, while `<think>`
+    and `<tool_call>` keep their meaning, because the model writes these itself.
     """
 
     def __init__(self, template: ChatTemplate, spans: AnswerSpans | None = None):
         tokenizer, control = template.tokenizer, template.control
         framing = {*spans.openers, *spans.endings.all()} if spans else set()
-        # Marks of reasoning are what they seem to be in an answer, whether or not the template looks for them.
+        # Marks of reasoning keep their meaning in an answer, whether or not the template looks for them.
         ends = set(spans.endings.all()) if spans else set()
         meant = {token for token in control if "think" in token.lower()} - ends
         own = [token for token in control if (control[token] or token in framing) and token not in meant]
@@ -41,7 +41,7 @@ class TokenEscaping:
             self.speller.pre_tokenizer = backend.pre_tokenizer
 
     def row(self, row: Row) -> tuple[Row, dict[str, str]]:
-        """A chat row without control tokens, and what stands for what. The same row if it holds none."""
+        """A chat row without control tokens, and what stands for what. The same row if it contains none."""
         written = texts_in(row)
         if not self.elsewhere.search(written):
             return row, {}
@@ -63,7 +63,8 @@ class TokenEscaping:
     def restore(
         self, text: str, encoding: Any, spans: list[Span], hidden: dict[str, str]
     ) -> tuple[list[int], list[Span]]:
-        """Ids and token spans with the spelled-out text where a stand-in was. Raises Refusal if it cannot be."""
+        """Ids and token spans with the spelled-out text in place of each stand-in. Raises Refusal if that is
+        impossible."""
         ids: list[int] = []
         moved = [0]  # where each old token now begins
         spelled: list[Span] = []  # one stand-in may be several tokens (bytes), with the same offsets
@@ -81,8 +82,8 @@ class TokenEscaping:
         return ids, [(moved[begin], moved[end]) for begin, end in spans]
 
     def spell(self, token: str) -> list[int]:
-        """The text of a control token as ordinary tokens. Raises Refusal if the vocabulary cannot."""
-        # Behind a newline, since some tokenizers put a space before whatever stands at the very beginning.
+        """The text of a control token as ordinary tokens. Raises Refusal if the vocabulary cannot express it."""
+        # After a newline, because some tokenizers put a space before the very first text.
         newline = self.speller.encode("\n", add_special_tokens=False).ids
         ids = self.speller.encode("\n" + token, add_special_tokens=False).ids
         if ids[: len(newline)] == newline:
@@ -95,7 +96,7 @@ class TokenEscaping:
 
 
 def _escaped(char: str) -> tuple[str, str]:
-    """A stand-in as Python and as JSON write it where a template shows them a whole object."""
+    """A stand-in as written by Python and JSON, for templates that write a whole object."""
     return ascii(char)[1:-1], json.dumps(char)[1:-1]
 
 

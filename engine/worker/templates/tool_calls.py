@@ -24,9 +24,9 @@ NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, QUESTION, ANSWER = map(chr, range(0xE0
 ARGUMENTS = {KEY: VALUE, KEY_2: VALUE_2}
 REASONING_END = "</think>"  # ends the reasoning
 MAX_NAME_CHARACTERS = 64  # as OpenAI allows
-# What a form has to read as its template writes it, or it is none.
+# What a form must be able to read in its template's own output, otherwise it is rejected.
 PROBE_ARGUMENTS = {"text": "two words", "number": 7}
-PYTHON_LITERALS = {"True": True, "False": False, "None": None}  # some templates write values as Python does
+PYTHON_LITERALS = {"True": True, "False": False, "None": None}  # some templates write values like Python
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class JsonArguments:
     """The arguments of a call as one JSON object."""
 
     def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
-        """The arguments that begin at `at`, and where they end; None if they
-        are not whole. Those in `texts` are texts."""
+        """The arguments that begin at `at`, and where they end; None if they are incomplete. Those in `texts` are
+        texts."""
         try:
             arguments, ends = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -45,9 +45,9 @@ class JsonArguments:
 
 @dataclass(frozen=True)
 class ElementArguments:
-    """The arguments of a call each for itself (Qwen's <parameter=city>Rome</parameter>), with what is `closing` them.
+    """Separately written arguments of a call (Qwen's <parameter=city>Rome</parameter>), with the text `closing` them.
 
-    A template writes spaces `before` and `behind` a value that are none of it.
+    A template writes spaces `before` and `behind` a value that are not part of it.
     """
 
     argument: regex.Pattern[str]
@@ -73,9 +73,9 @@ class CallPrefix(NamedTuple):
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """How a template writes calls: `first` and `further` match what stands around their names, up to where the
-    arguments begin. Who has to call goes on from what is `opened`, which is None where the generation prompt begins an
-    answer otherwise than one that calls, and from what is `named` behind a name."""
+    """How a template writes calls: `first` and `further` match the text around their names, up to the beginning of the
+    arguments. A forced call continues from `opened`, which is None if the generation prompt begins an answer
+    differently from one with a call, and from `named` after a name."""
 
     first: regex.Pattern[str]
     further: regex.Pattern[str]
@@ -88,13 +88,13 @@ class ToolCallFormat:
         """None if the template writes no calls, or in a form that cannot be learned."""
         try:
             return _FormatProbe(tokenizer, template).form()
-        except Exception:  # a template is a program of its own, and may refuse tools as it likes
+        except Exception:  # a template is a program and may reject tools in any way
             return None
 
     def parse_tool_calls(self, text: str, tools: Tools = ()) -> tuple[str, list[ToolCall]]:
-        """What is said before the calls, and the calls. All of it is said if what looks like a call is none.
+        """The text before the calls, and the calls. Everything is text if what looks like a call is not one.
 
-        `tools` tell which arguments are texts, where that is not to be seen from how they are written.
+        `tools` determine which arguments are texts, if that cannot be seen from how they are written.
         """
         known = _text_arguments_by_tool(tools)
         calls: list[ToolCall] = []
@@ -112,23 +112,24 @@ class ToolCallFormat:
         return (text[:text_end].rstrip(), calls) if calls else (text, [])
 
     def forced_call(self, name: str = "") -> CallPrefix | None:
-        """What has to be written already so that a tool is called, the one with this name; None if that is unknown."""
+        """The text that has to be written in advance so that the tool with this name is called; None if that is
+        unknown."""
         if not self.opened or not name:
             return self.opened
         opened, named = self.opened, self.named
         return CallPrefix(opened.prompt + name + named.prompt, opened.read + name + named.read)
 
     def length_before_calls(self, text: str, before: int = 0) -> int:
-        """How much of an answer that is being written is certainly no part of a call, in characters. `before`: how
-        much was so at the last call."""
-        # Partial: what stands at the end may become a match, as more is written.
+        """How many characters of an answer in progress are certainly not part of a call. `before`: the number at the
+        previous check."""
+        # Partial: what is at the end may become a match when more is written.
         match = self.first.search(text, max(before, _reasoning_end(text)), partial=True)
         return match.start() if match else len(text)
 
 
 class _AfterName(NamedTuple):
-    """What stands behind the name of a call: the `text` up to the arguments and
-    a pattern of it, how these are read, and where they end."""
+    """The text after the name of a call: the `text` up to the arguments and a pattern of it, how these are read, and
+    where they end."""
 
     text: str
     between: str
@@ -137,7 +138,7 @@ class _AfterName(NamedTuple):
 
 
 class _FormatProbe:
-    """What a template writes of calls, and how to read it. Anything may be raised where it shows no form."""
+    """What a template writes for calls, and how to read it. Anything may be raised if it shows no form."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str):
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
@@ -147,19 +148,19 @@ class _FormatProbe:
             tokenizer, template, [{"role": "user", "content": QUESTION}], add_generation_prompt=True
         )
         self.prompt = self.prompt.partition(QUESTION)[2]
-        # What stands around any answer.
+        # The text around any answer.
         self.opens, _, self.ends = self.text(content=ANSWER).partition(ANSWER)
         try:
             self.text((NAME, {KEY: VALUE}))
-        except Exception:  # some templates want the arguments as their JSON
+        except Exception:  # some templates expect the arguments as JSON text
             self.encoded = True
 
     def read(self, text: str) -> str:
-        """As it stands in an answer: without its control tokens."""
+        """The text as it is in an answer: without its control tokens."""
         return self.special.sub("", text)
 
     def text(self, *calls: tuple[str, Any], content: str = "") -> str:
-        """What follows a question that is answered so."""
+        """What follows a question with this answer."""
         called = [
             {
                 "id": f"call0000{number}",
@@ -198,8 +199,8 @@ class _FormatProbe:
         return form
 
     def opened(self, whole: str, before: str) -> CallPrefix | None:
-        """What follows the generation prompt in an answer that begins with a call: up to its name it is `whole`, of
-        which `before` is no part of other answers. A thought that the prompt has opened is closed."""
+        """What follows the generation prompt in an answer that begins with a call: up to its name it is `whole`, and
+        `before` is the part that other answers do not have. Thinking opened by the prompt is closed."""
         if whole.startswith(self.prompt):
             return CallPrefix(whole[len(self.prompt) :], self.read(before))
         if self.prompt.rstrip().endswith("<think>"):
@@ -207,8 +208,8 @@ class _FormatProbe:
         return None
 
     def several(self, before: str, ends: int) -> tuple[str, str]:
-        """What each call is told by, of what stands `before` the first (Mistral's are a list, so only the first has the
-        bracket), and what stands between two. `ends`: where arguments end, behind the name."""
+        """What identifies each call: the text `before` the first (Mistral's are a list, so only the first has the
+        bracket), and the text between two. `ends`: where arguments end, after the name."""
         try:
             further = self.text((NAME, ARGUMENTS), (NAME_2, ARGUMENTS)).partition(NAME)[2][ends:]
         except Exception:  # Llama's template calls one tool at a time
@@ -220,7 +221,7 @@ class _FormatProbe:
         return each, joined.removesuffix(each)
 
     def as_json(self, rest: str) -> _AfterName | None:
-        """None if the arguments are no JSON object."""
+        """None if the arguments are not a JSON object."""
         begins = rest.rfind("{", 0, rest.index(KEY))
         try:
             _, ends = DECODER.raw_decode(rest, begins)
@@ -232,7 +233,7 @@ class _FormatProbe:
         return _AfterName(rest[:begins], between, JsonArguments(), ends)
 
     def as_elements(self, rest: str) -> _AfterName:
-        """If every argument is written for itself: what opens one, parts its name and value, and closes it."""
+        """If every argument is written separately: what opens one, separates its name and value, and closes it."""
         first, rest_of_all = rest.split(KEY)
         parts, after = rest_of_all.split(VALUE)
         joint, _ = after.split(KEY_2)
@@ -244,7 +245,7 @@ class _FormatProbe:
         before, behind = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
         text = regex.sub(
             r"<\S*\Z", "", first[: common_prefix_length(first, nothing)]
-        )  # behind the name, whatever follows
+        )  # after the name, whatever follows
         opens, parts, closes, last, nothing = (
             _spaced_pattern(self.read(mark)) for mark in (opens, parts, closes, last, nothing)
         )
@@ -263,12 +264,12 @@ def _finite_number(text: str) -> float:
     return number
 
 
-# JSON has neither NaN nor Infinity: whoever is called could not read them, nor a number that becomes one.
+# JSON has neither NaN nor Infinity: a tool could not read them, nor a number that overflows to one.
 DECODER = json.JSONDecoder(parse_constant=_finite_number, parse_float=_finite_number)
 
 
 def _parse_value(written: str) -> Any:
-    """What is written as JSON or as Python does; anything else is a text."""
+    """A value written as in JSON or Python; anything else is a text."""
     try:
         return PYTHON_LITERALS[written] if written in PYTHON_LITERALS else DECODER.decode(written)
     except (ValueError, RecursionError):
@@ -276,7 +277,8 @@ def _parse_value(written: str) -> Any:
 
 
 def _text_arguments_by_tool(tools: Tools) -> dict[str, Set[str]]:
-    """Name of each tool → its arguments that its description says are texts. What users write may have any shape."""
+    """Name of each tool → its arguments that are texts according to its description. What users write may have any
+    shape."""
     functions = [tool.get("function") for tool in tools]
     named = [
         function for function in functions if isinstance(function, Mapping) and isinstance(function.get("name"), str)
@@ -290,7 +292,7 @@ def _text_arguments(parameters: Any) -> Set[str]:
 
 
 def _may_be_text(schema: Any) -> bool:
-    """Whether a value that is so described may be a text."""
+    """Whether a value with this description may be a text."""
 
     def either(word: str, schema: Any) -> list[Any]:
         values = schema.get(word) if isinstance(schema, Mapping) else None
@@ -304,7 +306,7 @@ def _may_be_text(schema: Any) -> bool:
 
 
 def _reasoning_end(text: str) -> int:
-    """Where the reasoning ends, if there is any: what is only thought of is not called."""
+    """Where the reasoning ends, if there is any: calls inside reasoning do not count."""
     return text.rfind(REASONING_END) + len(REASONING_END) if REASONING_END in text else 0
 
 
@@ -313,5 +315,5 @@ def _optional_pattern(text: str) -> str:
 
 
 def _spaced_pattern(text: str) -> str:
-    """A pattern for `text` that does not mind how much space its words are apart."""
+    """A pattern for `text` that accepts any amount of space between its words."""
     return r"\s*".join(map(regex.escape, text.split()))

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.worker.templates.chat_template import any_of
 
-# The pattern of ByteLevel by default.
+# ByteLevel's default pattern.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PROBE_TEXT = (
     "{0}a{0}{0}A{0}1{0} {0}  {0}\n{0}\n\n{0}\r{0}\t{0}.{0}!{0}'{0}s{0}'s{0}'{0}t{0}'l{0}l{0}'re{0}中{0}é{0}_{0}"
@@ -37,7 +37,7 @@ class WordCache:
         self.cut = regex.compile(pattern, regex.V0).findall
         self.normal = self.backend.normalizer is not None
         self.added = any_of(token.content for token in tokenizer.added_tokens_decoder.values())
-        self.speller = Tokenizer(self.backend.model)  # a word, not to be cut any further
+        self.speller = Tokenizer(self.backend.model)  # a word that must not be split further
         self.speller.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self.tried: set[str] = set()
         self.odd: set[str] = set()
@@ -45,7 +45,7 @@ class WordCache:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> WordCache | None:
-        """None if the tokenizer is not one that can be known word by word."""
+        """None if the tokenizer does not work word by word."""
         backend = tokenizer.backend_tokenizer
         steps = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {"type": None}
         steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
@@ -63,8 +63,8 @@ class WordCache:
         return None
 
     def ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-        """The ids of all texts (int32), one after the other, and how many each has; None if they are not all to be
-        known this way."""
+        """The ids of all texts (int32), one after another, and the number for each; None if they cannot all be
+        determined in this way."""
         whole = "".join(texts)
         characters = set(whole)
         if new := characters - self.tried:
@@ -88,7 +88,7 @@ class WordCache:
         return np.fromiter(chain.from_iterable(known), np.int32, int(each.sum())), np.diff(ends, prepend=0)
 
     def _try(self, characters: set[str]) -> None:
-        """Whether both cut a text alike, for each of these characters."""
+        """Whether both split a text in the same way, for each of these characters."""
         self.tried |= characters
         for character in characters:
             text = PROBE_TEXT.format(character)
@@ -96,6 +96,6 @@ class WordCache:
                 theirs = [text[slice(*offsets)] for _, offsets in self.backend.pre_tokenizer.pre_tokenize_str(text)]
             except UnicodeError:  # half a surrogate
                 theirs = []
-            # A normal form is for ever, but only of characters that this version of Unicode has.
+            # Normal forms never change, but only for characters that this version of Unicode has.
             if unicodedata.category(character) == "Cn" or theirs != self.cut(text):
                 self.odd.add(character)

@@ -19,12 +19,12 @@ from engine.worker.training import ppo_math
 
 
 class ActorCritic(nn.Module):
-    """The policy and the critic, which learn, and the reference, which stays what the policy was.
+    """The policy and the critic, which learn, and the reference, which stays the initial policy.
 
-    With LoRA all three are one model with different adapters on: "default", "critic" and none. If the policy begins
-    with an adapter that has learned already, the reference is a frozen copy of that, and the critic begins as one.
-    Otherwise a frozen copy of the whole model is the reference, and with an adapter on it the critic. A value is
-    read off the critic's last hidden state by a linear head, which begins at zero.
+    With LoRA all three are one model with different active adapters: "default", "critic" and none. If the policy starts
+    with a trained adapter, the reference is a frozen copy of that, and the critic starts as one. Otherwise the
+    reference is a frozen copy of the whole model, and the critic is that copy with an adapter. Values are read from the
+    critic's last hidden state by a linear head, which starts at zero.
     """
 
     def __init__(self, policy: PreTrainedModel | PeftModel):
@@ -41,7 +41,7 @@ class ActorCritic(nn.Module):
             reference = "reference" if begun else None
             if begun:
                 _add_adapter_copy(policy, "reference", config)
-            # No whole modules: an output head beside the critic's own would only lie about. No rows of tokens either.
+            # No whole modules: an output head in the critic would have no use.
             _add_adapter_copy(policy, "critic", config, modules_to_save=None, trainable_token_indices=None)
             self.learning, roles = ["default", "critic"], {"policy": (policy, "default")}
         else:
@@ -52,12 +52,12 @@ class ActorCritic(nn.Module):
             reference = None
             self.learning, roles = ["critic"], {"policy": (policy, None)}
         self.roles = roles | {"critic": (adapted, "critic"), "reference": (adapted, reference)}
-        self.role = self.active_adapter = ""  # activated last, and the adapter that is on
+        self.role = self.active_adapter = ""  # the role activated last, and the active adapter
         self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         for module in self.modules():
-            # The ratio of new to old probability has to begin at 1.
+            # The ratio of new to old probability has to start at 1.
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if isinstance(getattr(module, "attention_dropout", None), float):
@@ -67,7 +67,7 @@ class ActorCritic(nn.Module):
         self.activate("critic")
 
     def activate(self, role: str) -> PreTrainedModel:
-        """The language model with the adapter of `role` on."""
+        """The language model with the adapter of `role` active."""
         model, adapter = self.roles[role]
         self.role = role
         if not isinstance(model, PeftModel):
@@ -79,7 +79,7 @@ class ActorCritic(nn.Module):
                 model.set_adapter(adapter, inference_mode=True)
             else:
                 tuner.disable_adapter_layers()
-            model.set_requires_grad(self.learning, True)  # peft takes what is not on for frozen
+            model.set_requires_grad(self.learning, True)  # peft freezes inactive adapters
             self.active_adapter = adapter
         base: Any = model.get_base_model()
         return base
@@ -102,8 +102,9 @@ class ActorCritic(nn.Module):
 
     def generate_answers(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
         """Sampled answers (B, at most max_new_tokens) to prompts that are padded on the left."""
-        model: Any = self.activate("policy")  # a GenerationMixin, too
-        # What the model's own config says for chatting (a repetition penalty, top-k) is not what is learned from.
+        model: Any = self.activate("policy")  # also a GenerationMixin
+        # Settings for chatting in the model's own config (a repetition penalty, top-k) would change the distribution
+        # that is trained.
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
             texts = model.generate(prompts, attention_mask=attention, generation_config=config)
@@ -114,7 +115,7 @@ class ActorCritic(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """As transformers' own. What is computed again in the backward pass is computed in the role it had."""
+        """As in transformers, but what is recomputed in the backward pass uses the role of the forward pass."""
 
         def again() -> tuple[Any, Any]:
             role = self.role
@@ -126,7 +127,7 @@ class ActorCritic(nn.Module):
 
 
 class _RunOnEnter(contextlib.AbstractContextManager):
-    """Does something when it is entered, and leaves it done."""
+    """A context that does something when it is entered, and leaves it done."""
 
     def __init__(self, do: Callable[[], Any]):
         self.do = do
@@ -139,7 +140,7 @@ class _RunOnEnter(contextlib.AbstractContextManager):
 
 
 def _add_adapter_copy(model: PeftModel, name: str, config: PeftConfig, **changes: Any) -> None:
-    """Add an adapter that is what "default" is now."""
+    """Add an adapter that is a copy of the current "default"."""
     twin = copy.deepcopy(config)
     for key, value in {"init_lora_weights": True, "lora_dropout": 0.0, **changes}.items():
         setattr(twin, key, value)
@@ -152,5 +153,5 @@ def _add_adapter_copy(model: PeftModel, name: str, config: PeftConfig, **changes
 
 
 def _model_inputs(texts: Tensor, attention: Tensor) -> dict[str, Any]:
-    places = (attention.cumsum(1) - 1).clamp(min=0)  # a text begins at 0 however far it is padded
+    places = (attention.cumsum(1) - 1).clamp(min=0)  # positions begin at 0 whatever the padding
     return {"input_ids": texts, "attention_mask": attention, "position_ids": places, "use_cache": False}

@@ -33,7 +33,7 @@ NOT_PLOTTED = re.compile(
     r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time"
     r"|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
 )
-# What TRL calls what the stages share → what it is called here.
+# TRL's names for what the stages share → ours.
 CURVE_NAMES = {
     "completions/mean_length": "answer_length",
     "completions/clipped_ratio": "cut_answers",
@@ -61,13 +61,13 @@ class RunCallback(TrainerCallback):
         self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A resumed run goes on where its checkpoint was: in steps, in seconds and in tokens."""
+        """A resumed run continues from its checkpoint: in steps, in seconds and in tokens."""
         self.began = time.monotonic()
         for line in read_lines(self.run.metrics):
             if line["step"] <= state.global_step:
                 self.time_before = line["time"]
                 self.tokens_before = line.get("num_tokens", self.tokens_before)
-        if state.num_input_tokens_seen:  # a trainer that counts in its state goes on counting by itself
+        if state.num_input_tokens_seen:  # a trainer that counts in its state continues counting by itself
             self.tokens_before = 0.0
         self.report("training", state.global_step, state.max_steps, "steps")
 
@@ -88,7 +88,7 @@ class RunCallback(TrainerCallback):
         }
         if "num_tokens" in values:
             values["num_tokens"] += self.tokens_before
-        if "train_loss" not in values:  # the summary at the end is no point of a curve
+        if "train_loss" not in values:  # the summary at the end is not a point of a curve
             now = round(self.time_before + time.monotonic() - self.began, 3)
             line = {"step": state.global_step, "epoch": state.epoch or 0.0, "time": now, **values}
             with contextlib.suppress(OSError):
@@ -102,20 +102,20 @@ class RunCallback(TrainerCallback):
     ) -> TrainerControl:
         self.report("training", state.global_step, state.max_steps, "steps")
         if args.load_best_model_at_end and control.should_evaluate:
-            control.should_save = True  # what is best by measure must be there to be loaded
+            control.should_save = True  # the best checkpoint must exist to be loaded
         if self.stop_is_requested(args) and not control.should_training_stop:
             self.stopping = True
             control.should_save = control.should_training_stop = True
         if control.should_training_stop:
-            control.should_log = True  # the curves end where the training does
+            control.should_log = True  # the curves end with the training
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """The last step is logged also where a validation ends the training, which is known only after it.
+        """The last step is also logged if a validation ends the training, which is known only after it.
 
-        A step that is logged already is not logged again by the trainer.
+        The trainer does not log a step again that has already been logged.
         """
         if control.should_training_stop or control.should_evaluate:
             control.should_log = True
@@ -134,9 +134,9 @@ class RunCallback(TrainerCallback):
         model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Mark the checkpoint as whole once every rank has written its part; only then remove older ones.
+        """Mark the checkpoint as complete once every rank has written its part; only then remove older ones.
 
-        Raises Refusal where a weight is no longer a number, which the loss may not have told yet.
+        Raises Refusal for weights that are NaN or infinite, which the loss may not show yet.
         """
         assert model is not None  # the Trainer's
         if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
@@ -157,8 +157,8 @@ class RunCallback(TrainerCallback):
                 remove_checkpoint(folder)
 
     def stop_is_requested(self, args: TrainingArguments) -> bool:
-        """Whether rank 0 has seen a stop request. The others are told, lest one of them wait for a step that
-        never comes."""
+        """Whether rank 0 has seen a stop request. The others are told, so that none of them waits for a step that never
+        comes."""
         return agreed(rank() == 0 and self._read_request(), args)
 
     def _read_request(self) -> bool:
@@ -170,17 +170,17 @@ class RunCallback(TrainerCallback):
 
 
 class LossWatchCallback(TrainerCallback):
-    """Notes in warnings.jsonl that the loss has gone wrong; where that is to stop the run, a checkpoint is saved first.
+    """Records in warnings.jsonl that the loss has gone wrong; if this should stop the run, a checkpoint is saved first.
 
-    Comes after `RunCallback`, which marks that checkpoint as whole.
+    Runs after `RunCallback`, which marks that checkpoint as complete.
     """
 
     def __init__(self, run: RunDir, stops: bool):
         self.run, self.stops = run, stops
-        self.reason: Problem | None = None  # for which the run is to stop
+        self.reason: Problem | None = None  # the problem for which the run is to stop
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A resumed run remembers what its loss was; what was noted then is not noted again."""
+        """A resumed run remembers its losses; what was recorded then is not recorded again."""
         self.watch = LossWatch(args.get_warmup_steps(state.max_steps))
         for line in read_lines(self.run.metrics):
             if line["step"] <= state.global_step and line.get("loss") is not None:
@@ -204,20 +204,19 @@ class LossWatchCallback(TrainerCallback):
             self.reason, control.should_save = problem, True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Raises Refusal where the run is to stop."""
+        """Raises Refusal if the run is to stop."""
         if self.reason:
             raise Refusal(self.reason)
 
 
 def loss_watch(spec: RunSpec, run: RunDir) -> list[LossWatchCallback]:
-    """The watch of a run's loss, if it is to have one; the loss of a stage that
-    learns from its own answers says nothing."""
+    """The watch of a run's loss, if it has one; the loss of a stage that learns from its own answers means nothing."""
     watched = spec.logging.watch != "off" and not STAGES[spec.stage.kind].answers
     return [LossWatchCallback(run, stops=spec.logging.watch == "stop")] if watched else []
 
 
 def agreed(flag: bool, args: TrainingArguments) -> bool:
-    """What rank 0 has found, on every rank."""
+    """Rank 0's result, on every rank."""
     if args.world_size == 1:
         return flag
     shared = torch.tensor([float(flag)], device=args.device)
@@ -226,7 +225,7 @@ def agreed(flag: bool, args: TrainingArguments) -> bool:
 
 
 def save_where_there_is_space(spec: RunSpec, trainer: Trainer, callback: RunCallback) -> None:
-    """Let the trainer wait for disk space before each checkpoint; one that is to stop meanwhile stops without it."""
+    """Let the trainer wait for disk space before each checkpoint; if it is to stop meanwhile, it stops without one."""
     save, args = trainer._save_checkpoint, trainer.args
     space = CheckpointSpace(
         callback.run,
@@ -248,7 +247,7 @@ def save_where_there_is_space(spec: RunSpec, trainer: Trainer, callback: RunCall
 
 
 def _formatted(value: float) -> str:
-    """Four digits, and of a large number its whole part: nobody looks for step 1.235e+04."""
+    """Four digits, or the whole integer part of a large number: nobody looks for step 1.235e+04."""
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 

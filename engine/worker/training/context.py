@@ -22,8 +22,8 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """A run with all that is loaded for it. `data`: "train", and "validation"
-    where there is one, → a `datasets.Dataset`."""
+    """A run with everything loaded for it. `data`: "train", and "validation" if there is one, → a
+    `datasets.Dataset`."""
 
     spec: RunSpec
     run: RunDir
@@ -33,13 +33,13 @@ class TrainingContext:
     callbacks: Sequence[TrainerCallback] = ()
 
     def arguments(self, config: type[TrainingArguments], **changes: Any) -> TrainingArguments:
-        """The configuration that the spec says, with `changes` of the stage's own."""
+        """The configuration according to the spec, with `changes` by the stage."""
         common = common_arguments(self.spec, self.run, measured="validation" in self.data)
         return config(**common | stage_arguments(self.spec) | changes)
 
     def trainer(self, kind: Callable[..., AnyTrainer], arguments: TrainingArguments, **own: Any) -> AnyTrainer:
-        """A trainer of this kind that has not begun. `own`: arguments of its
-        constructor besides those that all have."""
+        """A trainer of this kind that has not started. `own`: arguments of its constructor in addition to the common
+        ones."""
         patience = self.spec.logging.early_stopping_patience
         stopping = [EarlyStoppingCallback(patience)] if patience else []
         with exact_adapter(self.model):
@@ -75,7 +75,8 @@ def loraplus_optimizer(spec: RunSpec, arguments: TrainingArguments, model: Any) 
 
 @contextlib.contextmanager
 def exact_adapter(model: Any) -> Iterator[None]:
-    """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
+    """Undo TRL's rounding of a quantized model's adapter to bf16, which would change a continued adapter at the
+    start."""
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     kept = (
         {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad} if quantized else {}
@@ -87,10 +88,10 @@ def exact_adapter(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
-    """Let TRL make its copy of the adapter ("ref") to compare with, and keep that only where it is needed.
+    """Let TRL copy the adapter ("ref") for comparison, and keep the copy only if it is needed.
 
-    The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
-    changes nothing yet: what the model was is the model without it.
+    The copy is made without changing the base again, as an initialization from it would (PiSSA). A new adapter has no
+    effect yet: the reference is the model without it.
     """
     config: Any = model.peft_config["default"] if isinstance(model, PeftModel) else None
     if config is None:
@@ -108,7 +109,7 @@ def adjust_trainer(trainer: AnyTrainer) -> AnyTrainer:
     assert trainer.model is not None
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
+            # peft keeps modules_to_save in the type of the base, in which an optimizer's small steps are lost.
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the run's callback prints
     trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]  # the run folder describes itself

@@ -17,16 +17,16 @@ from engine.core.rundir import COMPLETE_FILE, WAITING_FOR_SPACE, RunDir
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 
 POLL_SECONDS = 1.0
-MARGIN_BYTES = 4 << 20  # for the log, the curves and what a file system keeps for itself
+MARGIN_BYTES = 4 << 20  # for the log, the curves and the file system's overhead
 TOKENIZER_BYTES = 32 << 20  # of a large tokenizer, such as Gemma's
-MARGIN_SHARE = 0.05  # of a checkpoint, for what it may have grown by
+MARGIN_SHARE = 0.05  # of a checkpoint, for possible growth
 
 
 class CheckpointSpace:
-    """Space for the checkpoints of one run.
+    """Disk space for the checkpoints of one run.
 
-    `agree` tells every rank what rank 0 has found, which alone looks at the
-    disk; `stop_requested` says, to all ranks alike, whether the run is to stop.
+    `agree` distributes the result of rank 0, which alone checks the disk; `stop_requested` says, on all ranks alike,
+    whether the run is to stop.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class CheckpointSpace:
         self.run, self.report, self.agree, self.stop_requested = run, report, agree, stop_requested
 
     def wait(self, estimate: Callable[[], int], step: int, max_steps: int, best: str) -> bool:
-        """Return once there is space for a checkpoint: True; False where the run is to stop before there is.
+        """Return once there is space for a checkpoint: True; False if the run is to stop before.
 
-        `estimate`: bytes of the first checkpoint; later ones are as large as
-        the last. `best`: name of the checkpoint that is kept in any case.
+        `estimate`: bytes of the first checkpoint; later ones are as large as the last. `best`: name of a checkpoint
+        that is always kept.
         """
         needed = self._needed(estimate) if rank() == 0 else 0
         waits = False
@@ -70,7 +70,7 @@ class CheckpointSpace:
         return int(size * (1 + MARGIN_SHARE)) + MARGIN_BYTES
 
     def _fits(self, needed: int, step: int, best: str) -> bool:
-        """Whether the disk has space, after removing as few older checkpoints as that takes, the newest never."""
+        """Whether the disk has space, after removing as few older checkpoints as necessary, but never the newest."""
         removed = []
         for folder in self.run.checkpoints()[:-1]:
             if hardware.free_disk(self.run.path) >= needed:
@@ -84,7 +84,7 @@ class CheckpointSpace:
         return hardware.free_disk(self.run.path) >= needed
 
     def _tell(self, code: str, step: int, needed: int) -> None:
-        """For readers of the log; the page says it while it lasts."""
+        """For readers of the log; the page shows it while it lasts."""
         if rank() == 0:
             free = _size(hardware.free_disk(self.run.path))
             with contextlib.suppress(OSError):  # the disk may be full
@@ -92,14 +92,14 @@ class CheckpointSpace:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Its marker goes first, so that a half-removed one is never taken for whole."""
+    """Its marker is removed first, so that a half-removed checkpoint never counts as complete."""
     (folder / COMPLETE_FILE).unlink()
     shutil.rmtree(folder)
 
 
 def checkpoint_bytes(trainer: Any, *, adapter: bool) -> int:
-    """About how large a checkpoint will be: of an adapter the trained weights,
-    else all of them, the optimizer's state, and the tokenizer."""
+    """The approximate size of a checkpoint: the trained weights of an adapter, otherwise all weights, the optimizer's
+    state, and the tokenizer."""
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad or not adapter]
     states = getattr(trainer.optimizer, "state", {}).values()
     return _bytes(weights) + _bytes(_tensors(states)) + TOKENIZER_BYTES

@@ -29,14 +29,14 @@ from engine.worker.training.result import generation_config
 from engine.worker.training.rewards import Answer, ScoreFunction, check_references, score_function
 from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
 
-MAX_EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
-ALIKE_ROUNDS_BEFORE_WARNING = 20  # in which all answers of each group score the same are told
+MAX_EMPTY_ROUNDS = 5  # of only empty answers end a run
+ALIKE_ROUNDS_BEFORE_WARNING = 20  # in which all answers of each group have the same score are reported
 
 
 def grpo_trainer(context: TrainingContext) -> Trainer:
     """The rows are `prompt_ids` (ending with the generation prompt), `prompt` (messages as JSON) and `answer`.
 
-    Raises Refusal if there are too few of them for one step, or nothing in them that a reward can compare with.
+    Raises Refusal if there are too few of them for one step, or none that a reward can compare with.
     """
     spec, model, tokenizer = context.spec, context.model, context.tokenizer
     stage, rows = spec.stage, len(context.data["train"])
@@ -50,10 +50,10 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
     compared = stage.grpo_beta and spec.method.kind != "lora"
     arguments = context.arguments(
         GRPOConfig,
-        num_generations_eval=1,  # measured is the mean reward, for which one answer to each question is enough
+        num_generations_eval=1,  # validation uses the mean reward, for which one answer to each question is enough
         **(_reference_arguments(model) if compared else {}),
     )
-    # An answer ends with the token that the template ends a turn with.
+    # An answer ends with the token with which the template ends a turn.
     model.generation_config.eos_token_id = generation_config(spec, model, tokenizer).eos_token_id
     # What TRL calls the prompt are our ids.
     renamed = replace(context, data={name: _with_trl_columns(split) for name, split in context.data.items()})
@@ -64,8 +64,8 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
 
 
 def _reference_arguments(model: Any) -> dict[str, Any]:
-    """How TRL is to load what the model was, to compare it with; an adapter it copies by itself."""
-    config = copy.deepcopy(model.config)  # with what the spec changed in it
+    """How TRL loads the reference model; it copies an adapter by itself."""
+    config = copy.deepcopy(model.config)  # with the spec's changes in it
     return {"model_init_kwargs": {"config": config, "use_safetensors": True}}
 
 
@@ -74,7 +74,7 @@ def _with_trl_columns(rows: Any) -> Any:
 
 
 def _trl_reward_function(name: str, score: ScoreFunction) -> Callable[..., list[float | None]]:
-    """A reward function as TRL calls it, with its name as that of the curve."""
+    """A reward function as TRL calls it; its name becomes that of the curve."""
 
     def function(
         prompts: list[list[int]],
@@ -93,10 +93,10 @@ def _trl_reward_function(name: str, score: ScoreFunction) -> Callable[..., list[
 
 
 class GroupTrainer(GRPOTrainer):
-    """TRL's trainer on prompts that are token ids already, which can be resumed at any step.
+    """TRL's trainer on prompts that are already token ids, resumable at any step.
 
-    The random state is in the checkpoint, as the Trainer keeps it; what is not is added here: the answers of a round
-    that is not over yet, the step in it, and the order of the prompts.
+    The Trainer stores the random state in the checkpoint; this class adds the answers of an unfinished round, the step
+    within it, and the order of the prompts.
     """
 
     model: nn.Module
@@ -109,7 +109,7 @@ class GroupTrainer(GRPOTrainer):
 
     @property
     def round_steps(self) -> int:
-        """Forward passes that are learned from the answers of one round."""
+        """Forward passes that learn from the answers of one round."""
         assert self.args.steps_per_generation is not None  # TRL's configuration has filled it in
         return self.args.steps_per_generation * self.num_iterations
 
@@ -117,7 +117,7 @@ class GroupTrainer(GRPOTrainer):
         return prompts, None, {}
 
     def _generate_single_turn(self, *arguments: Any, **keywords: Any) -> Any:
-        """Answers without dropout."""
+        """Generate answers without dropout."""
         training = self.model.training
         self.model.eval()
         try:
@@ -134,10 +134,10 @@ class GroupTrainer(GRPOTrainer):
     def _record_answers(self, inputs: list[dict[str, Any]]) -> None:
         """Keep a few of the newest answers for the page; end the run if all have been empty for a while.
 
-        TRL's logs hold the answers of all ranks, this rank's rows first on rank 0.
+        TRL's logs contain the answers of all ranks; on rank 0, its own rows are first.
         """
         texts = list(self._logs["completion"])
-        step = self.state.global_step + 1  # that is learned from them first
+        step = self.state.global_step + 1  # the first step that learns from them
         if rank() == 0 and samples_are_due(step, self.sample_steps, self.num_iterations):
             write_samples(self.run, step, self._samples(inputs, texts))
         self.empty = 0 if any(text.strip() for text in texts) else self.empty + 1
@@ -149,7 +149,7 @@ class GroupTrainer(GRPOTrainer):
             print(problem("rewards-alike", "stage.rewards", rounds=self.alike).text(), flush=True)
 
     def _samples(self, inputs: list[dict[str, Any]], texts: list[str]) -> Iterator[Sample]:
-        """Answers to as many different questions as there are."""
+        """Answers to as many different questions as possible."""
         logged: Any = self._logs["rewards"]
         scores = {name: list(values) for name, values in logged.items()}
         weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
@@ -158,13 +158,13 @@ class GroupTrainer(GRPOTrainer):
             known = [value * weights[name] for name, value in rewards.items() if value == value]
             yield Sample(json.loads(inputs[row]["messages"]), texts[row], sum(known) if known else None, rewards)
 
-    # -- a resumed run goes on as if nothing had been
+    # -- a resumed run continues as if nothing had happened
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         return EpochSeededSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """In the middle of a round its answers belong to the checkpoint, too."""
+        """In the middle of a round, its answers belong to the checkpoint, too."""
         super()._save_checkpoint(model, trial)
         if self._step % self.round_steps:
             assert self.args.output_dir is not None
@@ -184,7 +184,7 @@ class GroupTrainer(GRPOTrainer):
 
 
 class EpochSeededSampler(Sampler):
-    """TRL's order of the prompts, but that of an epoch follows from its number and not from the epochs before."""
+    """TRL's order of the prompts, but that of an epoch depends on its number and not on the epochs before."""
 
     def __init__(self, repeated: Any, epoch: Callable[[], int]):
         self.repeated, self.epoch = repeated, epoch

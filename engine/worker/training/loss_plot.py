@@ -14,7 +14,7 @@ from engine.core.smoothing import exponential_moving_average
 
 
 def plot_loss(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw the loss of the lines of a metrics file; a later line for a step replaces an earlier one."""
+    """Plot the losses of a metrics file; a later line for a step replaces an earlier one."""
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
     for name, label, colour in (("loss", "train", "#c2410c"), ("eval_loss", "validation", "#0f766e")):
         points = {line["step"]: line[name] for line in lines if line.get(name) is not None}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from engine.core.problems import Problem, problem
 from engine.core.smoothing import SMOOTHING
 
-POINTS_IN_A_ROW = 5  # logged points that must agree before anything is said
+POINTS_IN_A_ROW = 5  # logged points that must agree before anything is reported
 RISE_FACTOR, MIN_RISE = 3.0, 1.0  # a smoothed loss is far above its best if it exceeds it by both
 
 
 class LossWatch:
-    """Takes the logged losses one after the other. What is wrong is told once,
-    and again only after it was right meanwhile."""
+    """Receives the logged losses one after another. A problem is reported once, and again only if it was absent
+    meanwhile."""
 
     def __init__(self, warmup_steps: int):
         self.warmup_steps = warmup_steps
@@ -20,7 +20,7 @@ class LossWatch:
         self.zeros, self.risen = 0, 0  # points in a row
 
     def add(self, step: int, loss: float) -> Problem | None:
-        """What is wrong since this point. `loss` is finite."""
+        """The problem since this point. `loss` is finite."""
         self.total = self.total * SMOOTHING + loss * (1 - SMOOTHING)
         self.mass = self.mass * SMOOTHING + 1 - SMOOTHING
         smoothed = self.total / self.mass

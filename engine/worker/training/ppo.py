@@ -33,12 +33,13 @@ from engine.worker.training.result import generation_config
 from engine.worker.training.reward_scorer import RewardFunction, load_reward_function
 from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
 
-CHECKPOINT_FILE = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
+CHECKPOINT_FILE = "ppo.safetensors"  # parts of a checkpoint: everything trained, and the KL coefficient
 
 
 @dataclass
 class Rollout:
-    """A batch of answers and all that is known of them. Texts and attention (B, L), the rest (B, T) on the answers."""
+    """A batch of answers with everything known about them. Texts and attention are (B, L), the rest (B, T) on the
+    answers."""
 
     texts: Tensor
     attention: Tensor
@@ -50,10 +51,11 @@ class Rollout:
 
 
 class PpoTrainer(Trainer):
-    """A step is a batch: its prompts are answered, the answers scored, and then learned from several times over.
+    """A step is a batch: its prompts are answered, the answers are scored, and the model learns from them several
+    times.
 
-    `per_device_train_batch_size` × `gradient_accumulation_steps` prompts a process. Of the updates of a step all but
-    the last are made here; the last one's gradient is left to the Trainer, which goes on with it as with any other.
+    `per_device_train_batch_size` × `gradient_accumulation_steps` prompts per process. All updates of a step but the
+    last are made here; the gradient of the last one is left to the Trainer, which continues as usual.
     """
 
     model: ActorCritic
@@ -90,7 +92,7 @@ class PpoTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Collect the prompts of a step; with the last of them, make the step. Returns its mean loss."""
+        """Collect the prompts of a step; with the last of them, do the step. Returns its mean loss."""
         self.prompts += inputs["prompt_ids"]
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
@@ -116,8 +118,8 @@ class PpoTrainer(Trainer):
     def make_rollout(
         self, prompts: list[list[int]], step: int, *, keep_samples: bool = False
     ) -> tuple[Rollout, dict[str, float]]:
-        """Answers to the prompts, with their advantages, and the metrics of
-        them. `keep_samples`: a few are written to samples.jsonl."""
+        """Answers to the prompts, with their advantages and metrics. `keep_samples`: a few are written to
+        samples.jsonl."""
         settings, actor_critic = self.settings, self.model
         actor_critic.eval()
         prompt_ids, prompt_mask = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
@@ -154,12 +156,12 @@ class PpoTrainer(Trainer):
         return Rollout(texts, attention, mask, log_probs, values, advantages, returns), metrics
 
     def update(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
-        """All updates of a step but the last, whose gradient is left in place.
-        Returns the mean loss, and what to tell."""
+        """All updates of a step but the last, whose gradient is left in place. Returns the mean loss, and the
+        metrics."""
         model.train()
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):
-            optimizer.train()  # schedule-free ones have two faces
+            optimizer.train()  # schedule-free optimizers have two modes
         settings, rows = self.settings, len(rollout.mask)
         shuffled = torch.Generator().manual_seed(self._seed(step))
         updates = [
@@ -186,7 +188,7 @@ class PpoTrainer(Trainer):
     def _gradient(self, model: nn.Module, rollout: Rollout, chosen: Tensor) -> Tensor:
         """Add the gradient of one update: the mean over all tokens of these answers, on all processes.
 
-        Returns this process's share (3,) of policy loss, value loss and share of clipped tokens.
+        Returns this process's share (3,) of policy loss, value loss and the share of clipped tokens.
         """
         settings, length = self.settings, rollout.mask.shape[1]
         tokens = self._total(rollout.mask[chosen].sum().double()).item()
@@ -202,7 +204,7 @@ class PpoTrainer(Trainer):
                 )
                 value = ppo_math.value_loss(values, rollout.values[rows], returns, settings.cliprange_value)
                 sums = torch.stack([policy[mask].sum(), value[mask].sum(), clipped[mask].sum()]) / tokens
-                # Processes' gradients are averaged, and this is to be their sum.
+                # The gradients of processes are averaged, but this is to be their sum.
                 loss = (sums[0] + settings.vf_coef * sums[1]) * self.args.world_size
                 self.accelerator.backward(loss)
             totals += sums.detach()
@@ -223,7 +225,7 @@ class PpoTrainer(Trainer):
 
     @contextlib.contextmanager
     def _seeded(self, step: int) -> Iterator[None]:
-        """Randomness that the step decides: it is the same after a resume, and no other on each process."""
+        """Randomness determined by the step: the same after a resume, and different on each process."""
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self._seed(step))
@@ -242,7 +244,7 @@ class PpoTrainer(Trainer):
         write_samples(self.run, step, (Sample(prompt, completion, score, {}) for prompt, completion, score in shown))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's own points of the curves, and the means of ours since the last."""
+        """The Trainer's own points of the curves, and the means of ours since the last."""
         if "loss" in logs:
             logs |= {name: sum(values) / len(values) for name, values in self.curve_values.items()}
             logs["num_tokens"] = self.tokens
@@ -255,7 +257,7 @@ class PpoTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Answer the prompts set aside. The loss is the negated reward, so that the least of it is the best."""
+        """Answer the held-out prompts. The loss is the negated reward, so that the lowest is the best."""
         sums, count = dict.fromkeys(("eval_reward", "eval_kl", "eval_answer_length"), 0.0), 0
         for batch in self.get_eval_dataloader(eval_dataset):
             prompts = batch["prompt_ids"]
@@ -289,7 +291,7 @@ class PpoTrainer(Trainer):
         assert not kept, f"the checkpoint has weights of another model: {', '.join(kept)}"
 
     def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None  # else the Trainer does not ask
+        assert self.state.best_model_checkpoint is not None  # otherwise the Trainer does not ask
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _learned(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -301,7 +303,7 @@ def _collate_prompts(rows: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
 
 
 def _padded_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention, both (B, longest), so that all end in the same place."""
+    """Token ids and attention, both (B, longest), so that all end at the same place."""
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + row for row in rows]
     seen = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

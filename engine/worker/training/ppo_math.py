@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def answer_mask(tokens: Tensor, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Which tokens (B, T) belong to the answers, the one that ends it included; and which answers (B,) have ended."""
+    """Which tokens (B, T) belong to the answers, including the end token; and which answers (B,) have ended."""
     is_end = torch.isin(tokens, torch.tensor(list(ends), device=tokens.device))
-    before = is_end.cumsum(1) - is_end.long()  # ends that stand before each token
+    before = is_end.cumsum(1) - is_end.long()  # number of ends before each token
     return before == 0, is_end.any(1)
 
 
@@ -28,16 +28,16 @@ def log_probs_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tenso
 
 
 def final_scores(scores: Tensor, ended: Tensor, clip: float | None, penalty: float | None) -> Tensor:
-    """Scores (B,) held within ±`clip`, then lowered by `penalty` where the answer has no end."""
+    """Scores (B,) clipped to ±`clip`, then lowered by `penalty` for answers without an end."""
     if clip is not None:
         scores = scores.clamp(-clip, clip)
     return scores if penalty is None else torch.where(ended, scores, scores - penalty)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Rewards (B, T): minus the KL's share at each token, and the whole score (B,) at the last (Ziegler et al. 2019).
+    """Rewards (B, T): minus the KL penalty at each token, and the whole score (B,) at the last (Ziegler et al. 2019).
 
-    `kl` (B, T) is log π/π_ref of the tokens that were sampled.
+    `kl` (B, T) is log π/π_ref of the sampled tokens.
     """
     rewards = torch.where(mask, -kl_coef * kl, 0.0)
     last = mask.sum(1, keepdim=True) - 1
@@ -49,8 +49,8 @@ def advantages_and_returns(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), all (B, T), zero outside the answers.
 
-    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}; after the last token there is nothing, neither value nor
-    advantage. `values` (B, T) are those of the states in which the tokens were chosen. Returns: A + V.
+    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}; after the last token, value and advantage are zero. `values`
+    (B, T) are those of the states in which the tokens were chosen. Returns: A + V.
     """
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)
@@ -63,7 +63,7 @@ def advantages_and_returns(
 
 
 def moments(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the masked values of all processes; `total` adds a tensor up over them."""
+    """Mean and variance over the masked values of all processes; `total` sums a tensor over them."""
     chosen = values[mask].double()
     count, first = total(torch.stack([mask.sum().double(), chosen.sum()]))
     mean = first / count
@@ -77,7 +77,7 @@ def whiten(
     *,
     keep_mean: bool = False,
 ) -> Tensor:
-    """The masked values with variance 1, and mean 0 or as it was."""
+    """The masked values with variance 1, and mean 0 or unchanged."""
     mean, variance = moments(values, mask, total)
     white = (values - mean) * torch.rsqrt(variance + 1e-8)
     return torch.where(mask, white + mean if keep_mean else white, 0.0).to(values.dtype)
@@ -86,23 +86,23 @@ def whiten(
 def policy_loss(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """The clipped loss of each token (Schulman et al. 2017, eq. 7, negated), and where the clip decided it."""
+    """The clipped loss of each token (Schulman et al. 2017, eq. 7, negated), and where clipping was active."""
     ratio = (log_probs - old_log_probs).exp()
     free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     return torch.max(free, clipped), clipped > free
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> Tensor:
-    """Half the squared error of each value, which cannot gain by moving more than `cliprange` from where it was."""
+    """Half the squared error of each value, without a gain from moving more than `cliprange` from its old value."""
     clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
     return 0.5 * torch.max((values - returns).square(), (clipped - returns).square())
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float | None, horizon: int, answers: int) -> float:
-    """The KL's weight after a batch of `answers` with a mean `kl` each (Ziegler et al. 2019, section 2.2).
+    """The KL coefficient after a batch of `answers` with a mean `kl` each (Ziegler et al. 2019, section 2.2).
 
-    It grows or shrinks in proportion to how far off the target the KL is, at most by 20 % in `horizon` answers.
-    Without a target it stays.
+    It changes in proportion to the distance of the KL from the target, by at most 20 % in `horizon` answers. Without a
+    target it is constant.
     """
     if target is None:
         return kl_coef

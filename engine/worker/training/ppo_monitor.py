@@ -8,13 +8,13 @@ from collections import deque
 from engine.core.problems import Problem, problem
 
 BATCHES_MONITORED = 5  # batches in a row that have to look bad
-MIN_KL = -1.0  # nats an answer. A KL is never negative; a mean of samples this far below zero is no accident
-MAX_KL_PER_TOKEN = 5.0  # nats a token: what the model writes, the reference would write one time in 150 a token
-MIN_ANSWER_TOKENS = 1.1  # tokens an answer, the end among them
+MIN_KL = -1.0  # nats per answer. A KL is never negative; a mean of samples this far below zero is no accident
+MAX_KL_PER_TOKEN = 5.0  # nats per token: the reference gives the model's tokens 1/150 of their probability
+MIN_ANSWER_TOKENS = 1.1  # tokens per answer, including the end token
 
 
 class PpoMonitor:
-    """Looks at each batch, and says after a few bad ones in a row why it makes no sense to go on."""
+    """Checks each batch, and says after a few bad ones in a row why it makes no sense to continue."""
 
     def __init__(self) -> None:
         self.kl: deque[float] = deque(maxlen=BATCHES_MONITORED)
@@ -22,7 +22,7 @@ class PpoMonitor:
         self.length: deque[float] = deque(maxlen=BATCHES_MONITORED)
 
     def __call__(self, metrics: dict[str, float], step: int) -> Problem | None:
-        """`metrics`: those of a batch by their names. None: it may go on."""
+        """`metrics`: those of a batch by their names. None: it may continue."""
         spoiled = [name for name, value in metrics.items() if not math.isfinite(value)]
         if spoiled:
             return problem("ppo-not-finite", "training.learning_rate", step=step, names=", ".join(spoiled))

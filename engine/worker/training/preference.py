@@ -48,14 +48,14 @@ class _Kto(_PreparedRows, KTOTrainer):
     pass
 
 
-SHIFT_FILE = "bco.json"  # of a checkpoint: what the rewards so far were on average, and how many they were
+SHIFT_FILE = "bco.json"  # parts of a checkpoint: the mean of the rewards so far, and their number
 
 
 class _Bco(_Dpo):
     """BCO (Jung et al. 2024, arXiv:2404.04656) for pairs: -log σ(r_chosen - δ) - log σ(-(r_rejected - δ)).
 
-    δ is the mean of the implied rewards r of all answers trained on so far, on all devices, those of this batch
-    included. TRL's loss has none, so here the difference is added to it. While it is measured, δ stays as it is.
+    δ is the mean of the implicit rewards r of all answers trained on so far, on all devices, including this batch.
+    TRL's loss has none, so the difference is added to it here. During validation, δ is constant.
     """
 
     model: nn.Module
@@ -77,7 +77,7 @@ class _Bco(_Dpo):
 
     @contextlib.contextmanager
     def _recorded_log_probs(self) -> Iterator[list[Tensor]]:
-        """The log-probabilities (B, T) that model and reference give meanwhile, in this order."""
+        """The log-probabilities (B, T) that model and reference return inside the context, in this order."""
         noted: list[Tensor] = []
 
         def note(_model: nn.Module, _given: Any, output: Any) -> None:
@@ -93,7 +93,7 @@ class _Bco(_Dpo):
                 hook.remove()
 
     def _updated_shift(self, rewards: Tensor) -> float:
-        """δ with these rewards among the others; remembered while the model trains."""
+        """δ including these rewards; remembered while the model trains."""
         if self.rewards_seen and not self.model.training:
             return self.shift
         everywhere = self.accelerator.gather(rewards).float()
@@ -117,12 +117,13 @@ class _Bco(_Dpo):
 
 
 def bco_loss(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
-    """BCO's loss of each pair, shape (B,), from the implied rewards of its answers."""
+    """BCO's loss of each pair, shape (B,), from the implicit rewards of its answers."""
     return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected)
 
 
 def dpo_trainer(context: TrainingContext) -> Trainer:
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its kin, from rows of prompt_ids, chosen_ids, rejected_ids."""
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its variants, from rows of prompt_ids, chosen_ids,
+    rejected_ids."""
     stage = context.spec.stage
     assert isinstance(stage, Dpo)
     kind = _Bco if stage.loss_type == "bco_pair" else _Dpo
@@ -135,9 +136,8 @@ def kto_trainer(context: TrainingContext) -> Trainer:
     rows = context.data["train"]
     if (good := sum(rows["label"])) in (0, len(rows)):
         raise Refusal(single_label_problem(bool(good), len(rows)))
-    # TRL wants the rows one after the other, since it pairs up the answers of a batch
-    # before the training; our collator does it when the batch is formed. So rows may
-    # be shuffled, and a data set with all good answers first is learned from as well.
+    # TRL needs the rows in order, since it pairs up the answers of a batch before the training; our collator does so
+    # when the batch is formed. So rows can be shuffled, and a data set with all good answers first works equally well.
     arguments = context.arguments(KTOConfig, train_sampling_strategy="sequential")
     collator = _KlCollator(context.tokenizer.pad_token_id, spares=list(islice(rows, 16)))
     trainer = _reference_trainer(context, _Kto, arguments, collator)
@@ -147,8 +147,8 @@ def kto_trainer(context: TrainingContext) -> Trainer:
 
 @dataclass
 class _KlCollator(DataCollatorForUnpairedPreference):
-    """A batch of TRL's, in which the answers that measure the drift (KL_…) are the batch's own, each at its
-    neighbour's prompt. A batch of one row borrows the answer of a spare one."""
+    """A batch of TRL's in which the answers that measure the drift (KL_…) are the batch's own, each with its
+    neighbour's prompt. A batch of one row uses the answer of a spare one."""
 
     spares: list[dict[str, Any]] = field(default_factory=list)
 
@@ -175,10 +175,10 @@ def _reference_trainer(
     arguments: TrainingArguments,
     collator: Any,
 ) -> DPOTrainer | KTOTrainer:
-    """One of TRL's trainers that compare the model with what it was when the run began.
+    """One of TRL's trainers that compare the model with the reference.
 
-    What it was is, for a new adapter, the model without it; for one that is continued, or begins with a part of the
-    base (PiSSA), the copy that TRL makes of it; and for trained weights a copy of these alone, the frozen ones shared.
+    The reference is, for a new adapter, the model without it; for a continued adapter, or one that starts with a part
+    of the base (PiSSA), TRL's copy of it; and for trained weights, a copy of these alone, which shares the frozen ones.
     """
     lora = context.spec.method.kind == "lora"
     with reference_adapter(context.spec, context.model):
@@ -191,13 +191,13 @@ def _reference_trainer(
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """The model as it is now, never to be trained. Parameters that are frozen already are shared with it."""
+    """The current model, never to be trained. Parameters that are already frozen are shared with it."""
     shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
 def _disable_base_dropout(model: nn.Module) -> None:
-    """No dropout but that of the adapter in training: a comparison with what flickers by itself tells nothing.
+    """No dropout except that of the adapter in training, because a comparison with a random output means nothing.
 
     TRL would turn off that one, too, whatever `method.lora_dropout` says.
     """
@@ -213,7 +213,7 @@ def _disable_base_dropout(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """What a formula makes of a batch: the loss, the implied rewards of both sides, and more metrics.
+    """The result of a formula for a batch: the loss, the implicit rewards of both sides, and more metrics.
 
     Each is of shape (B,), one value per pair.
     """
@@ -226,7 +226,7 @@ class PreferenceLoss:
 
 def orpo_loss(stage: Orpo, chosen: Tensor, rejected: Tensor) -> PreferenceLoss:
     """ORPO (Hong et al. 2024, arXiv:2403.07691), equations 4 to 7, from the mean log-probability per token of each
-    answer, shape (B,): its ordinary loss, and λ times how far the odds of the better one lead."""
+    answer, shape (B,): the SFT loss, and λ times the odds-ratio loss."""
     log_odds = (chosen - rejected) - (_log1m_exp(chosen) - _log1m_exp(rejected))
     ratio = -logsigmoid(log_odds)
     weight = stage.orpo_lambda
@@ -235,7 +235,8 @@ def orpo_loss(stage: Orpo, chosen: Tensor, rejected: Tensor) -> PreferenceLoss:
 
 
 def _log1m_exp(log_p: Tensor) -> Tensor:
-    """log(1 - p) from log p, with the digits that 1 - p would lose; a certain answer is taken for nearly certain."""
+    """log(1 - p) from log p, without the digits that 1 - p would lose; a certain answer is treated as nearly
+    certain."""
     return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
 
 
@@ -261,12 +262,12 @@ class _ReferenceFreeTrainer(Trainer):
     def __init__(self, stage: Orpo | Simpo, **arguments: Any):
         super().__init__(**arguments)
         self.stage, self.loss_function = stage, PREFERENCE_LOSSES[stage.kind]
-        # Answers are scored in tiles: the logits of a whole batch are the largest thing there is.
+        # Answers are scored in tiles, because the logits of a whole batch would be the largest tensor.
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         add_fused_lm_head(base)
         if isinstance(self.model, PeftModel) and self.args.gradient_checkpointing:
             self.model.enable_input_require_grads()
-        self.can_return_loss, self.label_names = True, []  # by these a validation knows that there is a loss
+        self.can_return_loss, self.label_names = True, []  # these tell the Trainer in validation that there is a loss
         self.tokens = 0
         self.curve_values: dict[bool, dict[str, list[Tensor]]] = {mode: defaultdict(list) for mode in (True, False)}
 

@@ -19,7 +19,7 @@ from engine.worker.templates.conversations import end_of_turn_ids
 
 
 def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *, complete: bool) -> None:
-    """Rank 0 writes adapter/ or model/ whole, then says in it which attempt it belongs to."""
+    """Rank 0 writes adapter/ or model/ completely, then records the attempt in it."""
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         return
@@ -27,7 +27,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    model = getattr(model, "policy", model)  # PPO trains a critic beside it
+    model = getattr(model, "policy", model)  # PPO also trains a critic
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
     copy_processor_files(Path(model.name_or_path), partial)
@@ -50,7 +50,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
         },
     )
     for file in partial.iterdir():
-        apply_umask(file)  # safetensors writes for the owner alone
+        apply_umask(file)  # safetensors writes files readable by the owner only
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if spec.logging.plot_loss and run.metrics.exists():
@@ -62,7 +62,8 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
 
 
 def generation_config(spec: RunSpec, model: Any, tokenizer: Any) -> GenerationConfig:
-    """The base model's, with the token that ends a turn of this run's template among those that end an answer."""
+    """The base model's generation config, with the end-of-turn token of this run's template among those that end an
+    answer."""
     config = GenerationConfig.from_dict(model.generation_config.to_dict())
     known = config.eos_token_id
     ends = [] if known is None else [known] if isinstance(known, int) else list(known)

@@ -20,9 +20,9 @@ from engine.core.rundir import write_json, write_text
 from engine.worker.models.reward_model import score_conversations
 from engine.worker.training.context import TrainingContext
 
-MAX_PAIRS_SCORED = 1024  # held-out pairs that are scored at the end, at most
+MAX_PAIRS_SCORED = 1024  # maximum number of held-out pairs that are scored at the end
 MAX_PAIRS_SHOWN = (
-    64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
+    64  # number of them stored with scores; without held-out pairs, only as many training pairs are scored
 )
 
 
@@ -33,7 +33,7 @@ class _PreparedRewardTrainer(RewardTrainer):
 
 @dataclass
 class _ConversationCollator(DataCollatorForPreference):
-    """Each side of a pair with its prompt before it."""
+    """Each side of a pair, preceded by its prompt."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         sides = ("chosen_ids", "rejected_ids")
@@ -51,16 +51,16 @@ def reward_trainer(context: TrainingContext) -> Trainer:
 
 
 def write_evaluation(trainer: Trainer, folder: Path) -> None:
-    """Score held-out pairs, or a few training pairs where there are none, and write into `folder`
+    """Score held-out pairs, or a few training pairs if there are none, and write into `folder`
 
-    evaluation.json         {"split", "pairs": how many, "accuracy": share ranked rightly, "margin": mean lead}
+    evaluation.json         {"split", "pairs": number, "accuracy": share ranked correctly, "margin": mean lead}
     evaluation_pairs.jsonl  up to 64 of them: prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score
     """
     held_out = trainer.eval_dataset is not None
     rows: Any = trainer.eval_dataset if held_out else trainer.train_dataset
     split, most = ("validation", MAX_PAIRS_SCORED) if held_out else ("train", MAX_PAIRS_SHOWN)
     pairs = list(islice(rows, most))
-    # Nothing is trained any more, so that it may score as whoever loads it will: without the training's autocast.
+    # Training is over, so the model scores as it will when it is loaded: without the training's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     sides = ("chosen", "rejected")
     side_scores = {

@@ -17,19 +17,19 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.models.reward_models import ScoredPair, pairs_of, reward_model_problems
 from engine.worker.models.reward_model import load_reward_model, score_conversations
 
-# Of its pairs, how many may come out the other way round, since another machine rounds differently.
+# The number of its pairs that may be ranked differently, since another machine rounds differently.
 MAX_FLIPPED_SHARE = 0.05
 TOKENIZER_PROBE = (
-    "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
+    "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # texts that tokenizers may treat differently
 )
 
-# Token ids of prompts and of their answers, the token that ends it included → a score (B,) for each.
+# Token ids of prompts and of their answers, including the end token → a score (B,) for each.
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]
 
 
 def load_reward_function(folder: Path, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
-    """The reward model in a result folder, loaded and tried. Raises Refusal if it cannot score what a model with this
-    tokenizer writes."""
+    """The reward model in a result folder, loaded and tested. Raises Refusal if it cannot score the output of a model
+    with this tokenizer."""
     if problems := reward_model_problems(folder):
         raise Refusal(problems)
     model, theirs = load_reward_model(folder)
@@ -47,7 +47,7 @@ def _with_prompts(prompts: list[list[int]], answers: list[list[int]]) -> list[li
 
 
 def tokenizer_problems(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[Problem]:
-    """What keeps a reward model from reading what the policy writes: another vocabulary, or other ids for a text."""
+    """What prevents a reward model from reading the policy's output: another vocabulary, or other ids for a text."""
     own, other = ours.get_vocab(), theirs.get_vocab()
     differing = sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token))
     if differing:
@@ -65,7 +65,7 @@ def _tokenized_probe(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 def check_ranking(model: Any, pairs: list[ScoredPair]) -> tuple[float, list[Problem]]:
-    """The share of its own evaluation pairs that the loaded model ranks rightly, and whether its run promised more."""
+    """The share of its own evaluation pairs that the loaded model ranks correctly; Refusal if its run recorded more."""
     prompts = [pair.prompt_ids for pair in pairs]
     better = score_conversations(model, _with_prompts(prompts, [pair.chosen_ids for pair in pairs]))
     worse = score_conversations(model, _with_prompts(prompts, [pair.rejected_ids for pair in pairs]))

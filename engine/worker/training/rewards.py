@@ -23,16 +23,16 @@ import regex
 from engine.core.problems import Refusal, problem
 from engine.spec.stage_settings import Answering
 
-PATTERN_TIMEOUT_S = 1.0  # for the pattern, per answer: some patterns take longer than anybody lives on some texts
+PATTERN_TIMEOUT_S = 1.0  # for the pattern, per answer: on some texts, some patterns would take longer than a lifetime
 REWARD_FILE_FIELD = "stage.reward_file"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, and what it is an answer to.
+    """One answer, and its context.
 
-    `text` has no special tokens; `ids` are as they were written, the token that ends the turn included, if there is
-    one. `reference` is the answer in the data.
+    `text` has no special tokens; `ids` are as generated, including the end-of-turn token, if there is one. `reference`
+    is the answer in the data.
     """
 
     prompt: list[dict[str, Any]]
@@ -47,7 +47,7 @@ ScoreFunction = Callable[[Sequence[Answer]], list[float | None]]
 
 
 def score_function(reward: str, stage: Answering, tokenizer: Any) -> ScoreFunction:
-    """The function of a reward with the settings of `stage`, its answers checked to be numbers.
+    """The function of a reward with the settings of `stage`; its results are checked to be numbers.
 
     Raises Refusal if its file or its model cannot be used.
     """
@@ -93,7 +93,7 @@ def _format_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
 
 
 def _exact_match_reward(*_: Any) -> ScoreFunction:
-    """1 if the answer equals the reference but for white space, else 0."""
+    """1 if the answer equals the reference, ignoring whitespace, else 0."""
 
     def score(answer: Answer) -> float | None:
         return None if answer.reference is None else float(answer.text.split() == answer.reference.split())
@@ -111,19 +111,19 @@ def _numeric_reward(*_: Any) -> ScoreFunction:
     return _per_answer(score)
 
 
-# 7 · -3 · 1,234.5 · .5 · 2e-3; a minus sign behind a digit is a dash, as in 3-5.
+# 7 · -3 · 1,234.5 · .5 · 2e-3; a minus sign after a digit is a dash, as in 3-5.
 NUMBER = re.compile(r"(?<![\d.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 ASCII_SIGNS = str.maketrans("−－＋．", "--+.")
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, thousands separators and all; a unit or a % behind it is not looked at."""
+    """The last number in a text, with thousands separators; a unit or a % after it is ignored."""
     matches = NUMBER.findall(text.translate(ASCII_SIGNS))
     return Decimal(matches[-1].replace(",", "")) if matches else None
 
 
 def _length_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
-    """exp(-|n - target| / target) of an answer of n tokens: smooth, so that every token nearer counts."""
+    """exp(-|n - target| / target) for an answer of n tokens: smooth, so that every token nearer counts."""
     target = stage.reward_length
     return _per_answer(lambda answer: math.exp(-abs(len(answer.ids) - target) / target))
 
@@ -134,7 +134,7 @@ def _length_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
 def _reward_model_score(stage: Answering, tokenizer: Any) -> ScoreFunction:
     """The score of a reward model run for prompt and answer together."""
     from engine.worker.training.reward_scorer import (
-        load_reward_function,  # with torch, which the others do without
+        load_reward_function,  # needs torch, which the others do not
     )
 
     score = load_reward_function(Path(stage.reward_model), tokenizer)
@@ -145,7 +145,7 @@ def _reward_model_score(stage: Answering, tokenizer: Any) -> ScoreFunction:
 
 
 def _file_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
-    """What `reward(prompt, completion, answer)` of the operator's file says."""
+    """The result of `reward(prompt, completion, answer)` in the operator's file."""
     path = Path(stage.reward_file)
     module = _run_file(path)
     function = getattr(module, "reward", None)
@@ -156,7 +156,7 @@ def _file_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
     def score(answer: Answer) -> float:
         try:
             value = function(answer.prompt, answer.text, answer.reference)
-        except (Exception, SystemExit) as error:  # a file of somebody else's may raise anything
+        except (Exception, SystemExit) as error:  # someone else's file may raise anything
             raise Refusal(
                 problem(
                     "reward-file-raises",
@@ -183,7 +183,7 @@ def _file_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
 
 
 def _run_file(path: Path) -> ModuleType:
-    loader = SourceFileLoader("reward_file", str(path))  # Python, whatever the end of its name
+    loader = SourceFileLoader("reward_file", str(path))  # Python, whatever its file name ends in
     spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
     assert spec is not None  # as the loader is given
     module = importlib.util.module_from_spec(spec)
@@ -203,7 +203,7 @@ def _run_file(path: Path) -> ModuleType:
 
 
 def _line_in(path: Path, error: BaseException) -> int | str:
-    """The last line of the file that was under way when the error came up."""
+    """The last executed line of the file when the error occurred."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno or "—"
     frames = traceback.extract_tb(error.__traceback__)
@@ -215,7 +215,7 @@ def _error_text(error: BaseException) -> str:
 
 
 def _question_excerpt(answer: Answer) -> str:
-    """The question in a few words, so that the row can be found again."""
+    """The question, shortened, so that the row can be found."""
     question = " ".join(str(answer.prompt[-1].get("content") or "").split()) if answer.prompt else ""
     return question if len(question) <= 80 else f"{question[:79]}…"
 
@@ -229,7 +229,7 @@ REWARDS: dict[str, Callable[[Any, Any], ScoreFunction]] = {
     "file": _file_reward,
 }
 
-# Whether an answer in the data is one that the reward can compare with.
+# Whether the reward can compare with an answer in the data.
 HAS_REFERENCE: dict[str, Callable[[str | None], bool]] = {
     "exact": lambda reference: reference is not None,
     "numeric": lambda reference: last_number(reference or "") is not None,
@@ -237,7 +237,7 @@ HAS_REFERENCE: dict[str, Callable[[str | None], bool]] = {
 
 
 def check_references(rewards: Sequence[str], references: Sequence[str | None]) -> None:
-    """Refuse data in which a reward finds nothing to compare with; say how many rows have nothing."""
+    """Reject data without anything that a reward can compare with; report how many rows have nothing."""
     for reward in rewards:
         if reward in HAS_REFERENCE:
             there = sum(map(HAS_REFERENCE[reward], references))

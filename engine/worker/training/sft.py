@@ -24,7 +24,7 @@ IMAGE_PROCESSES = 2  # beside each process that trains, which decode images
 
 
 class _WeightedBatches(DataCollatorForLanguageModeling):
-    """Batches with `loss_weights`: of each token (batch, length), 0 where there is padding."""
+    """Batches with `loss_weights` of each token (batch, length), 0 for padding."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
@@ -63,11 +63,11 @@ def _keeping(trainer: type[SFTTrainer], column: str) -> type[SFTTrainer]:
 
 
 class _WeightedSFT(SFTTrainer):
-    """TRL's trainer with each token's loss multiplied by its weight; see
-    `engine.worker.data.turn_weights` for the formula.
+    """TRL's trainer with each token's loss multiplied by its weight; see `engine.worker.data.turn_weights` for the
+    formula.
 
     TRL sums the log-probabilities of a model's output and divides by the number of trained tokens of the whole step; so
-    they are multiplied where they come out of the model, and all else is TRL's.
+    they are multiplied where they leave the model, and everything else is TRL's.
     """
 
     def compute_loss(
@@ -78,7 +78,7 @@ class _WeightedSFT(SFTTrainer):
         def weighing(**arguments: Any) -> Any:
             outputs = model(**arguments)
             if arguments.get("fused_lm_head"):
-                # Prompt learning puts tokens of its own before the others.
+                # Prompt learning puts its own tokens before the others.
                 own = outputs.log_probs.shape[1] - weights.shape[1]
                 outputs.log_probs = outputs.log_probs * torch.nn.functional.pad(weights, (own, 0))
             return outputs
@@ -87,9 +87,8 @@ class _WeightedSFT(SFTTrainer):
 
 
 def sft_trainer(context: TrainingContext) -> Trainer:
-    """The examples are token ids already. Packed ones come without padding: the collator restarts the positions at
-    each example, and attention takes them for separate sequences.
-    """
+    """The examples are already token ids. Packed ones have no padding: the collator restarts the positions at each
+    example, and attention treats them as separate sequences."""
     settings = context.spec.data
     columns = context.data["train"].column_names
     trainer: type[SFTTrainer] = SFTTrainer

@@ -39,10 +39,10 @@ TYPE_NAMES = {
     list: "list",
     type(None): "null",
 }
-# Schedules whose function hands its keywords on to a class, and those that transformers hands none.
+# Schedules whose function passes its keywords to a class, and those to which transformers passes none.
 SCHEDULER_CLASSES = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
 WITHOUT_KEYWORDS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-SET_BY_RUN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by the run
+SET_BY_RUN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # determined by the run
 
 
 def arguments() -> dict[str, dict[str, str]]:
@@ -51,7 +51,7 @@ def arguments() -> dict[str, dict[str, str]]:
 
 
 def schedules() -> dict[str, dict[str, str]]:
-    """Schedule → name → types of the keywords that its function takes beside what the run itself decides."""
+    """Schedule → name → types of the keywords that its function accepts, except those determined by the run."""
     return {
         kind.value: _keywords(SCHEDULER_CLASSES.get(kind) or function) if kind not in WITHOUT_KEYWORDS else {}
         for kind, function in sorted(TYPE_TO_SCHEDULER_FUNCTION.items(), key=lambda entry: entry[0].value)
@@ -77,11 +77,11 @@ def _types(config: type) -> dict[str, str]:
 
 
 def _type_names(hint: Any) -> str:
-    """A hint as the types that a value in YAML may have; "any" where one of them is none of those."""
+    """A type hint as the types that a value in YAML may have; "any" if one of them is something else."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     names = {_type_name(part) for part in parts}
     if "dict" in names:
-        names.discard("str")  # JSON text, or a file: for those who have no YAML
+        names.discard("str")  # JSON text, or a file: not needed in YAML
     return "any" if "any" in names else "|".join(sorted(names, key=[*TYPE_NAMES.values()].index))
 
 

@@ -16,8 +16,8 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.trainer_arguments import RENAMED_ARGUMENTS
 from engine.worker.models.loading import precision
 
-# Stage → where its function is: TrainingContext → a transformers Trainer that has not begun. Named
-# and not imported: the trainers of TRL take a second or more each, and a run needs one of them.
+# Stage → location of its function: TrainingContext → a transformers Trainer that has not started. Named instead of
+# imported, because TRL's trainers take a second or more each to import, and a run needs one of them.
 TRAINERS = {
     "pt": "engine.worker.training.sft:sft_trainer",
     "sft": "engine.worker.training.sft:sft_trainer",
@@ -32,13 +32,13 @@ TRAINERS = {
 
 
 def trainer_of(stage: str) -> Callable[..., Trainer]:
-    """The function that makes the trainer of a stage."""
+    """The function that creates the trainer of a stage."""
     module, name = TRAINERS[stage].split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str, Any]:
-    """Arguments that every stage's configuration class shares, as the spec says them."""
+    """Arguments that the configuration classes of all stages share, according to the spec."""
     training, logging = spec.training, spec.logging
     numbers = precision(spec)
     best = STAGES[spec.stage.kind].best
@@ -49,8 +49,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     )  # fmt: skip
     return {
         **{name: getattr(training, name) for name in names},
-        # The products of 8-bit weights keep their inputs where only the
-        # reentrant kind of recomputing does without them.
+        # The products of 8-bit weights keep their inputs, which only the reentrant kind of recomputation avoids.
         "gradient_checkpointing_kwargs": {"use_reentrant": spec.model.quantization.kind == "8bit"},
         "max_steps": training.max_steps or -1,
         "bf16": numbers == "bf16",
@@ -64,11 +63,11 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "logging_nan_inf_filter": False,  # it would print the last good loss instead of NaN
         "eval_strategy": logging.eval_strategy if measured else "no",
         "eval_steps": logging.eval_steps if measured else None,
-        # The first point of a validation is the model as it was; where it writes answers for that, it takes too long.
+        # The first validation point is the initial model; if validation generates answers, this takes too long.
         "eval_on_start": measured and not STAGES[spec.stage.kind].answers,
         "save_strategy": logging.save_strategy,
         "save_steps": logging.save_steps,
-        "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
+        "save_total_limit": None,  # the run's callback prunes, once the newest is known to be complete
         "load_best_model_at_end": logging.load_best_model_at_end,
         "metric_for_best_model": f"eval_{best}" if measured else None,
         "greater_is_better": best != "loss" if measured else None,
@@ -80,11 +79,11 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
 
 
 def stage_arguments(spec: RunSpec) -> dict[str, Any]:
-    """Arguments of the stage's own configuration class, as its part of the spec says them."""
+    """Arguments of the stage's own configuration class, according to its part of the spec."""
     return STAGE_ARGUMENTS.get(spec.stage.kind, lambda _: {})(spec.stage)
 
 
-# Rows are no longer than they may be, and dropout is as the spec and the model have it: TRL would turn off all.
+# Rows already have the right length, and dropout is as in the spec and the model; TRL would turn off all of it.
 PREPARED_DATA_ARGUMENTS = {"max_length": None, "disable_dropout": False}
 
 
@@ -133,7 +132,7 @@ STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
-    """The trainer's configuration is what the spec says, whatever its constructor did to it in between.
+    """Checks that the trainer's configuration equals the spec, whatever its constructor did to it.
 
     Raises AssertionError with every setting that differs.
     """
