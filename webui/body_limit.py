@@ -15,17 +15,17 @@ from engine.core.problems import problem
 from engine.data.uploads import MAX_UPLOAD_BYTES
 from webui.reader_language import language_of
 
-MAX_BODY_BYTES = 16 << 20  # of a form, with the longest spec and the longest conversation in it
-UPLOAD_PATH = "/gradio_api/upload"  # a file goes to the disk as it comes
-MAX_FIELD_BYTES = 1 << 16  # of a part of an upload that is no file
-MULTIPART_BYTES = 1 << 20  # around the files of an upload
+MAX_BODY_BYTES = 16 << 20  # of a form with the longest spec and the longest conversation
+UPLOAD_PATH = "/gradio_api/upload"  # a file is written to disk as it arrives
+MAX_FIELD_BYTES = 1 << 16  # of a part of an upload that is not a file
+MULTIPART_BYTES = 1 << 20  # overhead around the files of an upload
 
 
 _on_part_data = GradioMultiPartParser.on_part_data
 
 
 def _on_bounded_part_data(parser: GradioMultiPartParser, data: bytes, start: int, end: int) -> None:
-    """A part of a form that is a file goes to the disk; any other is held, so it is bounded."""
+    """A file in a form is written to disk as it arrives; other parts are held in memory and therefore limited."""
     part = parser._current_part
     if part.file is None and len(part.data) + end - start > MAX_FIELD_BYTES:
         raise MultiPartException(f"A field has more than {MAX_FIELD_BYTES:,} bytes.")
@@ -36,11 +36,11 @@ GradioMultiPartParser.on_part_data = _on_bounded_part_data  # type: ignore[metho
 
 
 class _TooLarge(Exception):
-    """More has come than the limit allows."""
+    """More data has arrived than the limit allows."""
 
 
 class BodyLimit:
-    """Answers 413 and a sentence, by what Content-Length says or, where it does not, by what has come."""
+    """Answers 413 and a sentence, based on Content-Length or, without it, on the received data."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -61,7 +61,7 @@ class BodyLimit:
             message = await receive()
             size += len(message.get("body", b""))
             if size > limit:
-                if not answered:  # at once: what is inside makes a 500 of any exception
+                if not answered:  # here, because the inner app turns any exception into a 500
                     refused = True
                     await _refuse(limit, scope, receive, send)
                 raise _TooLarge

@@ -45,18 +45,18 @@ def number(
 
 
 def typed(raw: Any) -> str:
-    """What was typed, without the spaces around it; full-width digits of a Chinese keyboard become plain ones."""
+    """The input without surrounding spaces; full-width digits of a Chinese keyboard become plain ones."""
     return unicodedata.normalize("NFKC", "" if raw is None else str(raw)).strip()
 
 
 def typed_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """What was typed into each box that was not left empty: an empty one is as the spec has it."""
+    """The input of each non-empty box; for an empty one the spec's default applies."""
     return {name: text for name, raw in values.items() if (text := typed(raw))}
 
 
 def with_labels(problems: Iterable[Problem], names: Mapping[str, str], words: Words) -> list[Problem]:
-    """The problems with each field called as the page calls it; `names` has the word by the field's path. What is said
-    of two fields that one box fills is said once."""
+    """The problems with each field shown under its label on the page; `names` has the label by the field's path.
+    Problems of two fields with one box are shown once."""
     labelled: list[Problem] = []
     for problem in problems:
         problem = replace(problem, field=words(names[problem.field])) if problem.field in names else problem

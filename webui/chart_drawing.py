@@ -15,7 +15,8 @@ from webui.words import Words
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a chart. `role` names its CSS classes; one with `dots` has few points, which are never smoothed."""
+    """One curve of a chart. `role` determines its CSS classes; one with `dots` has few points, which are never
+    smoothed."""
 
     name: str
     role: str
@@ -31,13 +32,13 @@ def path_data(points: Iterable[tuple[float, float]]) -> str:
 
 
 def _columns(count: int, max_columns: int) -> list[range]:
-    """Indices of the points, put into at most so many columns."""
+    """Indices of the points, in at most so many columns."""
     wide = max(1, math.ceil(count / max_columns))
     return [range(start, min(start + wide, count)) for start in range(0, count, wide)]
 
 
 def curve_svg(curve: Line, smooth: Sequence[float], across: Scale, up: Scale, max_columns: int, with_raw: bool) -> str:
-    """The curve through at most `max_columns` points, `with_raw` over what was logged before smoothing."""
+    """The curve through at most `max_columns` points, `with_raw` above the unsmoothed values."""
     columns = _columns(len(curve.x), max_columns)
     if curve.dots:
         at = [(across(curve.x[column[-1]]), up(curve.value[column[-1]])) for column in columns]
@@ -45,7 +46,7 @@ def curve_svg(curve: Line, smooth: Sequence[float], across: Scale, up: Scale, ma
         return f'<g class="{curve.role} dots"><path d="{path_data(at)}"/>{dots}</g>'
     raw = ""
     if with_raw and smooth != curve.value:
-        # Each column goes down to its lowest and up to its highest value: no spike is lost by drawing fewer points.
+        # Each column covers its lowest and highest value: no spike is lost by drawing fewer points.
         ends = (
             (column[0], min(curve.low[i] for i in column), max(curve.high[i] for i in column)) for column in columns
         )
@@ -61,7 +62,7 @@ def curve_svg(curve: Line, smooth: Sequence[float], across: Scale, up: Scale, ma
 def pointer_points(
     curve: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, max_columns: int, words: Words
 ) -> dict[str, Any]:
-    """What the pointer finds: pixel positions, the place on the axis and the value, for every column."""
+    """What the pointer shows: pixel positions, the place on the axis and the value, for every column."""
     at = [column[-1] for column in _columns(len(curve.x), max_columns)]
     return {
         "role": curve.role,
@@ -84,7 +85,7 @@ def axes_svg(across: Scale, up: Scale, x: str, frame: Frame, words: Words) -> st
         y = up(tick)
         marks.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         marks.append(f'<text x="{MARGIN_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
-    # A first or last label that would run out of the picture is left out rather than cut.
+    # A first or last label that would exceed the picture is left out instead of cut.
     for tick in _across_ticks(across, x):
         label = {"time": clock}.get(x, short)(tick)
         marks.append(f'<text x="{across(tick):.1f}" y="{frame.height - 14}" text-anchor="middle">{label}</text>')

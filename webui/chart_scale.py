@@ -11,7 +11,7 @@ MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 12, 34
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture's size in pixels, and the pixels in it where curves are drawn."""
+    """A picture's size in pixels, and the area in it where curves are drawn."""
 
     width: int
     height: int
@@ -40,7 +40,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.0) -> Scale:
-        """A scale that shows every value, with `room` left at both ends as a share of the range."""
+        """A scale that includes every value, with `room` left at both ends as a share of the range."""
         values = list(values)
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         if log:

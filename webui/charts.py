@@ -20,15 +20,15 @@ from webui.chart_scale import MARGIN_LEFT, MARGIN_TOP, SMALL, WIDE, Frame, Scale
 from webui.numbers import short
 from webui.words import Words
 
-MARK_LABEL_HEIGHT = 16  # of a histogram, the room above its bars in which its mark is named
+MARK_LABEL_HEIGHT = 16  # of a histogram, the room above its bars for the label of its mark
 MAX_COLUMNS_PER_CURVE = 300  # a curve is drawn through columns, each with its lowest and highest value
-MAX_COLUMNS_PER_FIGURE = 4000  # of all its curves together, so that the text of fifty runs stays short, too
+MAX_COLUMNS_PER_FIGURE = 4000  # of all curves together, so that the text of fifty runs stays short
 AXES = ("step", "epoch", "tokens", "time")
 Part = tuple[float, float] | None  # of an axis, in its unit; None: all of it
-# Of overlaid runs, as page.css has them: no two of sixty are alike, and of the first twelve four are solid, four have
-# dashes, four dots, for those who cannot tell all colours.
+# Of overlaid runs, as defined in page.css: no two of sixty are alike, and of the first twelve four are solid, four
+# dashed and four dotted, for readers who cannot distinguish all colours.
 COLOUR_COUNT, DASH_COUNT, RUNS_PER_DASH = 12, 5, 4
-# In this order, behind those that matter most to the stage; whatever else a run logs follows by name.
+# In this order, after those that matter most to the stage; all other curves follow by name.
 COMMON_CURVES = ("loss", "learning_rate", "grad_norm")
 UNSMOOTHED = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
 
@@ -42,8 +42,8 @@ def charts(
     first: Sequence[str] = (),
     part: Part = None,
 ) -> str:
-    """Every curve of a run as a grid of figures, those named in `first` before the others; training and validation
-    of the same quantity share one. `part`: only between these two places of the axis."""
+    """Every curve of a run as a grid of charts, those named in `first` before the others; training and validation of
+    the same quantity share one. `part`: only between these two places of the axis."""
     bases = {name.removeprefix("eval_") for name in series}
     ahead = dict.fromkeys((*first, *COMMON_CURVES))
     order = [name for name in ahead if name in bases] + sorted(bases - set(ahead))
@@ -54,20 +54,20 @@ def charts(
 
 
 def zoomable(figures: str, field: str, x: str, part: Part, words: Words) -> str:
-    """Figures of which a part can be dragged over: page.js writes it into the field with that id (see `part_of`)."""
+    """Charts of which a part can be selected by dragging: page.js writes it into the field with that id (see
+    `part_of`)."""
     back = f'<button type="button" class="zoom-out">{escape(words("zoom-out"))}</button>' if part else ""
     return f'<div class="zoomable" data-zoom="{field}" data-axis="{escape(x)}">{back}{figures}</div>'
 
 
 def no_curves_word(series: Iterable[Any], x: str) -> str:
-    """The word for a chart without curves: nothing is logged yet, or not what the axis counts."""
+    """The message for a chart without curves: nothing is logged yet, or not what the axis counts."""
     uncounted = any(len(curve.step) and not np.isfinite(getattr(curve, x)).any() for curve in series)
     return "curves-no-tokens" if x == "tokens" and uncounted else "curves-none"
 
 
 def part_of(zoom: str | None, x: str) -> Part:
-    """The part of the axis `x` that "axis:low:high" names; None, which is all
-    of it, where it is of another axis or no such text."""
+    """The part of the axis `x` in "axis:low:high"; None, which means all of it, for another axis or any other text."""
     axis, _, numbers = (zoom or "").partition(":")
     try:
         low, high = map(float, numbers.split(":"))
@@ -111,8 +111,8 @@ def overlay(
     legend: Sequence[tuple[str, str]] = (),
     part: Part = None,
 ) -> str:
-    """One curve of several runs in one figure: (name, CSS classes, series) of each. `legend`: (name, CSS classes) where
-    the classes stand for something else than the runs. "" if there is nothing to draw."""
+    """One curve of several runs in one chart: (name, CSS classes, series) of each. `legend`: (name, CSS classes) if the
+    classes stand for something else than the runs. "" if there is nothing to draw."""
     dots = metric.startswith("eval_")
     lines = [line(series, x, role, name, log, dots) for name, role, series in runs]
     lines = [curve for curve in lines if curve.x]
@@ -121,7 +121,7 @@ def overlay(
     legend = legend or [(curve.name, curve.role) for curve in lines]
     smoothing = 0.0 if metric in UNSMOOTHED else smoothing
     columns = max(min(MAX_COLUMNS_PER_CURVE, MAX_COLUMNS_PER_FIGURE // len(lines)), 2)
-    # What smoothing has taken away is told of a few; of many it would hide the curves.
+    # The unsmoothed values of a few runs are shown; those of many would hide the curves.
     return chart(
         title(metric, words),
         lines,
@@ -143,7 +143,8 @@ def run_classes(place: int) -> str:
 
 
 def title(metric: str, words: Words) -> str:
-    """What a curve is called, of a validation too; that of one of several rewards by the reward's name on the form."""
+    """The title of a curve, also of validation; that of one of several rewards contains the reward's name on the
+    form."""
     base = metric.removeprefix("eval_")
     if base != metric:
         return words("curve-eval", title=title(base, words))
@@ -178,9 +179,9 @@ def chart(
     last: str = "",
     part: Part = None,
 ) -> str:
-    """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has
-    (name, CSS classes); `raw` draws what was logged under a smoothed curve; `last` is
-    written at the end of the title's line; `part` is the part of the axis that is shown."""
+    """One chart: title, legend, axes and curves, as HTML with an inline SVG. `legend` has (name, CSS classes); `raw`
+    draws the unsmoothed values below a curve; `last` is written at the end of the title's line; `part` is the shown
+    part of the axis."""
     smoothed = [
         (curve, curve.value if curve.dots else exponential_moving_average(curve.value, smoothing)) for curve in lines
     ]
@@ -205,7 +206,8 @@ def chart(
 
 
 def _within(curve: Line, smooth: Sequence[float], part: Part) -> tuple[Line, list[float]]:
-    """What of a curve lies in a part of the axis. It was smoothed before: a part begins where the whole has come to."""
+    """The points of a curve in a part of the axis. The whole curve is smoothed first, so that a part begins with the
+    right value."""
     if part is None:
         return curve, list(smooth)
     inside = [i for i, x in enumerate(curve.x) if part[0] <= x <= part[1]]
@@ -214,7 +216,7 @@ def _within(curve: Line, smooth: Sequence[float], part: Part) -> tuple[Line, lis
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words: Words) -> str:
-    """Rows by their length in tokens, with a line at the longest that is kept, or an arrow to it; "" without rows."""
+    """Rows by their length in tokens, with a line at the maximum length, or an arrow to it; "" without rows."""
     if not counts:
         return ""
     across = Scale(edges[0], max(edges[-1], 1), MARGIN_LEFT, SMALL.right)
@@ -239,7 +241,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
         points["y"].append(round(top, 1))
         points["at"].append(words("count-tokens", count=f"{begin:,.0f}–{end:,.0f}"))
         points["value"].append(f"{count:,}")
-    within = mark <= edges[-1]  # else the picture would be all margin: an arrow says where the line is
+    within = mark <= edges[-1]  # otherwise the chart would be mostly empty: an arrow shows where the line is
     x = across(mark) if within else SMALL.right
     anchor, text_x = ("end", x - 6) if x > SMALL.width / 2 else ("start", x + 6)
     line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP}" y2="{SMALL.bottom}"/>' if within else ""

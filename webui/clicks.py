@@ -14,7 +14,7 @@ element.addEventListener('click', (event) => {
 
 
 def row_click_js(what: str) -> str:
-    """For elements with `data-<what>`. With a modifier key a click is the browser's own way: a new tab."""
+    """For elements with `data-<what>`. With a modifier key a click keeps its usual effect, such as a new tab."""
     return ROW_CLICK_JS.replace("WHAT", what)
 
 
@@ -37,8 +37,8 @@ new ResizeObserver(() => {
 
 
 def kept_rows_of(what: str) -> str:
-    """The same for a list that scrolls: written anew it stays where the reader
-    has scrolled it, with the chosen row in view."""
+    """The same for a list that scrolls: when it is updated, it keeps its scroll position, with the chosen row in
+    view."""
     return row_click_js(what) + KEEP_SCROLL_JS
 
 
@@ -61,6 +61,6 @@ watch('value', keep);
 
 
 def keep_folds_js(what: str) -> str:
-    """For lists of `<details data-<what>="…">`, with others in them or not: a list that is
-    written anew is open where the reader has it open. One that comes new is as it is written."""
+    """For lists of `<details data-<what>="…">`, nested or not: when a list is updated, what the reader has opened stays
+    open. New entries keep their initial state."""
     return KEEP_FOLDS_JS.replace("WHAT", what)

@@ -17,8 +17,8 @@ from engine.runs import compare, runs
 
 
 def routes(workplace: Workplace) -> list[Route]:
-    """`/download/<model>/<method>/<run>/<file>` and `/data/<job>/bad-rows.jsonl`; 404 for whatever is no such file.
-    `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
+    """`/download/<model>/<method>/<run>/<file>` and `/data/<job>/bad-rows.jsonl`; 404 for anything that is not such a
+    file. `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
 
     def download(request: Request) -> FileResponse:
         steps = request.path_params

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class UnbufferedEventStreams:
-    """Marks each answer of the type text/event-stream with `X-Accel-Buffering: no`, which nginx and others follow."""
+    """Adds `X-Accel-Buffering: no`, which nginx and others follow, to each response of type text/event-stream."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

@@ -9,7 +9,7 @@ from gradio.components import Component
 
 
 class EventOptions(TypedDict, total=False):
-    """Keyword arguments that every event of gradio takes."""
+    """Keyword arguments that all events of gradio accept."""
 
     show_progress: Literal["full", "minimal", "hidden"]
     show_progress_on: Component | list[Component]
@@ -20,11 +20,11 @@ class EventOptions(TypedDict, total=False):
     concurrency_id: str
 
 
-# The page has its own ways to say how far something is. Gradio's is told to every output of an event, at its beginning
-# and at its end, and each time the browser looks the component up among five hundred: half of what opening the page
-# took, and most of what each look at a run did. Without a component to show it on, nothing is told.
-# The page calls its handlers by number. Each is named all the same, and by its function unless told otherwise: so one
-# called `start` would take the name of the endpoint that other programs call.
+# The page has its own progress display. Gradio's notifies every output of an event at its beginning and end, and each
+# time the browser looks up the component among five hundred, which was half of the time to open the page, and most of
+# each refresh of a run. Without a component to show it on, nothing is sent. The page calls its handlers by number. Each
+# has a name nevertheless, by default that of its function: so a handler called `start` would take the name of the
+# endpoint for other programs.
 SILENT: EventOptions = {
     "show_progress": "hidden",
     "show_progress_on": [],
@@ -36,11 +36,11 @@ QUIET: EventOptions = SILENT | {"queue": False}
 
 
 def concurrent(name: str, most: int) -> EventOptions:
-    """For a handler that goes on and answers piece by piece: at most `most` at once of all that have the name, since
-    each holds a thread."""
+    """For a handler that takes a while and answers piece by piece: at most `most` at once among all with that name,
+    since each holds a thread."""
     return SILENT | {"concurrency_limit": most, "concurrency_id": name}
 
 
 def changes(controls: Iterable[Any]) -> list[Any]:
-    """The event of each control that its value has changed: gradio's base classes do not say that they have one."""
+    """The change event of each control, which gradio's base classes do not declare."""
     return [control.change for control in controls]

@@ -32,9 +32,9 @@ from webui.sessions import SESSION_SECONDS, Sessions
 FREE_TRIES = 5  # failed logins of one address before it has to wait
 MAX_WAIT_SECONDS = 60  # bounded, because a whole office may come from one address
 FORGET_AFTER_SECONDS = 3600  # then an address starts afresh
-MAX_ADDRESSES = 10_000  # remembered at most; the oldest is forgotten first
+MAX_ADDRESSES = 10_000  # number of remembered addresses; the oldest is forgotten first
 MAX_FORM_BYTES = 8192
-# Where somebody wanted to go: a path of this studio. "//host" and "/\\host" are other sites to a browser.
+# The page to show after the login: a path of this studio. For a browser, "//host" and "/\\host" are other sites.
 TARGET_PATTERN = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
 MAX_CONCURRENT_HASHES = 2  # passwords hashed at a time: each takes a core and 16 MiB
 
@@ -42,15 +42,14 @@ PAGE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "same-origin",  # with no-referrer browsers would send `Origin: null` with the form
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would send `Origin: null` with the form
     "X-Content-Type-Options": "nosniff",
 }
 
 
 class LoginRequired:
-    """Wraps an ASGI app. `root_path` is the path the studio has for the outside, "" or "/studio"; whether a proxy
-    cuts it off before passing a request on does not matter. `ended_file` remembers who has signed out. Raises Refusal
-    for a secret file without a key."""
+    """Wraps an ASGI app. `root_path` is the studio's external path, "" or "/studio"; whether a proxy strips it does not
+    matter. `ended_file` records who has signed out. Raises Refusal for a secret file without a key."""
 
     def __init__(
         self, app: ASGIApp, users_file: Path, secret_file: Path, ended_file: Path, root_path: str = ""
@@ -73,12 +72,12 @@ class LoginRequired:
             return await answer(scope, receive, send)
         if name is None:
             return await self._turn_away(scope, receive, send)
-        # A copy: what a server put into its state stays, and what is put there here stays with this request.
+        # A copy: the server's own state is kept, and what is added here stays with this request.
         inside = {**scope, "state": {**scope.get("state", {}), "user": name}}
         return await self.app(inside, receive, send)
 
     def _user(self, connection: HTTPConnection) -> str | None:
-        # Reads the users file each time: it is a few lines, and a user taken out is out at once.
+        # Reads the users file each time: it has only a few lines, and a removed user is out at once.
         return self.sessions.user(connection.cookies.get(self.cookie, ""))
 
     async def _own_page(self, request: Request, name: str | None) -> Response | None:
@@ -113,7 +112,7 @@ class LoginRequired:
             words = say("login-wait", language_of(request), seconds=wait)
             headers = {"Retry-After": str(wait)}
             return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
-        # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass that line.
+        # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass this line.
         self.attempts.failed(address, now)
         name, password = form.get("name", "").strip(), form.get("password", "")
         async with self.hashing:
@@ -128,14 +127,14 @@ class LoginRequired:
             self.sessions.begin(name),
             max_age=SESSION_SECONDS,
             path=self.root or "/",
-            secure=_is_https(request),  # a Secure cookie on a plain-HTTP network would be dropped: a login loop
+            secure=_is_https(request),  # on a plain-HTTP network, browsers would drop a Secure cookie: a login loop
             httponly=True,
             samesite="lax",
         )
         return answer
 
     def _log_out(self, request: Request) -> Response:
-        with contextlib.suppress(OSError):  # on a full disk at least the browser forgets it
+        with contextlib.suppress(OSError):  # on a full disk, at least the browser forgets it
             self.sessions.end(request.cookies.get(self.cookie, ""))
         answer = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
         answer.delete_cookie(self.cookie, path=self.root or "/", httponly=True, samesite="lax")
@@ -194,16 +193,16 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _target(path: str) -> str:
-    """The path below the studio's root that a person is sent to after login: `path`, or the start page."""
+    """The path inside the studio that is shown after the login: `path`, or the start page."""
     return path if TARGET_PATTERN.fullmatch(path) else "/"
 
 
 def _foreign_origin_page(request: Request, root: str) -> Response | None:
-    """A refusal if the form came from another site's page; browsers always say from where. Ports are not compared:
-    cookies do not tell them apart either, and many proxies leave them out of Host."""
+    """A refusal if the form came from another site's page; browsers always state this. Ports are not compared, because
+    cookies do not distinguish them either, and many proxies leave them out of Host."""
     origin = request.headers.get("origin") or request.headers.get("referer")
     if origin is None:
-        return None  # no browser, hence nobody who could be tricked
+        return None  # not a browser, so nobody can be tricked
     hosts = [request.headers.get(header, "") for header in ("host", "x-forwarded-host")]
     if _hostname(origin) and _hostname(origin) in [_hostname(f"//{host.split(',')[0].strip()}") for host in hosts]:
         return None

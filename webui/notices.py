@@ -22,7 +22,7 @@ MAX_REASONS_IN_TOAST = 3  # more would cover the page
 
 
 def sentence(problem: Problem, words: Words) -> str:
-    """The problem in the reader's language, its field called by its label."""
+    """The problem in the reader's language, its field under its label."""
     path = setting_of(problem.field)
     values = {name: words("empty") if value == "" else value for name, value in problem.values.items()}
     field = words.label(path) if path else problem.field
@@ -30,7 +30,7 @@ def sentence(problem: Problem, words: Words) -> str:
 
 
 def listed(problems: Sequence[Problem], words: Words) -> str:
-    """All problems as a list; each leads to its field."""
+    """All problems as a list; each links to its field."""
     rows = []
     for problem in problems:
         path, text = setting_of(problem.field), escape(sentence(problem, words))
@@ -41,18 +41,18 @@ def listed(problems: Sequence[Problem], words: Words) -> str:
 
 
 def noted(notes: Sequence[Problem], words: Words) -> str:
-    """What keeps nobody from starting, and is better known before."""
+    """Warnings that do not prevent a start."""
     rows = "".join(f"<li>{escape(sentence(note, words))}</li>" for note in notes)
     return f'<ul class="problems notes">{rows}</ul>' if rows else ""
 
 
 def counted(problems: Sequence[Problem], words: Words) -> str:
-    """How many things are to be mended; a heading over rows that stand below it is none."""
+    """The number of problems to fix; a heading above rows listed below it does not count."""
     return words("to-fix", count=sum(problem.code != "bad-rows" for problem in problems))
 
 
 def marks(problems: Iterable[Problem], words: Words) -> str:
-    """A style sheet that writes each problem under its field and a dot on the part that the field is in."""
+    """A style sheet that shows each problem under its field, and a dot on the part with the field."""
     by_field: dict[str, list[str]] = {}
     for problem in problems:
         if path := setting_of(problem.field):
@@ -67,7 +67,7 @@ def marks(problems: Iterable[Problem], words: Words) -> str:
 
 
 def css_text(text: str) -> str:
-    """`text` inside a CSS string: whatever is not a plain letter or digit is written as its code point."""
+    """`text` inside a CSS string: everything except plain letters and digits is written as its code point."""
     return "".join(
         character if character.isascii() and (character.isalnum() or character == " ") else f"\\{ord(character):x} "
         for character in text
@@ -75,13 +75,13 @@ def css_text(text: str) -> str:
 
 
 def toast(text: str, kind: str = "good") -> str:
-    """A short message in the corner that goes by itself; one that says that something is wrong stays longer."""
+    """A short message in the corner that disappears by itself; an error stays longer."""
     # Two names for one animation: a second message restarts it.
     return f'<div class="toast {kind} turn-{next(_parity) % 2}" role="status">{escape(text)}</div>'
 
 
 def refused(problems: Sequence[Problem], words: Words) -> str:
-    """What an action was refused for: of many reasons the first, and how many more there are."""
+    """Why an action was refused: the first of several reasons, and how many more there are."""
     sentences = [sentence(problem, words) for problem in problems[:MAX_REASONS_IN_TOAST]]
     if (left := len(problems) - len(sentences)) > 0:
         sentences.append(words("refused-more", count=left))
@@ -98,7 +98,7 @@ def code(id: str, text: str, words: Words, save: bool = False) -> str:
 
 
 def changes(before: RunSpec, after: RunSpec, words: Words) -> str:
-    """The settings that the second spec has otherwise, each with its new value, as a part of a sentence."""
+    """The settings in which the second spec differs, each with its new value, as a part of a sentence."""
     named = [
         words(
             "memory-change", name=words.label(difference.path), value=words.value(difference.path, difference.values[1])

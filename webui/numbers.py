@@ -37,7 +37,7 @@ def clock(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them: 1536 → 1.54 KB."""
+    """Bytes in readable form: 1536 → 1.54 KB."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
@@ -45,7 +45,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float, words: Words) -> str:
-    """95 → "1 min 35 s"; two units at most."""
+    """95 → "1 min 35 s"; at most two units."""
     minutes, s = divmod(round(seconds), 60)
     h, m = divmod(minutes, 60)
     d, hours = divmod(h, 24)
@@ -62,7 +62,7 @@ def moment(then: float) -> str:
 
 
 def ago(then: float, words: Words) -> str:
-    """How long ago, as far back as a day; then the date."""
+    """How long ago, up to a day; then the date."""
     minutes = int((time.time() - then) // 60)
     if minutes < 1:
         return words("ago-now")

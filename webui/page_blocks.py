@@ -25,7 +25,7 @@ SCALARS = (str, int, float, bool, type(None))
 
 
 class PageBlocks(gr.Blocks):
-    """The components of the page, and those that events have made of them for any page that is still held."""
+    """The components of the page, and those that events have created for any page that is still held."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
@@ -34,9 +34,9 @@ class PageBlocks(gr.Blocks):
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
     ) -> list[Any]:  # fmt: skip
-        """What the handler is given for what the browser has sent."""
+        """The inputs of the handler from the values sent by the browser."""
         if state is not None and not explicit_call and _takes_plain(block_fn, inputs):
-            with contextlib.suppress(Exception):  # gradio meets it again, and says what is wrong
+            with contextlib.suppress(Exception):  # gradio processes it again, and reports the error
                 return [
                     state.get(block._id, block).preprocess(value)
                     for block, value in zip(block_fn.inputs, inputs, strict=False)
@@ -46,7 +46,7 @@ class PageBlocks(gr.Blocks):
     async def postprocess_data(
         self, block_fn: BlockFunction, predictions: Any, state: SessionState | None
     ) -> list[Any]:
-        """What the browser is sent for what the handler has answered."""
+        """The values sent to the browser for the outputs of the handler."""
         updates = _updates_by_place(block_fn, predictions)
         if state is not None and updates is not None:
             with contextlib.suppress(Exception):  # as above
@@ -67,13 +67,13 @@ class PageBlocks(gr.Blocks):
         return postprocess_update_dict(component, changes)  # type: ignore[arg-type]  # nothing else is ever an output
 
     def _changed(self, id: int, component: Block, changes: Mapping[str, Any]) -> Block:
-        """The component with these arguments besides those that it has; another page's, where one has it."""
+        """The component with these arguments in addition to its own; shared with another page that has the same."""
         arguments = {**component.constructor_args, **changes, "render": False}
         for name in ("value", "__type__"):
             arguments.pop(name, None)
         try:
             key = id, json.dumps(arguments, sort_keys=True)
-        except TypeError:  # something that is no JSON
+        except TypeError:  # something that is not JSON
             return type(component)(**arguments)
         if (known := self.changed_components.get(key)) is None:
             known = self.changed_components[key] = type(component)(**arguments)
@@ -81,7 +81,7 @@ class PageBlocks(gr.Blocks):
 
 
 def _takes_plain(block_fn: BlockFunction, inputs: Sequence[Any]) -> bool:
-    """Whether the inputs of an event are values that gradio would hand to the components as they are."""
+    """Whether the inputs of an event are values that gradio would pass to the components unchanged."""
     return (
         block_fn.preprocess
         and not block_fn.component_prop_inputs
@@ -92,7 +92,7 @@ def _takes_plain(block_fn: BlockFunction, inputs: Sequence[Any]) -> bool:
 
 
 def _updates_by_place(block_fn: BlockFunction, predictions: Any) -> dict[int, Any] | None:
-    """What is new, by the place of its component among the outputs; None if gradio has to say what it means."""
+    """The new values, by the place of their component among the outputs; None if gradio has to process them."""
     if not block_fn.postprocess or block_fn.is_validator_function or not isinstance(predictions, dict):
         return None
     if not predictions:
@@ -129,7 +129,7 @@ def _is_plain_answer(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether no file can be in it."""
+    """Whether it cannot contain a file."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return isinstance(value, SCALARS)

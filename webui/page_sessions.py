@@ -19,14 +19,14 @@ from gradio.routes import App
 from gradio.state_holder import SessionState, StateHolder
 from starlette.routing import Mount
 
-# A page that was left open and is used after that must be reloaded before what it chooses from lists is believed.
-# Browsers suspend a page that is not looked at, so silence does not mean that it is closed.
+# A page that has been open for longer must be reloaded before its choices from lists are accepted. Browsers suspend
+# pages that are not visible, so silence does not mean that a page was closed.
 KEPT = timedelta(days=7)
-MAX_SESSIONS = 5_000  # of one language; those are ended first that have been silent for longest
+MAX_SESSIONS = 5_000  # pages of one language; those silent for longest are ended first
 
 
 class PageSession(SessionState):
-    """The components that events have changed for one page, before those that all pages have."""
+    """The components that events have changed for one page, in front of those shared by all pages."""
 
     def __init__(self, blocks: gr.Blocks):
         common = blocks.default_config
@@ -53,7 +53,7 @@ class PageSession(SessionState):
 
 
 class PageSessions(StateHolder):
-    """The sessions of one page app, by session hash, those that were used last at the end."""
+    """The sessions of one page app, by session hash, most recently used last."""
 
     def __getitem__(self, session_id: str) -> SessionState:
         if session_id not in self.session_data:

@@ -20,16 +20,16 @@ from engine.launch.workspace import Workplace
 from webui import notices
 from webui.words import Words
 
-Updates = dict[Block, Any]  # new values, or `gr.update(…)`; components that are not in it stay as they are
+Updates = dict[Block, Any]  # new values, or `gr.update(…)`; other components stay unchanged
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the panels of a tab are given; a tab adds what its own need."""
+    """What the panels of a tab are given; a tab adds its own."""
 
     words: Words
     workplace: Workplace
-    root: str  # before the path of each address
+    root: str  # prefix of each address
     message: gr.HTML  # shows that something was done, or why it was not
 
 
@@ -54,5 +54,5 @@ def refusal_as_message(handler: Callable[..., Updates]) -> Callable[..., Updates
 
 
 def hidden_value(value: str | None = None, elem_id: str | None = None) -> gr.Textbox:
-    """Something that the page remembers for a handler. To be built outside of tabs that may never be looked at."""
+    """A value that the page remembers for a handler. To be built outside tabs that may never be shown."""
     return gr.Textbox(value, elem_classes="unseen", container=False, elem_id=elem_id)

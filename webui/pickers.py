@@ -9,13 +9,13 @@ import gradio as gr
 
 from webui.words import Words
 
-MAX_OFFERED = 500  # more of them would take the browser seconds, at each look
+MAX_OFFERED = 500  # more of them would take the browser seconds, at each refresh
 Choice = tuple[str, str]  # label, value
 
 
 def picker(choices: Sequence[Choice], chosen: Sequence[str], info: str, words: Words) -> dict[str, Any]:
-    """The update of a dropdown with these choices, the newest first, of which some are
-    chosen. `info` is what stands below it; where choices are left out, it says so."""
+    """The update of a dropdown with these choices, newest first, some of them chosen. `info` is the text below it,
+    which also says if choices are left out."""
     offered = list(choices[:MAX_OFFERED])
     offered += [choice for choice in choices[MAX_OFFERED:] if choice[1] in chosen]
     if len(offered) < len(choices):

@@ -18,13 +18,13 @@ ANSWER_WORDS = {
     "not-same": "probe-not-same",
     "unknown": "probe-unknown",
 }
-# What a loss that is about as it was is called: the same as an answer that is.
+# The label of an unchanged loss is the same as that of an unchanged answer.
 LOSS_WORDS = {name: f"probe-{name}" for name in ("lower", "same", "higher", "forgot")}
 
 
 def probe_html(probe: Mapping[str, Any], words: Words) -> str:
-    """What the small probe at the end of a training says: a sentence about each
-    thing that was measured, and each prompt before and after."""
+    """The results of the probe at the end of a training: a sentence about each measurement, and each prompt before and
+    after."""
     verdict, training, general = probe["verdict"], probe["training"], probe["general"]
     details = []
     if training["answered"] and verdict in ("forgot", "changed"):
@@ -52,8 +52,8 @@ def probe_html(probe: Mapping[str, Any], words: Words) -> str:
 
 
 def _shared_affixes(prompts: Sequence[str]) -> tuple[int, int]:
-    """How many characters all prompts begin with, and end with, in whole words: the
-    system message, say, and the mark of the answer. Of one prompt alone none."""
+    """The number of characters common to the beginnings, and to the ends, of all prompts, in whole words: for example
+    the system message, and the header of the answer. For a single prompt none."""
     if len(prompts) < 2:
         return 0, 0
     begins = _common_prefix(prompts)
@@ -63,7 +63,7 @@ def _shared_affixes(prompts: Sequence[str]) -> tuple[int, int]:
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
-    """What all texts begin with."""
+    """The common beginning of all texts."""
     alike = takewhile(lambda characters: len(set(characters)) == 1, zip(*texts, strict=False))
     return "".join(characters[0] for characters in alike)
 

@@ -8,7 +8,7 @@ from engine.core.problems import LANGUAGES
 
 
 def language_of(connection: HTTPConnection) -> str:
-    """What the reader has chosen, else what the browser asks for first of the languages there are, else English."""
+    """The reader's choice, otherwise the first available language that the browser asks for, otherwise English."""
     chosen = connection.cookies.get("language")
     if chosen in LANGUAGES:
         return chosen

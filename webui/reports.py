@@ -16,7 +16,7 @@ from webui import notices
 from webui.numbers import ago, moment, short
 from webui.words import Words
 
-CHARACTERS_BEFORE_FOLD = 400  # characters of a text that are shown before it is folded
+CHARACTERS_BEFORE_FOLD = 400  # number of characters of a text before it is folded
 ROW_SCORES = (
     "accuracy",
     "exact",
@@ -36,7 +36,7 @@ PERCENT_MEASURES = ("accuracy", "exact", "f1", "pair_accuracy", "ended")
 
 
 def listed(evaluations: Sequence[Run], opened: str, words: Words) -> str:
-    """Every evaluation there is, newest first."""
+    """Every evaluation, newest first."""
     if not evaluations:
         return f'<p class="quiet">{escape(words("reports-none"))}</p>'
     items = "".join(_item(run, opened, words) for run in evaluations)
@@ -73,7 +73,7 @@ def link(id: str) -> str:
 
 
 def head(run: Run, progress: str, state: str, words: Words) -> str:
-    """Which evaluation this is, and how far; `progress` and `state` as the Runs tab shows them."""
+    """The evaluation and its progress; `progress` and `state` as on the Runs tab."""
     spec = run.spec
     chips = "".join(
         f"<span>{escape(chip)}</span>"
@@ -87,7 +87,7 @@ def head(run: Run, progress: str, state: str, words: Words) -> str:
 
 
 def summary(report: Mapping[str, Any], words: Words) -> str:
-    """The verdicts in words, then each measure of each model with its interval."""
+    """The verdicts in words, then each metric of each model with its interval."""
     return (_rows_summary(report, words) if report["rows"] or report["left_out"] else "") + _tasks_summary(
         report, words
     )
@@ -96,7 +96,7 @@ def summary(report: Mapping[str, Any], words: Words) -> str:
 def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
     models = report["voices"]
     titles = {model["id"]: model["title"] for model in models}
-    # Of too few rows nothing is concluded, nor marked as if it were.
+    # With too few rows, there are no verdicts and no marks.
     verdicts = (
         ""
         if too_few(report)
@@ -139,7 +139,7 @@ def _heads(models: Sequence[Mapping[str, Any]], words: Words) -> str:
 
 
 def _tasks_summary(report: Mapping[str, Any], words: Words) -> str:
-    """Each measure of each task of lm-evaluation-harness, with its standard error and the difference to the base."""
+    """Each metric of each task of lm-evaluation-harness, with its standard error and the difference from the base."""
     lines = tasks_of(report)
     if not lines:
         return ""
@@ -173,7 +173,7 @@ def _task_cell(line: Mapping[str, Any], id: str, words: Words) -> str:
 
 
 def task_notes(tasks: Sequence[Task], folder: Path, installed: bool, words: Words) -> str:
-    """What there is to know before a task can be chosen: the package, the folder, and the files that cannot be run."""
+    """What has to be known before a task can be chosen: the package, the folder, and the files that cannot be run."""
     notes = []
     if not installed:
         notes.append(words("tasks-package", package=PACKAGE))
@@ -248,7 +248,7 @@ def _signed(value: float) -> str:
 
 
 def score(name: str, value: float | None) -> str:
-    """A number as its measure is written: shares in percent, the rest in three or four digits."""
+    """A number in the format of its metric: shares in percent, the rest in three or four digits."""
     if value is None:
         return "—"
     if name in PERCENT_MEASURES:
@@ -257,7 +257,7 @@ def score(name: str, value: float | None) -> str:
 
 
 def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Words) -> str:
-    """How many pairs have which margin: what is left of zero is ranked wrongly."""
+    """A histogram of margins: pairs left of zero are ranked wrongly."""
     counts, edges = histogram["counts"], histogram["edges"]
     top, wide, high = max(counts) or 1, 480, 120
     step = wide / len(counts)
@@ -288,7 +288,7 @@ def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Word
 
 
 def rows(page: Page, models: Sequence[Mapping[str, Any]], words: Words) -> str:
-    """Each row with its question, what was wanted, and what each model said."""
+    """Each row with its question, the reference, and each model's answer."""
     if not page.total:
         return f'<p class="quiet">{escape(words("report-no-match"))}</p>'
     return f'<div class="rows report-rows">{"".join(_row(row, models, words) for row in page.rows)}</div>'

@@ -27,8 +27,8 @@ FRAMES = "frame-ancestors 'self'"
 
 
 class SameOrigin:
-    """`hosts` are names by which the studio is reached besides addresses and this machine's own;
-    with `any_host` Host may be any, since a login guards it. Refuses with 403 and a sentence."""
+    """`hosts` are names of the studio in addition to IP addresses and this machine's own name; with `any_host`, Host
+    may be anything, because a login protects the studio. Refuses with 403 and a sentence."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = (), *, any_host: bool = False) -> None:
         self.app = app
@@ -54,14 +54,14 @@ class SameOrigin:
         return await self.app(scope, receive, send_without_frames)
 
     def _unknown_host(self, headers: Headers) -> Problem | None:
-        """A problem if Host is a name that this studio does not go by."""
+        """A problem if Host is not a name of this studio."""
         name = _split(f"//{headers.get('host', '')}").hostname or ""
         if self.names is None or name in self.names or _is_address(name):
             return None
         return problem("host-not-ours", host=name[:200] or "—")
 
     def _foreign_origin(self, scope: Scope, headers: Headers) -> Problem | None:
-        """A problem if the request was made by a page of another site. Following a link is no such request."""
+        """A problem if the request was made by a page of another site. Following a link is allowed."""
         origin = headers.get("origin")
         if origin is not None and not self._is_own(_split(origin), headers):
             return problem("origin-foreign", origin=origin[:200], host=headers.get("host", "")[:200])
@@ -71,8 +71,8 @@ class SameOrigin:
         return None
 
     def _is_own(self, origin: SplitResult, headers: Headers) -> bool:
-        """Whether a page of `origin` is one of this studio's. Ports are compared on this
-        machine alone, where others listen, too: many proxies leave them out of Host."""
+        """Whether a page of `origin` belongs to this studio. Ports are compared only on this machine, where others also
+        listen, because many proxies leave them out of Host."""
         if not origin.hostname:
             return False  # "null": a file, or a frame without a site
         if origin.hostname in self.listed:
@@ -91,17 +91,17 @@ class SameOrigin:
 
 
 def _split(url: str) -> SplitResult:
-    """A URL's parts; of one that is none, nothing."""
+    """The parts of a URL; None if it is invalid."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number
+        _ = parts.port  # raises if it is not a number
         return parts
     except ValueError:
         return urlsplit("")
 
 
 def _is_address(name: str) -> bool:
-    """Whether a host is an IP address, which no name server can point elsewhere."""
+    """Whether a host is an IP address, which no name server can redirect."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

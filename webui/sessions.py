@@ -21,8 +21,8 @@ SESSION_SECONDS = 30 * 24 * 3600
 
 
 class Sessions:
-    """Tokens of the users in `users_file`, signed with `key`. `ended_file` gets a line for each
-    session that is ended; it is never shortened, as a line is 30 bytes and stands for a login."""
+    """Tokens of the users in `users_file`, signed with `key`. `ended_file` gets a line for each ended session; it is
+    never shortened, since a line has 30 bytes and stands for a login."""
 
     def __init__(self, users_file: Path, key: bytes, ended_file: Path) -> None:
         self.users_file, self.key, self.ended_file = users_file, key, ended_file
@@ -34,8 +34,8 @@ class Sessions:
         return self.serializer.dumps([name, self._password_mark(stored), secrets.token_hex(8)])
 
     def user(self, token: str) -> str | None:
-        """Whose session it is; None if the token is forged, expired or ended,
-        or the user is gone or has a new password."""
+        """The user of a session; None if the token is forged, expired or ended, or the user was removed or has a new
+        password."""
         session = self._read(token)
         return session[0] if session else None
 
@@ -45,7 +45,7 @@ class Sessions:
             append_lines(self.ended_file, [{"session": session[1]}])
 
     def _read(self, token: str) -> tuple[str, str] | None:
-        """The user and the id of a session that goes on."""
+        """The user and the id of a valid session."""
         try:
             name, mark, id = self.serializer.loads(token, max_age=SESSION_SECONDS)
         except BadData:
@@ -55,7 +55,7 @@ class Sessions:
         return (name, id) if valid else None
 
     def _password_mark(self, stored: str) -> str:
-        """Changes with the password, and tells nothing of it."""
+        """A value that changes with the password, and reveals nothing about it."""
         return Signer(self.key, salt="password").get_signature(stored).decode()
 
     def _ended(self) -> frozenset[str]:
@@ -68,5 +68,5 @@ class Sessions:
 
 @lru_cache(maxsize=4)
 def _ids_in(file: Path, mtime_ns: int, size: int) -> frozenset[str]:
-    read_bytes(file)  # where it cannot be read nobody is let in by what it would have said: raises OSError
+    read_bytes(file)  # if it cannot be read, nobody may log in whose session it might have ended: raises OSError
     return frozenset(id for line in read_lines(file) if isinstance(id := line.get("session"), str))

@@ -11,16 +11,14 @@ from webui.panels import Updates
 
 
 class SharedAnswers:
-    """Answers by what was asked, for so many seconds. Whoever asks while an answer is being made waits for it."""
+    """Answers by their question, kept for so many seconds. While an answer is being computed, others wait for it."""
 
     def __init__(self, seconds: float = 1.0):
         self.seconds, self.lock = seconds, threading.Lock()
-        self.answers: dict[
-            Hashable, tuple[float, Future[Updates]]
-        ] = {}  # and when each was asked for, the oldest first
+        self.answers: dict[Hashable, tuple[float, Future[Updates]]] = {}  # and when each was requested, oldest first
 
     def get(self, question: Hashable, answer: Callable[[], Updates]) -> Updates:
-        """What `answer` returned to whoever asked first, as a copy that may be changed; raises what it raised."""
+        """The result of the first caller's `answer`, as a copy that may be changed; raises what it raised."""
         with self.lock:
             self._drop_old()
             _, future = known = self.answers.get(question) or (time.monotonic(), Future[Updates]())

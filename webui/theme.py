@@ -79,10 +79,10 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    """The page's style sheet, and the rules that follow from the spec's kinds."""
+    """The page's style sheet, and the rules for the spec's kinds."""
     return (FOLDER / "page.css").read_text(encoding="utf-8") + kinds_css()
 
 
 def head() -> str:
-    """What goes into the page's <head>: the one script."""
+    """The content of the page's <head>: a single script."""
     return f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"

@@ -45,7 +45,7 @@ class DataTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     chosen: gr.Textbox  # the open set or file, as `set:NAME` or `file:PATH`; "" = none
-    arrive: Callable[[str], Updates]  # the list as it is now, answered into `listed`
+    arrive: Callable[[str], Updates]  # refreshes the list, with `listed` as its output
     listed: list[Block]
     use: gr.Button
     use_in: Callable[[str, RunSpec], RunSpec]  # the spec that trains on the open set; raises Refusal
@@ -60,7 +60,7 @@ def build(
     read_form: Callable[[Sequence[Any]], RunSpec],
     models: Callable[[], list[tuple[str, str]]],
 ) -> DataTab:
-    """The tab in the current context. The form of the Train tab is read for what a model would see."""
+    """The tab in the current context. The form of the Train tab determines what a model would see."""
     context = Context(words, workplace, root, message, chosen=hidden_value())
     sets, jobs, rows = SetList(context), JobPanel(context), RowsPanel(context)
     upload, hub, head = UploadPanel(context, sets), HubPanel(context, sets, jobs), HeadPanel(context, sets)
@@ -94,7 +94,7 @@ def build(
     hub.wire(head.fetch)
     check.wire(check_tab)
     tokens.wire(tokens_tab)
-    jobs.wire()  # last: it answers into what the others have named
+    jobs.wire()  # last: its outputs belong to the other panels
 
     folder = DataFolder(workplace.data)
     return DataTab(

@@ -21,7 +21,7 @@ from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
 
-MAX_BYTES_UNASKED = 100_000_000  # of a set that is checked as soon as the tab is looked at
+MAX_BYTES_UNASKED = 100_000_000  # rows of a set that is checked as soon as the panel is shown
 
 
 class CheckPanel(Panel):
@@ -46,7 +46,7 @@ class CheckPanel(Panel):
         self.findings = gr.HTML(elem_id="found")
 
     def wire(self, tab: gr.Tab) -> None:
-        """`tab` is the one that the panel is in."""
+        """`tab` contains the panel."""
         self.jobs.when_done("check", self.checked, [self.findings])
         settings = [self.chosen, self.against]
         self.check_button.click(self.check, settings, self.jobs.start_outputs, **QUIET)
@@ -69,11 +69,11 @@ class CheckPanel(Panel):
 
     @refusal_as_message
     def check(self, id: str, against: Sequence[str] | None) -> Updates:
-        """Start to check a set; `against` are the sets that are to have none of its rows."""
+        """Start checking a set; `against` are sets that must not share rows with it."""
         return self.jobs.start_on(id, "check", **self._settings(against))
 
     def check_unasked(self, id: str, against: Sequence[str] | None) -> Updates:
-        """The check of a set that is not large, without being asked for."""
+        """Check a small set without being asked."""
         try:
             small = bytes_of(self.folder.saved_set(id)) <= MAX_BYTES_UNASKED
         except Refusal:
@@ -84,7 +84,7 @@ class CheckPanel(Panel):
         return {self.findings: self._findings(job)} if here else {}
 
     def _known_findings(self, name: str) -> str:
-        """What a check of this very data has found before; else what one could find."""
+        """The result of an earlier check of exactly this data; otherwise a hint what a check can find."""
         settings = {"data": str(self.folder.path), "name": name, **self._settings([])}
         job = data_jobs.find_finished(self.workplace.saves, "check", settings)
         return self._findings(job) if job else f'<p class="quiet">{escape(self.words("check-help"))}</p>'

@@ -79,7 +79,7 @@ class ColumnsPanel(Panel):
             )
 
     def _role(self, role: str) -> gr.Dropdown:
-        """The control for the column that plays a role."""
+        """The control for the column with a role."""
         return gr.Dropdown(
             [],
             value="",
@@ -141,7 +141,7 @@ class ColumnsPanel(Panel):
         } | self._columns(dataset.kind, existing, columns)
 
     def _columns(self, kind: Kind, existing: list[str], columns: Mapping[str, str]) -> Updates:
-        """The controls of the roles that there are in rows of this kind, with the columns that play them."""
+        """The controls for the roles of this kind of rows, with their columns."""
         choices = [("—", ""), *((column, column) for column in existing)]
         return {
             control: gr.update(choices=choices, value=columns.get(role, ""), visible=role in ROLES[kind])
@@ -149,7 +149,7 @@ class ColumnsPanel(Panel):
         }
 
     def _sheets(self, selection: Selection) -> Any:
-        """The sheets that a file could be made of, if it is in no set yet; hidden where there is nothing to choose."""
+        """The sheets from which a file can be made, if it is in no set yet; hidden without a choice."""
         names: list[str] = []
         current = ""
         if not selection.is_set:
@@ -158,7 +158,7 @@ class ColumnsPanel(Panel):
         return gr.update(choices=names, value=current or None, visible=len(names) > 1)
 
     def _rows(self, dataset: Dataset) -> str:
-        """The first rows as its columns make them, or why there are none."""
+        """The first rows with these columns, or the reason why there are none."""
         try:
             return rows_html.page(browse.page(dataset, 1, ROWS_SHOWN), self.words)
         except Refusal as refusal:
@@ -167,7 +167,7 @@ class ColumnsPanel(Panel):
     # Handlers
 
     def change_kind(self, id: str, kind: str, encoding: str, *columns: str) -> Updates:
-        """The roles of another kind; columns that were chosen stay, those that can be guessed are filled in."""
+        """The roles of another kind; chosen columns are kept, and others are guessed if possible."""
         try:
             dataset = self.folder.select(id).dataset
             existing, chosen = columns_for_kind(dataset, Description(kind, encoding, columns))
@@ -176,7 +176,7 @@ class ColumnsPanel(Panel):
         return self._columns(known_kind(kind), existing, chosen)
 
     def change_encoding(self, id: str, encoding: str) -> Updates:
-        """The head and what the columns are called in this encoding."""
+        """The head and the names of the columns in this encoding."""
         try:
             selection = self.folder.select(id)
             name = encoding_key(encoding) if encoding else ""
@@ -184,14 +184,14 @@ class ColumnsPanel(Panel):
             existing, mapping = columns_in_encoding(selection.dataset)
         except Refusal as refusal:
             return {self.message: notices.refused(refusal.problems, self.words)}
-        except IndexError:  # no file
+        except IndexError:  # not a file
             return gr.skip()
         title = set_html.title(selection, None, self.words)
         columns = self._columns(mapping.kind, existing, mapping.columns)
         return {self.head.title: title, self.kind: mapping.kind} | columns
 
     def show_mapped(self, id: str, name: str, kind: str, encoding: str, *columns: str) -> Updates:
-        """The first rows as these columns make them."""
+        """The first rows with these columns."""
         try:
             _, entry = entry_from(self.folder, id, Description(kind, encoding, columns), self.words)
             html = self._rows(dataset_of(self.folder.path, name or "—", entry))
@@ -201,7 +201,7 @@ class ColumnsPanel(Panel):
 
     @refusal_as_message
     def save(self, id: str, name: str, kind: str, encoding: str, *columns: str) -> Updates:
-        """The set under this name with this description; a file becomes a set."""
+        """Save the set under this name with this description; a file becomes a set."""
         dataset, entry = entry_from(self.folder, id, Description(kind, encoding, columns), self.words)
         replaced = dataset.name if is_set(id) else ""
         name = dataset_info_edits.save(self.folder.path, name, entry, instead_of=replaced)

@@ -41,7 +41,7 @@ def name_of(id: str) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """The set or file that is open."""
+    """The open set or file."""
 
     id: str
     dataset: Dataset
@@ -56,7 +56,7 @@ class Selection:
 
     @property
     def readable(self) -> bool:
-        """There are files on this machine, and the entry that describes them is in order."""
+        """Whether its files are on this machine, and its entry has no problems."""
         return bool(self.dataset.files) and not self.dataset.problem
 
 
@@ -65,19 +65,19 @@ class DataFolder:
     path: Path
 
     def catalogue(self) -> tuple[list[Dataset], list[Problem]]:
-        """All data sets, and what is wrong with the file that lists them."""
+        """All data sets, and the problems of the file that lists them."""
         return read_dataset_info(self.path)
 
     def sound_names(self) -> list[str]:
-        """Names of the sets that can be used."""
+        """Names of the usable sets."""
         return sound_names(self.catalogue()[0])
 
     def loose_files(self) -> list[str]:
-        """Paths of the files that no data set names."""
+        """Paths of the files that are in no data set."""
         return uploads.unregistered(self.path, self.catalogue()[0])
 
     def select(self, id: str, encoding: str = "") -> Selection:
-        """What an id names; a file is read in this encoding, "" = as found. Raises Refusal."""
+        """The set or file with an id; a file is read in this encoding, "" = as detected. Raises Refusal."""
         id = id or ""
         if is_set(id):
             return Selection(id, find(self.path, name_of(id)))
@@ -95,8 +95,8 @@ class DataFolder:
         return dataset_of(self.path, Path(name).stem, entry | {"encoding": encoding})
 
     def saved_set(self, id: str) -> Dataset:
-        """The set that an id names. Raises Refusal for a file, too: jobs ask by
-        name, and a set may have the file's name."""
+        """The set with an id. Raises Refusal also for a file, because jobs use names, and a set may have the file's
+        name."""
         selection = self.select(id)
         if not selection.is_set:
             raise Refusal(unsaved(selection))
@@ -113,7 +113,7 @@ def bytes_of(dataset: Dataset) -> int:
 
 
 def row_count(dataset: Dataset) -> int | None:
-    """Rows of a set that can be counted; a very large file is not read through for the sake of a list."""
+    """The number of rows, if it can be counted; a very large file is not read completely just for a list."""
     try:
         return count_rows(dataset)
     except (Refusal, OSError):

@@ -20,7 +20,7 @@ def stages_for(dataset: Dataset) -> list[str]:
 
 
 def training_spec(spec: RunSpec, dataset: Dataset) -> RunSpec:
-    """The spec on this set, with a stage that takes it. Raises Refusal if its rows cannot be read here."""
+    """The spec for this set, with a suitable stage. Raises Refusal if its rows cannot be read here."""
     if dataset.problem or not dataset.files:
         raise Refusal(dataset.problem or problem("dataset-on-hub", name=dataset.name, hub=dataset.hub))
     stages = stages_for(dataset)
@@ -32,8 +32,8 @@ def training_spec(spec: RunSpec, dataset: Dataset) -> RunSpec:
 def preview_spec(
     spec: RunSpec, dataset: Dataset, stage: str, settings: dict[str, Any], workplace: Workplace, words: Words
 ) -> RunSpec:
-    """The spec on this set with another stage ("" = its own) and settings, if a model's tokenizer can be asked by it.
-    Raises Refusal."""
+    """The spec for this set with another stage ("" = its own) and settings, if its model has a tokenizer on this
+    machine. Raises Refusal."""
     if stage and stage != spec.stage.kind:
         spec = spec.change("stage", {"kind": stage})
     for path, value in (settings | {"data.datasets": {dataset.name: 1.0}}).items():

@@ -51,8 +51,8 @@ class DerivePanel(Panel):
 
 
 def split_settings(share: str, seed: str) -> tuple[float, int]:
-    """The share of the rows and the seed as numbers. Raises Refusal if the
-    share is no number, or the seed none from 0 on."""
+    """The share of the rows and the seed as numbers. Raises Refusal if the share is not a number, or the seed not an
+    integer ≥ 0."""
     try:
         fraction = float(str(share).strip().replace("%", "e-2"))
     except ValueError:

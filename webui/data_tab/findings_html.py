@@ -12,12 +12,12 @@ from webui import notices
 from webui.numbers import size
 from webui.words import Words
 
-FINDINGS_UNFOLDED = 8  # of each sort; the others are folded
+FINDINGS_UNFOLDED = 8  # of each kind; the others are folded
 
 
 def findings(result: Mapping[str, Any], download: str, words: Words) -> str:
-    """What checking the whole set has found: how many of what, and the first of each. `download` is the address of the
-    bad rows."""
+    """The findings of a check of the whole set: the number of each kind, and the first ones. `download` is the address
+    of the bad rows."""
     bad_codes = {finding["code"] for finding in result["problems"]}
     link = ""
     if result["bad"]:
@@ -43,7 +43,7 @@ def _totals(result: Mapping[str, Any], bad_codes: set[str], words: Words) -> str
 
 
 def _scripts(counts: Mapping[str, int], words: Words) -> str:
-    """The writing systems of most rows, with their shares."""
+    """The most common writing systems, with their shares."""
     scripts = Counter({script: count for script, count in counts.items() if script})
     total = max(scripts.total(), 1)
     return ", ".join(
@@ -53,7 +53,7 @@ def _scripts(counts: Mapping[str, int], words: Words) -> str:
 
 
 def _groups(result: Mapping[str, Any], bad_codes: set[str], words: Words) -> str:
-    """The findings by their codes: what makes rows unusable first, then what there is most of."""
+    """The findings by their codes: unusable rows first, then the most frequent ones."""
     findings = [*result["problems"], *result["warnings"]]
     counts = sorted(result["counts"].items(), key=lambda pair: (pair[0] not in bad_codes, -pair[1]))
     groups = "".join(
@@ -84,7 +84,7 @@ def _group(code: str, count: int, findings: Sequence[Mapping[str, Any]], bad: bo
 
 
 def _values(finding: Mapping[str, Any], words: Words) -> Mapping[str, Any]:
-    """The values of a finding; writing systems by the names that people have for them."""
+    """The values of a finding, with the common names of writing systems."""
     values = finding["values"]
     if finding["code"] != "row-other-script":
         return values
@@ -92,7 +92,7 @@ def _values(finding: Mapping[str, Any], words: Words) -> Mapping[str, Any]:
 
 
 def working(progress: Mapping[str, Any], words: Words) -> str:
-    """How far a job is."""
+    """The progress of a job."""
     done, total = progress.get("done", 0), progress.get("total")
     unit = progress.get("unit", "rows")
     amount = size(done) if unit == "B" else words("count-rows", count=f"{done:,}")

@@ -63,7 +63,7 @@ class HeadPanel(Panel):
 
     @refusal_as_message
     def remove_set(self, id: str) -> Updates:
-        """The set taken out of the list; its files stay."""
+        """Remove the set from the list; its files stay."""
         name = self.folder.saved_set(id).name
         dataset_info_edits.remove(self.folder.path, name)
         toast = notices.toast(self.words("set-removed", name=name))

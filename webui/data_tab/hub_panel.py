@@ -36,7 +36,7 @@ class HubPanel(Panel):
             self.fetch_button = gr.Button(words("hub-fetch"), size="sm", elem_id="hub-fetch")
 
     def wire(self, fetch_rows_button: gr.Button) -> None:
-        """`fetch_rows_button` is the one of an open set whose rows are still on a hub."""
+        """`fetch_rows_button` is that of an open set whose rows are still on a hub."""
         self.jobs.when_done("download", self.sets.sets_made, [self.chosen, self.sets.html])
         self.fetch_button.click(
             self.fetch, [self.hub_id, self.hub, self.subset, self.split], self.jobs.start_outputs, **QUIET
@@ -45,14 +45,14 @@ class HubPanel(Panel):
 
     @refusal_as_message
     def fetch(self, hub_id: str, hub: str, subset: str, split: str) -> Updates:
-        """Start to fetch a data set by its id on a hub."""
+        """Start downloading a data set by its id on a hub."""
         return self.jobs.start(
             "download", id=hub_id.strip(), hub=hub, subset=subset.strip(), split=split.strip() or "train", into=""
         )
 
     @refusal_as_message
     def fetch_rows(self, id: str) -> Updates:
-        """Start to fetch the rows of a set whose entry says where they are."""
+        """Start downloading the rows of a set whose entry names their source."""
         dataset = self.folder.saved_set(id)
         entry = dataset_info_edits.entry_of(self.folder.path, dataset.name)
         return self.jobs.start(

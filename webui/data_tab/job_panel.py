@@ -19,7 +19,7 @@ from webui.panels import Updates, hidden_value
 
 POLL_SECONDS = 0.7
 
-OnDone = Callable[[DataJob, bool], Updates]  # the job; whether the set that it is about is still open
+OnDone = Callable[[DataJob, bool], Updates]  # the job, and whether its set is still open
 
 
 class JobPanel(Panel):
@@ -35,16 +35,16 @@ class JobPanel(Panel):
 
     @property
     def start_outputs(self) -> list[Block]:
-        """What changes when a job is started."""
+        """The components that change when a job is started."""
         return [self.message, self.job_id, self.timer, self.progress]
 
     def when_done(self, what: str, handler: OnDone, outputs: Sequence[Block]) -> None:
-        """What is to be shown of a job's result; `outputs` are the components that the handler answers into."""
+        """Register how to show a job's result; `outputs` are the outputs of the handler."""
         self.on_done[what] = handler
         self.done_outputs += [output for output in outputs if output not in self.done_outputs]
 
     def wire(self) -> None:
-        """After the panels have said what they do with results."""
+        """To be called after the panels have registered what they do with results."""
         outputs = [self.message, self.timer, self.progress, *self.done_outputs]
         self.timer.tick(self.watch, [self.job_id, self.chosen], outputs, **QUIET)
 
@@ -62,15 +62,15 @@ class JobPanel(Panel):
         return self.start(what, name=self.folder.saved_set(id).name, **settings)
 
     def watch(self, job_id: str, id: str) -> Updates:
-        """How far the job is, and what came of it when it is done; `id` is what is open now."""
+        """The progress of the job, and its result when it is done; `id` is what is open now."""
         job = data_jobs.get(self.workplace.saves, job_id)
         if job is not None and job.state == "working":
             return {self.progress: findings_html.working(job.progress, self.words)}
         ended: Updates = {self.timer: gr.Timer(active=False), self.progress: ""}
         if job is None:
             return ended
-        if job.state == "failed":  # asked anew: it may have ended well since
+        if job.state == "failed":  # read again: it may have finished successfully since
             return ended | {self.message: notices.refused(job.problems, self.words)}
-        # Readers who have gone on to another set stay there.
+        # Readers who have opened another set stay there.
         here = job.arguments.get("name") in (None, name_of(id))
         return ended | self.on_done[job.id.partition("-")[0]](job, here)

@@ -31,7 +31,7 @@ class Panel(panels.Panel):
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes when a set is opened."""
+        """The components that change when a set is opened."""
         return []
 
     def opened(self, selection: Selection) -> Updates:
@@ -44,6 +44,6 @@ class Panel(panels.Panel):
 
 
 def row_number(text: str) -> int:
-    """A row's number, from 1, as somebody typed it; 1 if it is none."""
+    """A typed row number, from 1; 1 if it is invalid."""
     digits = str(text or "").replace(",", "").strip()
     return max(int(digits), 1) if digits.isdecimal() and len(digits) < 12 else 1

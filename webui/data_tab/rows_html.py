@@ -16,11 +16,11 @@ from webui import notices
 from webui.words import Words
 
 CHARACTERS_UNFOLDED = 700  # of one text; the rest of a longer one is folded
-RAW_CHARACTERS = 4_000  # of a row that could not be read as one
+RAW_CHARACTERS = 4_000  # of a row that could not be parsed
 
 
 def page(rows: Sequence[BrowsedRow], words: Words, text: str = "") -> str:
-    """Rows as conversations, each with where it is; bad ones with the reason. The words of `text` are marked."""
+    """Rows as conversations, each with its place; bad ones with the reason. The words of `text` are highlighted."""
     return f'<div class="rows">{"".join(_row(row, words, text) for row in rows)}</div>'
 
 
@@ -34,7 +34,7 @@ def _row(row: BrowsedRow, words: Words, text: str) -> str:
         )
         wrong = f'<p class="wrong">{escape(notices.sentence(row.problem, words))}</p>'
         return f'<article class="bad">{place}{wrong}{f"<pre>{_marked(raw, text)}</pre>" if raw else ""}</article>'
-    assert row.example is not None  # as there is no problem
+    assert row.example is not None  # because there is no problem
     notes = "".join(
         f'<p class="quiet">{escape(notices.sentence(note, words))}</p>' for note in row.example.get("notes", ())
     )
@@ -42,7 +42,7 @@ def _row(row: BrowsedRow, words: Words, text: str) -> str:
 
 
 def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> str:
-    """A canonical row as people read it."""
+    """A canonical row for people to read."""
     if "text" in example:
         return f'<div class="speech"><div class="said">{_folded(example["text"], text)}</div></div>'
     weights = iter(example.get("weights", ()))
@@ -91,7 +91,7 @@ def _folded(content: str, text: str) -> str:
 
 
 def _marked(content: str, text: str) -> str:
-    """Escaped, with every word that was searched for marked."""
+    """Escaped, with every searched word highlighted."""
     searched = [re.escape(word) for word in text.split()]
     if not searched:
         return escape(content)

@@ -16,14 +16,14 @@ from webui.events import QUIET
 from webui.panels import Updates, hidden_value, refusal_as_message
 
 ROWS_PER_PAGE = 10
-SEARCHED = "0"  # where a search goes on that has come to the end of the set
+SEARCHED = "0"  # where a search continues after the end of the set
 
 
 class RowsPanel(Panel):
     def __init__(self, context: Context):
         super().__init__(context)
-        self.first = hidden_value()  # number of the first row of the page, or of the first that was searched
-        self.searched_to = hidden_value()  # number of the last row that was searched; "" = nothing is searched for
+        self.first = hidden_value()  # number of the first row of the page, or of the first one searched
+        self.searched_to = hidden_value()  # number of the last row searched; "" = no search
 
     def layout(self) -> None:
         with gr.Row(elem_classes="bar-row"):
@@ -65,7 +65,7 @@ class RowsPanel(Panel):
         return {self.text: ""}
 
     def page(self, dataset: Dataset, number: int, text: str) -> Updates:
-        """Rows from a number on, or those from there on that hold a text."""
+        """Rows from a number on, or the following ones that contain a text."""
         if text.strip():
             rows, last = browse.search(dataset, text, number - 1, ROWS_PER_PAGE)
             html = rows_html.page(rows, self.words, text) if rows else self._no_match(text, number, last)
@@ -95,7 +95,7 @@ class RowsPanel(Panel):
         return self.show(id, "1", text)
 
     def next_page(self, id: str, first: str, searched_to: str, text: str) -> Updates:
-        """The page that follows; while a text is searched for, further hits."""
+        """The next page; during a search, further hits."""
         if not (text or "").strip():
             return self.show(id, str(row_number(first) + ROWS_PER_PAGE), "")
         if searched_to == SEARCHED:
@@ -103,7 +103,7 @@ class RowsPanel(Panel):
         return self.show(id, str(row_number(searched_to) + 1) if searched_to else "1", text)
 
     def previous_page(self, id: str, first: str, searched_to: str, text: str) -> Updates:
-        """The page before; while a text is searched for, the first hits."""
+        """The previous page; during a search, the first hits."""
         if (text or "").strip():
             return self.search(id, text)
         return self.show(id, str(max(row_number(first) - ROWS_PER_PAGE, 1)), "")

@@ -21,8 +21,8 @@ ALL_ROLES = ("prompt", "query", "response", "chosen", "rejected", "kto_tag", "me
 
 @dataclass(frozen=True)
 class Description:
-    """What is chosen in the controls: the kind of the rows, the encoding ("" =
-    as found), a column for each of ALL_ROLES ("" = none)."""
+    """The values of the controls: the kind of the rows, the encoding ("" = as detected), a column for each of ALL_ROLES
+    ("" = none)."""
 
     kind: str
     encoding: str
@@ -39,7 +39,7 @@ def known_kind(kind: str) -> Kind:
 
 
 def entry_from(folder: DataFolder, id: str, description: Description, words: Words) -> tuple[Dataset, dict[str, Any]]:
-    """The set or file as it is, and the entry that describes it anew. Raises Refusal at what is missing."""
+    """The current set or file, and its new entry. Raises Refusal if something is missing."""
     encoding = encoding_key(description.encoding) if description.encoding else ""
     selection = folder.select(id, encoding)
     dataset = selection.dataset
@@ -57,7 +57,7 @@ def entry_from(folder: DataFolder, id: str, description: Description, words: Wor
 
 
 def _with_role_labels(refused: Problem, words: Words) -> Problem:
-    """The problem with the roles of columns called as the page calls them."""
+    """The problem with roles of columns under their labels on the page."""
     if "parts" not in refused.values:
         return refused
     parts = re.sub(r"\w+", lambda role: words(f"role-{role[0]}"), refused.values["parts"])
@@ -65,15 +65,15 @@ def _with_role_labels(refused: Problem, words: Words) -> Problem:
 
 
 def columns_for(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
-    """The columns that the first file has, and those of them that the set's entry gives a role."""
+    """The columns of the first file, and those with a role in the set's entry."""
     existing = dataset_info_edits.columns_of(dataset_info_edits.first_rows(dataset.files[0], dataset.encoding))
     mapping = dataset_info_edits.mapping_of(dataset)
     return existing, {role: column for role, column in mapping.columns.items() if column in existing}
 
 
 def columns_for_kind(dataset: Dataset, description: Description) -> tuple[list[str], dict[str, str]]:
-    """The columns that the first file has, and one for each role: the one chosen before, else one that can be guessed.
-    Raises Refusal if the file cannot be read."""
+    """The columns of the first file, and one for each role: the previous choice, otherwise a guess. Raises Refusal if
+    the file cannot be read."""
     rows = dataset_info_edits.first_rows(dataset.files[0], description.encoding or "")
     existing = dataset_info_edits.columns_of(rows)
     guessed = dataset_info_edits.propose(rows).columns if rows else {}
@@ -84,7 +84,7 @@ def columns_for_kind(dataset: Dataset, description: Description) -> tuple[list[s
 
 
 def columns_in_encoding(dataset: Dataset) -> tuple[list[str], ColumnMapping]:
-    """The columns that the first file has in the set's encoding, and what can be guessed of them."""
+    """The columns of the first file in the set's encoding, and the guessed roles."""
     rows = dataset_info_edits.first_rows(dataset.files[0], dataset.encoding)
     mapping = dataset_info_edits.propose(rows) if rows else ColumnMapping("chat")
     return dataset_info_edits.columns_of(rows), mapping

@@ -24,7 +24,7 @@ def listed(
     chosen: str,
     words: Words,
 ) -> str:
-    """Every data set of the folder, those that cannot be used with the reason; then files that none of them names."""
+    """Every data set of the folder, unusable ones with the reason; then files that are in no set."""
     wrong = notices.listed(broken, words) if broken else ""
     entries = "".join(_entry(dataset, counts.get(dataset.name), chosen, words) for dataset in sets)
     if not sets and not broken:
@@ -63,7 +63,7 @@ def _entry(dataset: Dataset, count: int | None, chosen: str, words: Words) -> st
 
 
 def title(selection: Selection, count: int | None, words: Words) -> str:
-    """What is known of the open set or file at once; `count` of its rows, if they have been counted."""
+    """The head of the open set or file; `count` is the number of its rows, if they have been counted."""
     if selection.is_set:
         return head(selection.dataset, count, words)
     return file_head(selection.name, selection.dataset, words)
@@ -90,7 +90,7 @@ def head(dataset: Dataset, count: int | None, words: Words) -> str:
 
 
 def file_head(name: str, dataset: Dataset, words: Words) -> str:
-    """What is known of a file that is in no set yet."""
+    """What is known about a file that is in no set yet."""
     read = sources.described(dataset, words)
     return (
         f'<div class="run-title"><h1>{escape(name)}</h1></div>'

@@ -33,22 +33,23 @@ class SetList(Panel):
         return self.marking("")
 
     def marking(self, id: str) -> Updates:
-        """The list as it is now, with one entry marked as open."""
+        """The current list, with one entry marked as open."""
         sets, broken = self.folder.catalogue()
         counts = {dataset.name: None if flaw(dataset) else row_count(dataset) for dataset in sets}
         return {self.html: set_html.listed(sets, counts, broken, self.folder.loose_files(), id, self.words)}
 
     def opening(self, id: str) -> Updates:
-        """The list as it is now, and that set or file to be opened."""
+        """The current list, and that set or file to be opened."""
         return {self.chosen: id} | self.marking(id)
 
     def arrive(self, id: str) -> Updates:
-        """The tab as one comes to it: what was open before, else the first set that can be used."""
+        """The tab when it is shown: what was open before, otherwise the first usable set."""
         usable = self.folder.sound_names()
         return self.opening(id or (set_id(usable[0]) if usable else ""))
 
     def sets_made(self, job: DataJob, here: bool) -> Updates:
-        """What has come of a job that makes sets; the first is opened if the reader is still `here`, where it began."""
+        """The result of a job that creates sets; the first is opened if the reader is still `here`, where it was
+        started."""
         names, counts = job.result["made"], job.result["counts"]
         text = self.words(
             "sets-made",
@@ -60,5 +61,5 @@ class SetList(Panel):
 
 
 def clicked_id(event: gr.EventData) -> str:
-    """The id of the set or file that was clicked."""
+    """The id of the clicked set or file."""
     return str(event._data.get("set", ""))

@@ -34,7 +34,7 @@ class SetView(Panel):
         return [self.tabs, *(output for panel in self.panels for output in panel.outputs), self.message]
 
     def open(self, id: str) -> Updates:
-        """Everything about one set or file; nothing where there is none."""
+        """Everything about one set or file; nothing if there is none."""
         if not id:
             return self.closed()
         try:
@@ -58,7 +58,7 @@ class SetView(Panel):
 
     @refusal_as_message
     def choose_sheet(self, id: str, sheet: str) -> Updates:
-        """The file made anew of another sheet of its workbook, and everything about it."""
+        """Make the file again from another sheet of its workbook, and show everything about it."""
         selection = self.folder.select(id)
         if selection.is_set or not sheet:
             return gr.skip()

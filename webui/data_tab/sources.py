@@ -12,19 +12,19 @@ from engine.data.row_files import FileSource, source_of
 from webui import notices
 from webui.words import Words
 
-MAX_FILES_LOOKED_AT = 3  # of a set, for what is doubtful in them
+MAX_FILES_LOOKED_AT = 3  # of a set, checked for uncertainties
 COLUMN_LAYOUTS = ("columns", "indexed columns", "split")  # of JSON
 
 
 def described(dataset: Dataset, words: Words) -> str:
-    """What was found out about the files of a set, and what of it is not certain."""
+    """How the files of a set are read, and what is uncertain about it."""
     facts = ""
     doubts: list[Problem] = []
     for number, file in enumerate(dataset.files[:MAX_FILES_LOOKED_AT]):
         try:
             source = source_of(file, dataset.encoding)
         except Refusal:
-            continue  # the reason stands where the rows would be
+            continue  # the reason is shown in place of the rows
         doubts += source.doubts
         if not number:
             facts = words("read-as", how=" · ".join((_format(source, words), *_encoding(source, dataset, words))))
@@ -53,7 +53,7 @@ def _encoding(source: FileSource, dataset: Dataset, words: Words) -> tuple[str, 
 
 
 def encodings(dataset: Dataset, words: Words) -> tuple[list[tuple[str, str]], bool]:
-    """What can be chosen as the encoding of a set's files, and whether there is anything to choose."""
+    """The encodings to choose from for a set's files, and whether there is a choice."""
     detected, nearest, open_question = words("encoding-as-found"), [], bool(dataset.encoding)
     try:
         source = source_of(dataset.files[0])

@@ -21,11 +21,11 @@ from webui.words import Words
 @dataclass(frozen=True)
 class TrainingEstimate:
     steps: int  # of the optimizer
-    time: TimeEstimate | None  # None: the model is not known well enough
+    time: TimeEstimate | None  # None: too little is known about the model
 
 
 def training_estimate(statistics: Mapping[str, Any], spec: RunSpec, workplace: Workplace) -> TrainingEstimate:
-    """Steps and time of the spec on the whole set, by the sample's examples and tokens."""
+    """Steps and time of the spec on the whole set, extrapolated from the sample's examples and tokens."""
     scale = rows_per_sampled(statistics)
     examples = round(statistics["examples"] * scale)
     trained_on = max(examples - sum(held_out(spec.data, {"": examples}).values()), 1)
@@ -50,7 +50,7 @@ def rows_per_sampled(statistics: Mapping[str, Any]) -> float:
 def token_facts(
     statistics: Mapping[str, Any], spec: RunSpec, workplace: Workplace, words: Words
 ) -> list[tuple[str, str, str]]:
-    """The numbers that stand above the rows: a word's code, the value, and a note to it."""
+    """The figures above the rows: the code of a label, the value, and a note."""
     scale = rows_per_sampled(statistics)
     about = "{:,}" if scale == 1 else "≈ {:,}"
     statuses = statistics["fates"]
@@ -71,7 +71,7 @@ def token_facts(
 
 
 def _time(time: TimeEstimate | None, words: Words) -> tuple[str, str]:
-    """How long a training takes, and by what that is known."""
+    """The training time, and what the estimate is based on."""
     if time is None:
         return "—", ""
     basis = words("time-like", run=time.like) if time.like else words("time-rough")

@@ -15,7 +15,7 @@ TOKENS_FOLDED = 4  # equal control tokens in a row that are shown as one
 
 
 def tokens(answer: Mapping[str, Any], words: Words) -> str:
-    """Rows as the tokens that are trained on: trained ones coloured, control tokens framed, ids on hover."""
+    """Rows as trained tokens: trained ones coloured, control tokens framed, ids on hover."""
     kinds = [("on", "trained"), ("", "untrained"), ("sp", "control")]
     pieces = (piece for row in answer["rows"] for side in row["sides"] for piece in side["pieces"])
     if any(not isinstance(trained, bool) for _, _, trained, _ in pieces):
@@ -66,7 +66,7 @@ def _pieces(pieces: Sequence[Sequence[Any]]) -> Iterator[str]:
 
 
 def _piece(id: int, text: str, trained: bool | float, special: bool) -> str:
-    """`trained` is a number where the token's loss is weighted."""
+    """`trained` is a number if the token's loss is weighted."""
     kind = " ".join(name for name, true in (("on", trained), ("sp", special)) if true)
     shown = escape(text).replace("\n", "<i>↵</i>\n") if text else "<i>·</i>"
     weighted = trained is not True and trained is not False
@@ -75,7 +75,8 @@ def _piece(id: int, text: str, trained: bool | float, special: bool) -> str:
 
 
 def lengths(statistics: Mapping[str, Any], facts: Sequence[tuple[str, str, str]], words: Words) -> str:
-    """The numbers of a sample, and how its lengths are spread. A fact is a word's code, a value and a note."""
+    """The figures of a sample, and the distribution of its lengths. A fact is the code of a label, a value and a
+    note."""
     cells = "".join(
         f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for code, value, note in facts

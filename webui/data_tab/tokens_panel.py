@@ -25,7 +25,7 @@ ROWS_PER_PAGE = 5
 
 
 class TokensPanel(Panel):
-    """The Train tab's form is read for all that is not chosen here: `read_form` makes a spec of the values of
+    """The Train tab's form provides everything that is not chosen here: `read_form` makes a spec of the values of
     `form_inputs`, `models` are the choices of a model."""
 
     def __init__(
@@ -86,7 +86,7 @@ class TokensPanel(Panel):
         self.html = gr.HTML(elem_id="seen")
 
     def wire(self, tab: gr.Tab) -> None:
-        """`tab` is the one that the panel is in."""
+        """`tab` contains the panel."""
         settings = [self.model, self.stage, self.max_length, self.template]
         page = [self.first, self.where, self.html]
         asked_with = [*settings, *self.form_inputs]
@@ -121,7 +121,7 @@ class TokensPanel(Panel):
         return {self.numbers: "", self.html: ""}
 
     def show_settings(self, id: str, *form_values: Any) -> Updates:
-        """The settings of the form that matter here; a stage that takes the open set if the form's does not."""
+        """The settings of the form that matter here; a suitable stage for the open set if the form's is not."""
         spec = self.read_form(form_values)
         try:
             stages = stages_for(self.folder.saved_set(id))
@@ -159,13 +159,13 @@ class TokensPanel(Panel):
     def show_numbers(
         self, id: str, model: str, stage: str, max_length: str, template: str, *form_values: Any
     ) -> Updates:
-        """Lengths, what is left out, steps and time of the open set alone."""
+        """Lengths, rows left out, steps and time for the open set alone."""
         try:
             dataset = self.folder.saved_set(id)
             spec = self._spec(dataset, model, stage, max_length, template, form_values)
             statistics = preview_client.ask("statistics", spec, self.folder.path, dataset.name)
         except Refusal:
-            return {self.numbers: ""}  # the rows below say why
+            return {self.numbers: ""}  # the rows below show why
         facts = token_facts(statistics, spec, self.workplace, self.words)
         notes = [
             *(Problem(reason["code"], reason["field"], reason["values"]) for reason in statistics["refused"]),
@@ -177,7 +177,7 @@ class TokensPanel(Panel):
     def _spec(
         self, dataset: Dataset, model: str, stage: str, max_length: str, template: str, form_values: Sequence[Any]
     ) -> RunSpec:
-        """The form's spec with what is chosen here. Raises Refusal."""
+        """The form's spec with the choices made here. Raises Refusal."""
         settings = {
             "model.model_name_or_path": _text(model),
             "data.max_length": _text(max_length).strip(),

@@ -38,7 +38,7 @@ class UploadPanel(Panel):
 
     @refusal_as_message
     def receive(self, path: str | None) -> Updates:
-        """The file as it lies in the data folder now, opened; what is odd about it as a message."""
+        """Open the file in the data folder, with a message about anything unusual."""
         if not path:
             return gr.skip()
         source = Path(path)

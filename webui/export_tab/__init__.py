@@ -34,19 +34,19 @@ class ExportTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     timer: gr.Timer
-    arrive: Callable[..., Updates]  # what is chosen, and the exports, answered into `outputs`
-    inputs: list[Block]  # what `arrive` is given: the chosen runs, and the other controls
+    arrive: Callable[..., Updates]  # the choice, and the exports; its output is `outputs`
+    inputs: list[Block]  # inputs of `arrive`: the chosen runs, and the other controls
     outputs: list[Block]
-    exports: gr.HTML  # its `select` names an export that is wanted in the form
-    filled: list[Block]  # what `fill` answers into
-    fill: Callable[[ExportSpec], Updates | None]  # None: of the adapters, none is the result of a run here
-    use: Callable[[str, RunSpec], RunSpec]  # the id of an export and what the form holds → what it is to hold
+    exports: gr.HTML  # its `select` event names an export to be used in the form
+    filled: list[Block]  # outputs of `fill`
+    fill: Callable[[ExportSpec], Updates | None]  # None if none of the adapters is the result of a run here
+    use: Callable[[str, RunSpec], RunSpec]  # the id of an export and the form's values → its new values
 
 
 def build(
     words: Words, workplace: Workplace, root: str, message: gr.HTML, user: Callable[[gr.Request], str]
 ) -> ExportTab:
-    """The tab in the current context. `message` shows messages; `user` says who asks."""
+    """The tab in the current context. `message` shows messages; `user` is the name of the user."""
     context = Context(words, workplace, root, message, user)
     uploads = UploadPanel(context)
     exports = ExportList(context, uploads)

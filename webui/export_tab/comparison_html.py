@@ -11,8 +11,8 @@ from webui.words import Words
 
 
 def comparison(compared: Mapping[str, Any], words: Words) -> str:
-    """How many answers are equal, and each pair with the place where it parts;
-    `compared` is what an export has left in its comparison.json."""
+    """How many answers are equal, and each pair with the place where it diverges; `compared` is the content of an
+    export's comparison.json."""
     if not compared.get("prompts"):
         return f'<p class="quiet">{escape(words("export-not-compared"))}</p>'
     equal, count = compared["equal"], compared["prompts"]
@@ -25,7 +25,7 @@ def comparison(compared: Mapping[str, Any], words: Words) -> str:
 
 
 def answers_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], words: Words) -> str:
-    """Pairs of answers, those that differ first; `names` are the codes of what the two models are called."""
+    """Pairs of answers, different ones first; `names` are the codes of the two models' labels."""
     heads = "".join(f"<th>{escape(words(name))}</th>" for name in ("export-prompt", *names))
     body = "".join(
         f"<tr><td>{escape(row['prompt'])}<small>{escape(row['source'])}</small></td>{_pair(row, words)}</tr>"

@@ -17,7 +17,7 @@ from webui.export_tab.panel import Context, Panel
 from webui.export_tab.upload_panel import UploadPanel
 from webui.panels import Updates, hidden_value
 
-POLL_SECONDS = 2  # between two looks at exports that are being made
+POLL_SECONDS = 2  # between two refreshes of exports in progress
 MAX_EXPORTS_LISTED = 12
 
 USE_JS = """
@@ -29,8 +29,8 @@ element.addEventListener('click', (event) => {
 
 
 class ExportList(Panel):
-    """A `select` of `html` names an export that is wanted in the form of the Train tab, or one whose last step is to be
-    tried again."""
+    """A `select` event of `html` names an export to be used in the form of the Train tab, or one whose last step is to
+    be repeated."""
 
     def __init__(self, context: Context, uploads: UploadPanel):
         super().__init__(context)
@@ -50,7 +50,7 @@ class ExportList(Panel):
         return [self.stamp, self.html, self.timer, *self.uploads.outputs]
 
     def listed(self) -> Updates:
-        """The exports as they are now, and whether there is something to wait for."""
+        """The current exports, and whether there is something to wait for."""
         export_runs = runs.find(self.saves, ExportSpec.kind)[:MAX_EXPORTS_LISTED]
         html = exports_html.listed(export_runs, self.context.root, self.words)
         return {
@@ -63,12 +63,12 @@ class ExportList(Panel):
         """The list if it differs from the one with the stamp `known`."""
         try:
             updates = self.listed()
-        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+        except FileNotFoundError:  # a file was deleted meanwhile; the next refresh shows what is left
             return gr.skip()
         return gr.skip() if updates[self.stamp] == known else updates
 
     def retry(self, request: gr.Request, event: gr.EventData) -> Updates:
-        """Try once more the one step of an export that failed. A click on another button is not for this one."""
+        """Repeat the failed step of an export. Clicks on other buttons are ignored."""
         id = event._data.get("retry")
         if not id:
             return gr.skip()

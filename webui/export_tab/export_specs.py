@@ -15,7 +15,8 @@ from engine.spec.run_spec import RunSpec
 
 
 def export_spec_of(held: Mapping[str, Any], workplace: Workplace) -> ExportSpec:
-    """The spec that the controls say, by their names. Raises Refusal with everything that cannot be read."""
+    """The spec from the values of the controls, by their names. Raises Refusal with everything that cannot be
+    parsed."""
     ids = list(held["runs"] or ())
     plain = {
         name: held[name].strip() if isinstance(held[name], str) else held[name]
@@ -29,7 +30,7 @@ def export_spec_of(held: Mapping[str, Any], workplace: Workplace) -> ExportSpec:
 
 
 def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
-    """One number for each run, in their order; 1 for those that have none. Raises Refusal."""
+    """One number for each run, in their order; 1 by default. Raises Refusal."""
     typed = [part for part in re.split(r"[,，;；\s]+", text.strip()) if part] if len(ids) > 1 else []
     try:
         numbers = [float(part) for part in typed]
@@ -41,7 +42,7 @@ def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
 
 
 def with_export(run: Run, spec: RunSpec) -> RunSpec:
-    """What the form holds, with an export in place of its model; LoRA alone goes on its base. Raises Refusal."""
+    """The form's values with an export as the model; a LoRA-only export uses its base. Raises Refusal."""
     result = result_of(run)
     if result is None:
         raise Refusal(problem("export-no-result", id=run.id))

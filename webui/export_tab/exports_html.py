@@ -23,11 +23,11 @@ from webui.numbers import ago, moment, size
 from webui.text_html import lines
 from webui.words import Words
 
-MAX_MODELFILE_CHARACTERS = 65_536  # characters of a Modelfile that are shown
+MAX_MODELFILE_CHARACTERS = 65_536  # number of characters of a Modelfile that are shown
 
 
 def listed(export_runs: Sequence[Run], root: str, words: Words) -> str:
-    """All exports, the newest first and open."""
+    """All exports, newest first and open."""
     if not export_runs:
         return ""
     items = "".join(_export(run, number, root, words) for number, run in enumerate(export_runs))
@@ -61,7 +61,7 @@ def _export(run: Run, number: int, root: str, words: Words) -> str:
 
 
 def _unfinished(run: Run, words: Words) -> str:
-    """How far it is, or why it ended."""
+    """Its progress, or why it ended."""
     link = f'<a href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
     if run.final:
         why = explain(run)
@@ -78,7 +78,7 @@ def _unfinished(run: Run, words: Words) -> str:
 
 
 def _finished(run: Run, result_folder: Path, number: int, root: str, words: Words) -> str:
-    """Where it is, how it compares, and what can be done with it."""
+    """Its folder, its comparison, and its actions."""
     folder = f'<p class="quiet folder"><code>{escape(str(result_folder))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
     buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
@@ -113,7 +113,7 @@ def _programs(run: Run, result_folder: Path, number: int, root: str, words: Word
 
 
 def _files(run: Run, root: str, words: Words) -> str:
-    """The files of the result, and LoRA alone as one file."""
+    """The files of the result, and a LoRA adapter also as one file."""
     files = [
         (name, count)
         for name, count in runs.files(run)

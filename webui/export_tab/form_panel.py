@@ -23,7 +23,7 @@ from webui.panels import Updates
 from webui.pickers import picker
 from webui.words import Words
 
-COMBINATION_SETTINGS = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
+COMBINATION_SETTINGS = ("weights", "combination", "density", "svd_rank")  # only if adapters are combined
 
 
 class FormPanel(Panel):
@@ -125,29 +125,28 @@ class FormPanel(Panel):
 
     @property
     def changing(self) -> list[Block]:
-        """What changes with what the form holds."""
+        """The components that change with the values of the form."""
         return [self.plan, *(self.controls[name] for name in COMBINATION_SETTINGS)]
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes when the tab is looked at."""
+        """The components that change when the tab is shown."""
         return [self.controls["runs"], *self.changing, *self.exports.outputs]
 
     @property
     def filled(self) -> list[Block]:
-        """What `fill` answers into."""
+        """The outputs of `fill`."""
         names = ("runs", "form", "precision", "shard_gb", "device", "name")
         return [self.controls[name] for name in names]
 
     def arrive(self, chosen: Sequence[str] | None, *others: Any) -> Updates:
-        """The runs that can be exported, with those of the chosen ones that are still there, and the exports."""
+        """The exportable runs, with those of the chosen ones that still exist, and the exports."""
         labels = result_labels(results(self.saves), self.words)
         ids = [id for id in chosen or () if id in labels]
         return self._choosing(labels, ids) | self.look(ids, *others) | self.exports.listed()
 
     def fill(self, spec: ExportSpec) -> Updates | None:
-        """The form as a spec has it; None where its adapters are not results of
-        runs here, which is what this tab exports."""
+        """Set the form to a spec; None if its adapters are not results of runs here, which this tab exports."""
         spec, finished = export_spec.frozen(spec, self.workplace), results(self.saves)
         ids = [result.run.id for result in finished if str(result.folder) in spec.adapters]
         if not ids or len(ids) < len(spec.adapters):
@@ -161,7 +160,7 @@ class FormPanel(Panel):
         }
 
     def look(self, *held: Any) -> Updates:
-        """What the export would do, and the settings that apply."""
+        """A preview of the export, and the settings that apply."""
         values = dict(zip(self.controls, held, strict=True))
         combined = gr.update(visible=len(values["runs"] or ()) > 1)
         settings = dict.fromkeys((self.controls[name] for name in COMBINATION_SETTINGS), combined)
@@ -172,7 +171,7 @@ class FormPanel(Panel):
             spec = export_spec_of(dict(zip(self.controls, held, strict=True)), self.workplace)
             runs.submit(spec, self.workplace, by=self.user(request))
             message = notices.toast(self.words("started"))
-        except Refusal as refusal:  # the card lists them; the message only says that there are some
+        except Refusal as refusal:  # the summary lists them; the message only says that there are some
             message = notices.toast(notices.counted(refusal.problems, self.words), "bad")
         return {self.message: message} | self.look(*held) | self.exports.listed()
 
@@ -191,7 +190,7 @@ class FormPanel(Panel):
 
 
 def result_labels(finished: Sequence[Result], words: Words) -> dict[str, str]:
-    """What the results are called in the list of what can be exported, by the ids of their runs."""
+    """The labels of results in the list of exportable runs, by the ids of their runs."""
     named = titles(finished)
     return {result.run.id: result_label(result, named[result.run.id], words) for result in finished}
 

@@ -18,7 +18,8 @@ from webui.words import Words
 
 
 def gguf_file(run: Run, result_folder: Path, number: int, root: str, words: Words) -> str:
-    """What became of the GGUF file: how far it is from the merged model, or why there is none; else how to make one."""
+    """The outcome of the GGUF file: how far it is from the merged model, or why there is none; otherwise how to create
+    one."""
     made = gguf.outcome(run.dir)
     if made is None:
         base = str(run.spec.model.model_name_or_path) if result_folder == run.dir.adapter else ""

@@ -18,7 +18,7 @@ from webui import panels
 class Context(panels.Context):
     """What every panel is given."""
 
-    user: Callable[[gr.Request], str]  # who asks
+    user: Callable[[gr.Request], str]  # the user's name
 
 
 class Panel(panels.Panel):

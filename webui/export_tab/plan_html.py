@@ -16,7 +16,7 @@ from webui.words import Words
 
 
 def plan(spec: ExportSpec | None, problems: Sequence[Problem], words: Words) -> str:
-    """What the chosen export needs, and what stands in its way."""
+    """What the chosen export needs, and what prevents it."""
     title = f"<h2>{escape(words('export-summary'))}</h2>"
     if spec is None and not problems:
         return f'{title}<p class="quiet">{escape(words("export-choose"))}</p>'
@@ -33,7 +33,7 @@ def plan(spec: ExportSpec | None, problems: Sequence[Problem], words: Words) -> 
 
 
 def _stats(spec: ExportSpec, words: Words) -> str:
-    """What would be exported, and how much of what it takes."""
+    """What would be exported, and the resources it takes."""
     values = {
         "export-base": Path(spec.model.model_name_or_path).name,
         "export-precision-stat": spec.precision,
@@ -47,7 +47,7 @@ def _stats(spec: ExportSpec, words: Words) -> str:
 
 
 def _with_label(problem: Problem, words: Words) -> Problem:
-    """The problem with its field called as on this page: the links of others lead to the form of a training."""
+    """The problem with its field under its label on this page, because other links lead to the form of a training."""
     name, _, inner = problem.field.partition(".")
     if name == "adapters" and inner:
         return replace(problem, field=words("export-weights"))

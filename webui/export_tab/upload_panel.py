@@ -66,11 +66,11 @@ class UploadPanel(Panel):
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes with the list of exports."""
+        """The components that change with the list of exports."""
         return [self.column, self.which]
 
     def offering(self, export_runs: Sequence[Run]) -> Updates:
-        """The finished ones of these to choose from; nothing where there is none."""
+        """The finished ones of these as choices; nothing if there are none."""
         done = [
             (f"{run.title} · {moment(run.submitted)}", run.id) for run in export_runs if run.final and run.dir.result()
         ]
@@ -79,7 +79,7 @@ class UploadPanel(Panel):
     def send(
         self, request: gr.Request, id: str | None, repo: str | None, token: str | None, private: bool
     ) -> Iterator[Updates]:
-        """Upload an export. The token leaves the page with the click, and its box is empty at once."""
+        """Upload an export. The token is sent with the click, and its box is cleared immediately."""
         uploading = escape(self.words("uploading", repo=repo or ""))
         yield {
             self.status: f'<p class="told">{uploading}</p>',

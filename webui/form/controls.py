@@ -19,8 +19,8 @@ from webui.words import Words
 
 
 class Form:
-    """The controls of one page, holding `spec`. `place` puts one where it is
-    called; every setting must be placed once."""
+    """The controls of one page, with the values of `spec`. `place` puts one where it is called; every setting must be
+    placed once."""
 
     def __init__(self, words: Words, spec: RunSpec):
         self.words = words
@@ -48,7 +48,7 @@ class Form:
         return list(self.controls.values())
 
     def values(self, held: Sequence[Any]) -> dict[str, Any]:
-        """What the controls hold, by path, from the arguments of a handler."""
+        """The values of the controls, by path, from the arguments of a handler."""
         return dict(zip(self.controls, held, strict=True))
 
     def updates(self, spec: RunSpec) -> Updates:
@@ -57,14 +57,14 @@ class Form:
         return {control: now[path] for path, control in self.controls.items()}
 
     def first(self, spec: RunSpec) -> Updates:
-        """The same for a page that has just been opened: each value costs the browser some milliseconds, so only those
-        that the page was not built with are sent."""
+        """The same for a page that has just been opened: each value costs the browser a few milliseconds, so only
+        values that differ from the initial ones are sent."""
         now = control_values(spec)
         return {control: now[path] for path, control in self.controls.items() if now[path] != self.built[path]}
 
 
 def kinds_css() -> str:
-    """Rules that show a setting only while its kind is chosen: at once, without asking the server."""
+    """Rules that show a setting only while its kind is chosen: immediately, without asking the server."""
     rules = []
     for path, kinds in SPEC_CHOICES.items():
         union = element_id(path)
@@ -75,7 +75,7 @@ def kinds_css() -> str:
 
 
 class _Attributes(TypedDict):
-    """What every control is made with."""
+    """The arguments of every control."""
 
     label: str
     info: str | None
@@ -125,7 +125,7 @@ def _choices(path: str, words: Words, value: Any) -> gr.Dropdown:
 
 
 def _names(path: str, words: Words, value: Any) -> gr.Dropdown:
-    # Any name is let through here: a clone may name what is gone, and engine says so in a sentence. The choices
+    # Any name is accepted here: a clone may contain a name that no longer exists, which the engine reports. The choices
     # are what is on disk, and the page fills them in.
     return gr.Dropdown([], multiselect=True, allow_custom_value=True, **_attributes(path, words, value), min_width=120)
 
@@ -135,7 +135,7 @@ def _model(path: str, words: Words, value: Any) -> gr.Dropdown:
 
 
 def _union(path: str, words: Words, value: Any) -> gr.Radio:
-    # No general help: the sentence of the chosen kind stands below.
+    # No general help: the sentence of the chosen kind is below.
     return gr.Radio(_labelled(path, words), **_attributes(path, words, value) | {"info": None}, min_width=120)
 
 

@@ -37,7 +37,7 @@ def _read_modules(path: str, raw: Any) -> list[str]:
 
 
 def _read_yaml(path: str, raw: Any) -> Any:
-    """Raises Refusal at the field if the text is no YAML."""
+    """Raises Refusal at the field if the text is not YAML."""
     value = read_yaml("" if raw is None else str(raw), path.split(":")[0])
     return {} if value is None else value
 
@@ -65,9 +65,9 @@ PARSERS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def read(values: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:
-    """The spec that the controls say, and everything that is wrong with them, each at its field.
+    """The spec from the values of the controls, and all problems with them, each at its field.
 
-    Where a value cannot be read, the spec has the default instead, so that the rest can still be judged.
+    If a value cannot be parsed, the spec has the default instead, so that the rest can still be checked.
     """
     plain, problems = _plain(values)
     while True:
@@ -121,7 +121,7 @@ def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _drop(plain: dict[str, Any], path: str) -> bool:
-    """Take the value at `path` out. Returns whether there was one."""
+    """Remove the value at `path`. Returns whether there was one."""
     *parents, last = path.split(".")
     inner = plain
     for parent in parents:

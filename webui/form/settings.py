@@ -9,14 +9,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from engine.spec.run_spec import SPEC_CHOICES, fields
 
 DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
-# Names are picked, their weights are typed: one setting, two controls.
+# Names are chosen, their weights are typed: one setting, two controls.
 WEIGHTS = {f"{path}:weights": path for path in (DATASETS, "stage.rewards")}
 DATASET_NAMES = (DATASETS, "data.eval_datasets")
 ADAPTER = "model.adapter_path"
-RESULT_SETTINGS = (ADAPTER, "stage.reward_model")  # what a finished run left
+RESULT_SETTINGS = (ADAPTER, "stage.reward_model")  # results of finished runs
 # Names of modules of the chosen model.
 TARGET_MODULES, SAVED_MODULES = "method.target_modules", "method.modules_to_save"
-ADDED_TOKENS = ("model.add_tokens", "model.add_special_tokens")  # any text, commas and spaces included
+ADDED_TOKENS = ("model.add_tokens", "model.add_special_tokens")  # any text, including commas and spaces
 
 
 def paths() -> list[str]:
@@ -68,7 +68,7 @@ def optional(path: str) -> bool:
 
 
 def choices(path: str) -> tuple[str, ...]:
-    """The values that the setting at `path` may have, if there is a list of them; else ()."""
+    """The possible values of the setting at `path`, if there is a list of them; otherwise ()."""
     if path in SPEC_CHOICES:
         return tuple(SPEC_CHOICES[path])
     kind = _plain_type(fields()[path].annotation)
@@ -84,7 +84,7 @@ def union_of(path: str) -> str | None:
 
 @cache
 def kinds_of(path: str) -> tuple[str, ...]:
-    """The kinds of its union that have the setting; () for a setting that is always there."""
+    """The kinds of its union that have the setting; () for a setting that always exists."""
     union = union_of(path)
     if not union:
         return ()
@@ -97,14 +97,14 @@ def essential(path: str) -> bool:
 
 
 def setting_of(path: str) -> str:
-    """The setting that a path is of: "data.datasets.identity" → "data.datasets"; "" if it is of none."""
+    """The setting that a path belongs to: "data.datasets.identity" → "data.datasets"; "" if there is none."""
     steps = path.split(".")
     prefixes = (".".join(steps[:count]) for count in range(len(steps), 0, -1))
     return next((prefix for prefix in prefixes if prefix in fields()), "")
 
 
 def part_of(path: str) -> str:
-    """The part of the page that a setting is on."""
+    """The part of the page with a setting."""
     return path.split(".")[0]
 
 

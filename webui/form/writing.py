@@ -12,7 +12,7 @@ from webui.form.settings import WEIGHTS, control_kind, kinds_of, paths, union_of
 
 
 def number_text(value: float | None) -> str:
-    """A number as people write it: 3.0 → "3", 1e-05 → "1e-5"; none → ""."""
+    """A number in its usual form: 3.0 → "3", 1e-05 → "1e-5"; none → ""."""
     if value is None:
         return ""
     return re.sub(r"e([+-])0*", lambda match: "e" + match[1].replace("+", ""), repr(value)).removesuffix(".0")
@@ -36,12 +36,12 @@ FORMATTERS: dict[str, Callable[[Any], Any]] = {
 
 
 def control_values(spec: RunSpec) -> dict[str, Any]:
-    """What every control holds for `spec`, by path."""
+    """The values of all controls for `spec`, by path."""
     return defaults() | chosen_values(spec)
 
 
 def chosen_values(spec: RunSpec) -> dict[str, Any]:
-    """What each control holds for `spec`. Settings of kinds that were not chosen are not mentioned."""
+    """The values of the controls for `spec`, without settings of kinds that are not chosen."""
     plain = spec.model_dump(mode="json")
     shown = {}
     for path in paths():
@@ -56,7 +56,7 @@ def chosen_values(spec: RunSpec) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, Any]:
-    """What the controls of kinds that are not chosen hold: the declared defaults."""
+    """The values of the controls of kinds that are not chosen: the declared defaults."""
     shown = {}
     for path in paths():
         if path not in SPEC_CHOICES and (union := union_of(path)):

@@ -34,8 +34,8 @@ from webui.words import Words
 class RunsTab:
     """The parts of the tab that the rest of the page is wired to."""
 
-    open: Callable[..., Updates]  # the run with an id, or the table, answered into `outputs`
-    view: list[Block]  # what `open` is given besides the id
+    open: Callable[..., Updates]  # the run with an id, or the table; its output is `outputs`
+    view: list[Block]  # inputs of `open` in addition to the id
     outputs: list[Block]
     timers: list[gr.Timer]
     clone: gr.Button
@@ -44,7 +44,7 @@ class RunsTab:
     chat: gr.Button
     export: gr.Button
     evaluate: gr.Button
-    follow: gr.Dropdown  # the stage that is to go on from the open run
+    follow: gr.Dropdown  # the stage that is to continue from the open run
 
 
 def build(

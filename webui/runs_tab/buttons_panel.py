@@ -19,7 +19,7 @@ from webui.runs_tab.panel import CurveView, Panel
 
 
 class ButtonsPanel(Panel):
-    """What the buttons do is `RunActions`' for those that change the run; the others lead to another tab."""
+    """Buttons that change the run are handled by `RunActions`; the others lead to another tab."""
 
     def layout(self) -> None:
         with gr.Row(elem_classes="buttons actions"):
@@ -53,7 +53,7 @@ class ButtonsPanel(Panel):
         self.delete = button(words("delete"), elem_id="delete", elem_classes="hurts")
 
     def _question(self, question: str, confirm: str) -> tuple[gr.Row, gr.Button, gr.Button]:
-        """Whether something is really meant: the row, and its buttons for yes and no; by the codes of their words."""
+        """A confirmation: the row, and its buttons for yes and no, by the codes of their labels."""
         words = self.words
         with gr.Row(visible=False, elem_classes="sure") as row:
             gr.HTML(f"<p>{escape(words(question))}</p>")
@@ -108,7 +108,7 @@ class ButtonsPanel(Panel):
         return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))
 
     def _changed_clone(self, run: Run) -> dict[str, Any]:
-        """What to change so that a failed run would probably have gone on."""
+        """The changes with which a failed run would probably have worked."""
         changed = remedy(run)
         if changed is None:
             return gr.update(visible=False)
@@ -116,13 +116,13 @@ class ButtonsPanel(Panel):
         return gr.update(value=self.words("clone-changed", changes=changes), visible=True)
 
     def _next_stages(self, run: Run) -> dict[str, Any]:
-        """The stages that can go on from the run, if it has left something."""
+        """The stages that can continue from the run's result, if it has one."""
         words, stages = self.words, possible_next_stages(run)
         named = [(words("follow-with", stage=words.choice("stage", stage)), stage) for stage in stages]
         return gr.update(choices=[(words("follow"), ""), *named], value="", visible=bool(stages))
 
 
 def can_chat(run: Run) -> bool:
-    """Whether the run has left something that writes answers."""
+    """Whether the run has a result that generates answers."""
     result = result_of(run)
     return result is not None and result.stage != "rm"

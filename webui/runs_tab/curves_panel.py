@@ -34,7 +34,7 @@ class CurvesPanel(Panel):
             self.smoothing = gr.Slider(0, 0.99, SMOOTHING, step=0.01, label=words("smoothing"), scale=0, min_width=260)
             self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
         self.html = gr.HTML(elem_id="curves")
-        # page.js writes the part of the axis into it that somebody drags over.
+        # page.js writes the selected part of the axis into it.
         self.zoom = hidden_value("", elem_id="curves-zoom")
 
     @property

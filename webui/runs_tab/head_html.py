@@ -19,7 +19,7 @@ from webui.words import Words
 
 
 def status(run: Run, words: Words) -> tuple[str, str, str]:
-    """How far the run is, its state, and why it failed, for a page of another tab."""
+    """The run's progress, its state, and why it failed, for a page of another tab."""
     return progress_bar(run, progress.progress(run), words), state_html(run, words), failure(run, words)
 
 
@@ -45,7 +45,7 @@ def head(run: Run, words: Words) -> str:
 
 
 def progress_bar(run: Run, now: Progress, words: Words) -> str:
-    """Phase, bar and speed while it goes on; how long it took when it is over."""
+    """Phase, progress bar and speed while it is running; its duration when it has ended."""
     wide = 100 * min(max(now.fraction or 0.0, 0.0), 1.0)
     unknown = " unknown" if now.fraction is None and not run.final and run.state != "queued" else ""
     bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
@@ -77,7 +77,7 @@ def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
 
 
 def failure(run: Run, words: Words) -> str:
-    """What happened, what to do, and the first traceback for those who want it."""
+    """What happened, what to do, and the first traceback."""
     why = explain(run)
     if not why:
         return ""
@@ -95,7 +95,7 @@ def failure(run: Run, words: Words) -> str:
 
 
 def waiting_for_space(run: Run, words: Words) -> str:
-    """That the training waits, how much it needs, and what to do."""
+    """That the training waits for disk space, how much it needs, and what to do."""
     reported = read_object(run.dir.progress)
     if run.final or reported.get("phase") != WAITING_FOR_SPACE:
         return ""
@@ -104,7 +104,7 @@ def waiting_for_space(run: Run, words: Words) -> str:
 
 
 def cautions(run: Run, words: Words) -> str:
-    """What went wrong while the run went on, and what to do about it; what it failed of is said already."""
+    """What went wrong during the run, and what to do about it, except for the cause of its failure."""
     ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
     return waiting_for_space(run, words) + "".join(
         (
@@ -117,7 +117,7 @@ def cautions(run: Run, words: Words) -> str:
 
 
 def findings(run: Run, words: Words) -> str:
-    """What an evaluation has found, and the way to all of it; of a training what its probe says."""
+    """The findings of an evaluation, with a link to all of them; for a training, the result of its probe."""
     if probe_result := probe.read(run.dir):
         return probes.probe_html(probe_result, words)
     summary = report.summary(run.dir) if run.kind == "evaluation" else None

@@ -15,7 +15,7 @@ from webui.runs_tab.table_panel import clicked_run
 
 
 class HeadPanel(Panel):
-    """`layout` is the head itself, `layout_of_findings` stands below the buttons."""
+    """`layout` is the head itself, `layout_of_findings` is below the buttons."""
 
     def layout(self) -> None:
         self.head = gr.HTML(js_on_load=clicks.row_click_js("run"), elem_id="run-head")

@@ -22,7 +22,7 @@ def log(text: str, words: Words) -> str:
 
 
 def log_link(run: Run, root: str, words: Words) -> str:
-    """The way to the whole log."""
+    """The link to the full log."""
     return f'<a class="quiet" download href="{escape(address(run, "log.txt", root))}">{escape(words("log-whole"))}</a>'
 
 
@@ -36,7 +36,7 @@ def settings(run: Run, words: Words) -> str:
 
 
 def files(run: Run, root: str, words: Words) -> str:
-    """The run's files; each link leads to a route that asks engine whether it is one."""
+    """The run's files; each link leads to a route on which the engine checks the name."""
     of_run = runs.files(run)
     if not of_run:
         return f'<p class="quiet">{escape(words("files-none"))}</p>'
@@ -57,5 +57,5 @@ def files(run: Run, root: str, words: Words) -> str:
 
 
 def address(run: Run, name: str, root: str) -> str:
-    """Where a file of the run is downloaded from."""
+    """The address of a file of the run for download."""
     return f"{root}/download/{quote(run.id)}/{quote(name)}"

@@ -22,13 +22,13 @@ from webui.panels import Updates
 class Context(panels.Context):
     """What every panel is given."""
 
-    user: Callable[[gr.Request], str]  # who asks
+    user: Callable[[gr.Request], str]  # the user's name
     selected: gr.Textbox  # id of the open run; "" = the table
 
 
 class CurveView(NamedTuple):
-    """How the curves are drawn: over which axis, how smooth, whether
-    logarithmically, and which part (see `charts.part_of`)."""
+    """How the curves are drawn: over which axis, how smooth, whether logarithmic, and which part (see
+    `charts.part_of`)."""
 
     x: str
     smoothing: float
@@ -46,18 +46,18 @@ class Panel(panels.Panel):
 
     @property
     def moving(self) -> list[Block]:
-        """What changes while a run goes on."""
+        """The components that change while a run is in progress."""
         return []
 
     @property
     def still(self) -> list[Block]:
-        """What else changes when a run is opened."""
+        """The other components that change when a run is opened."""
         return []
 
     def now(self, run: Run, view: CurveView) -> Updates:
-        """What moves, as it is now."""
+        """The changing parts in their current state."""
         return {}
 
     def opened(self, run: Run) -> Updates:
-        """What stays as it is as long as the run is open."""
+        """The parts that stay the same as long as the run is open."""
         return {}

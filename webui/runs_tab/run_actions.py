@@ -19,7 +19,7 @@ from webui.runs_tab.run_view import RunView
 
 
 class RunActions(Panel):
-    """Each asks engine for one thing, says how it went and shows the run as it is then."""
+    """Each requests one action of the engine, reports the result and shows the run in its new state."""
 
     def __init__(self, context: Context, buttons: ButtonsPanel, run_view: RunView):
         super().__init__(context)

@@ -11,7 +11,7 @@ from webui.words import Words
 
 
 def run_facts(run: Run) -> dict[str, str]:
-    """Title, model, stage, method and data; a spec that cannot be read leaves them empty."""
+    """Title, model, stage, method and data; empty if the spec cannot be read."""
     facts = run.facts
     model = Path(facts.base).name or run.id.split("/")[0]
     return {
@@ -24,7 +24,7 @@ def run_facts(run: Run) -> dict[str, str]:
 
 
 def kind_of(run: Run, facts: Mapping[str, str], words: Words) -> str:
-    """Stage and method of a training; of another run, what it is."""
+    """Stage and method of a training; the kind of any other run."""
     if run.kind != "training":
         return words(f"kind-{run.kind}")
     return " · ".join(words.choice(path, facts[path]) for path in ("stage", "method") if facts[path])

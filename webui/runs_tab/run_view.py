@@ -21,11 +21,12 @@ from webui.runs_tab.panel import Context, CurveView, Panel
 from webui.runs_tab.table_panel import TablePanel
 from webui.shared_answers import SharedAnswers
 
-POLL_SECONDS = 2  # between two looks at the open run
+POLL_SECONDS = 2  # between two refreshes of the open run
 
 
 class RunView(Panel):
-    """The open run in place of the table, or the table; `panels` show the run, `buttons` and `curves` among them."""
+    """Shows the open run in place of the table, or the table; `panels` show the run, including `buttons` and
+    `curves`."""
 
     def __init__(
         self, context: Context, table: TablePanel, buttons: ButtonsPanel, curves: CurvesPanel, panels: Sequence[Panel]
@@ -37,7 +38,7 @@ class RunView(Panel):
         self.shared = SharedAnswers()
 
     def layout(self) -> gr.Column:
-        """The column that the panels are laid out in."""
+        """The column that contains the panels."""
         self.column = gr.Column(visible=False, elem_classes="one-run")
         return self.column
 
@@ -47,7 +48,7 @@ class RunView(Panel):
 
     @property
     def view(self) -> list[Block]:
-        """What `open` is given besides the id of the run."""
+        """The inputs of `open` in addition to the id of the run."""
         return [*self.curves.view, self.table.search, self.table.limit]
 
     @property
@@ -56,7 +57,7 @@ class RunView(Panel):
 
     @property
     def outputs(self) -> list[Block]:
-        """What `open` answers into."""
+        """The outputs of `open`."""
         still = [self.column, *(output for panel in self.panels for output in panel.still)]
         return [self.message, self.selected, *self.moving, *still, *self.table.outputs]
 
@@ -77,7 +78,7 @@ class RunView(Panel):
         return updates | self.now(run, CurveView(x, smoothing, log, zoom))
 
     def closed(self, text: str | None, limit: str) -> Updates:
-        """The table in place of a run."""
+        """Show the table in place of a run."""
         away = {self.column: gr.update(visible=False), self.timer: gr.Timer(active=False)}
         return away | self.buttons.without_questions() | self.table.shown(text, limit)
 
@@ -97,12 +98,12 @@ class RunView(Panel):
             return self.shared.get(question, lambda: self.now(run, CurveView(*view)))
         except Refusal:
             return {self.timer: gr.Timer(active=False)}
-        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+        except FileNotFoundError:  # a file was deleted meanwhile; the next refresh shows what is left
             return gr.skip()
 
 
 def stamp_of(run: Run) -> str:
-    """Changes when anything that the page shows of the run changes."""
+    """A value that changes when anything that the page shows of the run does."""
     here = run.dir
     files = (
         here.progress,

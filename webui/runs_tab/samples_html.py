@@ -12,7 +12,7 @@ from webui.words import Words
 
 
 def samples(latest_samples: Sequence[Mapping[str, Any]], words: Words) -> str:
-    """A table of them; `latest_samples` as `engine.runs.samples.latest` reads them."""
+    """A table of samples; `latest_samples` as returned by `engine.runs.samples.latest`."""
     if not latest_samples:
         return f'<p class="quiet">{escape(words("samples-none"))}</p>'
     heads = "".join(
@@ -31,7 +31,7 @@ def _empty(words: Words) -> str:
 
 
 def _prompt_text(prompt: Any) -> str:
-    """The messages of a prompt; the roles are named where there is more than one."""
+    """The messages of a prompt; roles are named if there is more than one."""
     if isinstance(prompt, str):
         return prompt
     messages = [message for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
@@ -41,7 +41,7 @@ def _prompt_text(prompt: Any) -> str:
 
 
 def _reward(sample: Mapping[str, Any], words: Words) -> str:
-    """The reward, and under it what it is made of."""
+    """The reward, and below it its parts."""
     parts = sample["rewards"] if isinstance(sample["rewards"], dict) else {}
     parts_text = " · ".join(f"{words.choice('stage.rewards', name)} {_number(value)}" for name, value in parts.items())
     return f"{_number(sample['reward'])}<small>{escape(parts_text)}</small>"

@@ -15,7 +15,7 @@ from webui.words import Words
 
 
 def table(runs: Sequence[Run], words: Words, text: str = "") -> str:
-    """The runs, one a row; where there are none, why: `text` is what was searched for."""
+    """The runs, one per row; without any, the reason: `text` is the search text."""
     if not runs:
         if text.strip():
             return f'<p class="empty">{escape(words("runs-no-match", text=text.strip()))}</p>'
@@ -47,7 +47,7 @@ def _row(run: Run, columns: Sequence[str], words: Words) -> str:
 
 
 def _last_value(run: Run, words: Words) -> str:
-    """The newest value of the curve that shows how the run goes, and what it is called."""
+    """The newest value and the name of a run's main curve."""
     value = run.facts.headline
     if value is None:
         return ""

@@ -16,7 +16,7 @@ from webui.runs_tab.panel import Context, Panel
 from webui.runs_tab.run_facts import matches
 
 TABLE_ROWS = 100  # runs in the table before "show more"
-POLL_SECONDS = 4  # between two looks at the table
+POLL_SECONDS = 4  # between two refreshes of the table
 
 
 class TablePanel(Panel):
@@ -50,16 +50,16 @@ class TablePanel(Panel):
 
     @property
     def listed(self) -> list[Block]:
-        """What changes when the runs are listed anew."""
+        """The components that change when the list of runs is refreshed."""
         return [self.stamp, self.table, self.more]
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes when the table is shown or gives way to a run."""
+        """The components that change when the table is shown or hidden."""
         return [self.column, self.timer, *self.listed]
 
     def shown(self, text: str | None, limit: str) -> Updates:
-        """The table in place of a run."""
+        """Show the table in place of a run."""
         here = {self.column: gr.update(visible=True), self.timer: gr.Timer(active=True)}
         return here | self.list_runs(text, limit)
 
@@ -68,7 +68,7 @@ class TablePanel(Panel):
 
     def list_runs(self, text: str | None, limit: str) -> Updates:
         """The runs that match, and whether there are more of them."""
-        text = text or ""  # an untouched box holds nothing at all
+        text = text or ""  # an untouched box has no value at all
         matching = [run for run in runs.find(self.saves) if matches(run, text)]
         count = row_limit(limit)
         html = table_html.table(matching[:count], self.words, text)
@@ -83,7 +83,7 @@ class TablePanel(Panel):
         """The table if it differs from the one with the stamp `known`."""
         try:
             updates = self.list_runs(text, limit)
-        except FileNotFoundError:  # a run was deleted while it was looked at
+        except FileNotFoundError:  # a run was deleted meanwhile
             return gr.skip()
         return gr.skip() if updates[self.stamp] == known else updates
 
@@ -93,10 +93,10 @@ class TablePanel(Panel):
 
 
 def row_limit(limit: str) -> int:
-    """How many rows are shown; the page's own number again if somebody else has written something else."""
+    """The number of rows to show; the page's default if the value is invalid."""
     return min(int(limit), 100_000) if limit.isdecimal() and len(limit) < 9 else TABLE_ROWS
 
 
 def clicked_run(event: gr.EventData) -> str:
-    """The id of the row that was clicked."""
+    """The id of the clicked row."""
     return str(event._data.get("run", ""))

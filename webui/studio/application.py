@@ -34,8 +34,8 @@ def application(
     root_path: str = "",
     hosts: Collection[str] | None = None,
 ) -> ASGIApp:
-    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for
-    the outside; `hosts` are names that it goes by, as `SameOrigin` means them; None: any name."""
+    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is its external path; `hosts` are its names,
+    as in `SameOrigin`; None: any name."""
     root = root_path.rstrip("/")
     pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
 
@@ -57,8 +57,8 @@ def application(
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
-    # Only of a page that was launched does gradio look whether a file that a request names was uploaded; of a mounted
-    # one it would hand any file of this machine to a handler.
+    # Only for a launched page does gradio check whether a file named in a request was uploaded; for a mounted one it
+    # would pass any file of this machine to a handler.
     blocks.has_launched = True
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
@@ -80,7 +80,7 @@ def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
 
 
 class _ByLanguage:
-    """Hands each request to the page in the reader's language."""
+    """Passes each request to the page in the reader's language."""
 
     def __init__(self, pages: Mapping[str, ASGIApp]):
         self.pages = pages
@@ -90,7 +90,7 @@ class _ByLanguage:
 
 
 class _WithoutPrefix:
-    """Cuts off the outer path where a proxy has left it on."""
+    """Strips the external path if a proxy has left it on."""
 
     def __init__(self, app: ASGIApp, prefix: str):
         self.app, self.prefix = app, prefix

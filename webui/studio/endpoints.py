@@ -44,7 +44,7 @@ def add_endpoints(workplace: Workplace) -> None:
 
 
 def _or_gradio_error(act: Callable[[], Any]) -> Any:
-    """The action's answer; what it is refused for as the endpoint's error."""
+    """The action's result; a Refusal becomes the endpoint's error."""
     try:
         return act()
     except Refusal as refusal:

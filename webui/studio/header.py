@@ -13,7 +13,7 @@ MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
 
 
 def header(words: Words, name: str, root: str) -> str:
-    """The head as HTML; `name` is who is logged in, "" where there is no login."""
+    """The head as HTML; `name` is the logged-in user, "" without a login."""
     languages = "".join(
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
@@ -35,5 +35,5 @@ def header(words: Words, name: str, root: str) -> str:
 
 
 def user(request: gr.Request) -> str:
-    """Who asks: the name that the login put into the request; "" where there is no login."""
+    """The user's name, which the login added to the request; "" without a login."""
     return getattr(request.state, "user", "") or ""

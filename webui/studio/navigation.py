@@ -25,7 +25,7 @@ DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
 class Navigation:
-    """Each tab is filled when it is looked at, and the timers of the others rest."""
+    """Each tab is filled when it is shown, and the timers of the others pause."""
 
     def __init__(self, frame: Frame, tabs: Tabs):
         self.frame, self.tabs = frame, tabs
@@ -68,7 +68,7 @@ class Navigation:
             items[id].select(tab.arrive, tab.inputs, tab.outputs, js=js, **QUIET)
 
     def _wire_timers(self) -> None:
-        """Only what is looked at is asked about."""
+        """Only what is visible is refreshed."""
         tabs = self.tabs
         timers = {id: [getattr(tabs, id).timer] for id in ("chat", "compare", "export", "evaluate")}
         timers["runs"] = tabs.runs.timers
@@ -77,7 +77,8 @@ class Navigation:
             item.select(partial(paused, others), None, others, **QUIET)
 
     def arrive(self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str) -> Updates:
-        """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
+        """The page according to its address: the form with the default spec, a run, several runs, a data set, or a
+        report."""
         frame, tabs = self.frame, self.tabs
         tab = "runs" if run_id else tab
         updates: Updates = {

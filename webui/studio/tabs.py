@@ -23,21 +23,21 @@ from webui.words import Words
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the tabs, and what the page remembers."""
+    """What surrounds the tabs, and what the page remembers."""
 
     words: Words
     workplace: Workplace
-    root: str  # before the path of each address
+    root: str  # prefix of each address
     head: gr.HTML
     message: gr.HTML  # shows that something was done, or why it was not
     selected: gr.Textbox  # id of the open run; "" = none
-    address_tab: gr.Textbox  # the tab that the address names
+    address_tab: gr.Textbox  # the tab in the address
     address_query: gr.Textbox  # the rest of the address
 
 
 @dataclass(frozen=True)
 class Tabs:
-    """The tabs, and by the id of each the item that shows it."""
+    """The tabs and, by the id of each, the item that shows it."""
 
     tabs: gr.Tabs
     items: dict[str, gr.Tab]

@@ -21,7 +21,7 @@ from webui.studio.tabs import Frame, Tabs
 
 
 class Transfer(panels.Panel):
-    """The base of all that lead from one tab into another: handlers answer into the components of the other."""
+    """The base of all transfers from one tab to another: handlers have the components of the other as outputs."""
 
     def __init__(self, frame: Frame, tabs: Tabs):
         self.frame, self.tabs = frame, tabs
@@ -35,7 +35,7 @@ class Transfer(panels.Panel):
         return {self.tabs.tabs: gr.Tabs(selected=tab)}
 
     def into(self, outputs: list[Block]) -> list[Block]:
-        """What changes when a tab is shown whose components these are."""
+        """The components that change when the tab with these components is shown."""
         return [self.message, self.tabs.tabs, *outputs]
 
 
@@ -47,7 +47,7 @@ class IntoForm(Transfer):
         train, outputs = tabs.train, self.into(tabs.train.filled)
         tabs.runs.clone.click(self.clone, selected, outputs, **QUIET)
         tabs.runs.clone_changed.click(self.clone_changed, selected, outputs, **QUIET)
-        # A spec may name what was made since the lists were last filled.
+        # A spec may contain names created since the lists were last refreshed.
         tabs.runs.follow.input(train.list_choices, None, train.lists, **QUIET).then(
             self.follow, [selected, tabs.runs.follow], outputs, **QUIET
         )
@@ -66,14 +66,14 @@ class IntoForm(Transfer):
         """A failed run with the change that would probably have helped."""
         run = self.run(run_id)
         changed = remedy(run)
-        if changed is None:  # resumed meanwhile, say
+        if changed is None:  # for example resumed meanwhile
             return self.clone(run_id)
         changes = notices.changes(run.spec, changed, self.words)
         return self._filled(changed, self.words("cloned-changed", run=run.title, changes=changes))
 
     @refusal_as_message
     def follow(self, run_id: str, stage: str) -> Updates:
-        """A run of another stage that goes on from the open one."""
+        """A run of another stage that continues from the open one."""
         if not stage:
             return gr.skip()
         run = self.run(run_id)
@@ -82,15 +82,15 @@ class IntoForm(Transfer):
 
     @refusal_as_message
     def use_set(self, chosen: str, *held: Any) -> Updates:
-        """The open data set in place of those of the form."""
+        """The open data set in place of those in the form."""
         spec = self.tabs.data.use_in(chosen, self.tabs.train.read(held))
         return self._filled(spec, self.words("set-used", name=next(iter(spec.data.datasets))))
 
     @refusal_as_message
     def use_export(self, event: gr.EventData, *held: Any) -> Updates:
-        """An export in place of the model of the form."""
+        """An export in place of the model in the form."""
         id = event._data.get("run")
-        if not id:  # a click that asks for something else
+        if not id:  # a click on something else
             return gr.skip()
         spec = self.tabs.export.use(str(id), self.tabs.train.read(held))
         return self._filled(spec, self.words("export-used", name=self.run(str(id)).title))
@@ -101,7 +101,7 @@ class IntoForm(Transfer):
 
 
 class FromRun(Transfer):
-    """From the open run into the tabs that do something with it."""
+    """From the open run to the tabs that do something with it."""
 
     def wire(self) -> None:
         tabs, selected = self.tabs, self.frame.selected
@@ -137,7 +137,7 @@ class FromRun(Transfer):
 
 
 class FromLoaded(Transfer):
-    """From an evaluation or an export that was loaded in the Train tab into the form of its own tab."""
+    """From an evaluation or an export that was loaded on the Train tab to the form of its own tab."""
 
     def wire(self) -> None:
         tabs = self.tabs

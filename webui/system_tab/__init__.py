@@ -17,12 +17,12 @@ from webui.panels import Panel, Updates
 from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
 
-DOTS = {"good": "finished", "doubtful": "interrupted", "broken": "failed"}  # levels → dots as runs have them
-MAX_REPORTS_AT_ONCE = 2  # each holds a thread and a child with PyTorch
+DOTS = {"good": "finished", "doubtful": "interrupted", "broken": "failed"}  # levels → dots as used for runs
+MAX_REPORTS_AT_ONCE = 2  # each holds a thread and a child process with PyTorch
 
 
 class ReportPanel(Panel):
-    """The report, made when somebody asks for it."""
+    """The report, created on request."""
 
     def __init__(self, words: Words, workplace: Workplace):
         self.words, self.workplace = words, workplace
@@ -39,20 +39,20 @@ class ReportPanel(Panel):
         self.look.click(self.check, self.hub, [self.report, self.look], **concurrent("system", MAX_REPORTS_AT_ONCE))
 
     def check(self, hub: bool) -> Iterator[Updates]:
-        """The report, growing; at its end as text to copy, too."""
+        """The report as it grows; at its end also as text to copy."""
         seen: list[Finding] = []
         try:
             for finding in machine.findings(self.workplace, hub=bool(hub)):
                 seen.append(finding)
                 yield {self.report: report_html(seen, self.words), self.look: gr.update(interactive=False)}
-        except OSError as error:  # no child can be started, say
+        except OSError as error:  # for example if no child can be started
             seen.append(Finding("broken", "machine-child-silent", {"why": error.strerror or error}))
         yield {self.report: report_html(seen, self.words, done=True), self.look: gr.update(interactive=True)}
 
 
 def report_html(seen: list[Finding], words: Words, done: bool = False) -> str:
-    """A line for each finding, with a dot for its level and the fix below it;
-    at the end the counts, and the text to copy."""
+    """A line for each finding, with a dot for its level and the fix below it; at the end the counts, and the text to
+    copy."""
     lines = "".join(_line(finding, words.language) for finding in seen)
     if not done:
         return f'<ul class="findings">{lines}</ul><p class="empty">{escape(words("system-looking"))}</p>'

@@ -52,7 +52,7 @@ class StoragePanel(Panel):
             self.yes = gr.Button(words("storage-yes"), variant="stop", size="sm", elem_id="storage-yes", scale=0)
             self.no = gr.Button(words("cancel"), size="sm", scale=0)
         self.items = gr.HTML(elem_id="storage-items")
-        self.listed = hidden_value()  # paths of what was listed, as JSON: that, and nothing else, is removed
+        self.listed = hidden_value()  # paths of what was listed, as JSON: nothing else is deleted
 
     def wire(self) -> None:
         chosen, shown = [self.kinds, self.days], [self.items, self.listed, self.remove, self.sure]
@@ -74,12 +74,12 @@ class StoragePanel(Panel):
         }
 
     def nothing(self, *_: Any) -> Updates:
-        """Nothing is listed: what is chosen has changed since."""
+        """Nothing is listed, because the choice has changed."""
         hidden = gr.update(visible=False)
         return {self.items: "", self.listed: "", self.remove: hidden, self.sure: hidden}
 
     def remove_items(self, listed: str, kinds: list[str] | None, days: float | None) -> Updates:
-        """Remove what was listed and can still go, whatever is ticked by now."""
+        """Delete what was listed and can still be deleted, whatever is ticked now."""
         paths = set(json.loads(listed or "[]"))
         items = [item for item in prune.removable(self.saves) if str(item.path) in paths]
         gone = prune.remove(self.saves, items)
@@ -92,7 +92,7 @@ class StoragePanel(Panel):
 
 
 def items_html(items: Sequence[Removable], words: Words) -> str:
-    """The largest first; of very many the first, and how many more."""
+    """The largest first; of very many, only the first and the number of the others."""
     if not items:
         return f'<p class="empty">{escape(words("storage-none"))}</p>'
     total = size(sum(item.bytes for item in items))

@@ -32,12 +32,12 @@ class TrainTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     inputs: list[Block]  # every control of the form
-    read: Callable[[Sequence[Any]], RunSpec]  # what they hold as a spec; a default where one cannot be read
-    filled: list[Block]  # what `fill` answers into: the form and its summary
+    read: Callable[[Sequence[Any]], RunSpec]  # their values as a spec, with defaults for invalid ones
+    filled: list[Block]  # the outputs of `fill`: the form and its summary
     fill: Callable[[RunSpec], Updates]
-    begins: list[Block]  # what `begin` answers into: the message, the preset and `filled`
-    begin: Callable[[], Updates]  # what a page that is opened begins with
-    lists: list[Block]  # what `list_choices` answers into: the controls that list models and data sets
+    begins: list[Block]  # the outputs of `begin`: the message, the preset and `filled`
+    begin: Callable[[], Updates]  # the initial state of an opened page
+    lists: list[Block]  # the outputs of `list_choices`: the controls that list models and data sets
     list_choices: Callable[[], Updates]
     other: gr.Textbox  # YAML of an evaluation or export that was loaded here; "" = none
 
@@ -49,8 +49,8 @@ def build(
     user: Callable[[gr.Request], str],
     selected: gr.Textbox,
 ) -> TrainTab:
-    """The tab in the current context. `message` shows messages; `user` says who
-    asks; `selected` is to hold the id of a run that was started."""
+    """The tab in the current context. `message` shows messages; `user` is the user's name; `selected` gets the id of a
+    started run."""
     context = Context(words, workplace, message, user, selected)
     preset = first_preset(workplace)
     settings = SettingsPanel(context, start_from(workplace, preset)[0])

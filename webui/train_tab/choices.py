@@ -25,13 +25,13 @@ def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
 
 
 def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
-    """Whole models: those of the model folders, and those that runs have made."""
+    """Full models: those in the model folders, and those from runs."""
     return model_choices(workplace) + result_choices(results(workplace.saves), MODEL, words)
 
 
 def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
-    """What finished runs left that can stand at `path`: adapters to go on from, reward
-    models, or whole models; of very many the newest. Any other can be typed."""
+    """Results of finished runs that can be used at `path`: adapters to continue from, reward models, or full models; of
+    very many, the newest. Any other can be typed."""
     fits: dict[str, Callable[[Result], bool]] = {
         ADAPTER: lambda result: result.adapter,
         MODEL: lambda result: not result.adapter and result.stage != "rm",
@@ -49,7 +49,7 @@ def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[
 
 
 def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
-    """The data sets; those that cannot be read are called so and stand last."""
+    """The data sets; unreadable ones are marked and listed last."""
     return [
         (dataset_label(dataset, words), dataset.name) for dataset in sound_first(read_dataset_info(workplace.data)[0])
     ]
@@ -65,7 +65,7 @@ def dataset_label(dataset: Dataset, words: Words) -> str:
 
 
 def local_model(name_or_path: str, workplace: Workplace) -> ModelFacts | None:
-    """The model that the text means, if it is a folder that the studio may look into."""
+    """The model that the text refers to, if it is a folder that the studio may read."""
     folder = Path(absolute_path(name_or_path or "", workplace.model_roots, "config.json"))
     known = os.path.isfile(folder / "config.json") and is_inside(folder, (*workplace.model_roots, hub_cache()))
     return inspect_model(folder) if known else None

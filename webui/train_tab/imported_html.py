@@ -11,8 +11,8 @@ from webui.words import Words
 
 
 def imported(loaded: importer.Imported, words: Words) -> str:
-    """What an import has left out or taken otherwise, and folded below it what was
-    not needed; and a spec that is no training's, as a file to be submitted."""
+    """What an import has left out or changed, and folded below it what was not needed; and the spec of an evaluation or
+    export, as a file to be submitted."""
     needless = [problem for problem in loaded.left_out if problem not in loaded.lost]
     html = notices.listed(loaded.lost, words) if loaded.lost else ""
     if needless:

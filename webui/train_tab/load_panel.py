@@ -18,12 +18,12 @@ from webui.train_tab.choices import local_model
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.summary_panel import SummaryPanel
 
-MAX_YAML_CHARACTERS = 256 * 1024  # a spec is a few hundred
+MAX_YAML_CHARACTERS = 256 * 1024  # a spec has a few hundred
 SUFFIXES = [".yaml", ".yml", ".sh", ".bat", ".cmd", ".ps1", ".txt", ".json"]
 
 
 class LoadPanel(Panel):
-    """`other` is the YAML of an evaluation or an export that was loaded here; the page takes it to its own tab."""
+    """`other` is the YAML of an evaluation or an export that was loaded here; the page passes it to its own tab."""
 
     def __init__(self, context: Context, summary: SummaryPanel):
         super().__init__(context)
@@ -52,7 +52,7 @@ class LoadPanel(Panel):
         return [self.message, self.imported, self.other, *self.summary.filled]
 
     def load_text(self, text: str) -> Updates:
-        """The form as the text has it, and what of it could not be taken over."""
+        """The form with the settings in the text, and what could not be imported."""
         try:
             if len(text) > MAX_YAML_CHARACTERS:
                 raise Refusal(problem("spec-too-long", "", limit=MAX_YAML_CHARACTERS))
@@ -63,7 +63,7 @@ class LoadPanel(Panel):
         notes = imported_html.imported(loaded, self.words)
         if not isinstance(loaded.spec, RunSpec):
             message = notices.toast(self.words(f"loaded-{loaded.spec.kind}"))
-            # The same pasted again is a change again.
+            # Pasting the same text again counts as a change.
             return self._answer(message, notes, other=f"# {time.time_ns()}\n{loaded.spec.to_yaml()}")
         lost = len(loaded.lost)
         message = self.words("loaded-with-notes", count=lost) if lost else self.words("loaded")

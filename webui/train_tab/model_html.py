@@ -22,7 +22,7 @@ QUANTIZATION, OPTIMIZER = "model.quantization", "training.optim"
 
 
 def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
-    """One line about the chosen model. A folder outside the model roots is not looked into."""
+    """One line about the chosen model. A folder outside the model folders is not read."""
     if not name_or_path:
         return f'<p class="quiet">{escape(words("fact-none"))}</p>'
     model = local_model(name_or_path, workplace)
@@ -42,7 +42,7 @@ def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
 
 
 def _how_to_get_more_models(model: ModelFacts, workplace: Workplace, words: Words) -> str:
-    """Below the demo model's facts: how to get a real one, as long as the small real one is not there."""
+    """Below the demo model's facts: how to get a real one, until the small real one exists."""
     if model.path != DEMO_MODEL or SMOLLM2.exists():
         return ""
     roots = next((str(root) for root in workplace.models if root not in (DEMO_MODEL, SMOLLM2)), "")
@@ -54,7 +54,7 @@ def unusable_packages(unusable: Mapping[str, Problem] | None, words: Words) -> s
     """Why quantization, or an optimizer of bitsandbytes, cannot be chosen here; that it is being tried; or nothing."""
     if unusable is None:
         return f'<p class="quiet" role="status">{escape(words("bitsandbytes-tried"))}</p>'
-    named: dict[str, list[str]] = {}  # one sentence for all that fail alike
+    named: dict[str, list[str]] = {}  # one sentence for all with the same failure
     for check, error in unusable.items():
         sentence = notices.sentence(replace(error, values={**error.values, "what": "{what}"}), words)
         label = words.choice(QUANTIZATION, check) if check in choices(QUANTIZATION) else words("optimizers-8bit")
@@ -64,7 +64,7 @@ def unusable_packages(unusable: Mapping[str, Problem] | None, words: Words) -> s
 
 
 def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
-    """A style sheet that greys out the choices that cannot work here; whoever chooses one all the same is refused."""
+    """A style sheet that greys out the choices that cannot work here; choosing one anyway is refused."""
     greyed = [
         f'#{element_id(QUANTIZATION)} label:has(input[value="{check}"])'
         for check in unusable

@@ -22,8 +22,8 @@ class Context:
     words: Words
     workplace: Workplace
     message: gr.HTML  # shows that something was done, or why it was not
-    user: Callable[[gr.Request], str]  # who asks
-    selected: gr.Textbox  # id of the run that the Runs tab shows
+    user: Callable[[gr.Request], str]  # the user's name
+    selected: gr.Textbox  # id of the run shown on the Runs tab
 
 
 class Panel(panels.Panel):

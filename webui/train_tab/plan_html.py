@@ -17,14 +17,14 @@ from webui.words import Words
 
 
 class Statistic(NamedTuple):
-    label: str  # its code in the words of the page
-    value: str | None  # as it is written; None: nobody knows it
+    label: str  # its code in the page's texts
+    value: str | None  # as it is written; None: unknown
     note: str = ""
 
 
 def plan(spec: RunSpec, summary: Summary, problems: Sequence[Problem], words: Words, known: bool) -> str:
-    """The numbers of the plan, and what stands in its way; without numbers
-    unless the spec is `known` to be what the form says."""
+    """The figures of the plan, and what prevents a start; without figures unless the spec is `known` to equal the
+    form."""
     cells = "".join(_cell(statistic, words, known) for statistic in _statistics(spec, summary, words))
     if problems:
         state = (
@@ -70,7 +70,7 @@ def _cell(statistic: Statistic, words: Words, known: bool) -> str:
 
 
 def _adapted(summary: Summary, words: Words) -> str:
-    """The modules that get an adapter, by the names that training gives peft."""
+    """The modules that get an adapter, by the names that training passes to peft."""
     if not summary.adapted:
         return ""
     names = ", ".join(f"{name} × {count}" for name, count in summary.adapted.items())
@@ -78,7 +78,7 @@ def _adapted(summary: Summary, words: Words) -> str:
 
 
 def _remarks(summary: Summary, words: Words) -> str:
-    """What of the data is worth knowing before the start, though it keeps nobody from starting."""
+    """What should be known about the data before the start, although it does not prevent it."""
     if not summary.remarks:
         return ""
     items = "".join(f"<li>{escape(notices.sentence(remark, words))}</li>" for remark in summary.remarks)
@@ -87,12 +87,13 @@ def _remarks(summary: Summary, words: Words) -> str:
 
 
 def _doubts(summary: Summary, words: Words) -> str:
-    """What runs, and may not do what is expected of it."""
+    """Settings that work, but may not have the expected effect."""
     return "".join(f'<p class="doubtful">{escape(notices.sentence(doubt, words))}</p>' for doubt in summary.doubts)
 
 
 def memory(summary: Summary, spec: RunSpec, words: Words) -> str:
-    """What to change if the run may need more memory than there is. It is a guess, so it keeps nobody from starting."""
+    """What to change if the run may need more memory than is available. It is an estimate, so it does not prevent a
+    start."""
     if not summary.needed or not summary.room or summary.needed.total <= summary.room.bytes:
         return ""
     values = {"there": size(summary.room.bytes), "card": summary.room.card or words("memory-here")}

@@ -22,7 +22,7 @@ DATASET_CONTROLS = (DATASETS, f"{DATASETS}:weights")  # of the chosen data sets
 
 
 class PresetPanel(Panel):
-    """`name` is the preset that the page is built with."""
+    """`name` is the preset with which the page is built."""
 
     def __init__(self, context: Context, name: str, settings: SettingsPanel, summary: SummaryPanel):
         super().__init__(context)
@@ -50,11 +50,11 @@ class PresetPanel(Panel):
 
     @property
     def begins(self) -> list[Block]:
-        """What `begin` answers into."""
+        """The outputs of `begin`."""
         return [self.message, self.preset, *self.summary.filled]
 
     def begin(self) -> Updates:
-        """The form as a page that is opened begins with it."""
+        """The form of a page that has just been opened."""
         name = first_preset(self.workplace)
         return {self.preset: name} | self._fill(name, self.settings.form.first)
 
@@ -63,7 +63,7 @@ class PresetPanel(Panel):
         return self._fill(name, self.settings.form.updates) if known else gr.skip()
 
     def refit_datasets(self, *held: Any) -> Updates:
-        """The data sets of a stage that has just been chosen."""
+        """The data sets for a stage that has just been chosen."""
         spec, note = refitted(self.settings.read(held)[0], self.workplace)
         if not note:
             return gr.skip()
@@ -73,7 +73,7 @@ class PresetPanel(Panel):
         return {self.message: message} | {control: updates[control] for control in controls}
 
     def _fill(self, name: str, values: Callable[[RunSpec], Updates]) -> Updates:
-        """The form as a preset fills it, after a word on what it could not take from the preset."""
+        """The form filled in from a preset, after a message about what could not be used of it."""
         spec, note = start_from(self.workplace, name)
         message = {self.message: notices.toast(notices.sentence(note, self.words))} if note else {}
         return message | values(spec) | self.summary.of_spec(spec)

@@ -32,12 +32,12 @@ from webui.train_tab.choices import dataset_choices, local_model, models_and_res
 from webui.train_tab.model_html import QUANTIZATION
 from webui.train_tab.panel import Context, Panel
 
-RUN_NAME = "name"  # stands beside the form, not in it
+RUN_NAME = "name"  # shown next to the form, not in it
 SETTINGS_WITH_LISTS = (MODEL, *DATASET_NAMES, *RESULT_SETTINGS)  # choices: what is on disk
 
 
 class SettingsPanel(Panel):
-    """`spec` is what the page is built with."""
+    """`spec` is the spec with which the page is built."""
 
     def __init__(self, context: Context, spec: RunSpec):
         super().__init__(context)
@@ -51,8 +51,8 @@ class SettingsPanel(Panel):
         self.form.place(RUN_NAME)
 
     def _layout_of_essentials(self) -> None:
-        """The settings in plain view, one section for each part; what is known of the model
-        under its field, and what is wrong with the package that quantizes under that."""
+        """The directly visible settings, one section for each part; facts about the model are shown under its field,
+        and problems with the quantization package under that."""
         in_view = [path for path in fields() if essential(path)]
         lines: dict[str, gr.HTML] = {}
         for part in parts_of(in_view):
@@ -79,8 +79,8 @@ class SettingsPanel(Panel):
                         self.form.place(path)
 
     def wire(self) -> None:
-        """Before `SummaryPanel`, which looks at the form at the same event: the page makes the
-        calls of an event one after the other, and an overtaken call of that look never ends."""
+        """To be wired before `SummaryPanel`, which reads the form at the same event: the page makes the calls of an
+        event one after another, and an overtaken call of that handler never ends."""
         model: Any = self.form.controls[MODEL]
         named = [self.form.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)]
         model.change(self.list_modules, model, named, trigger_mode="always_last", **QUIET)
@@ -95,11 +95,11 @@ class SettingsPanel(Panel):
         return [self.form.controls[path] for path in SETTINGS_WITH_LISTS]
 
     def read(self, held: Sequence[Any]) -> tuple[RunSpec, list[Problem]]:
-        """What the controls hold as a spec, and what of it could not be read: a default stands there instead."""
+        """The values of the controls as a spec, and what could not be parsed and was replaced by a default."""
         return reading.read(self.form.values(held))
 
     def list_choices(self) -> Updates:
-        """The models, data sets and results that there are now."""
+        """The models, data sets and results that exist now."""
         finished = results(self.workplace.saves)
         choices = {path: result_choices(finished, path, self.words) for path in RESULT_SETTINGS}
         choices |= dict.fromkeys(DATASET_NAMES, dataset_choices(self.workplace, self.words))
@@ -118,5 +118,5 @@ class SettingsPanel(Panel):
 
 
 def parts_of(settings: Sequence[str]) -> list[str]:
-    """The parts of the spec that these settings belong to, in their order."""
+    """The parts of the spec with these settings, in their order."""
     return [part for part in RunSpec.model_fields if any(part_of(path) == part for path in settings)]

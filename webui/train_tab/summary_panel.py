@@ -23,7 +23,7 @@ from webui.train_tab import model_html, plan_html
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.settings_panel import SettingsPanel
 
-PACKAGE_POLL_SECONDS = 2  # between two looks at a package that is being tried
+PACKAGE_POLL_SECONDS = 2  # between two checks of a package that is being tried
 
 
 class SummaryPanel(Panel):
@@ -47,8 +47,8 @@ class SummaryPanel(Panel):
 
     def wire(self) -> None:
         inputs = self.settings.inputs
-        # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
-        # script lets only the last of many changes through, so that a filled form is looked at once.
+        # `change` and not `input`: a text box sends `input` for typed letters, but not for pasting and deleting. The
+        # script lets only the last of several changes through, so that a filled form is read once.
         gr.on(
             changes(inputs),
             self.look,
@@ -58,32 +58,31 @@ class SummaryPanel(Panel):
             js="(...held) => athanorSettled(held)",
             **QUIET,
         )
-        # A package that is being tried says what it is worth when the trial
-        # ends, whether or not anybody types meanwhile.
+        # The result of a package trial is shown when it ends, whether or not anyone is typing.
         self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
         outputs = [self.message, self.context.selected, *self.outputs]
         self.start.click(self.submit, inputs, outputs, **QUIET)
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes with what the form holds."""
+        """The components that change with the values of the form."""
         facts = [self.settings.model_facts, self.settings.packages]
         return [*facts, self.plan, self.marks, self.command, self.yaml, self.trial_timer]
 
     @property
     def filled(self) -> list[Block]:
-        """What `fill` answers into."""
+        """The outputs of `fill`."""
         return [*self.settings.inputs, *self.outputs]
 
     def look(self, *held: Any) -> Updates:
         return self.of_spec(*self.settings.read(held))
 
     def fill(self, spec: RunSpec) -> Updates:
-        """The form as the spec has it, and what it would do."""
+        """The form with the values of the spec, and its preview."""
         return self.settings.form.updates(spec) | self.of_spec(spec)
 
     def of_spec(self, spec: RunSpec, unreadable: Sequence[Problem] = ()) -> Updates:
-        """What the spec would do; where something in the form is `unreadable`, the spec has a default instead."""
+        """A preview of the spec; if something in the form is `unreadable`, the spec has a default instead."""
         words, plan = self.words, summary(spec, self.workplace)
         hidden = {setting_of(problem.field) for problem in unreadable}
         problems = [*unreadable] + [
@@ -108,15 +107,15 @@ class SummaryPanel(Panel):
                 raise Refusal(problems)
             run = runs.submit(spec, self.workplace, by=self.context.user(request))
         except Refusal as refusal:
-            # The card lists them; the message only says that there are some.
+            # The summary lists them; the message only says that there are some.
             message = notices.toast(notices.counted(refusal.problems, self.words), "bad")
             return {self.message: message} | self.of_spec(spec, problems)
         return {self.message: notices.toast(self.words("started")), self.context.selected: run.id}
 
 
 def rows_refused_by_template(spec: RunSpec, workplace: Workplace) -> list[Problem]:
-    """Rows that the chat template would refuse once the run has been started. Where no
-    look at them is possible, what is wrong with the spec says why, or the run does."""
+    """Rows that the chat template would reject once the run has started. If they cannot be examined, the problems of
+    the spec show why, or the run does."""
     try:
         spec = workplace.frozen(spec)
         return preview_client.first_rows(spec, Path(spec.data.dataset_dir))[0]

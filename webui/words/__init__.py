@@ -30,7 +30,7 @@ def _read(name: str) -> Mapping[str, Any]:
 
 
 class Words:
-    """The words of one language: `words("start")` for the page's own, and methods for those of the settings."""
+    """The texts of one language: `words("start")` for the page's own, and methods for those of the settings."""
 
     def __init__(self, language: str):
         if language not in LANGUAGES:
@@ -44,7 +44,7 @@ class Words:
         return code in _read("page")
 
     def label(self, path: str) -> str:
-        """What the setting at `path` is called."""
+        """The label of the setting at `path`."""
         return self._setting(path, "label", fields()[path].title)
 
     def help(self, path: str) -> str:
@@ -52,11 +52,11 @@ class Words:
         return self._setting(path, "help", fields()[path].description)
 
     def _setting(self, path: str, what: str, english: str) -> str:
-        # A setting that is new and has no Chinese yet is shown in English; a test fails until it has.
+        # A new setting without Chinese is shown in English; a test fails until it has Chinese.
         return english if self.language == "en" else _read("zh")["settings"].get(path, {}).get(what, english)
 
     def part(self, name: str) -> str:
-        """What a part of the spec ("training") is called."""
+        """The title of a part of the spec ("training")."""
         if self.language == "zh":
             return _read("zh")["parts"][name]
         if name in fields():
@@ -65,11 +65,11 @@ class Words:
         return about.split(":", 1)[0]
 
     def choice(self, path: str, value: str) -> str:
-        """What one choice of the setting at `path` is called; a proper name is its own label."""
+        """The label of a choice of the setting at `path`; a proper name is its own label."""
         return str(_read(self.language)["choices"].get(path, {}).get(value, value))
 
     def value(self, path: str, value: Any, brief: bool = True) -> str:
-        """The value of the setting at `path` as a reader says it; `brief`: a folder by its last name."""
+        """The value of the setting at `path` for display; `brief`: only the last part of a folder's path."""
         if value is ABSENT:
             return "—"
         if value is None or value in ("", [], {}):
@@ -89,7 +89,7 @@ class Words:
         return english or "" if self.language == "en" else _read("zh")["export"][name][what]
 
     def export_choice(self, name: str, value: str) -> str:
-        """What one choice of a setting of an export is called."""
+        """The label of a choice of a setting of an export."""
         return str(_read(self.language)["export_choices"].get(name, {}).get(value, value))
 
     def kind(self, path: str, kind: str) -> str:
