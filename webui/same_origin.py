@@ -91,7 +91,7 @@ class SameOrigin:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of a URL; None if it is invalid."""
+    """The parts of a URL; empty ones if it is invalid."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises if it is not a number

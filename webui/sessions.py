@@ -68,5 +68,5 @@ class Sessions:
 
 @lru_cache(maxsize=4)
 def _ids_in(file: Path, mtime_ns: int, size: int) -> frozenset[str]:
-    read_bytes(file)  # if it cannot be read, nobody may log in whose session it might have ended: raises OSError
+    read_bytes(file)  # raises OSError if it cannot be read: ended sessions must not become valid
     return frozenset(id for line in read_lines(file) if isinstance(id := line.get("session"), str))
