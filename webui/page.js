@@ -1,18 +1,18 @@
-// The little that a page of text and forms cannot do by itself. No library, nothing fetched.
+// What a page of text and forms cannot do by itself. No library, nothing loaded from other servers.
 (() => {
   const root = document.documentElement;
   const remembered = () => { try { return localStorage.getItem('theme'); } catch { return null; } };
 
-  // ---- light and dark: the system decides until the reader does
+  // ---- light and dark mode: the system's setting until the reader chooses
   const paint = () => { const theme = remembered(); if (theme) document.body.classList.toggle('dark', theme === 'dark'); };
   new MutationObserver(paint).observe(root, { childList: true });
-  // gradio paints the body, too, once it has come up
+  // gradio also colours the body, once it has loaded
   addEventListener('load', () => { paint(); new MutationObserver(paint).observe(document.body, { attributeFilter: ['class'] }); });
 
   const text = (selector) => document.querySelector(selector)?.textContent ?? '';
 
   const copy = async (value) => {
-    // The clipboard interface is there on https and localhost only; a studio on a LAN is often plain http.
+    // The clipboard API exists only on https and localhost; a studio on a LAN often uses plain http.
     if (navigator.clipboard && isSecureContext) return navigator.clipboard.writeText(value);
     const area = document.createElement('textarea');
     area.value = value; area.style.cssText = 'position:fixed;opacity:0';
@@ -26,7 +26,7 @@
   };
   const save = (value, name) => keep(new Blob([value], { type: 'text/plain' }), name);
 
-  // ---- a chart as a PNG: the SVG with the colours that it has now, its title and its legend, drawn on a canvas
+  // ---- a chart as a PNG: the SVG with its current colours, its title and its legend, drawn on a canvas
   const LOOK = ['fill', 'stroke', 'stroke-width', 'stroke-dasharray', 'opacity', 'font-size', 'font-family'];
   const picture = async (chart, name) => {
     const svg = chart?.querySelector('svg');
@@ -68,7 +68,7 @@
     canvas.toBlob((blob) => keep(blob, name), 'image/png');
   };
 
-  // ---- a problem in the summary leads to its field, opening the part that it is in
+  // ---- a problem in the summary links to its field, and opens the group that contains it
   const lead = (link) => {
     const go = () => {
       const field = document.querySelector(link.hash);
@@ -108,7 +108,7 @@
     }
   });
 
-  // ---- the values once nothing has changed for a moment; a call that was overtaken is never answered, so never made
+  // ---- debounce: the values once nothing has changed for a moment; overtaken calls are never made
   let turn = 0;
   window.athanorSettled = async (held) => {
     const mine = ++turn;
@@ -116,7 +116,7 @@
     return mine === turn ? held : new Promise(() => {});
   };
 
-  // ---- the address says which run is open; going back is a reload of the address before
+  // ---- the open run is in the address; going back reloads the previous address
   const COMPARED = ['runs', 'curve', 'x', 'smooth', 'log', 'by'];
   let arrived = false; // until the page has read its address, nothing may change it
   window.athanorArrive = () => {
@@ -137,7 +137,7 @@
     if (tab !== 'evaluate') url.searchParams.delete('report');
     if (url.href !== location.href) history.pushState({}, '', url);
   };
-  // the open data set is named there too, without a step of its own to go back
+  // the open data set is in the address too, without a history entry of its own
   window.athanorSet = (id) => {
     const url = new URL(location.href);
     if (arrived && url.searchParams.get('tab') === 'data') {
@@ -146,7 +146,7 @@
     }
     return [id];
   };
-  // and so are the compared runs, and how one looks at them
+  // and so are the compared runs and the view
   window.athanorCompare = (held) => {
     const url = new URL(location.href);
     if (arrived) {
@@ -168,7 +168,7 @@
   addEventListener('popstate', () => location.reload());
 })();
 
-// ---- the box beside a slider: what is typed is held within its bounds before anybody hears of it
+// ---- the box next to a slider: the input is limited to its bounds before any handler sees it
 document.addEventListener('input', (event) => {
   const box = event.target;
   if (box.type !== 'number') return;
@@ -177,7 +177,7 @@ document.addEventListener('input', (event) => {
   else if (box.min !== '' && Number(box.value) < Number(box.min)) box.value = box.min;
 }, true);
 
-// ---- values under the pointer, from the points that each chart carries
+// ---- values under the pointer, from the points stored in each chart
 (() => {
   const tip = document.createElement('div'); tip.className = 'chart-tip'; tip.hidden = true;
   const rule = document.createElement('div'); rule.className = 'chart-rule'; rule.hidden = true;
@@ -196,8 +196,8 @@ document.addEventListener('input', (event) => {
       return { line, best, off: Math.abs(line.x[best] - at) };
     });
     if (!found.length) return hide();
-    // The nearest point says where this is. A line that has no point thereabouts has nothing to say; many are told from
-    // the highest to the lowest.
+    // The nearest point determines the place. Curves without a point near it are left out; several are listed from the
+    // highest to the lowest.
     const nearest = found.reduce((one, other) => (other.off < one.off ? other : one));
     found = found.filter((one) => one.off <= nearest.off + 24 || one.line.x.length < 12);
     if (found.length > 2) found.sort((one, other) => one.line.y[one.best] - other.line.y[other.best]);
@@ -217,7 +217,7 @@ document.addEventListener('input', (event) => {
   document.addEventListener('scroll', hide, { passive: true, capture: true });
 })();
 
-// ---- a part of a chart that is dragged over is shown alone; a double click, or the button, shows all of it again
+// ---- zoom: dragging over a part of a chart shows only this part; a double click, or the button, resets it
 (() => {
   const band = document.createElement('div'); band.className = 'chart-band'; band.hidden = true;
   const place = (svg, clientX) => {
@@ -260,7 +260,7 @@ document.addEventListener('input', (event) => {
   });
 })();
 
-// ---- a file that is dropped on the upload button is what a click on it would have chosen
+// ---- dropping a file on the upload button is the same as choosing it with a click
 (() => {
   const zone = (event) => event.dataTransfer?.types.includes('Files') && document.querySelector('#upload');
   const shown = (event, on) => zone(event)?.classList.toggle('over', on);
