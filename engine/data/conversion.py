@@ -30,7 +30,7 @@ from engine.data.row_values import Row, comma_separated, nth_element
 
 Example = dict[str, Any]
 Remark = tuple[str, dict[str, Any]]  # a code and its values
-# Columns that contain videos or audio, and placeholders for them in a text.
+# Columns with videos or audio, and placeholders for them in a text.
 REFUSED_MEDIA = tuple(name for name in MEDIA if name != "images")
 MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in REFUSED_MEDIA for column in (name, name.rstrip("s"))}
 SCORE_COLUMN_PAIRS = (

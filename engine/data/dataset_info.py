@@ -66,7 +66,7 @@ class Dataset:
     problem: Problem | None = None
     folder: str = ""
     notes: tuple[Problem, ...] = ()
-    root: Path | None = None  # the folder of the data, below which its images lie
+    root: Path | None = None  # the data folder, which contains its images
 
     @cached_property
     def speakers(self) -> dict[str, str]:

@@ -1,7 +1,6 @@
-"""An image of a row: where it may lie, what its header says, and its pixels. What a row means by it is left to
-`engine.data.row_images`.
+"""The image of a row: where it may be, its header, and its pixels. `engine.data.row_images` knows how rows refer to it.
 
-A header is read before any pixel is, so that a small file that unfolds into gigabytes is refused unseen.
+Headers are read before pixels, so that a small file that would decompress to gigabytes is rejected unread.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.core.problems import Problem, Refusal, problem
 
-# Stands for an image in the text of a message: a code point that Unicode reserves for the inside of programs.
+# Represents an image in the text of a message: a code point that Unicode reserves for internal use.
 IMAGE_MARK = "\ufdd0"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-MAX_IMAGE_BYTES = 64 << 20  # of a file
-MAX_IMAGE_PIXELS = 64_000_000  # width times height; 192 MB as colours
+MAX_IMAGE_BYTES = 64 << 20  # per file
+MAX_IMAGE_PIXELS = 64_000_000  # width times height; 192 MB as RGB
 ORIENTATION_TAG = 0x0112  # of EXIF: how the camera was held
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
-# A size in pixels, width before height.
+# A size in pixels, width first.
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image that was looked at: an absolute `path`, or the `content` of one that the row itself holds.
+    """A checked image: an absolute `path`, or the `content` of an image that is part of the row.
 
-    `width` and `height` are in pixels, turned as the camera was held. `modified` (ns) and `bytes` are those of the file
-    when it was looked at.
+    `width` and `height` are in pixels, after the rotation of EXIF. `modified` (ns) and `bytes` are those of the file
+    when it was checked.
     """
 
     path: str
@@ -50,11 +49,11 @@ class ImageSource:
 
     @property
     def identity(self) -> str:
-        """The same for the same image: its path, or a hash of what it holds."""
+        """Equal for equal images: the path, or a hash of the content."""
         return self.path or hashlib.sha256(self.content or b"").hexdigest()
 
     def is_unchanged(self) -> bool:
-        """Whether the file is the one that was looked at."""
+        """Whether the file is unchanged since it was checked."""
         if self.content is not None:
             return True
         try:
@@ -65,7 +64,7 @@ class ImageSource:
 
 
 def image_in_file(path: Path) -> ImageSource:
-    """The image in a file. Raises Refusal with what its header says is wrong, without a place."""
+    """The image in a file. Raises Refusal with the problem in its header, without a place."""
     try:
         status = path.stat()
     except OSError as error:
@@ -77,7 +76,7 @@ def image_in_file(path: Path) -> ImageSource:
 
 
 def image_in_bytes(content: bytes, name: str) -> ImageSource:
-    """The image in a row itself, called `name` in sentences. Raises Refusal as `image_in_file`."""
+    """The image in the row itself, called `name` in sentences. Raises Refusal like `image_in_file`."""
     seen = _seen(io.BytesIO(content), len(content), name)
     if isinstance(seen, Problem):
         raise Refusal(seen)
@@ -90,7 +89,7 @@ def _seen_in_file(path: str, size: int, _modified: int) -> Size | Problem:
 
 
 def _seen(stream: Any, size: int, name: str) -> Size | Problem:
-    """Width and height by the header, or what is wrong."""
+    """Width and height from the header, or the problem."""
     if size > MAX_IMAGE_BYTES:
         limit = f"{MAX_IMAGE_BYTES >> 20} MB"
         return problem("row-image-large", image=name, found=f"{size / (1 << 20):.0f} MB", limit=limit)
@@ -108,7 +107,7 @@ def _seen(stream: Any, size: int, name: str) -> Size | Problem:
         return _too_many_pixels(name, "?")
     except UnidentifiedImageError:
         return problem("row-image-format", image=name, known=", ".join(FORMATS))
-    # Whatever a broken file makes a decoder raise: struct.error, zlib.error, EOFError, …
+    # Broken files make decoders raise anything: struct.error, zlib.error, EOFError, …
     except Exception as error:
         return problem("row-image-broken", image=name, reason=str(error) or type(error).__name__)
 
@@ -119,7 +118,7 @@ def _too_many_pixels(name: str, size: str) -> Problem:
 
 
 def decode(source: ImageSource) -> Image.Image:
-    """The image as RGB, turned as the camera was held. Raises Refusal if it is broken, or no longer what it was."""
+    """The image as RGB, rotated as EXIF says. Raises Refusal if it is broken, or has changed."""
     name = os.path.basename(source.path) or "image"
     try:
         with Image.open(_readable(source), formats=FORMATS) as image:
@@ -137,7 +136,7 @@ def _readable(source: ImageSource) -> Any:
 
 
 def decoding_problem(source: ImageSource) -> Problem | None:
-    """What is wrong with an image that shows only when all of it is decoded; remembered for files."""
+    """A problem that shows only when the whole image is decoded; cached for files."""
     if source.content is None:
         return _file_decoding_problem(source)
     return _decoding_problem(source)

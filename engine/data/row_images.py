@@ -1,9 +1,9 @@
-"""The images of a row: which parts and marks mean one, and where each of them is.
+"""The images of a row: which parts and marks refer to one, and where each of them is.
 
-Read are LLaMA-Factory's `images` column with `<image>` in the texts; OpenAI's `image_url` with a data URL or a path;
-`{"type": "image", "image": path}`; parts without a reference beside a column, as TRL has them; Parquet's `{"bytes",
-"path"}`. In a canonical message, IMAGE_MARK stands where an image is, and `images` lists them. Nothing is ever fetched
-from an address, and no file is opened that lies outside of the folder of the data once links are followed.
+Supported are LLaMA-Factory's `images` column with `<image>` in the texts; OpenAI's `image_url` with a data URL or a
+path; `{"type": "image", "image": path}`; parts without a reference next to a column, as in TRL; and Parquet's
+`{"bytes", "path"}`. In a canonical message, IMAGE_MARK represents an image, and `images` lists them. Nothing is ever
+fetched from an address, and no file outside of the data folder is opened, not even through links.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 def part_reference(part: dict[str, Any]) -> Any:
-    """What a part of a content says of where its image is; None if it says nothing, so that a column has to."""
+    """The reference to an image in a part of a content; None without one, in which case a column has to have it."""
     value = next((part[key] for key in REFERENCE_KEYS if part.get(key) is not None), None)
     if isinstance(value, dict) and "bytes" not in value:
         return next((value[key] for key in ("url", "path", "data") if value.get(key) is not None), value)
@@ -39,7 +39,7 @@ def part_reference(part: dict[str, Any]) -> Any:
 
 
 def image_column(row: Row) -> str | None:
-    """The column that holds the row's images: the one that is named, or called so and used for nothing else."""
+    """The column with the row's images: the mapped one, or one with such a name that is not used for anything else."""
     if mapped := row.dataset.columns.get("images"):
         return mapped
     names = (
@@ -48,19 +48,19 @@ def image_column(row: Row) -> str | None:
     column = next(names, None)
     if column is None:
         return None
-    # A text beside others may be about the row as well, and no image of it.
+    # A text in such a column may be a description, not an image of the row.
     plain = isinstance(row.values[column], (str, int, float))
     return None if plain and TEXT_MARK not in str(row.values) and not row.pictured else column
 
 
 def attach_images(row: Row, example: dict[str, Any], form: Form) -> None:
-    """Gives each message its images, looked at. Raises Refusal for a row whose images cannot be used."""
+    """Adds the checked images to each message. Raises Refusal for a row whose images cannot be used."""
     column = image_column(row)
     if not row.pictured and column is None:
         return
     value = row.values.get(column) if column else None
     in_column = [] if value in (None, "", []) else value if isinstance(value, list) else [row.parsed(value)]
-    if len(in_column) == 1 and isinstance(in_column[0], list):  # as the text of a table
+    if len(in_column) == 1 and isinstance(in_column[0], list):  # the text of a table cell
         in_column = in_column[0]
     if not row.pictured and not in_column and (not column or TEXT_MARK not in str(row.values)):
         return
@@ -95,13 +95,13 @@ def _uneven(row: Row, example: dict[str, Any], marks: re.Pattern[str], images: i
 
 
 def images_of(example: Mapping[str, Any]) -> Iterator[ImageSource]:
-    """All images of a canonical row, in their order."""
+    """All images of a canonical row, in order."""
     for message in example.get("messages", ()):
         yield from message.get("images", ())
 
 
 def _image(row: Row, reference: Any) -> ImageSource:
-    """The image that a reference means. Raises Refusal with the place of the row."""
+    """The image for a reference. Raises Refusal with the place of the row."""
     try:
         if isinstance(reference, dict):
             content, path = reference.get("bytes"), reference.get("path")
@@ -119,7 +119,7 @@ def _image(row: Row, reference: Any) -> ImageSource:
 
 
 def _data_of_url(row: Row, url: str) -> bytes:
-    """What a data URL (RFC 2397) holds."""
+    """The content of a data URL (RFC 2397)."""
     head, comma, body = url.partition(",")
     if not comma or len(body) > 2 * MAX_IMAGE_BYTES:
         size, limit = (f"{amount >> 20} MB" for amount in (len(body), MAX_IMAGE_BYTES))
@@ -134,7 +134,7 @@ def _data_of_url(row: Row, url: str) -> bytes:
 
 
 def _path(row: Row, reference: str) -> Path:
-    """The file that is meant: below the folder of the data, or beside the file of the row."""
+    """The referenced file: in the data folder, or next to the file of the row."""
     root = row.dataset.root
     if reference.startswith("file://"):
         reference = urlsplit(reference).path
@@ -144,10 +144,10 @@ def _path(row: Row, reference: str) -> Path:
         raise row.bad("row-image-missing", image=reference, folder=root or "?")
     try:
         meant = [(folder / reference).resolve() for folder in (root, row.place.file.parent)]
-        # Nobody learns from the answer whether there is a file elsewhere.
+        # The answer must not reveal whether there is a file elsewhere.
         inside = [path for path in meant if path.is_relative_to(root.resolve())]
         existing = next((path for path in inside if path.is_file()), None)
-    except (OSError, ValueError, RuntimeError):  # a name too long; links in a circle
+    except (OSError, ValueError, RuntimeError):  # too long a name; circular links
         raise row.bad("row-image-missing", image=reference[:200], folder=root) from None
     if existing is None:
         raise row.bad("row-image-missing" if inside else "row-image-outside", image=reference, folder=root)

@@ -16,10 +16,10 @@ from engine.data.text_lines import Located
 
 @dataclass(slots=True)
 class Row:
-    """The values of a row by LLaMA-Factory's names of the columns.
+    """The values of a row by LLaMA-Factory's column names.
 
-    `notes` are reported for a row that can be used: what is not understood, or not used as specified. `marked`: one of
-    its messages has a `weight`; `pictured`: one of its messages has a part that is an image.
+    `notes` are reported for a usable row: what is unknown, or not used as specified. `marked`: one of its messages has
+    a `weight`; `pictured`: one of its messages has a part that is an image.
     """
 
     dataset: Dataset

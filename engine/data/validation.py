@@ -138,7 +138,7 @@ def check(
 
 
 def _check_decoding(place: Place, row: Example) -> None:
-    """Raises Refusal if an image of the row is broken behind its header."""
+    """Raises Refusal if an image of the row is broken after its header."""
     for image in images_of(row):
         if wrong := decoding_problem(image):
             raise Refusal(wrong.at(place))

@@ -101,7 +101,7 @@ def adapter_embedding_rows(folder: str | Path) -> int:
 
 
 def adapter_token_rows(folder: str | Path) -> int:
-    """How many rows the embeddings need for the tokens that an adapter has trained alone: their highest id + 1."""
+    """The number of embedding rows needed for tokens that an adapter has trained alone: their highest id + 1."""
     indices = adapter_config(folder).get("trainable_token_indices") or ()
     lists = indices.values() if isinstance(indices, dict) else [indices]
     rows = (row for part in lists if isinstance(part, list) for row in part)

@@ -168,8 +168,8 @@ def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def may_need_bitsandbytes(path: str, kind: str = "none") -> bool:
-    """Whether a model may have weights that bitsandbytes reads: it is loaded so (`kind`), lies so on disk, or is not
-    here yet."""
+    """Whether a model may have weights in bitsandbytes' format: it is loaded with it (`kind`), is stored in it, or is
+    not here yet."""
     return kind != "none" or not os.path.isdir(path) or inspect_model(path).quantized == "bitsandbytes"
 
 

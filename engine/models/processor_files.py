@@ -18,6 +18,6 @@ def copy_processor_files(base: Path, folder: Path) -> None:
 
 
 def has_image_processor(folder: Path) -> bool:
-    """Whether the model in a folder says how images are made into numbers for it."""
+    """Whether the folder of a model has an image processor."""
     contents = (json_object_or_empty(file) for file in sorted(folder.glob(PROCESSOR_FILES)))
     return any("image_processor_type" in content or "image_processor" in content for content in contents)

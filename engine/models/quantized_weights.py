@@ -1,7 +1,7 @@
-"""Models whose weights are quantized on disk: how each kind is loaded, and what keeps the others from being trained.
+"""Models whose weights are quantized on disk: how each kind is loaded, and why the others cannot be trained.
 
-What is dequantized is a plain model in memory, whatever becomes of it then: it is trained by any method, merged and
-exported as one. transformers would load some of the kinds that are refused here, too: without their scales.
+A dequantized model is a plain model in memory: it can be trained with any method, merged and exported like others.
+transformers would load some of the rejected kinds, too, but without their scales.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from engine.core import regular_files
 from engine.core.problems import Problem, problem
 from engine.models.safetensors_headers import Tensor
 
-TRAINED_AS_THEY_ARE = ("bitsandbytes",)  # under an adapter
+TRAINED_AS_THEY_ARE = ("bitsandbytes",)  # with an adapter
 DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")  # while they are loaded
 READERS = {"compressed-tensors": ("compressed_tensors",)}  # kind → modules that read it
-# Kinds that older tools wrote down in a file of their own.
+# Separate files in which older tools recorded the kind.
 FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
-TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config")  # where vision-language models keep theirs
-# What compressed-tensors calls the ways of storing weights that are undone rightly.
+TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config")  # the language part in vision-language models
+# compressed-tensors' storage formats that are dequantized correctly.
 COMPRESSED_FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized")
 PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
-# What hubs call a quantized release beside the plain one: Qwen3-8B-FP8, Qwen2.5-7B-Instruct-GPTQ-Int4.
+# Suffixes with which hubs name quantized releases: Qwen3-8B-FP8, Qwen2.5-7B-Instruct-GPTQ-Int4.
 RELEASE_SUFFIX = re.compile(
     r"(?i)([-_.](?:awq|gptq|int[48]|[48]bit|w\d+a\d+|fp8|dynamic|nvfp4|mxfp4|quantized|g\d+))+$"
 )
@@ -34,7 +34,7 @@ BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\n\s*-\s*)?[\"']?([\w.][\w./-]*)"
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What config.json says of quantized weights, of the model or of its language part."""
+    """The quantization settings in config.json, of the model or of its language part."""
     parts = (config, *(config.get(key) for key in TEXT_CONFIG_KEYS))
     for part in parts:
         if isinstance(part, dict) and isinstance(how := part.get("quantization_config"), dict):
@@ -43,7 +43,8 @@ def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def quantization_method(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The kind of quantized weights in a folder, "?" where it is not named; None where nothing says that they are."""
+    """The kind of quantized weights in a folder, "?" if it is not named; None if nothing indicates quantized
+    weights."""
     how = quantization_config(config)
     if how is not None:
         if bitsandbytes_kind(how):
@@ -54,14 +55,15 @@ def quantization_method(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def bitsandbytes_kind(how: Mapping[str, Any] | None) -> str:
-    """ "4bit" or "8bit" for weights that bitsandbytes has quantized; "" for others."""
+    """ "4bit" or "8bit" for weights quantized by bitsandbytes, otherwise ""."""
     return next((bits for bits in ("4bit", "8bit") if how and how.get(f"load_in_{bits}")), "")
 
 
 def quantization_problems(
     folder: Path, method: str | None, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> list[Problem]:
-    """That weights are quantized in a way that cannot be loaded rightly, with the release to choose instead."""
+    """A problem if the weights are quantized in a way that cannot be loaded correctly, with the release to choose
+    instead."""
     if method is None:
         return _undeclared_problems(folder, tensors)
     if method in TRAINED_AS_THEY_ARE:
@@ -76,7 +78,7 @@ def quantization_problems(
 
 
 def _undeclared_problems(folder: Path, tensors: Mapping[str, Tensor]) -> list[Problem]:
-    """Weights of a type that nothing says how to read: transformers would take them for the numbers they are not."""
+    """Weights of a type without a quantization config: transformers would misread them as plain numbers."""
     for name, tensor in tensors.items():
         packed = name.endswith((".qweight", "_packed", ".weight", "_proj")) and tensor.dtype not in PLAIN_DTYPES
         if packed or tensor.dtype.startswith("F8"):
@@ -85,9 +87,9 @@ def _undeclared_problems(folder: Path, tensors: Mapping[str, Tensor]) -> list[Pr
 
 
 def _unsupported_scheme(how: Mapping[str, Any]) -> str:
-    """What of compressed-tensors transformers does not undo, or undoes wrongly; "" for what it does right.
+    """The feature of compressed-tensors that transformers does not dequantize, or not correctly; "" if there is none.
 
-    It takes one scheme for all matrices outside experts, and leaves an order of columns and sparsity out of account.
+    It applies one scheme to all matrices outside experts, and ignores column order and sparsity.
     """
     groups = _mapping(how.get("config_groups")).values()
     schemes = [_mapping(_mapping(group).get("weights")) for group in groups]
@@ -109,8 +111,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def plain_release(folder: Path) -> str:
-    """What the model is called that a quantized release was made from: by its card, else by its own name; "" where
-    neither tells."""
+    """The name of the model that a quantized release was made from, according to its card or else its own name; "" if
+    unknown."""
     with contextlib.suppress(OSError):
         card = regular_files.read_bytes(folder / "README.md").decode("utf-8", "replace")
         if card.startswith("---") and (match := BASE_MODEL.search(card.partition("\n---")[0])):

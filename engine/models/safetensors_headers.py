@@ -35,9 +35,9 @@ AUXILIARY_TENSOR = re.compile(
     r".+\.(weight\..+|SCB|weight_format|rotary_emb\.inv_freq|weight_(scale\w*|zero_point|global_scale|g_idx)"
     r"|(input|output|activation|[kqv])_(scale|zero_point|global_scale))"
 )
-SHAPE = "SHAPE"  # type of an entry whose shape is what the tensor holds: the shape of packed weights beside it
+SHAPE = "SHAPE"  # type of an entry that contains a shape: that of the packed weights next to it
 STORED_SHAPE = {"I64": struct.Struct("<2q"), "I32": struct.Struct("<2i")}
-VALUES_PER_BYTE = 2  # of MXFP4: the last two axes are groups of a row, and 16 bytes of each
+VALUES_PER_BYTE = 2  # of MXFP4: the last two axes are the groups of a row, and 16 bytes in each
 
 
 class Tensor(NamedTuple):
@@ -150,7 +150,7 @@ def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] |
 
 
 def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Packed weights under the names and with the shapes that they have in memory; not what they are unpacked by."""
+    """Packed weights with the names and shapes that they have in memory, without the tensors for unpacking."""
     unpacked: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")

@@ -1,6 +1,6 @@
 """The ids that a tokenizer can produce, compared with the model's embeddings; and the tokenizer's special tokens.
 
-All from the files, without loading a tokenizer. Preparation compares the tokenizer that it loads once more
+Everything is read from the files, without loading a tokenizer. Preparation compares the loaded tokenizer again
 (`engine.worker.prepare`), so a tokenizer that differs from its files is noticed before a device is used.
 """
 
@@ -36,8 +36,8 @@ MAX_TOKENS_NAMED = 5  # number of tokens named in a sentence
 
 
 class Vocabulary(NamedTuple):
-    """`rows` is the highest id + 1, 0 where the files do not tell; `added` are the tokens beyond the plain ones, by id;
-    `words` are the plain ones. `eos` and `pad` are None where there is none, "?" where the tokenizer's class may bring
+    """`rows` is the highest id + 1, 0 if the files do not show it; `added` are the tokens beyond the plain vocabulary,
+    by id; `words` are the plain ones. `eos` and `pad` are None if there is none, "?" if the tokenizer's class may have
     one of its own."""
 
     rows: int
@@ -133,33 +133,34 @@ def missing_rows(model: ModelFacts) -> int:
 
 
 def new_tokens(model: ModelFacts, tokens: Collection[str]) -> list[str]:
-    """Those of the `tokens` that the tokenizer in the model's folder does not have."""
+    """Those of the `tokens` that are missing in the tokenizer in the model's folder."""
     words = vocabulary(model.path)
     known = {token for _, token in words.added}
     return [token for token in tokens if token not in known and token not in words.words]
 
 
 def new_rows(model: ModelFacts, tokens: Collection[str], *, resized: bool) -> tuple[int, int]:
-    """How many rows are trained for tokens that the model was not made for, and how many of them are made: it may have
-    rows to spare. `tokens`: what is added; `resized`: rows are made for what the tokenizer has already, too."""
+    """The number of rows trained for tokens that are new to the model, and the number of rows created for them: it
+    may have spare rows. `tokens`: the added tokens; `resized`: also create rows for tokens that the tokenizer
+    already has."""
     added, rows, words = len(new_tokens(model, tokens)), embedding_rows(model) or 0, vocabulary(model.path)
     if not (added or resized):
         return 0, 0
-    # A new token gets the id behind the last one.
+    # A new token gets the id after the last one.
     first = words.rows or rows
     made = max(first + added - rows, 0)
     return made + min(max(rows - first, 0), added), made
 
 
 def trains_rows_alone(model: ModelFacts) -> bool:
-    """Whether an adapter can train new rows alone: peft lets a head follow the embedding by the configuration of a
-    whole model, and drops the bias of a head of its own. Otherwise embedding and head are trained in full."""
+    """Whether an adapter can train only the new rows: peft ties a head to the embedding according to the configuration
+    of the whole model, and drops the bias of a separate head. Otherwise embedding and head are trained in full."""
     tensors, _ = tensors_of(model.path)
     return not model.has_towers and not any(name.endswith(HEAD_BIASES) for name in tensors)
 
 
 def rows_of_adapter(folder: str | None) -> int:
-    """For how many token ids there are rows with an adapter on: it brings all of them, or those of new tokens."""
+    """The number of token ids that have rows with this adapter: it contains all rows, or those of new tokens."""
     return max(adapter_embedding_rows(folder), adapter_token_rows(folder)) if folder else 0
 
 

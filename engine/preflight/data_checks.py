@@ -61,7 +61,7 @@ def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) ->
 
 
 def _image_problems(spec: RunSpec) -> list[Problem]:
-    """What keeps a run from being trained on rows with images."""
+    """Problems that prevent training on rows with images."""
     problems, model = [], Path(spec.model.model_name_or_path)
     if spec.data.packing:
         problems.append(problem("packing-with-images", "data.packing"))

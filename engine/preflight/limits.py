@@ -123,7 +123,8 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
 
 
 def _dequantization_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """That weights take more in memory than on disk, since they are dequantized while they are loaded."""
+    """A warning if weights take more space in memory than on disk because they are dequantized while they are
+    loaded."""
     loaded = memory.weight_bytes(spec, model, len(hardware.gpus()))
     if model.quantized not in DEQUANTIZED or not loaded:
         return []
@@ -132,7 +133,7 @@ def _dequantization_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 
 def _token_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """Added tokens that the tokenizer has already: they are what they were."""
+    """A warning about added tokens that the tokenizer already has: they stay unchanged."""
     new = new_tokens(model, spec.model.added_tokens)
     known = [token for token in spec.model.added_tokens if token not in new]
     return [problem("tokens-known", "model.add_tokens", tokens=names_in_line(known))] if known else []

@@ -93,7 +93,7 @@ def _in_half_precision(spec: RunSpec, cpu: bool) -> bool:
 
 
 def weight_bytes(spec: RunSpec, model: ModelFacts, gpu_count: int) -> float:
-    """Bytes of the model's own weights once they are loaded; 0 where they cannot be counted."""
+    """Bytes of the model's own weights once they are loaded; 0 if they cannot be counted."""
     if not model.parameters:
         return 0.0
     if spec.method.kind != "lora":

@@ -113,7 +113,7 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 
 def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """Settings that do not go with weights which are quantized on disk."""
+    """Settings that are incompatible with weights quantized on disk."""
     chosen, how = spec.model.quantization.kind, model.quantized
     if how in DEQUANTIZED and chosen != "none":
         return [problem("dequantized-not-again", "model.quantization", how=how, kind=chosen)]
@@ -130,7 +130,7 @@ def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 
 def _continued_token_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """That an adapter which is continued was trained with other tokens than those that are added now."""
+    """A problem if the adapter to continue was trained with other added tokens than the spec's."""
     adapter = spec.model.adapter_path
     if spec.method.kind != "lora" or not adapter or not vocabulary(Path(adapter)).rows:
         return []
@@ -197,20 +197,20 @@ def trained_parameters(spec: RunSpec) -> int | None:
     )
     chosen = {name: chosen[name] for name in names if name in chosen}
     if spec.model.added_tokens and not vocabulary(model.path).rows:
-        return None  # which of them are new is known once the tokenizer is loaded
+        return None  # the new ones among them are known once the tokenizer is loaded
     grown = _grown_parameters(spec, model, chosen)
     counted = trainable_parameters(model, spec.method.kind, scorer=is_reward_model, **chosen)
     return counted + grown if counted else None
 
 
 def _grown_parameters(spec: RunSpec, model: ModelFacts, chosen: dict[str, Any]) -> int:
-    """Parameters of rows for tokens that the model was not made for; modules that are trained in full for them are
-    added to those that are `chosen`."""
+    """Parameters of rows for tokens that are new to the model; modules trained in full for them are added to
+    `chosen`."""
     trained, made = new_rows(model, spec.model.added_tokens, resized=spec.model.resize_embeddings)
     if not trained:
         return 0
     whole, width = vocabulary_modules(model, scorer=spec.stage.kind == "rm"), model.hidden_size or 0
-    # A tied head is the embedding, except under LoRA where all of it is trained: a copy of each.
+    # A tied head is the embedding, except under LoRA if it is trained in full: then there is a copy of each.
     copies = 1 if model.tied else len(whole)
     if spec.method.kind == "lora":
         saved = chosen["modules_to_save"]

@@ -133,8 +133,8 @@ class Model(Part):
     add_special_tokens: Annotated[list[str], AfterValidator(_tokens)] = setting(
         [],
         "Added special tokens",
-        "The same for control tokens of the chat template, which are not shown in answers. In rows and messages they "
-        "stay plain text: tokens that occur in the data belong in the other list.",
+        "The same for control tokens of the chat template, which are not shown in answers. Their spelling in rows "
+        "and messages stays plain text; enter tokens that occur in the data in the other list.",
         max_length=MAX_ADDED_TOKENS,
     )
     resize_embeddings: bool = setting(
@@ -157,7 +157,7 @@ class Model(Part):
 
     @property
     def makes_rows(self) -> bool:
-        """Whether the embeddings get a row for each token that has none."""
+        """Whether the embeddings get a row for each token without one."""
         return self.resize_embeddings or bool(self.added_tokens)
 
     def used(self, folder: str) -> Model:

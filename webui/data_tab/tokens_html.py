@@ -56,7 +56,7 @@ def _side(side: Mapping[str, Any], words: Words) -> str:
 
 
 def _pieces(pieces: Sequence[Sequence[Any]]) -> Iterator[str]:
-    """The tokens; those of an image, the same many times, as one with their number."""
+    """The tokens; repeated ones, such as those of an image, as one with their number."""
     for (_, _, _, special), group in groupby(pieces, key=tuple):
         alike = list(group)
         if special and len(alike) >= TOKENS_FOLDED:

@@ -145,15 +145,15 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
 
 
 def _images_unchanged(folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether every image of the rows is as it was. Of a row that was truncated or left out nothing is known: its image
-    may be another by now."""
+    """Whether all images of the rows are unchanged. Images of rows that were truncated or left out are not checked;
+    they may have changed."""
     with_images = [split for split in summary["splits"] if summary[split].get("images")]
     if not with_images:
         return not summary.get("images_refused")
     kept = all(summary[split]["rows"] == summary[split].get("rows_kept") for split in with_images)
     if summary["bad_rows"] or not kept:
         return False
-    # Imported here: most rows have no images, and are handed over at once.
+    # Imported here: most rows have no images, and are returned at once.
     from engine.worker.data.images_column import images_unchanged
 
     return all(images_unchanged(folder / f"{split}.arrow") for split in with_images)
@@ -179,14 +179,15 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
 
 
 def _remove(folder: Path) -> None:
-    gone = folder.rename(folder.with_name(f".partial-{folder.name}"))  # atomic, so that nobody finds half of it
+    gone = folder.rename(folder.with_name(f".partial-{folder.name}"))  # atomic, so that nobody sees an incomplete file
     shutil.rmtree(gone)
 
 
 def link_into_run(folder: Path, to: Path, *, look_at_images: bool = True) -> dict[str, Any] | None:
-    """Link the files of a prepared folder into a run's, by hard links if the file system has them; returns its summary.
+    """Link the files of a prepared folder into a run's, with hard links if the file system has them; returns its
+    summary.
 
-    None if there is no such folder, it is just being deleted, or an image of its rows has changed. Marks it as most
+    None if there is no such folder, it is being deleted, or an image of its rows has changed. Marks the folder as most
     recently used.
     """
     try:

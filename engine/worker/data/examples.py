@@ -94,8 +94,8 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     mask: MaskSettings = DEFAULT_MASK
-    images: ImageTokens | Problem = NO_IMAGES  # what the model reads for an image, or why it reads none
-    decode_images: bool = True  # all of each image, to find damage behind its header
+    images: ImageTokens | Problem = NO_IMAGES  # the model's image tokens, or the reason why it has none
+    decode_images: bool = True  # decode each image in full, to find damage after its header
     conversations: ConversationEncoder = field(init=False, repr=False, compare=False)  # for all forms except texts
     escaping: TokenEscaping = field(init=False, repr=False, compare=False)  # for texts
 
@@ -214,7 +214,7 @@ def _chat_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
             continue
         if len(ids) > max_length:
             ids, answers, status, ended = _truncated(tokens, max_length, encoder.too_long)
-            # A cut is behind an answer, or in the first one: never in an image.
+            # A cut is after an answer, or in the first one: never in an image.
             images = images[: sum(end <= len(ids) for _, end in image_spans)]
         chosen, weights = weighted_spans(answers, weights, len(ids), encoder.train_on)
         if images:

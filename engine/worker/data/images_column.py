@@ -1,4 +1,4 @@
-"""The images of prepared rows as a column of a table: where each is, and no pixels."""
+"""The images of prepared rows as a column of a table: their paths and sizes, without pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from engine.data.images import ImageSource
 
-IMAGES_COLUMN = "image_sources"  # there if any row has images
+IMAGES_COLUMN = "image_sources"  # exists if any row has images
 # The fields are those of `engine.data.images.ImageSource`.
 IMAGES_TYPE = pa.list_(
     pa.struct(
@@ -32,7 +32,7 @@ def images_column(rows: Iterable[Sequence[ImageSource]]) -> pa.ListArray:
 
 
 def images_unchanged(file: Path) -> bool:
-    """Whether every image file of the rows in a table is as it was when they were prepared."""
+    """Whether all image files of the rows in a table are unchanged since they were prepared."""
     files: set[tuple[str, int, int]] = set()
     with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
         for batch in stream:

@@ -68,8 +68,8 @@ class SplitWriter:
         weighted: bool = False,
         pictured: bool = False,
     ):
-        """`weighted`: some row of the run has weights, so that all are written with weights; `pictured`: some row has
-        images, for which packs have no place."""
+        """`weighted`: some row of the run has weights, so all are written with weights; `pictured`: some row has
+        images, which cannot be packed."""
         assert not (packing and pictured)
         self.form, self.max_length, self.packing, self.weighted = form, max_length, packing, weighted
         self.pictured = pictured

@@ -45,7 +45,7 @@ def weighted_spans(
 def spans_without(
     spans: Sequence[Span], weights: Weights | None, left_out: Sequence[Span]
 ) -> tuple[list[Span], list[float] | None]:
-    """The spans with their weights, without what is in one of `left_out`, which are in order and apart."""
+    """The spans with their weights, except for what is in one of `left_out`, which are sorted and do not overlap."""
     kept: list[Span] = []
     kept_weights: list[float] = []
     for (begin, end), weight in zip(spans, weights or [1.0] * len(spans), strict=True):

@@ -145,7 +145,7 @@ def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
     prompts: list[ProbePrompt] = []
     for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(MAX_EXAMPLES_EXAMINED, len(rows))).astype(int).tolist()):
         if rows[at].get(IMAGES_COLUMN):
-            continue  # its ids alone are not what the model is trained on
+            continue  # its ids alone are not all that the model is trained on
         for ids, labels in _examples(rows[at]):
             begin, end = _span(labels)
             if begin <= 1:  # everything is trained: the second half is treated as the answer to the first

@@ -1,7 +1,7 @@
-"""Weights that are quantized on disk as the plain ones that they stand for.
+"""Loads weights that are quantized on disk as plain weights.
 
-`engine.models.quantized_weights` says of which kinds that is so. transformers dequantizes while it reads; here is what
-it needs to be told for it, what it does wrongly, and what has to be forgotten for the model to be saved as it is.
+`engine.models.quantized_weights` lists the kinds. transformers dequantizes while it loads; this module sets it up,
+corrects what it does wrongly, and removes what would keep the model from being saved as a plain one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from engine.core.problems import Refusal, problem
 from engine.models.quantized_weights import DEQUANTIZED, quantization_config
 
-# Tensors beside quantized weights that are of no use to plain ones: scales of activations and of the cache.
+# Tensors of quantized weights that plain weights do not need: scales of activations and of the cache.
 SCALES_OF_ACTIVATIONS = (
     "input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale", "q_scale", "k_scale",
     "v_scale",
@@ -25,8 +25,8 @@ SCALES_OF_ACTIVATIONS = (
 
 
 def dequantization(config: Any) -> Any:
-    """The quantization config with which transformers reads the weights of this model as plain ones; None where they
-    are plain already, or are used as they are."""
+    """The quantization config with which transformers loads the weights of this model as plain ones; None if they are
+    plain already, or are used quantized."""
     how = quantization_config(config.to_dict())
     if how is None or how.get("quant_method") not in DEQUANTIZED:
         return None
@@ -34,10 +34,10 @@ def dequantization(config: Any) -> Any:
 
 
 def forget_quantization(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let a model that has been dequantized be the plain one, in `dtype`, and be saved as that.
+    """Convert a dequantized model to `dtype`, and let it be saved as a plain model.
 
-    transformers leaves what was not quantized in the type that it has on disk; and it keeps how the weights were read
-    to write them so again: without the scales that belong to them.
+    transformers leaves unquantized weights in their stored type. It also remembers how the weights were loaded and
+    would save them in the same format, but without the scales.
     """
     loaded: Any = model
     in_fp32 = [*(loaded._keep_in_fp32_modules_strict or ())]
@@ -52,7 +52,7 @@ def forget_quantization(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def refuse_unread_scales(model: PreTrainedModel, unexpected: set[str]) -> None:
-    """Raises Refusal where something that belongs to a quantized weight was not used when it was dequantized."""
+    """Raises Refusal if a part of a quantized weight was not used for dequantizing it."""
     modules = {name for name, _ in model.named_modules()}
     for name in sorted(unexpected):
         module, _, kind = name.rpartition(".")
@@ -63,8 +63,8 @@ def refuse_unread_scales(model: PreTrainedModel, unexpected: set[str]) -> None:
 def _dequantized(
     self: Fp8Dequantize, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """As transformers' own, where it is right: it takes the blocks to be as large as divides the matrix into so many,
-    which they are not where the last of them are cut off, as in DeepSeek-V3 (576 rows in blocks of 128)."""
+    """Like transformers' own function, except where that is wrong: it assumes that the blocks divide the matrix evenly,
+    but the last blocks may be cut off, as in DeepSeek-V3 (576 rows in blocks of 128)."""
     rows, columns = quantized.shape[-2:]
     block = getattr(self.hf_quantizer.quantization_config, "weight_block_size", None)
     counts = tuple(scales.shape[-2:])

@@ -1,4 +1,4 @@
-"""Embedding rows for tokens that a model does not have: added before training, and where the result is loaded."""
+"""Adds embedding rows for tokens that a model does not have: before training, and when the result is loaded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from engine.worker.models.tokenizer import load_tokenizer
 
 
 def make_rows(spec: RunSpec, model: PreTrainedModel, path: str) -> None:
-    """Give the model a row for every id of its tokenizer, if it lacks any; `new_rows` of the model are the rows of
-    tokens that it was not made for. They begin around the mean of the others (Hewitt 2021), by the seed that the
-    process has set."""
+    """Give the model a row for every id of its tokenizer, if any are missing; `new_rows` of the model are the rows of
+    tokens that are new to it. They are initialized around the mean of the others (Hewitt 2021), with the seed set by
+    the process."""
     tokenizer: Any = load_tokenizer(spec, path)
     had, needed = _row_count(model), max(tokenizer.get_vocab().values()) + 1
-    within = [row for row in tokenizer.new_token_ids if row < had]  # many a model has rows to spare
+    within = [row for row in tokenizer.new_token_ids if row < had]  # many models have spare rows
     if within:
         _begin_as_mean(model, within)
     if needed > had:
@@ -35,7 +35,7 @@ def make_rows(spec: RunSpec, model: PreTrainedModel, path: str) -> None:
 
 
 def _begin_as_mean(model: PreTrainedModel, rows: list[int]) -> None:
-    """Let these rows be what the others are on average; one that was never trained may be anything."""
+    """Set these rows to the mean of the others; untrained rows may contain anything."""
     kept = torch.ones(_row_count(model), dtype=torch.bool)
     kept[rows] = False
     for weight in {id(part.weight): part.weight for part in _vocabulary_parts(model)}.values():
@@ -48,12 +48,12 @@ def _row_count(model: PreTrainedModel) -> int:
 
 
 def _vocabulary_parts(model: PreTrainedModel) -> list[Any]:
-    """The embedding, and the output head of a model that writes."""
+    """The embedding, and the output head of a generating model."""
     return [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
 
 
 def vocabulary_modules(model: PreTrainedModel) -> list[str]:
-    """Full names of the modules with a row for each token, if there are new ones: embedding and output head."""
+    """Full names of the modules with a row for each token (embedding and output head) if there are new rows."""
     if not getattr(model, "new_rows", None):
         return []
     whole = _vocabulary_parts(model)
@@ -61,8 +61,8 @@ def vocabulary_modules(model: PreTrainedModel) -> list[str]:
 
 
 def trained_rows(model: Any, whole: Iterable[str]) -> dict[str, list[int]]:
-    """Module → its new rows, which an adapter trains and brings along; {} where all of the modules are trained, since
-    peft cannot do with rows alone. `whole`: names, or ends of names, of modules that are trained in full anyway."""
+    """Module → its new rows, which an adapter trains and contains; {} if all of the modules are trained because peft
+    cannot train single rows. `whole`: names, or ends of names, of modules that are trained in full anyway."""
     if not getattr(model, "rows_alone", False):
         return {}
     named = [name for name in vocabulary_modules(model) if not any(name.endswith(end) for end in whole)]
@@ -73,7 +73,8 @@ def trained_rows(model: Any, whole: Iterable[str]) -> dict[str, list[int]]:
 
 
 def let_loss_read_head(model: nn.Module) -> None:
-    """TRL computes its losses from weight and bias of the head; peft's head with some rows of its own has no bias."""
+    """TRL computes its losses from weight and bias of the head; peft's head with separate rows has no bias
+    attribute."""
     for part in model.modules():
         if isinstance(part, TrainableTokensWrapper):
             part.register_parameter("bias", None)

@@ -127,7 +127,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _refuse_missing_weights(names: set[str]) -> None:
-    """Raises Refusal where weights began as random numbers since no file has them, except for a head that scores."""
+    """Raises Refusal if weights were initialized randomly because no file contains them, except for a scoring head."""
     if missing := sorted(name for name in names if SCORE_HEAD not in name.split(".")):
         field = "model.model_name_or_path"
         raise Refusal(problem("weights-missing", field, count=len(missing), name=missing[0]))

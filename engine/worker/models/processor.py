@@ -1,5 +1,6 @@
-"""The processor of a model that reads images: tokenizer and image processor, without those of videos and sounds,
-which want packages that are not needed here. Imports no torch."""
+"""The processor of a model that reads images: tokenizer and image processor, without those of videos and audio, which
+require packages that are not needed here. Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from engine.worker.templates.image_tokens import ImageTokens
 
 
 def load_image_tokens(path: str, tokenizer: PreTrainedTokenizerFast, *, remote_code: bool = False) -> ImageTokens:
-    """What the model in `path` reads for an image. Raises Refusal if it sees none, or its processor cannot be had."""
+    """The image tokens of the model in `path`. Raises Refusal if it reads no images, or its processor cannot be
+    loaded."""
     if not has_image_processor(Path(path)):
         raise Refusal(problem("model-without-images", "model.model_name_or_path"))
     try:
         processor = _processor(path, tokenizer, remote_code)
-    except Exception as error:  # whatever a folder makes transformers raise
+    except Exception as error:  # a folder can make transformers raise anything
         reason = str(error) or type(error).__name__
         raise Refusal(problem("images-not-processed", processor=Path(path).name, reason=reason)) from error
     return ImageTokens(processor)
@@ -28,7 +30,7 @@ def load_image_tokens(path: str, tokenizer: PreTrainedTokenizerFast, *, remote_c
 def image_tokens_or_problem(
     path: str, tokenizer: PreTrainedTokenizerFast, *, remote_code: bool = False
 ) -> ImageTokens | Problem:
-    """The same, with what is wrong as a value: only rows with images mind it."""
+    """The same, with the problem as a value: it only matters for rows with images."""
     try:
         return load_image_tokens(path, tokenizer, remote_code=remote_code)
     except Refusal as refusal:

@@ -16,8 +16,8 @@ from engine.worker.templates.conversations import end_of_turn_ids
 
 
 def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerFast:
-    """The tokenizer in `path`, with the tokens that the spec adds: `new_token_ids` has the ids of those that it did not
-    have. Its chat template is the spec's, if the spec names one."""
+    """The tokenizer in `path` with the tokens that the spec adds: `new_token_ids` has the ids of those that are new to
+    it. Its chat template is the spec's, if the spec names one."""
     tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
     if spec.model.chat_template:
         file = template_file(spec) or TEMPLATE_FOLDER / f"{spec.model.chat_template}.jinja"
@@ -32,7 +32,7 @@ def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerFast:
 
 
 def _add_tokens(spec: RunSpec, tokenizer: Any) -> list[int]:
-    """Add the tokens of the spec; returns the ids of those that the tokenizer did not have."""
+    """Add the tokens of the spec; returns the ids of those that are new."""
     known = tokenizer.get_vocab() if spec.model.added_tokens else {}
     tokenizer.add_tokens(spec.model.add_tokens)
     tokenizer.add_tokens(spec.model.add_special_tokens, special_tokens=True)

@@ -223,7 +223,7 @@ class ChatTemplate:
 
 
 def with_content_parts(messages: list[Message]) -> list[Message]:
-    """The messages with each content as a list of one part; those with images are left to `with_image_parts`."""
+    """The messages with each content as a list of one part, except for those with images (see `with_image_parts`)."""
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str) and not message.get("images")
@@ -233,7 +233,7 @@ def with_content_parts(messages: list[Message]) -> list[Message]:
 
 
 def with_image_parts(messages: list[Message]) -> list[Message]:
-    """The messages as templates of models that see take them: texts and images as parts of a content, in order."""
+    """The messages as expected by templates of vision models: texts and images as parts of a content, in order."""
     if not any("images" in message for message in messages):
         return messages
     made = []

@@ -40,10 +40,10 @@ TOOL_TEMPLATE_NAME = "tool_use"  # the name of a tokenizer's second template, wh
 
 
 class TokenizedConversation(NamedTuple):
-    """A conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
-    including the token that ends the turn; whether the last one has such a token, since a model never shown one never
-    stops; what of the row the template left out (see `engine.data.template_losses`); and the token spans of its images,
-    with all that the model's processor writes around them."""
+    """A conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, including
+    the token that ends the turn; whether the last one has such a token, since a model never shown one never stops; what
+    the template left out of the row (see `engine.data.template_losses`); and the token spans of its images, including
+    everything that the model's processor writes around them."""
 
     ids: np.ndarray
     answers: Sequence[Span]
@@ -65,7 +65,7 @@ class ConversationEncoder:
         settings: MaskSettings = DEFAULT_MASK,
         images: ImageTokens | Problem = NO_IMAGES,
     ):
-        """`images`: what the model reads for an image, or why it reads none."""
+        """`images`: the model's image tokens, or the reason why it has none."""
         self.tokenizer = tokenizer
         sources = _chat_templates(tokenizer, chat_template)
         self.plain = TemplateEncoder(tokenizer, sources[0], settings, images)
@@ -108,8 +108,8 @@ class ConversationEncoder:
 
 
 class Draft(NamedTuple):
-    """A conversation as text. `hidden`: what stands for control tokens in it; `images`: the characters that stand for
-    each image; `rendered`: the text as the template wrote it, where images are written out in `text`."""
+    """A conversation as text. `hidden`: placeholders of control tokens in it; `images`: the character span of each
+    image; `rendered`: the text as the template wrote it, if images are expanded in `text`."""
 
     text: str
     answers: Answers
@@ -213,7 +213,7 @@ class TemplateEncoder:
         return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
     def _check_images(self, row: Row) -> None:
-        """Raises Refusal if the row has images, and model or template read none."""
+        """Raises Refusal if the row has images, but the model or its template does not support them."""
         if images := list(images_of(row)):
             if isinstance(self.images, Problem):
                 raise Refusal(self.images)
@@ -221,23 +221,23 @@ class TemplateEncoder:
                 raise Refusal(problem("images-left-out", places=0, images=len(images)))
 
     def _with_images(self, row: Row, draft: Draft) -> Draft:
-        """The same with the images of the row written out."""
+        """The draft with the images of the row expanded."""
         images = list(images_of(row))
         if not images:
             return draft
-        assert not isinstance(self.images, Problem)  # as has been checked
+        assert not isinstance(self.images, Problem)  # checked before
         text, spans, written = self.images.expand(draft.text, draft.answers.spans, images)
         return Draft(text, draft.answers._replace(spans=spans), draft.hidden, written, draft.text)
 
     def _prove_images(self, row: Row, draft: Draft, encoding: Any) -> None:
-        assert not isinstance(self.images, Problem)  # it has written them out
+        assert not isinstance(self.images, Problem)  # it has expanded them
         self.images.prove(draft.rendered, list(images_of(row)), encoding.ids)
 
     def _tokens(self, draft: Draft, encoding: Any) -> TokenizedConversation:
         text, answers, hidden = draft.text, draft.answers, draft.hidden
         ids = encoding.ids
         spans = [_token_span(encoding, span, self.escaping.control) for span in answers.spans]
-        # What a token shares with an image belongs to the image: it is not trained.
+        # A token that is partly an image's counts as the image's: it is not trained.
         images = [_token_span(encoding, span, ()) for span in draft.images]
         if hidden:
             ids, moved = self.escaping.restore(text, encoding, [*spans, *images], hidden)

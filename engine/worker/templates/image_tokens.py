@@ -1,5 +1,5 @@
-"""What a model reads in the place of an image: its processor is asked, for an image of each size, and the answer
-proved on the first rows. No pixel is needed for that, since a processor writes the same for all images of one size.
+"""The tokens that stand for an image: the model's processor is asked for an image of each size, and the result is
+checked on the first rows. Pixels are not needed for that, since a processor writes the same for all images of one size.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from PIL import Image
 from engine.core.problems import Refusal, problem
 from engine.data.images import ImageSource, Size, decode
 
-ROWS_PROVED = 8  # first rows with images that are compared with what the processor makes of them
+ROWS_PROVED = 8  # first rows with images that are compared with the processor's result
 PROBE_SIZE = (64, 48)  # pixels
 TEXT_KEYS = ("input_ids", "attention_mask")
-TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # what families call the marks of image tokens
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # the names that model families use for the marks of image tokens
 Span = tuple[int, int]
 
 
 class ImageTokens:
-    """Image tokens of one processor. Raises Refusal if it does not tell what it writes for an image."""
+    """Image tokens of one processor. Raises Refusal if it does not show what it writes for an image."""
 
     def __init__(self, processor: Any):
         self.processor = processor
@@ -31,12 +31,12 @@ class ImageTokens:
         if not self.token:
             raise _unfit(processor, "no image_token")
         made = self._process([Image.new("RGB", PROBE_SIZE)], self.token)
-        # Where both are there, one may be the tokenizer's own, which says nothing of images.
+        # If there are both, one may be the tokenizer's own, which has nothing to do with images.
         marks = self.processor.create_mm_token_type_ids(made["input_ids"])
         self.type_keys = [key for key in TOKEN_TYPES if key in made and list(made[key][0]) == list(marks[0])]
 
     def expansion(self, size: Size) -> str:
-        """The text that stands for an image of `size` (width, height). Raises Refusal if the processor takes none."""
+        """The text that stands for an image of `size` (width, height). Raises Refusal if the processor rejects it."""
         if size not in self.expansions:
             made = self._process([Image.new("RGB", size)], self.token)
             replaced = made["text_replacement_offsets"][0]
@@ -48,8 +48,8 @@ class ImageTokens:
     def expand(
         self, text: str, spans: Sequence[Span], images: Sequence[ImageSource]
     ) -> tuple[str, list[Span], list[Span]]:
-        """A rendered conversation with its images written out; `spans` of characters moved along, and those of the
-        images. Raises Refusal if the template has not written one place for each image."""
+        """A rendered conversation with its images expanded; the `spans` of characters moved accordingly, and the spans
+        of the images. Raises Refusal if the template has not written exactly one place for each image."""
         places = [match.span() for match in re.finditer(re.escape(self.token), text)]
         if len(places) != len(images):
             raise Refusal(problem("images-left-out", places=len(places), images=len(images)))
@@ -71,8 +71,8 @@ class ImageTokens:
         return "".join([*pieces, text[at:]]), [(moved(begin), moved(end)) for begin, end in spans], written
 
     def prove(self, text: str, images: Sequence[ImageSource], ids: Sequence[int]) -> None:
-        """Raises Refusal unless the processor makes these ids of the rendered text and the images themselves. Only the
-        first rows are compared."""
+        """Raises Refusal unless the processor produces these ids from the rendered text and the images themselves. Only
+        the first rows are compared."""
         if self.left_to_prove <= 0:
             return
         made = self._process([decode(image) for image in images], text)
@@ -81,12 +81,12 @@ class ImageTokens:
         self.left_to_prove -= 1
 
     def token_types(self, ids: Any) -> dict[str, Any]:
-        """Which tokens are an image's, as the model wants to be told; `ids` are (batch, length)."""
+        """The marks of image tokens, under the names that the model expects; `ids` are (batch, length)."""
         marks = self.processor.create_mm_token_type_ids(ids.tolist()) if self.type_keys else None
         return {key: ids.new_tensor(marks) for key in self.type_keys}
 
     def pixels(self, images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
-        """The arguments of the forward pass that hold the images of several conversations, as tensors."""
+        """The image arguments of the forward pass for several conversations, as tensors."""
         texts = [self.token * len(own) for own in images]
         made = self.processor(images=[list(own) for own in images], text=texts, return_tensors="pt", padding=True)
         return {key: value for key, value in made.items() if key not in (*TEXT_KEYS, *self.type_keys)}
@@ -96,7 +96,7 @@ class ImageTokens:
             return self.processor(
                 images=images, text=[text], add_special_tokens=False, return_text_replacement_offsets=True
             )
-        except Exception as error:  # a processor may refuse an image in any way: one too flat, for example
+        except Exception as error:  # a processor may reject an image in any way: because it is too flat, for example
             raise _unfit(self.processor, str(error) or type(error).__name__) from error
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning and pre-training: next-token prediction where `labels` are set; with the images of rows."""
+"""Supervised fine-tuning and pre-training: next-token prediction where `labels` are set, also on rows with images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.worker.models.processor import load_image_tokens
 from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.training.context import TrainingContext
 
-IMAGE_PROCESSES = 2  # beside each process that trains, which decode images
+IMAGE_PROCESSES = 2  # per training process; they decode images
 
 
 class _WeightedBatches(DataCollatorForLanguageModeling):
@@ -35,8 +35,8 @@ class _WeightedBatches(DataCollatorForLanguageModeling):
 
 
 class _ImageBatches:
-    """Batches of another collator with what the model reads of the images: their pixels, and which tokens are theirs.
-    Images are decoded here, in the processes that load the data, beside the training."""
+    """The batches of another collator with the inputs for the images: pixels, and marks of image tokens. Images are
+    decoded here, in the data loader's processes, in parallel with training."""
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], images: ImageTokens):
         self.collator, self.images = collator, images
@@ -51,7 +51,7 @@ class _ImageBatches:
 
 
 def _keeping(trainer: type[SFTTrainer], column: str) -> type[SFTTrainer]:
-    """The trainer whose batches are made from one more column."""
+    """A trainer that passes one more column to its collator."""
 
     class Keeping(trainer):  # type: ignore[misc,valid-type]
         def _set_signature_columns_if_needed(self) -> None:
@@ -99,7 +99,7 @@ def sft_trainer(context: TrainingContext) -> Trainer:
     changes: dict[str, Any] = {}
     if IMAGES_COLUMN in columns:
         trainer, collator = _keeping(trainer, IMAGES_COLUMN), _ImageBatches(collator, _images_of_model(context))
-        # Threads of the tokenizer do not live on in the processes that decode images.
+        # The tokenizer's threads do not survive in the processes that decode images.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         changes = {"dataloader_num_workers": IMAGE_PROCESSES, "dataloader_persistent_workers": True}
     arguments = context.arguments(
