@@ -108,7 +108,7 @@ def test_an_image_is_turned_as_the_camera_was_held(tmp_path: Path) -> None:
 
 
 BAD = {
-    "is in no format": marked("<image>", "text.png"),
+    "is not in a supported format": marked("<image>", "text.png"),
     "is neither in": marked("<image>", "none.png"),
     "is outside of": marked("<image>", "../out.png"),
     "is outside of ": marked("<image>", "link.png"),
@@ -116,10 +116,10 @@ BAD = {
     "is an address.": asking({"type": "image_url", "image_url": {"url": "http://example.org/a.png"}}),
     "is animated: 3 frames": marked("<image>", "moving.gif"),
     "is too large: 9000 × 9000 px": marked("<image>", "bomb.png"),
-    "2 places for an image in the messages (<image>), but 1 image": marked("<image><image>", "a.png"),
-    "1 place for an image in the messages (<image>), but 2 images": marked("<image>", "a.png", "a.png"),
-    "0 places for an image": marked("What?", "a.png"),
-    "1 place for an image in the messages (<image>), but 0 images": asking({"type": "image"}, WHAT),
+    "refer to 2 images (<image>, or parts of the type image), but the row has 1.": marked("<image><image>", "a.png"),
+    "refer to 1 image (<image>, or parts of the type image), but the row has 2.": marked("<image>", "a.png", "a.png"),
+    "refer to 0 images": marked("What?", "a.png"),
+    "refer to 1 image (<image>, or parts of the type image), but the row has 0.": asking({"type": "image"}, WHAT),
     "a message from 'assistant' has an image": {
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<image>"}], "images": ["a.png"]
     },
