@@ -17,8 +17,11 @@ from engine.launch.workspace import Workplace, add_arguments, from_arguments
 from engine.runs import queue
 
 # Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
-VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.evaluate)
+VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.evaluate, verbs.convert)
 VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor)
+
+
+OPERANDS = {"run": "a run's ID as printed by list, or its name", "model": "a GGUF file, or a model folder"}
 
 
 def _workplace(arguments: argparse.Namespace) -> Workplace:
@@ -46,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.follow: "run",
         verbs.delete: "run",
         verbs.import_: "file",
+        verbs.convert: "model",
         verbs.export: "",
         verbs.serve: "",
         verbs.schema: "",
@@ -58,10 +62,7 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(function=function)
         add_arguments(verb)
         if operand:
-            meaning = (
-                "a run's ID as printed by list, or its name" if operand == "run" else "a file, or - for standard input"
-            )
-            verb.add_argument(operand, help=meaning)
+            verb.add_argument(operand, help=OPERANDS.get(operand, "a file, or - for standard input"))
         if function is verbs.follow:
             verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
         if function is verbs.stop:

@@ -17,12 +17,13 @@ from engine import flags, following, importer
 from engine.core import users
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
 from engine.core.sockets import is_loopback
-from engine.data import preview_client
+from engine.data import data_jobs, preview_client
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import gguf
 from engine.following import print_doubts, sentence, user_name
 from engine.launch.workspace import Workplace
+from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
 from engine.preflight import machine
 from engine.runs import failures, kinds, prune, results, runs
@@ -154,6 +155,17 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     print(imported.spec.to_yaml(brief=True), end="")
     for note in (*imported.lost, *(note for note in imported.left_out if note not in imported.lost)):
         print(sentence(note), file=sys.stderr)
+    return 0
+
+
+def convert(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Convert a GGUF file, or a model folder with pickled weights, to a folder of safetensors; print its path."""
+    source = convertible(arguments.model, workplace.model_roots)
+    if source is None:
+        roots = ", ".join(map(str, workplace.model_roots))
+        raise Refusal(problem("convert-nothing", given=arguments.model, roots=roots))
+    job = data_jobs.start(workplace.saves, "convert", {"file": str(source.file), "target": str(source.target)})
+    print(data_jobs.wait(job, 24 * 3600)["folder"])
     return 0
 
 

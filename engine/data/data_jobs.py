@@ -1,5 +1,5 @@
 """Data jobs that take a while: check a data set, import a workbook, derive one set from another, download one from a
-hub.
+hub; and convert the weights of a model.
 
 Like a run, each job is a folder and a child process that fills it. The folder is the truth, so closing a page loses
 nothing, and a restarted studio finds what was done. Unlike a run, a job needs no queue and no supervisor. Its name is a
@@ -286,7 +286,8 @@ JOBS: dict[str, Callable[[Path, Mapping[str, Any], ReportProgress], dict[str, An
     "deduplicate": _deduplicate,
     "split": _split,
 }
-JOB_MODULES = {"download": "engine.worker.data.download"}  # jobs that need more than the engine have their own module
+# Jobs that need more than the engine have their own module.
+JOB_MODULES = {"download": "engine.worker.data.download", "convert": "engine.worker.models.convert"}
 
 
 def main() -> int:

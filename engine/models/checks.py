@@ -28,7 +28,7 @@ from engine.models.facts import (
 )
 from engine.models.json_objects import files_in, read_json_object
 from engine.models.quantized_weights import quantization_problems
-from engine.models.safetensors_headers import Tensor, names_in_line, tensors_of
+from engine.models.safetensors_headers import Tensor, gguf_problem, names_in_line, tensors_of
 
 MAX_TOKENIZER_BYTES = 128 << 20  # the largest tokenizer.json, with 260,000 words, has about 35 MiB
 TOKENIZER_FILES = (
@@ -59,9 +59,10 @@ def model_problems(
         )
     if not is_below(place, allowed_roots(roots)):
         return [problem("model-outside-roots", field, path=text, roots=names_in_line(map(str, roots)))]
+    if place.is_file() and place.suffix == ".gguf":
+        return [problem("model-gguf", field, file=place.name, path=place)]
     if place.is_file():
-        code = "model-gguf" if place.suffix == ".gguf" else "model-is-a-file"
-        return [problem(code, field, file=place.name, folder=place.parent)]
+        return [problem("model-is-a-file", field, file=place.name, folder=place.parent)]
     return [replace(problem, field=field) for problem in _folder_problems(place, allow_remote_code, scorer)]
 
 
@@ -102,8 +103,7 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
     if base := base_of_adapter(folder):
         return [problem("model-is-adapter", folder=folder.name, base=base)]
     if not (folder / "config.json").exists():
-        gguf = [name for name, _ in files_in(folder) if name.endswith(".gguf")]
-        return [problem("model-gguf", file=gguf[0]) if gguf else problem("model-no-config", folder=folder)]
+        return [gguf_problem(folder) or problem("model-no-config", folder=folder)]
     config = read_json_object(folder / "config.json")
     if isinstance(config, Problem):
         return [config]

@@ -26,6 +26,7 @@ from engine.core.problems import Problem, problem
 from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_object
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
@@ -79,15 +80,25 @@ def _is_weight_map(places: Any) -> TypeGuard[dict[str, str]]:
 
 
 def _no_weights(folder: Path) -> Problem:
-    names = [name for name, _ in files_in(folder)]
-    if gguf := [name for name in names if name.endswith(".gguf")]:
-        return problem("model-gguf", file=gguf[0])
-    pickles = [
-        name for name in names if name.endswith(PICKLE_SUFFIXES) and name not in ("training_args.bin", "optimizer.pt")
-    ]
+    if packed := gguf_problem(folder):
+        return packed
+    pickles = [name for name, _ in files_in(folder) if name.endswith(PICKLE_SUFFIXES) and name not in NOT_WEIGHTS]
     if pickles:
-        return problem("model-pickled", file=pickles[0])
+        return problem("model-pickled", file=pickles[0], path=folder)
     return problem("model-no-weights", folder=folder)
+
+
+def gguf_files(folder: Path) -> list[str]:
+    """GGUF files with a model that writes: what sees for it lies beside it, in a file that is called so."""
+    return [name for name, _ in files_in(folder) if name.endswith(".gguf") and not name.startswith("mmproj")]
+
+
+def gguf_problem(folder: Path) -> Problem | None:
+    """That a folder has GGUF files: one to convert, or several to choose from."""
+    files = gguf_files(folder)
+    if len(files) > 1:
+        return problem("convert-choose", folder=folder, files=names_in_line(files, 12))
+    return problem("model-gguf", file=files[0], path=folder) if files else None
 
 
 def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:

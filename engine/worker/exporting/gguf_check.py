@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from engine.core.rundir import RunDir, read_object, write_json
 from engine.worker.runtime.process_lifecycle import ProgressReport, silence_warnings
@@ -29,7 +29,7 @@ def check(model: Path, file: Path, precision: str, report: ProgressReport) -> di
 
     try:
         reader: Any = GGUFReader(file)  # a missing field is None, whose AttributeError is caught
-        architecture = reader.get_field("general.architecture").contents()
+        architecture = cast("Any", reader.get_field("general.architecture")).contents()
     except (ValueError, AttributeError, IndexError, OSError, OverflowError, MemoryError) as error:
         return {"broken": f"{type(error).__name__}: {error}"[:300]}
 

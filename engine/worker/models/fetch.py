@@ -194,9 +194,8 @@ def _check_file_names(files: Iterable[str]) -> None:
     names = list(files)
     if any(name.endswith(".safetensors") for name in names):
         return
-    for code, endings in (("model-gguf", (".gguf",)), ("model-pickled", PICKLE_SUFFIXES)):
-        if matches := [name for name in names if name.endswith(endings)]:
-            raise Refusal(problem(code, MODEL_FIELD, file=matches[0]))
+    if matches := [name for name in names if name.endswith((".gguf", *PICKLE_SUFFIXES))]:
+        raise Refusal(problem("hub-not-safetensors", MODEL_FIELD, file=matches[0]))
 
 
 def _check_disk_space(needed: int, folder: Path) -> None:

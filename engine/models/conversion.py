@@ -1,0 +1,62 @@
+"""Models that are converted once before they can be trained: GGUF files, and weights in pickle files.
+
+What there is to convert at a path, and where the result goes: a folder of safetensors beside it. A child does it, with
+limits (`engine.worker.models.convert`), as a job (`engine.data.data_jobs`). Here nothing is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.core.problems import Refusal, problem
+from engine.models.discovery import allowed_roots, hub_cache, is_below, locate
+from engine.models.json_objects import files_in
+from engine.models.safetensors_headers import NOT_WEIGHTS, PICKLE_SUFFIXES, gguf_files, names_in_line
+
+MODEL_FIELD = "model.model_name_or_path"
+INDEX = "pytorch_model.bin.index.json"  # where pickled weights are in several files
+
+
+class Convertible(NamedTuple):
+    """`file` has the weights, or is the index of several files that have; `target` is the folder of the result."""
+
+    file: Path
+    target: Path
+
+    @property
+    def kind(self) -> str:
+        return "gguf" if self.file.suffix == ".gguf" else "pickle"
+
+
+def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
+    """What is to be converted at a path, full or relative to a root; None where there is nothing. Raises Refusal where
+    there are several files to choose from."""
+    place = locate(text, roots) if text.strip() and text.isprintable() else None
+    if place is None or not is_below(place, allowed_roots(roots)):
+        return None
+    if place.is_file():
+        return Convertible(place, _target(place.stem, place.parent, roots)) if place.suffix == ".gguf" else None
+    names = [name for name, _ in files_in(place)]
+    if any(name.endswith(".safetensors") for name in names):
+        return None
+    files = gguf_files(place) or (_pickled_files(names) if "config.json" in names else [])
+    if len(files) > 1:
+        raise Refusal(problem("convert-choose", MODEL_FIELD, folder=place, files=names_in_line(files, 12)))
+    return Convertible(place / files[0], _target(place.name, place.parent, roots)) if files else None
+
+
+def _pickled_files(names: Sequence[str]) -> list[str]:
+    usual = [name for name in (INDEX, "pytorch_model.bin") if name in names]
+    others = [name for name in names if name.endswith(PICKLE_SUFFIXES) and name not in NOT_WEIGHTS]
+    return usual[:1] or others
+
+
+def _target(name: str, parent: Path, roots: Sequence[Path]) -> Path:
+    """Beside what is converted; in the first model folder where that would not be found there."""
+    name = f"{name}-safetensors"
+    real = [os.path.realpath(root) for root in roots]
+    beside = is_below(parent, real) and not is_below(parent, [os.path.realpath(hub_cache())])
+    return parent / name if beside or not roots else roots[0] / name
