@@ -207,7 +207,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     monkeypatch.setenv("STAND_IN", "full")
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "vLLM, which held demo_model, has exited: ValueError: No available memory" in done.stderr
+    assert "vLLM, which served demo_model, has exited: ValueError: No available memory" in done.stderr
 
 
 def _inner(folder: Path) -> psutil.Process:

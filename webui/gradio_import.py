@@ -15,7 +15,7 @@ _getfile = inspect.getfile
 
 def _file_unless_of_gradio(owner: Any) -> str:
     if isinstance(owner, type) and owner.__module__.startswith("gradio."):
-        raise OSError("no stub is written for a class that lies in no file")
+        raise OSError("no stub is written for a class without a file")
     return _getfile(owner)
 
 

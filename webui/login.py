@@ -1,7 +1,7 @@
 """The login of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
 
 Everything behind it is protected, including websockets and API endpoints; only /login, /logout and /healthz respond by
-themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users and hashes are in
+themselves. The app finds the user's name in `request.state.user`, which clients cannot set. Users and hashes are in
 `engine.core.users`, sessions in `webui.sessions`; this module handles cookies, pages and rate limiting.
 """
 

@@ -1,7 +1,7 @@
 """`gr.Blocks` whose events process only what is new to a page.
 
 Gradio hands each value of an event to a thread, 119 times for a refresh of the form, and creates each output's
-component anew for each page, changed or not: half of the time of a tick, and most of the memory of a page. Here plain
+component again for each page, changed or not: half of the time of a tick, and most of the memory of a page. Here plain
 values are processed directly, unchanged outputs are skipped, and equal components are shared. The browser receives the
 same; events that are not plain are left to gradio.
 """

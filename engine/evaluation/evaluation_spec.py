@@ -220,7 +220,7 @@ def model_part_of_whole(result: TrainedResult) -> Model:
 
 def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     """The spec with absolute paths, and run IDs replaced by result folders. The default base is that of the first
-    result, and the default name is made of the models."""
+    result, and the default name consists of the models."""
     folders = [_folder(text, workplace) for text in spec.results]
     spec = spec.change(RESULTS_FIELD, list(dict.fromkeys(folders)))
     results = [result for folder in folders if (result := trained_result(folder))]

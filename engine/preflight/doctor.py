@@ -44,7 +44,7 @@ REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
 class TrialResult:
     """The result of a package's trial. `failed` has a reason for each failed check ("import", "library", "4bit",
     "8bit", "optimizer"); `facts` are versions, PyTorch's CUDA and the shipped libraries. A trial that is not `certain`
-    ended without a result, and keeps nobody from starting."""
+    ended without a result, and does not prevent a start."""
 
     module: str
     failed: Mapping[str, str] = field(default_factory=dict)

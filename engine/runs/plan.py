@@ -49,7 +49,7 @@ class Summary:
     # Parts of bitsandbytes ("4bit", "8bit", "optimizer") that do not work on the devices of the run, whether chosen or
     # not; None while this is being tried.
     unusable: Mapping[str, Problem] | None = field(default_factory=dict)
-    doubts: list[Problem] = field(default_factory=list)  # that keep nobody from starting, without memory: see `fits`
+    doubts: list[Problem] = field(default_factory=list)  # that do not prevent a start, without memory: see `fits`
     remarks: list[Problem] = field(default_factory=list)  # remarks about the data that are not obstacles
     # Modules that get an adapter: short name → number; empty for other methods.
     adapted: Mapping[str, int] = field(default_factory=dict)

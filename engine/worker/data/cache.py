@@ -1,6 +1,6 @@
 """The cache of prepared rows in `saves/.prepared/`, found by the content that they were prepared from.
 
-The key is made of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and of the
+The key consists of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and of the
 relevant settings; so a changed file never gets outdated rows, whatever its modification time. A run gets hard links,
 and stays complete when the cache is deleted. This module imports nothing heavy: a run whose rows are cached starts at
 once.

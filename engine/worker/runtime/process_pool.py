@@ -24,7 +24,7 @@ class ProcessPool:
     """`count` forks of this process that run `work`; with 1, this process runs it. End it with `close`.
 
     A fork knows everything that this process knows; only tasks and results are sent, and should be small. What `work`
-    raises is raised here, in place of its result. The forks die with this process, whatever ends it.
+    raises is raised here, in place of its result. The forks end with this process, however it ends.
 
     concurrent.futures.ProcessPoolExecutor would not work: its `map` reads all tasks before it yields a result, `work`
     would have to be picklable, and its processes outlive a killed parent.
