@@ -6,9 +6,11 @@ model, and from token ids that are put together here. What there is to compare i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
+import queue
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from engine.core.rundir import RunDir, read_json, read_lines, write_json
 from engine.data.datasets import examples, find
 from engine.worker.data.examples import Encoder
+from engine.worker.evaluation.questions import Question
+from engine.worker.evaluation.respond import LoadedModels
+from engine.worker.generation.detokenizer import Detokenizer
+from engine.worker.generation.generator import Answer
+from engine.worker.generation.sampling import Sampling
 from engine.worker.models.processor import load_image_tokens
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.prepare import prepare
@@ -34,6 +41,8 @@ FAMILIES = ("qwen2_5_vl", "gemma3")
 PLACES = {"qwen2_5_vl": "<vision_start><image><vision_end>", "gemma3": "<boi>"}
 EXPANSIONS = {"qwen2_5_vl": "<vision_start>{}<vision_end>", "gemma3": "\n\n<boi>{}<eoi>\n\n"}
 GEMMA_TOKENS = 4  # of each image
+TYPE_KEYS = {"qwen2_5_vl": "mm_token_type_ids", "gemma3": "token_type_ids"}
+TOKENS = 8  # of an answer
 COLOURS = {"red": (220, 30, 30), "blue": (20, 40, 220), "green": (30, 200, 60)}
 SIZES = {"red": (40, 30), "blue": (64, 64), "green": (30, 50)}
 ROWS: list[tuple[str, str]] = [  # question (with <image> for the next image) and answer
@@ -74,32 +83,40 @@ def write_model(family: str, folder: Path) -> Path:
     return folder
 
 
+def tokens_by_hand(family: str, folder: Path, data: Path, row: int, answered: bool) -> tuple[list[int], list[Any]]:
+    """The ids of a row, or of its question alone, and what the image processor makes of its images."""
+    tokenizer, images = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    text, answer = ROWS[row]
+    pixels = []
+    for name in IMAGES[row]:
+        made = images(Image.open(data / f"{name}.png").convert("RGB"), return_tensors="pt")
+        pixels.append(made)
+        tokens = int(made["image_grid_thw"].prod()) // 4 if "image_grid_thw" in made else GEMMA_TOKENS
+        text = text.replace("<image>", EXPANSIONS[family].format("\0" * tokens), 1)
+    text = text.replace("\0", "<image>")
+    prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    whole = f"{prompt}{answer}<|im_end|>\n" if answered else prompt
+    return tokenizer(whole, add_special_tokens=False)["input_ids"], pixels
+
+
 def by_hand(family: str, folder: Path, data: Path) -> tuple[float, float, list[list[int]], list[list[int]]]:
     """The loss of all rows as one batch, that with the negatives of its images, their ids, and their labels."""
     model = AutoModelForImageTextToText.from_pretrained(folder).float().train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    images = AutoImageProcessor.from_pretrained(folder)
     ids, labels, pixels = [], [], []
-    for (question, answer), names in zip(ROWS, IMAGES, strict=True):
-        text = question
-        for name in names:
-            made = images(Image.open(data / f"{name}.png").convert("RGB"), return_tensors="pt")
-            pixels.append(made)
-            tokens = int(made["image_grid_thw"].prod()) // 4 if "image_grid_thw" in made else GEMMA_TOKENS
-            text = text.replace("<image>", EXPANSIONS[family].format("\0" * tokens), 1)
-        text = text.replace("\0", "<image>")
-        prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-        whole = tokenizer(f"{prompt}{answer}<|im_end|>\n", add_special_tokens=False)["input_ids"]
-        begin = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    for row in range(len(ROWS)):
+        whole, seen = tokens_by_hand(family, folder, data, row, answered=True)
+        begin = len(tokens_by_hand(family, folder, data, row, answered=False)[0])
         ids.append(whole)
         labels.append([-100] * begin + whole[begin:-1] + [-100])
+        pixels += seen
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     longest = max(map(len, ids))
     padded = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     targets = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
     types = (padded == image_id).long()
-    more: dict[str, Any] = {"mm_token_type_ids" if family == "qwen2_5_vl" else "token_type_ids": types}
+    more: dict[str, Any] = {TYPE_KEYS[family]: types}
     more |= {key: torch.cat([each[key] for each in pixels]) for key in pixels[0] if key != "num_crops"}
     loss = model(input_ids=padded, attention_mask=mask, labels=targets, **more).loss
     more["pixel_values"] = -more["pixel_values"]
@@ -154,6 +171,71 @@ def prepared_otherwise(root: Path, family: str) -> dict[str, Any]:
     return {"otherwise": made, "plain": plain.values[0].tolist()}
 
 
+def answers(root: Path, family: str) -> dict[str, Any]:
+    """Greedy answers to three questions that are written side by side, and losses of the rows, with those by hand."""
+    base = root / family / "base"
+    rows = list(examples(find(root, "seen"), lambda bad: print(bad.text())))
+    loaded = LoadedModels.load(short_training(base, root).model, str(base), {}, "base", 4)
+    model, ended = loaded.models["base"], queue.SimpleQueue[str]()
+    batch = []
+    for row in rows:
+        prompt = model.prompt(row["messages"][:1])
+        detokenizer = Detokenizer(model.backend_tokenizer)
+        inputs = model.image_inputs(row["messages"][:1], prompt)
+        batch.append(
+            Answer(
+                None, prompt, TOKENS, frozenset(), Sampling(0.0, 1.0), detokenizer,
+                on_piece=lambda piece: ended.put(piece.finish) if piece.finish else None, image_inputs=inputs,
+            )
+        )  # fmt: skip
+    loaded.generator.submit_all(batch)
+    assert {ended.get(timeout=60) for _ in rows} == {"length"}
+    questions = [Question(n, "seen", "", row["messages"][:1], chat=row) for n, row in enumerate(rows)]
+    losses = {question.row: loss for made in loaded.losses("base", questions) for question, loss, _ in made}
+    image = base64.b64encode((root / "red.png").read_bytes()).decode()
+    request = {"question": ROWS[0][0].replace("<image>", ""), "image": image}
+    request["answer"] = model.tokenizer.decode(batch[0].written, skip_special_tokens=True)
+    loaded.end()
+    return {
+        "request": request,
+        "answers": [
+            [answer.written for answer in batch],
+            [greedy(family, base, root, row) for row in range(len(ROWS))],
+        ],
+        "losses": [[losses[n] for n in range(len(rows))], [loss_of(family, base, root, n) for n in range(len(ROWS))]],
+    }
+
+
+def inputs_by_hand(family: str, base: Path, data: Path, row: int, answered: bool) -> dict[str, Any]:
+    """The arguments of a forward pass for one row alone."""
+    ids, pixels = tokens_by_hand(family, base, data, row, answered)
+    made: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+    image_id = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids("<image>")
+    if not pixels:
+        return made
+    made[TYPE_KEYS[family]] = (made["input_ids"] == image_id).long()
+    return made | {key: torch.cat([each[key] for each in pixels]) for key in pixels[0] if key != "num_crops"}
+
+
+def greedy(family: str, base: Path, data: Path, row: int) -> list[int]:
+    model = AutoModelForImageTextToText.from_pretrained(base).float().eval()
+    inputs = inputs_by_hand(family, base, data, row, answered=False)
+    end = {"eos_token_id": None, "pad_token_id": 0}
+    written = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS, **end)
+    return written[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def loss_of(family: str, base: Path, data: Path, row: int) -> float:
+    """Sum of -log p over the answer and the token that ends it."""
+    model = AutoModelForImageTextToText.from_pretrained(base).float().eval()
+    inputs = inputs_by_hand(family, base, data, row, answered=True)
+    begin = inputs_by_hand(family, base, data, row, answered=False)["input_ids"].shape[1]
+    with torch.no_grad():
+        shares = model(**inputs).logits[0].log_softmax(-1)
+    ids = inputs["input_ids"][0]
+    return -sum(float(shares[at - 1, ids[at]]) for at in range(begin, len(ids) - 1))
+
+
 def prepared_again(root: Path) -> list[bool]:
     """Whether rows that were prepared before are prepared again: as nothing has changed; as an image has; and with
     images of a row that is no longer there."""
@@ -179,14 +261,18 @@ def main(root: Path) -> None:
         loss, other, ids, labels = by_hand(family, root / family / "base", root)
         run = trained(root, family)
         rows = prepared(run)
-        results[family] = prepared_otherwise(root, family) | {
-            "loss": [loss, *(line["loss"] for line in read_lines(run.metrics) if "loss" in line)],
-            "other_loss": other,
-            "ids": [ids, [row["input_ids"] for row in rows]],
-            "labels": [labels, [row["labels"] for row in rows]],
-            "files": [[Path(image["path"]).stem for image in row["image_sources"]] for row in rows],
-            "adapter": sorted(path.name for path in run.adapter.iterdir()),
-        }
+        results[family] = (
+            prepared_otherwise(root, family)
+            | answers(root, family)
+            | {
+                "loss": [loss, *(line["loss"] for line in read_lines(run.metrics) if "loss" in line)],
+                "other_loss": other,
+                "ids": [ids, [row["input_ids"] for row in rows]],
+                "labels": [labels, [row["labels"] for row in rows]],
+                "files": [[Path(image["path"]).stem for image in row["image_sources"]] for row in rows],
+                "adapter": sorted(path.name for path in run.adapter.iterdir()),
+            }
+        )
     print(json.dumps(results | {"again": prepared_again(root)}))
 
 

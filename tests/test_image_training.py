@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from engine.core.problems import say
 from engine.data.images import image_in_file
 from engine.launch.workspace import Workplace
 from engine.preflight.checks import preflight_problems
+from engine.serving import servers
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.turn_weights import spans_without
 from tests.image_training import FAMILIES, IMAGES
 from tests.preloaded import run_python
+from tests.served import client_of, serving
 from tests.test_images import marked, picture
 from webui.data_tab import tokens_html
 from webui.words import Words
@@ -23,7 +27,8 @@ from webui.words import Words
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return json.loads(run_python("-m", "tests.image_training", tmp_path_factory.mktemp("images")).splitlines()[-1])
+    root = tmp_path_factory.mktemp("images")
+    return {"root": root} | json.loads(run_python("-m", "tests.image_training", root).splitlines()[-1])
 
 
 slow, each_family = pytest.mark.slow, pytest.mark.parametrize("family", FAMILIES)
@@ -44,6 +49,34 @@ def test_the_first_loss_is_that_of_the_model_by_hand(results: dict[str, Any], fa
     assert first == pytest.approx(by_hand, abs=2e-6)
     assert last < first
     assert results[family]["other_loss"] != pytest.approx(by_hand, abs=2e-5)  # the images play a part in it
+
+
+@slow
+@each_family
+def test_answers_and_losses_of_rows_with_images_are_those_by_hand(results: dict[str, Any], family: str) -> None:
+    """Answers are written side by side, where the positions of some are shifted by an image and of others are not."""
+    ours, by_hand = results[family]["answers"]
+    assert ours == by_hand
+    ours, by_hand = results[family]["losses"]
+    assert ours == pytest.approx(by_hand, abs=1e-3)
+
+
+@slow
+def test_other_programs_ask_about_an_image(results: dict[str, Any], tmp_path: Path) -> None:
+    base = results["root"] / "qwen2_5_vl" / "base"
+    row, (ours, _) = results["qwen2_5_vl"]["request"], results["qwen2_5_vl"]["answers"]
+    url = f"data:image/png;base64,{row['image']}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": row["question"]}]
+    (tmp_path / "saves").mkdir()
+    workplace = Workplace(models=(base.parent,), data=tmp_path, saves=tmp_path / "saves")
+    with serving(workplace, servers.choose(workplace, str(base))) as server:
+        client = client_of(server)
+        ask = partial(client.chat.completions.create, model="base", temperature=0, max_tokens=len(ours[0]))
+        answer = ask(messages=[{"role": "user", "content": parts}], extra_body={"ignore_eos": True})
+        assert answer.choices[0].message.content == row["answer"]
+        parts[0]["image_url"] = {"url": "http://127.0.0.1/a.png"}
+        with pytest.raises(openai.BadRequestError, match="Nothing is fetched from addresses"):
+            ask(messages=[{"role": "user", "content": parts}])
 
 
 @slow

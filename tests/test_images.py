@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from engine.core.problems import Refusal
 from engine.data import images
 from engine.data.datasets import Example
 from engine.data.images import IMAGE_MARK, decode
 from engine.data.row_images import images_of
 from engine.data.validation import check
+from engine.worker.serving.schemas import ChatCompletionRequest
 from tests.test_row_spellings import RIGHT, dataset, read, refused
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -153,11 +155,11 @@ def test_whether_there_is_a_file_elsewhere_is_not_told(tmp_path: Path) -> None:
     assert there.replace("out.png", "off.png") == absent
 
 
-@pytest.mark.parametrize("form", ["text", "pairs", "thumbs", "prompts"])
+@pytest.mark.parametrize("form", ["text", "pairs", "thumbs"])
 def test_a_stage_that_trains_on_no_images_says_so(tmp_path: Path, form: Any) -> None:
     picture(tmp_path / "a.png")
     row = asking({"type": "image", "image": "a.png"}, WHAT)
-    row["messages"] = row["messages"][: 1 if form in ("pairs", "prompts") else 2]
+    row["messages"] = row["messages"][: 1 if form == "pairs" else 2]
     row |= {"text": "?", "label": True, "chosen": [RIGHT], "rejected": [RIGHT | {"content": "Five."}]}
     entry = {"pairs": {"ranking": True}, "thumbs": {"columns": {"messages": "messages", "kto_tag": "label"}}}
     more = {"formatting": "openai", **entry.get(form, {})}
@@ -165,6 +167,24 @@ def test_a_stage_that_trains_on_no_images_says_so(tmp_path: Path, form: Any) -> 
         row, more = {"text": "<image>?", "images": ["a.png"]}, {"columns": {"prompt": "text"}}
     (text,) = refused(tmp_path, row, form=form, entry=more)
     assert "Only supervised fine-tuning (SFT) trains on images" in text
+
+
+def test_a_stage_that_answers_questions_trains_on_no_images_yet(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    report = check(dataset(tmp_path, marked("<image>What?", "a.png")), "prompts")
+    assert [problem.code for problem in report.problems] == ["row-images-stage"]
+
+
+def test_a_request_has_its_images_with_it() -> None:
+    parts = [{"type": "text", "text": "Is this "}, {"type": "image_url", "image_url": {"url": URL}}]
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": parts}]})
+    (message,) = request.messages
+    assert message["content"] == f"Is this {IMAGE_MARK}"
+    assert [image.size for image in message["images"]] == [(6, 4)]
+    for url in ("https://example.org/a.png", "/etc/passwd", "file:///etc/passwd", "data:image/png;base64,AAAA"):
+        parts[1]["image_url"] = {"url": url}
+        with pytest.raises(Refusal):
+            ChatCompletionRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": parts}]})
 
 
 def test_an_image_broken_behind_its_header_is_found_by_the_check_of_all_rows(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Headers are read before pixels, so that a small file that would decompress to gi
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import io
 import os
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -81,6 +84,23 @@ def image_in_bytes(content: bytes, name: str) -> ImageSource:
     if isinstance(seen, Problem):
         raise Refusal(seen)
     return ImageSource("", content, *seen, len(content), 0)
+
+
+def image_in_url(url: str) -> ImageSource:
+    """The image in a data URL (RFC 2397). Raises Refusal as `image_in_file`, and for any other address."""
+    head, comma, body = url.partition(",")
+    if not head.startswith("data:") or not comma:
+        raise Refusal(problem("image-not-data", image=url[:80]))
+    if len(body) > 2 * MAX_IMAGE_BYTES:
+        size, limit = (f"{amount >> 20} MB" for amount in (len(body), MAX_IMAGE_BYTES))
+        raise Refusal(problem("row-image-large", image="data URL", found=size, limit=limit))
+    content = unquote_to_bytes(body)
+    if head.endswith(";base64"):
+        try:
+            content = base64.b64decode(content, validate=True)
+        except binascii.Error as error:
+            raise Refusal(problem("row-image-broken", image="data URL", reason=str(error))) from error
+    return image_in_bytes(content, "data URL")
 
 
 @lru_cache(maxsize=65536)

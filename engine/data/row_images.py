@@ -8,20 +8,19 @@ fetched from an address, and no file outside of the data folder is opened, not e
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from engine.core.problems import Refusal
 from engine.core.stages import Form
-from engine.data.images import IMAGE_MARK, MAX_IMAGE_BYTES, ImageSource, image_in_bytes, image_in_file
+from engine.data.images import IMAGE_MARK, ImageSource, image_in_bytes, image_in_file, image_in_url
 from engine.data.row_values import Row
 
 TEXT_MARK = "<image>"
+FORMS_WITH_IMAGES: tuple[Form, ...] = ("chat", "prompts")  # of prompts only an evaluation reads them
 IMAGE_COLUMNS = frozenset(("images", "image"))
 PART_TYPES = ("image", "image_url", "input_image")
 REFERENCE_KEYS = ("image", "image_url", "url", "path", "data", "base64", "source")
@@ -64,7 +63,7 @@ def attach_images(row: Row, example: dict[str, Any], form: Form) -> None:
         in_column = in_column[0]
     if not row.pictured and not in_column and (not column or TEXT_MARK not in str(row.values)):
         return
-    if form != "chat":
+    if form not in FORMS_WITH_IMAGES:
         raise row.bad("row-images-stage")
     marks = NAMED_MARK if column else ANY_MARK
     waiting, used = iter(in_column), 0
@@ -100,6 +99,16 @@ def images_of(example: Mapping[str, Any]) -> Iterator[ImageSource]:
         yield from message.get("images", ())
 
 
+def readable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages for people, and for JSON: `<image>` where an image is."""
+    made = []
+    for message in messages:
+        rest = {key: value for key, value in message.items() if key != "images"}
+        content = message["content"].replace(IMAGE_MARK, TEXT_MARK) if message.get("images") else message["content"]
+        made.append(rest | {"content": content})
+    return made
+
+
 def _image(row: Row, reference: Any) -> ImageSource:
     """The image for a reference. Raises Refusal with the place of the row."""
     try:
@@ -111,26 +120,11 @@ def _image(row: Row, reference: Any) -> ImageSource:
         if not isinstance(reference, str) or not reference:
             raise row.wrong_type("image", "path, data URL or bytes", reference)
         if reference.startswith("data:"):
-            return image_in_bytes(_data_of_url(row, reference), "data URL")
+            return image_in_url(reference)
         return image_in_file(_path(row, reference))
     except Refusal as refusal:
         known = "place" in refusal.problems[0].values
         raise refusal if known else Refusal(refusal.problems[0].at(row.place)) from None
-
-
-def _data_of_url(row: Row, url: str) -> bytes:
-    """The content of a data URL (RFC 2397)."""
-    head, comma, body = url.partition(",")
-    if not comma or len(body) > 2 * MAX_IMAGE_BYTES:
-        size, limit = (f"{amount >> 20} MB" for amount in (len(body), MAX_IMAGE_BYTES))
-        raise row.bad("row-image-large", image=head[:40], found=size, limit=limit)
-    raw = unquote_to_bytes(body)
-    if not head.endswith(";base64"):
-        return raw
-    try:
-        return base64.b64decode(raw, validate=True)
-    except binascii.Error as error:
-        raise row.bad("row-image-broken", image="data URL", reason=str(error)) from error
 
 
 def _path(row: Row, reference: str) -> Path:

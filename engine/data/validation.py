@@ -111,10 +111,11 @@ def check(
                 if isinstance(row, Problem):
                     raise Refusal(row)
                 canonical_row = example(dataset, place, row, form)
+                if (has_images := any(images_of(canonical_row))) and form == "prompts":
+                    raise Refusal(problem("row-images-stage", place=str(place)))
                 if limit is None:
                     _check_decoding(place, canonical_row)
                 collector.check_row(place, canonical_row)
-                has_images = any(images_of(canonical_row))
                 pictured += has_images
                 collector.note_unread(row, read | IMAGE_COLUMNS if has_images else read)
                 good += 1

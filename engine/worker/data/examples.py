@@ -298,6 +298,8 @@ def _prompt_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     for row, tokens in zip(rows, encoder.conversations.encode(rows, add_generation_prompt=True), strict=True):
         if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("prompts", tokens))
+        elif tokens.images:
+            examples.append(_refused("prompts", problem("row-images-stage")))
         elif len(tokens.ids) > encoder.max_length:
             examples.append(_unusable("prompts", "too_long"))
         else:

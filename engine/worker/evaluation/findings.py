@@ -19,6 +19,7 @@ from typing import Any
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RESULT_FILE, RunDir, distinct_titles, write_json, write_text
+from engine.data.row_images import readable
 from engine.evaluation.evaluation_spec import EvaluationSpec, TrainedResult
 from engine.runs.lineage import learned
 from engine.worker.evaluation import metrics
@@ -135,7 +136,7 @@ def _row(question: Question) -> dict[str, Any]:
         "row": question.row + 1,
         "set": question.set,
         "place": question.place,
-        "messages": question.messages,
+        "messages": readable(question.messages),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ import numpy as np
 from engine.core.problems import Refusal
 from engine.core.rundir import read_lines, write_text
 from engine.data.datasets import Dataset, count_rows, example, find, rows
+from engine.data.images import ImageSource
 from engine.evaluation.evaluation_spec import EvaluationSpec
 
 
@@ -42,8 +44,26 @@ def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question
     if not file.exists():
         folder = Path(spec.data.dataset_dir)
         drawn = list(_draw_questions(spec, [find(folder, name) for name in spec.data.datasets], form))
-        write_text(file, "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in drawn))
-    return [Question(**line) for line in read_lines(file)]
+        write_text(file, "".join(_as_json(question) + "\n" for question in drawn))
+    return [_from_json(line) for line in read_lines(file)]
+
+
+def _as_json(question: Question) -> str:
+    """A question as a line. What an image of its row holds is written as base64."""
+    return json.dumps(asdict(question), ensure_ascii=False, default=lambda content: b64encode(content).decode())
+
+
+def _from_json(line: dict[str, Any]) -> Question:
+    chat = line.get("chat") or {}
+    for message in [*line["messages"], *chat.get("messages", ())]:
+        if "images" in message:
+            message["images"] = [_image_from_json(image) for image in message["images"]]
+    return Question(**line)
+
+
+def _image_from_json(image: dict[str, Any]) -> ImageSource:
+    content = image["content"]
+    return ImageSource(**image | {"content": None if content is None else b64decode(content)})
 
 
 def _draw_questions(spec: EvaluationSpec, datasets: list[Dataset], form: str) -> Iterator[Question]:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.data.images import decode
 from engine.evaluation.evaluation_spec import Generation
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
@@ -27,6 +28,8 @@ from engine.worker.generation.sampling import Sampling
 from engine.worker.generation.served_models import ServedModel, load_served_model
 from engine.worker.models.loading import DTYPES, load_base, precision
 from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.templates.conversations import NO_IMAGES
+from engine.worker.templates.image_tokens import ImageTokens, placed_inputs
 
 MAX_LOGITS = 1 << 27  # fp32 values in the logits of one forward pass, unless a single row has more
 DEFAULT_CONTEXT = 1 << 20  # tokens, for a model whose config has no limit
@@ -137,6 +140,7 @@ class LoadedModels:
                     sampling=Sampling(how.temperature, how.top_p, seed=how.seed + question.row),
                     detokenizer=Detokenizer(model.backend_tokenizer),
                     on_piece=_collector(question, arrived.put),
+                    image_inputs=model.image_inputs(question.messages, prompt),
                 )
             )
         self.generator.submit_all(pending)
@@ -151,13 +155,14 @@ class LoadedModels:
         0 if there is nothing to learn, or the row exceeds the model's context."""
         model = self.models[name]
         # What is too long is left out, not truncated: half an answer is a different answer.
-        encoder = Encoder(model.tokenizer, "chat", model.context or DEFAULT_CONTEXT, too_long="drop")
+        context = model.context or DEFAULT_CONTEXT
+        encoder = Encoder(model.tokenizer, "chat", context, too_long="drop", images=model.images)
         answered = [question.chat for question in questions if question.chat is not None]
         examples = list(zip(questions, encoder.examples(answered), strict=True))
         examples.sort(key=lambda pair: len(pair[1].values[0]))
         for batch in _batches(examples, self.generator.model.config.get_text_config().vocab_size):
             rows = [example for _, example in batch]
-            batch_losses = self.with_model(name, partial(losses, self.generator.model, rows))
+            batch_losses = self.with_model(name, partial(losses, self.generator.model, rows, model.images))
             yield [(question, *loss) for (question, _), loss in zip(batch, batch_losses, strict=True)]
 
 
@@ -186,14 +191,16 @@ def _batches(examples: Sequence[Any], vocabulary: int) -> Iterator[list[Any]]:
 
 
 @torch.inference_mode()
-def losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
+def losses(
+    model: Any, examples: Sequence[Example], images: ImageTokens | Problem = NO_IMAGES
+) -> list[tuple[float, int]]:
     """For each example the sum of −log p of its trained tokens, in fp32, and their number."""
     nonempty = [example for example in examples if len(example.values[0])]
-    summed = iter(_summed_losses(model, nonempty) if nonempty else [])
+    summed = iter(_summed_losses(model, nonempty, images) if nonempty else [])
     return [next(summed) if len(example.values[0]) else (0.0, 0) for example in examples]
 
 
-def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
+def _summed_losses(model: Any, examples: Sequence[Example], images: ImageTokens | Problem) -> list[tuple[float, int]]:
     ids = [torch.from_numpy(example.values[0].astype("int64")) for example in examples]
     labels = [_labels(example, row_ids) for example, row_ids in zip(examples, ids, strict=True)]
     padded = pad_sequence(ids, batch_first=True).to(model.device)
@@ -203,8 +210,9 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
     places = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(-1)
     if not len(places):
         return [(0.0, 0)] * len(examples)
+    seen = _image_inputs(model, padded, examples, images)
     logits = model(
-        input_ids=padded, attention_mask=mask, use_cache=False, logits_to_keep=places.to(model.device)
+        input_ids=padded, attention_mask=mask, use_cache=False, logits_to_keep=places.to(model.device), **seen
     ).logits
     targets = targets[:, places].to(model.device)
     # A base next to an adapter with its own embeddings has no probability for the adapter's new tokens.
@@ -213,6 +221,17 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
     token_losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
     sums, counts = token_losses.double().sum(1).tolist(), (targets != IGNORE_INDEX).sum(1).tolist()
     return list(zip(sums, counts, strict=True))
+
+
+def _image_inputs(
+    model: Any, ids: Tensor, examples: Sequence[Example], images: ImageTokens | Problem
+) -> dict[str, Tensor]:
+    """The arguments of the forward pass for the images of a batch."""
+    sources = [example.images for example in examples if example.images]
+    if not sources or isinstance(images, Problem):
+        return {}
+    inputs = images.pixels([[decode(source) for source in own] for own in sources]) | images.token_types(ids)
+    return placed_inputs(inputs, model)
 
 
 def _labels(example: Example, ids: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from engine.core.problems import Problem, problem
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.sampling import Sampling, choose_token
 from engine.worker.models.embeddings import fit_vocabulary
+from engine.worker.templates.image_tokens import placed_inputs
 
 MAX_BATCH_SIZE = 16  # answers in one batch: each needs memory for keys and values of all its tokens
 TOKENS_PER_TURN = 4  # tokens that a batch generates before another batch has its turn
@@ -71,6 +72,8 @@ class Answer:
     on_piece: Callable[[Piece], None]
     logprobs: int | None = None  # number of likely tokens to report at each position; None: no log-probabilities
     cancelled: bool = False
+    # What the model reads of the images of the prompt: arguments of its forward pass, made when they are read.
+    image_inputs: Callable[[], dict[str, Any]] | None = None
     wake: Callable[[], None] | None = None  # lets a waiting writer notice `cancelled`
     # State during generation:
     source: torch.Generator = field(init=False)
@@ -126,6 +129,8 @@ class Batch:
         # What the layers keep of the processed tokens; None: they keep nothing, and all tokens are processed each time.
         self.cache: DynamicCache | None = DynamicCache(config=self.model.config)
         self.mask = torch.empty(0, 0, dtype=torch.long, device=self.model.device)  # (B, T): 0 for padding
+        # (B,): how far positions are behind the number of tokens, where an image takes fewer positions than tokens
+        self.shifts = torch.empty(0, dtype=torch.long, device=self.model.device)
         self.last = torch.empty(0, dtype=torch.long, device=self.model.device)  # (B,): not yet processed
 
     def has_room(self) -> bool:
@@ -140,7 +145,11 @@ class Batch:
         on."""
         prompt = torch.tensor([answer.prompt], device=self.model.device)
         mask = torch.ones_like(prompt)
-        logits, cache = self._read_prompt(prompt, mask)
+        shift = torch.zeros_like(prompt[:, 0])
+        if answer.image_inputs:
+            logits, cache, shift = self._read_images(prompt, mask, answer.image_inputs())
+        else:
+            logits, cache = self._read_prompt(prompt, mask)
         [token] = self._write([answer], logits)
         if token is None:
             return
@@ -155,9 +164,9 @@ class Batch:
                 ours.keys = torch.cat([_pad_left(ours.keys, width), _pad_left(theirs.keys, width)])
                 ours.values = torch.cat([_pad_left(ours.values, width), _pad_left(theirs.values, width)])
             self.mask = torch.cat([pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)])
-            self.last = torch.cat([self.last, token[None]])
+            self.last, self.shifts = torch.cat([self.last, token[None]]), torch.cat([self.shifts, shift])
         else:
-            self.cache, self.mask, self.last = cache, mask, token[None]
+            self.cache, self.mask, self.last, self.shifts = cache, mask, token[None], shift
         self.rows.append(answer)
 
     def steps(self, count: int) -> None:
@@ -189,11 +198,28 @@ class Batch:
                 return logits, cache
         return self._read(prompt, mask, None), None
 
+    def _read_images(self, prompt: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, DynamicCache, Tensor]:
+        """As `_read_prompt`, with the images of the prompt; and by how much the positions behind it are shifted."""
+        cache = DynamicCache(config=self.model.config)
+        placed = placed_inputs(inputs, self.model)
+        # Positions of image tokens are the model's own affair.
+        read = self.model(
+            input_ids=prompt, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1,
+            **self.without_loss, **placed,
+        )  # fmt: skip
+        if not any(map(_holds_state, cache.layers)):
+            raise ValueError("the model keeps nothing of what it has read, so it cannot go on behind an image")
+        shifts = [part.rope_deltas for part in self.model.modules() if hasattr(part, "rope_deltas")]
+        shift = shifts[0].view(-1).clone() if shifts else torch.zeros_like(prompt[:, 0])
+        return read.logits[:, -1].float(), cache, shift
+
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
         """The logits (B, V) after the last of `ids` (B, t), in fp32."""
         extra: dict[str, Any] = {}
         if self.takes_positions:
             extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            if len(self.shifts) == len(ids):
+                extra["position_ids"] += self.shifts[:, None]
         read = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -230,7 +256,7 @@ class Batch:
             return
         self.rows = [row for row, stay in zip(self.rows, stays, strict=True) if stay]
         kept = torch.tensor([i for i, stay in enumerate(stays) if stay], device=self.mask.device)
-        self.last, mask = self.last[kept], self.mask[kept]
+        self.last, self.shifts, mask = self.last[kept], self.shifts[kept], self.mask[kept]
         empty = int((mask.sum(0) == 0).cumprod(0).sum())  # columns used only by those who left
         self.mask = mask[:, empty:]
         layers: list[Any] = self.cache.layers if self.cache else []

@@ -6,20 +6,24 @@ sampling. All of this comes from the folder of the result, so that it is the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.data.images import decode
 from engine.spec.run_spec import RunSpec
 from engine.worker.generation.sampling import Sampling
+from engine.worker.models.processor import image_tokens_or_problem
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.templates.chat_template import ids_of_tokens
-from engine.worker.templates.conversations import ConversationEncoder
+from engine.worker.templates.conversations import NO_IMAGES, ConversationEncoder
+from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.templates.tool_calls import CallPrefix, ToolCallFormat
 
 THINKING_SWITCH = "enable_thinking"  # common names of the switch in templates of reasoning models
@@ -38,6 +42,7 @@ class ServedModel:
     config: GenerationConfig
     stop_token_ids: frozenset[int]
     context: int | None  # tokens
+    images: ImageTokens | Problem = NO_IMAGES  # what the model reads for an image, or why it reads none
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -72,6 +77,20 @@ class ServedModel:
         if self.context and len(ids) >= self.context:
             raise Refusal(problem("chat-too-long", tokens=len(ids), context=self.context, voice=self.name))
         return ids
+
+    def image_inputs(self, messages: Sequence[dict[str, Any]], ids: list[int]) -> Callable[[], dict[str, Any]] | None:
+        """What makes the arguments of the forward pass for the images of a prompt with these tokens; None if it has no
+        image. Calling it raises Refusal for an image that cannot be decoded."""
+        sources = [image for message in messages for image in message.get("images", ())]
+        images = self.images
+        if not sources or isinstance(images, Problem):
+            return None
+
+        def made() -> dict[str, Any]:
+            pixels = images.pixels([[decode(source) for source in sources]])
+            return pixels | images.token_types(torch.tensor([ids]))
+
+        return made
 
     def begun(self, call: str | None) -> CallPrefix:
         """The beginning of an answer that has to be a `call` of the tool with that name, or of any tool if it is "".
@@ -112,10 +131,13 @@ def load_served_model(
     if not tokenizer.chat_template:
         raise Refusal(problem("chat-no-template", model=name))
     template = tokenizer.get_chat_template()
-    conversations = ConversationEncoder(tokenizer)
+    base = folder if not adapter else model.name_or_path
+    images = image_tokens_or_problem(base, tokenizer, remote_code=spec.model.trust_remote_code)
+    conversations = ConversationEncoder(tokenizer, images=images)
     unthinking = None
     if THINKING_SWITCH in template:
-        unthinking = ConversationEncoder(tokenizer, f"{{%- set {THINKING_SWITCH} = false -%}}{template}")
+        without_thoughts = f"{{%- set {THINKING_SWITCH} = false -%}}{template}"
+        unthinking = ConversationEncoder(tokenizer, without_thoughts, images=images)
     if (Path(folder) / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)
     else:
@@ -132,4 +154,5 @@ def load_served_model(
         config=config,
         stop_token_ids=frozenset([*known, *turns]),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        images=images,
     )

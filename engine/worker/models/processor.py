@@ -4,6 +4,7 @@ require packages that are not needed here. Does not import torch.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def load_image_tokens(path: str, tokenizer: PreTrainedTokenizerFast, *, remote_c
     if not has_image_processor(Path(path)):
         raise Refusal(problem("model-without-images", "model.model_name_or_path"))
     try:
-        processor = _processor(path, tokenizer, remote_code)
+        # A copy: tokenizing with padding leaves padding switched on in the tokenizer.
+        processor = _processor(path, copy.deepcopy(tokenizer), remote_code)
     except Exception as error:  # a folder can make transformers raise anything
         reason = str(error) or type(error).__name__
         raise Refusal(problem("images-not-processed", processor=Path(path).name, reason=reason)) from error

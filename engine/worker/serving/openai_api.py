@@ -41,6 +41,7 @@ from engine.worker.generation.sampling import Sampling
 from engine.worker.serving.openai_responses import ChatCompletion
 from engine.worker.serving.schemas import ChatCompletionRequest, ScoreRequest
 from engine.worker.serving.server_state import ServerState
+from engine.worker.serving.vllm import VllmGenerator
 
 MAX_WAITING_ANSWERS = 128  # answers in progress or waiting; further requests are rejected as "busy"
 IDLE_SECONDS_WITHOUT_STUDIO = 60.0
@@ -57,6 +58,8 @@ def _answer(state: ServerState, chat_request: ChatCompletionRequest, on_piece: C
         raise Refusal(problem("chat-unknown-voice", given=chat_request.model, known=", ".join(state.models)))
     if state.generator.waiting() >= MAX_WAITING_ANSWERS:
         raise Refusal(problem("chat-busy", waiting=MAX_WAITING_ANSWERS))
+    if isinstance(state.generator, VllmGenerator) and any("images" in message for message in chat_request.messages):
+        raise Refusal(problem("vllm-no-images"))
     begun = model.begun(chat_request.call).prompt
     prompt = model.prompt(chat_request.messages, chat_request.usable_tools, chat_request.thinking, begun)
     room = model.context - len(prompt) if model.context else 2**31
@@ -71,7 +74,16 @@ def _answer(state: ServerState, chat_request: ChatCompletionRequest, on_piece: C
         detokenizer=Detokenizer(model.backend_tokenizer, chat_request.stop),
         on_piece=on_piece,
         logprobs=chat_request.top_logprobs if chat_request.logprobs else None,
+        image_inputs=_decoded(model.image_inputs(chat_request.messages, prompt)),
     )
+
+
+def _decoded(image_inputs: Callable[[], dict[str, Any]] | None) -> Callable[[], dict[str, Any]] | None:
+    """The same, decoded now, in the thread of the request. Raises Refusal for an image that cannot be decoded."""
+    if image_inputs is None:
+        return None
+    made = image_inputs()
+    return lambda: made
 
 
 async def _pieces(state: ServerState, chat_request: ChatCompletionRequest) -> AsyncGenerator[tuple[Answer, Piece]]:

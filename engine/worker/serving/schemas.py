@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from engine.data.images import IMAGE_MARK, ImageSource, image_in_url
 from engine.spec.generation_settings import GenerationSettings
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -24,22 +25,41 @@ ROLES = ("system", "user", "assistant", "tool")
 
 def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates expect it: its text in one piece, the arguments of its calls as objects."""
-    content = message.get("content")
+    content, images = message.get("content"), []
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            raise ValueError("only parts of type text can be read")
-        content = "".join(str(part.get("text", "")) for part in content)
+        content, images = _joined_parts(content)
+        if images and message.get("role") != "user":
+            raise ValueError("only messages of the user can have images")
     if not isinstance(content, str | None):
         raise ValueError("the content of a message is text")
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:
         raise ValueError(f"the role {role!r} is none of {', '.join(ROLES)}")
-    plain = {**message, "role": role, "content": content or ""}
+    plain = {key: value for key, value in message.items() if key != "images"}
+    plain |= {"role": role, "content": content or ""} | ({"images": images} if images else {})
     tool_calls = message.get("tool_calls") or []
     if not isinstance(tool_calls, list) or not all(isinstance(call, dict) for call in tool_calls):
         raise ValueError("tool_calls is a list of objects")
     calls = [{**call, "function": _parse_arguments(call)} for call in tool_calls]
     return plain | ({"tool_calls": calls} if calls else {})
+
+
+def _joined_parts(parts: list[Any]) -> tuple[str, list[ImageSource]]:
+    """The text of the parts of a content, with IMAGE_MARK for each image, and the images. Raises Refusal for an image
+    that cannot be used."""
+    text, images = "", []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            text += str(part.get("text", "")).replace(IMAGE_MARK, "")
+        elif kind in ("image_url", "input_image"):
+            reference = part.get("image_url")
+            url = reference.get("url") if isinstance(reference, dict) else reference
+            images.append(image_in_url(str(url)))
+            text += IMAGE_MARK
+        else:
+            raise ValueError("only parts of type text and image_url can be read")
+    return text, images
 
 
 def _parse_arguments(call: dict[str, Any]) -> dict[str, Any]:

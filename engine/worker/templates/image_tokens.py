@@ -5,7 +5,8 @@ checked on the first rows. Pixels are not needed for that, since a processor wri
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -28,6 +29,7 @@ class ImageTokens:
         self.token: str = getattr(processor, "image_token", None) or ""
         self.expansions: dict[Size, str] = {}
         self.left_to_prove = ROWS_PROVED
+        self.lock = threading.Lock()  # a processor's tokenizer is no good for several threads
         if not self.token:
             raise _unfit(processor, "no image_token")
         made = self._process([Image.new("RGB", PROBE_SIZE)], self.token)
@@ -88,16 +90,24 @@ class ImageTokens:
     def pixels(self, images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         """The image arguments of the forward pass for several conversations, as tensors."""
         texts = [self.token * len(own) for own in images]
-        made = self.processor(images=[list(own) for own in images], text=texts, return_tensors="pt", padding=True)
+        with self.lock:
+            made = self.processor(images=[list(own) for own in images], text=texts, return_tensors="pt", padding=True)
         return {key: value for key, value in made.items() if key not in (*TEXT_KEYS, *self.type_keys)}
 
     def _process(self, images: list[Image.Image], text: str) -> Any:
         try:
-            return self.processor(
-                images=images, text=[text], add_special_tokens=False, return_text_replacement_offsets=True
-            )
+            with self.lock:
+                return self.processor(
+                    images=images, text=[text], add_special_tokens=False, return_text_replacement_offsets=True
+                )
         except Exception as error:  # a processor may reject an image in any way: because it is too flat, for example
             raise _unfit(self.processor, str(error) or type(error).__name__) from error
+
+
+def placed_inputs(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Arguments of a forward pass on the model's device, pixels in its precision."""
+    placed = {name: value.to(model.device) for name, value in inputs.items()}
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in placed.items()}
 
 
 def _unfit(processor: Any, reason: str) -> Refusal:
