@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from engine.core.problems import say
+from engine.data import browse
 from engine.data.images import image_in_file
 from engine.launch.workspace import Workplace
 from engine.preflight.checks import preflight_problems
@@ -21,7 +26,8 @@ from tests.image_training import FAMILIES, IMAGES
 from tests.preloaded import run_python
 from tests.served import client_of, serving
 from tests.test_images import marked, picture
-from webui.data_tab import tokens_html
+from tests.test_row_spellings import dataset
+from webui.data_tab import rows_html, tokens_html
 from webui.words import Words
 
 
@@ -123,6 +129,21 @@ def test_tokens_of_an_image_are_shown_as_one() -> None:
     assert html.count("&lt;image&gt;") == 1
     assert "× 64" in html
     assert html.count('title="6"') == 6
+
+
+def test_a_row_is_shown_with_small_pictures_of_its_images(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (400, 100), (250, 0, 0))
+    Image.effect_noise((400, 100), 90).save(tmp_path / "b.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:2000])
+    shown = browse.page(dataset(tmp_path, marked("<image>What?", "a.png"), marked("<image>What?", "b.png")), 1, 10)
+    html = rows_html.page(shown, Words("en"))
+    assert "&lt;image&gt;What?" in html
+    assert "a.png · 400 × 100" in html
+    assert "b.png · 400 × 100" in html
+    (url,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)  # of the other only its header is whole
+    with Image.open(io.BytesIO(base64.b64decode(url))) as small:
+        assert small.size == (96, 24)
+        assert small.getpixel((50, 10))[0] > 200
 
 
 def test_an_image_is_looked_at_once_until_its_file_changes(tmp_path: Path) -> None:

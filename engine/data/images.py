@@ -121,7 +121,9 @@ def _seen(stream: Any, size: int, name: str) -> Size | Problem:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if frames > 1:
                 return problem("row-image-animated", image=name, frames=frames)
-            turned = image.getexif().get(ORIENTATION_TAG) in TURNED
+            # Where a PNG has none, Pillow would decode all of it to look for some at its end.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            turned = exif.get(ORIENTATION_TAG) in TURNED
             return (height, width) if turned else (width, height)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return _too_many_pixels(name, "?")

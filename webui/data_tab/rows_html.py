@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from engine.data.browse import BrowsedRow
-from engine.data.images import IMAGE_MARK, ImageSource
+from engine.data.images import IMAGE_MARK
 from engine.data.row_images import TEXT_MARK
 from webui import notices
+from webui.thumbnails import thumbnail
 from webui.words import Words
 
 CHARACTERS_UNFOLDED = 700  # of one text; the rest of a longer one is folded
@@ -63,8 +63,8 @@ def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> st
 def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str, weight: float = 1.0) -> str:
     content = turn["content"].replace(IMAGE_MARK, TEXT_MARK) if turn.get("images") else turn["content"]
     body = _folded(content, text) if content else ""
-    for image in turn.get("images", ()):
-        body += f"<code>{escape(image_label(image))}</code>"
+    if images := turn.get("images"):
+        body += f'<p class="pictures">{"".join(map(thumbnail, images))}</p>'
     if reasoning := turn.get("reasoning_content"):
         body = f'<div class="thought">{_folded(reasoning, text)}</div>{body}'
     for call in turn.get("tool_calls", ()):
@@ -75,11 +75,6 @@ def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str, weight: f
     if weight != 1:
         name += f" <em>{escape(words('turn-weight', weight=f'{weight:g}') if weight else words('turn-untrained'))}</em>"
     return f'<div class="speech {escape(role)}"><span>{name}</span><div class="said">{body}</div></div>'
-
-
-def image_label(image: ImageSource) -> str:
-    """Name and size of an image."""
-    return f"{Path(image.path).name or '—'} · {image.width} × {image.height}"
 
 
 def _folded(content: str, text: str) -> str:

@@ -1,0 +1,41 @@
+"""Small pictures of the images of rows, as data URLs in the page: no address serves files of the data folder."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from engine.data.images import FORMATS, ImageSource
+
+SIDE = 96  # pixels of the longer side
+
+
+def thumbnail(image: ImageSource) -> str:
+    """The image as HTML, with its name and size; only these if it cannot be decoded."""
+    label = f"{Path(image.path).name or '—'} · {image.width} × {image.height}"
+    url = _url(image) if image.content is None else _drawn(image)
+    picture = f'<img class="thumbnail" src="{url}" alt="">' if url else ""
+    return f'<span class="picture">{picture}<small>{escape(label)}</small></span>'
+
+
+@lru_cache(maxsize=2048)
+def _url(image: ImageSource) -> str:
+    return _drawn(image)
+
+
+def _drawn(image: ImageSource) -> str:
+    try:
+        with Image.open(image.path or io.BytesIO(image.content or b""), formats=FORMATS) as opened:
+            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
+            turned = ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception:  # whatever a broken file makes a decoder raise; the check of the rows says so
+        return ""
+    turned.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    turned.save(stream, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
