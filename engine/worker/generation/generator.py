@@ -146,6 +146,7 @@ class Batch:
         prompt = torch.tensor([answer.prompt], device=self.model.device)
         mask = torch.ones_like(prompt)
         shift = torch.zeros_like(prompt[:, 0])
+        cache: DynamicCache | None
         if answer.image_inputs:
             logits, cache, shift = self._read_images(prompt, mask, answer.image_inputs())
         else:
@@ -209,7 +210,8 @@ class Batch:
         )  # fmt: skip
         if not any(map(_holds_state, cache.layers)):
             raise ValueError("the model keeps nothing of what it has read, so it cannot go on behind an image")
-        shifts = [part.rope_deltas for part in self.model.modules() if hasattr(part, "rope_deltas")]
+        parts: Iterator[Any] = self.model.modules()
+        shifts = [part.rope_deltas for part in parts if hasattr(part, "rope_deltas")]
         shift = shifts[0].view(-1).clone() if shifts else torch.zeros_like(prompt[:, 0])
         return read.logits[:, -1].float(), cache, shift
 

@@ -131,7 +131,7 @@ def load_served_model(
     if not tokenizer.chat_template:
         raise Refusal(problem("chat-no-template", model=name))
     template = tokenizer.get_chat_template()
-    base = folder if not adapter else model.name_or_path
+    base = str(model.name_or_path) if adapter else folder
     images = image_tokens_or_problem(base, tokenizer, remote_code=spec.model.trust_remote_code)
     conversations = ConversationEncoder(tokenizer, images=images)
     unthinking = None

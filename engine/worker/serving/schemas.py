@@ -25,7 +25,8 @@ ROLES = ("system", "user", "assistant", "tool")
 
 def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates expect it: its text in one piece, the arguments of its calls as objects."""
-    content, images = message.get("content"), []
+    content = message.get("content")
+    images: list[ImageSource] = []
     if isinstance(content, list):
         content, images = _joined_parts(content)
         if images and message.get("role") != "user":
