@@ -31,9 +31,9 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.core.problems import Problem, problem
 from engine.worker.generation.detokenizer import Detokenizer
+from engine.worker.generation.image_prompts import read_with_images
 from engine.worker.generation.sampling import Sampling, choose_token
 from engine.worker.models.embeddings import fit_vocabulary
-from engine.worker.templates.image_tokens import placed_inputs
 
 MAX_BATCH_SIZE = 16  # answers in one batch: each needs memory for keys and values of all its tokens
 TOKENS_PER_TURN = 4  # tokens that a batch generates before another batch has its turn
@@ -148,7 +148,11 @@ class Batch:
         shift = torch.zeros_like(prompt[:, 0])
         cache: DynamicCache | None
         if answer.image_inputs:
-            logits, cache, shift = self._read_images(prompt, mask, answer.image_inputs())
+            cache = DynamicCache(config=self.model.config)
+            inputs = answer.image_inputs() | self.without_loss
+            logits, shift = read_with_images(self.model, prompt, mask, cache, inputs)
+            if not any(map(_holds_state, cache.layers)):
+                raise ValueError("the model keeps nothing of what it has read, so it cannot go on behind an image")
         else:
             logits, cache = self._read_prompt(prompt, mask)
         [token] = self._write([answer], logits)
@@ -198,22 +202,6 @@ class Batch:
             if any(map(_holds_state, cache.layers)):
                 return logits, cache
         return self._read(prompt, mask, None), None
-
-    def _read_images(self, prompt: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, DynamicCache, Tensor]:
-        """As `_read_prompt`, with the images of the prompt; and by how much the positions behind it are shifted."""
-        cache = DynamicCache(config=self.model.config)
-        placed = placed_inputs(inputs, self.model)
-        # Positions of image tokens are the model's own affair.
-        read = self.model(
-            input_ids=prompt, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1,
-            **self.without_loss, **placed,
-        )  # fmt: skip
-        if not any(map(_holds_state, cache.layers)):
-            raise ValueError("the model keeps nothing of what it has read, so it cannot go on behind an image")
-        parts: Iterator[Any] = self.model.modules()
-        shifts = [part.rope_deltas for part in parts if hasattr(part, "rope_deltas")]
-        shift = shifts[0].view(-1).clone() if shifts else torch.zeros_like(prompt[:, 0])
-        return read.logits[:, -1].float(), cache, shift
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
         """The logits (B, V) after the last of `ids` (B, t), in fp32."""
