@@ -25,8 +25,8 @@ from engine.data.datasets import examples, find
 from engine.worker.data.examples import Encoder
 from engine.worker.evaluation.questions import Question
 from engine.worker.evaluation.respond import LoadedModels
+from engine.worker.generation.answer import Answer
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer
 from engine.worker.generation.sampling import Sampling
 from engine.worker.models.processor import load_image_tokens
 from engine.worker.models.tokenizer import load_tokenizer

@@ -26,8 +26,8 @@ from engine.export.export_spec import ExportSpec
 from engine.spec.run_spec import RunSpec
 from engine.worker.evaluation.respond import LoadedModels
 from engine.worker.export import export
+from engine.worker.generation.answer import Answer
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer
 from engine.worker.generation.sampling import Sampling
 from engine.worker.models.loading import load_model, save_weights
 from engine.worker.models.tokenizer import load_tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.worker.generation.generator import Piece
+from engine.worker.generation.answer import Piece
 from engine.worker.generation.served_models import CallPrefix
 from engine.worker.serving.openai_responses import ChatCompletion
 from engine.worker.serving.schemas import ChatCompletionRequest

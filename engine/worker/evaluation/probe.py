@@ -32,8 +32,9 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORE_INDEX, Example
 from engine.worker.data.images_column import IMAGES_COLUMN
 from engine.worker.evaluation.respond import losses
+from engine.worker.generation.answer import Answer, Piece
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer, Batch, Piece
+from engine.worker.generation.generator import Batch
 from engine.worker.generation.sampling import Sampling
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.templates.conversations import end_of_turn_ids

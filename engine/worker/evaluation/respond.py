@@ -22,8 +22,9 @@ from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORE_INDEX, Encoder, Example
 from engine.worker.evaluation.questions import Question
+from engine.worker.generation.answer import Answer, Piece
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer, Generator, Piece
+from engine.worker.generation.generator import Generator
 from engine.worker.generation.sampling import Sampling
 from engine.worker.generation.served_models import ServedModel, load_served_model
 from engine.worker.models.loading import DTYPES, load_base, precision

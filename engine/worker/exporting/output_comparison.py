@@ -20,8 +20,9 @@ from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import RunSpec
 from engine.worker.exporting.base_model import Sources
+from engine.worker.generation.answer import Answer
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer, Batch
+from engine.worker.generation.generator import Batch
 from engine.worker.generation.sampling import Sampling
 from engine.worker.generation.served_models import load_served_model
 from engine.worker.models.reward_model import score_conversations

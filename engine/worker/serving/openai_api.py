@@ -35,8 +35,8 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, is_locked, write_json
 from engine.core.sockets import KEEP_ALIVE_SECONDS
 from engine.data.row_files import half_character
+from engine.worker.generation.answer import Answer, Piece
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer, Piece
 from engine.worker.generation.sampling import Sampling
 from engine.worker.serving.openai_responses import ChatCompletion
 from engine.worker.serving.schemas import ChatCompletionRequest, ScoreRequest

@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from engine.core.problems import Problem
-from engine.worker.generation.generator import Answer, Piece, TokenLogprob
+from engine.worker.generation.answer import Answer, Piece, TokenLogprob
 from engine.worker.generation.served_models import ServedModel
 from engine.worker.serving.schemas import ChatCompletionRequest
 from engine.worker.templates.response_template import ResponseReader

@@ -13,7 +13,8 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir
 from engine.launch.workspace import is_inside
 from engine.spec.run_spec import RunSpec
-from engine.worker.generation.generator import Answer, Generator
+from engine.worker.generation.answer import Answer
+from engine.worker.generation.generator import Generator
 from engine.worker.generation.served_models import ServedModel, load_served_model
 from engine.worker.models.loading import DTYPES, load_base, precision
 from engine.worker.models.reward_model import load_reward_model, score_conversations

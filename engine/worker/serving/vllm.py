@@ -34,7 +34,7 @@ from engine.core.rundir import RunDir
 from engine.core.sockets import listen
 from engine.serving import vllm
 from engine.spec.run_spec import RunSpec
-from engine.worker.generation.generator import Answer, TokenLogprob
+from engine.worker.generation.answer import Answer, TokenLogprob
 from engine.worker.models.loading import precision
 
 PR_SET_PDEATHSIG = 1
