@@ -37,6 +37,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return made_once(tmp_path_factory, "packed", "tests.packed_models", str(tiny))
 
 
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "quantized", "tests.quantized_models")
+
+
 @pytest.fixture
 def root(packed: Path, tmp_path: Path) -> Path:
     """A model folder of this test's own."""
@@ -122,6 +127,21 @@ def test_pickled_weights_are_the_same_as_safetensors(root: Path, tiny: Path, tmp
     assert (tensors(folder), content(folder)) == (tensors(tiny), content(tiny))
     assert json.loads((folder / "tokenizer.json").read_text()) == json.loads((tiny / "tokenizer.json").read_text())
     assert inspect_model(folder).has_chat_template
+
+
+@pytest.mark.slow
+def test_quantized_weights_are_dequantized_once_for_a_training_that_quantizes_them_otherwise(
+    quantized: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(quantized / "mxfp4", root / "oss")
+    folder = converted(root, "oss", tmp_path / "job")
+    assert folder == root / "oss-dequantized"
+    assert model_problems(folder, [root]) == []
+    model = inspect_model(folder)
+    assert (model.quantized, model.dtype) == (None, "bfloat16")
+    assert tensors(folder) == tensors(quantized / "mxfp4-plain")
+    assert convertible(str(folder), [root]) is None
 
 
 @pytest.mark.slow

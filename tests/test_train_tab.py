@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import gradio as gr
 import pytest
 
 from engine.core.problems import problem
+from engine.core.rundir import write_json
+from engine.data import data_jobs
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs.plan import start_from
@@ -83,6 +86,41 @@ class Tab:
 @pytest.fixture
 def tab(place: Workplace) -> Tab:
     return Tab(place)
+
+
+def test_a_model_that_has_to_be_converted_is_offered_for_it_and_the_result_is_chosen(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "packed"
+    folder.mkdir(parents=True)
+    (folder / "packed.Q4_K.gguf").touch()
+    place = replace(place, models=(*place.models, folder.parent))
+    tab = Tab(place)
+    button = tab.settings.conversion.button
+    spec = tab.built_with
+    assert tab.summary.of_spec(spec)[button]["visible"] is False
+    offered = tab.summary.of_spec(spec.change("model.model_name_or_path", str(folder)))[button]
+    assert (offered["visible"], offered["value"]) == (True, ENGLISH("convert-gguf"))
+
+    job = data_jobs.DataJob(place.saves / data_jobs.JOBS_FOLDER / "convert-1")
+    job.path.mkdir(parents=True)
+    started: list[Any] = []
+    monkeypatch.setattr(data_jobs, "start", lambda *asked: started.append(asked) or job)
+    conversion = tab.settings.conversion
+    answer = conversion.start(str(folder))
+    assert answer[conversion.job_id] == "convert-1"
+    target = str(folder.parent / "packed-safetensors")
+    paths = {"file": str(folder / "packed.Q4_K.gguf"), "target": target}
+    assert started == [(place.saves, "convert", paths)]
+    write_json(job.path / "request.json", {"given": paths})
+    write_json(job.path / "result.json", {"folder": target, "made": True})
+    done = conversion.watch("convert-1")
+    assert (done[tab.control(MODEL)], done[conversion.timer].active) == (target, False)
+    (job.path / "result.json").unlink()
+    write_json(job.path / "error.json", [{"code": "convert-gguf", "field": "", "values": {"file": "f", "why": "w"}}])
+    assert "transformers" in conversion.watch("convert-1")[conversion.message]
+    refused = conversion.start(str(tmp_path))  # outside of the model folders
+    assert refused.keys() == {conversion.message}
 
 
 def test_the_form_shows_a_spec_and_reads_back_as_that_spec(tab: Tab) -> None:

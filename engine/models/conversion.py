@@ -1,4 +1,5 @@
-"""Models that are converted once before they can be trained: GGUF files, and weights in pickle files.
+"""Models that are converted once before they can be trained: GGUF files, and weights in pickle files; or quantized
+weights, before they are quantized otherwise.
 
 What there is to convert at a path, and where the result goes: a folder of safetensors beside it. A child does it, with
 limits (`engine.worker.models.convert`), as a job (`engine.data.data_jobs`). Here nothing is opened.
@@ -7,28 +8,33 @@ limits (`engine.worker.models.convert`), as a job (`engine.data.data_jobs`). Her
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.core.problems import Refusal, problem
 from engine.models.discovery import allowed_roots, hub_cache, is_below, locate
+from engine.models.facts import inspect_model
 from engine.models.json_objects import files_in
+from engine.models.quantized_weights import DEQUANTIZED
 from engine.models.safetensors_headers import NOT_WEIGHTS, PICKLE_SUFFIXES, gguf_files, names_in_line
 
 MODEL_FIELD = "model.model_name_or_path"
+CONFIG = "config.json"
 INDEX = "pytorch_model.bin.index.json"  # where pickled weights are in several files
 
 
 class Convertible(NamedTuple):
-    """`file` has the weights, or is the index of several files that have; `target` is the folder of the result."""
+    """`file` has the weights, or is the index of several files that have, or the config.json of quantized ones;
+    `target` is the folder of the result."""
 
     file: Path
     target: Path
 
     @property
     def kind(self) -> str:
-        return "gguf" if self.file.suffix == ".gguf" else "pickle"
+        return "gguf" if self.file.suffix == ".gguf" else "quantized" if self.file.name == CONFIG else "pickle"
 
 
 def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
@@ -41,8 +47,11 @@ def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
         return Convertible(place, _target(place.stem, place.parent, roots)) if place.suffix == ".gguf" else None
     names = [name for name, _ in files_in(place)]
     if any(name.endswith(".safetensors") for name in names):
-        return None
-    files = gguf_files(place) or (_pickled_files(names) if "config.json" in names else [])
+        quantized = inspect_model(place).quantized in DEQUANTIZED and CONFIG in names
+        return (
+            Convertible(place / CONFIG, _target(place.name, place.parent, roots, "-dequantized")) if quantized else None
+        )
+    files = gguf_files(place) or (_pickled_files(names) if CONFIG in names else [])
     if len(files) > 1:
         raise Refusal(problem("convert-choose", MODEL_FIELD, folder=place, files=names_in_line(files, 12)))
     return Convertible(place / files[0], _target(place.name, place.parent, roots)) if files else None
@@ -54,9 +63,10 @@ def _pickled_files(names: Sequence[str]) -> list[str]:
     return usual[:1] or others
 
 
-def _target(name: str, parent: Path, roots: Sequence[Path]) -> Path:
+def _target(name: str, parent: Path, roots: Sequence[Path], suffix: str = "-safetensors") -> Path:
     """Beside what is converted; in the first model folder where that would not be found there."""
-    name = f"{name}-safetensors"
+    cached = re.fullmatch(r"models--[^/]+?--([^/]+)", parent.parent.name)  # a hub's model in its cache
+    name = f"{cached[1] if cached else name}{suffix}"
     real = [os.path.realpath(root) for root in roots]
     beside = is_below(parent, real) and not is_below(parent, [os.path.realpath(hub_cache())])
     return parent / name if beside or not roots else roots[0] / name

@@ -116,7 +116,7 @@ def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """Settings that are incompatible with weights quantized on disk."""
     chosen, how = spec.model.quantization.kind, model.quantized
     if how in DEQUANTIZED and chosen != "none":
-        return [problem("dequantized-not-again", "model.quantization", how=how, kind=chosen)]
+        return [problem("dequantized-not-again", "model.quantization", how=how, kind=chosen, path=model.path)]
     if how != "bitsandbytes":
         return []
     problems, kind = [], model.stored_kind

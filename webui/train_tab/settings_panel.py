@@ -29,6 +29,7 @@ from webui.form.settings import (
 )
 from webui.panels import Updates
 from webui.train_tab.choices import dataset_choices, local_model, models_and_results, result_choices
+from webui.train_tab.conversion_panel import ConversionPanel
 from webui.train_tab.model_html import QUANTIZATION
 from webui.train_tab.panel import Context, Panel
 
@@ -42,6 +43,7 @@ class SettingsPanel(Panel):
     def __init__(self, context: Context, spec: RunSpec):
         super().__init__(context)
         self.form = Form(context.words, spec)
+        self.conversion = ConversionPanel(context)
 
     def layout(self) -> None:
         self._layout_of_essentials()
@@ -63,6 +65,8 @@ class SettingsPanel(Panel):
                         self.form.place(path)
                         if path in (MODEL, QUANTIZATION):
                             lines[path] = gr.HTML(elem_classes="facts")
+                        if path == MODEL:
+                            self.conversion.layout()
         self.model_facts, self.packages = lines[MODEL], lines[QUANTIZATION]
 
     def _layout_of_others(self) -> None:
@@ -84,6 +88,7 @@ class SettingsPanel(Panel):
         model: Any = self.form.controls[MODEL]
         named = [self.form.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)]
         model.change(self.list_modules, model, named, trigger_mode="always_last", **QUIET)
+        self.conversion.wire(model)
 
     @property
     def inputs(self) -> list[Block]:

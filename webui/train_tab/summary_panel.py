@@ -66,7 +66,7 @@ class SummaryPanel(Panel):
     @property
     def outputs(self) -> list[Block]:
         """The components that change with the values of the form."""
-        facts = [self.settings.model_facts, self.settings.packages]
+        facts = [self.settings.model_facts, self.settings.packages, self.settings.conversion.button]
         return [*facts, self.plan, self.marks, self.command, self.yaml, self.trial_timer]
 
     @property
@@ -97,7 +97,7 @@ class SummaryPanel(Panel):
             self.command: notices.code("command-text", plan.shell, words),
             self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
             self.trial_timer: gr.Timer(active=plan.unusable is None),
-        }
+        } | self.settings.conversion.offer(spec.model.model_name_or_path)
 
     def submit(self, request: gr.Request, *held: Any) -> Updates:
         spec, problems = self.settings.read(held)

@@ -1,4 +1,4 @@
-"""Convert a GGUF file, or pickled weights, to a folder of safetensors: python -m engine.worker.models.convert FOLDER
+"""Convert GGUF, pickled or quantized weights to plain safetensors: python -m engine.worker.models.convert FOLDER
 
 A job (engine.data.data_jobs) whose process may take only so much memory, time and disk. Pickles are opened as weights
 alone: whatever else one holds is refused before it does anything. What was written is loaded once more before it gets
@@ -15,7 +15,7 @@ import resource
 import shutil
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import write_json
 from engine.data.data_jobs import ReportProgress, job_process
 from engine.models.checks import model_problems
-from engine.models.conversion import INDEX, MODEL_FIELD
+from engine.models.conversion import INDEX, MODEL_FIELD, Convertible
+from engine.models.facts import inspect_model
+from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import silence_warnings
 
 MAX_SECONDS = 6 * 3600  # of processor time
@@ -41,13 +43,13 @@ def convert(file: Path, target: Path, report: ReportProgress) -> dict[str, Any]:
     """Write the model of `file` into the folder `target`, unless it is there already. Raises Refusal."""
     if not model_problems(target, [target.parent], scorer=True):
         return {"folder": str(target), "made": False}
-    count = _gguf_weights(file) if file.suffix == ".gguf" else _pickled_bytes(file) // 2
-    _limit(file, count)
+    kind = Convertible(file, target).kind
+    _limit(file, WEIGHTS_OF[kind](file))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         report(0, 3, "steps")
-        model, tokenizer = (_read_gguf if file.suffix == ".gguf" else _read_pickled)(file)
+        model, tokenizer = READERS_OF[kind](file)
         report(1, 3, "steps")
         model.save_pretrained(partial)
         if tokenizer:
@@ -175,6 +177,17 @@ def _read_pickled(file: Path) -> tuple[Any, Any]:
     return model, None
 
 
+def _read_quantized(file: Path) -> tuple[Any, Any]:
+    """The dequantized model, in the type of its configuration, or bf16."""
+    import torch
+
+    from engine.worker.models.loading import load_base
+
+    dtype = getattr(torch, inspect_model(file.parent).dtype, torch.bfloat16)
+    spec = RunSpec.read({"model": {"model_name_or_path": str(file.parent)}})
+    return load_base(spec, str(file.parent), dtype), None
+
+
 def _weights_in(file: Path) -> dict[str, Any]:
     """The tensors of one pickle by name. Raises Refusal where it holds anything that is no weight."""
     import torch
@@ -193,6 +206,18 @@ def _weights_in(file: Path) -> dict[str, Any]:
     tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
     prefix = "module." if tensors and all(name.startswith("module.") for name in tensors) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+WEIGHTS_OF: dict[str, Callable[[Path], int]] = {
+    "gguf": _gguf_weights,
+    "pickle": lambda file: _pickled_bytes(file) // 2,
+    "quantized": lambda file: inspect_model(file.parent).parameters or 0,
+}  # how many weights there are, by kind
+READERS_OF: dict[str, Callable[[Path], tuple[Any, Any]]] = {
+    "gguf": _read_gguf,
+    "pickle": _read_pickled,
+    "quantized": _read_quantized,
+}  # the model, and its tokenizer where that is not in files of its own
 
 
 def _refuse_missing(names: set[str], file: Path) -> None:
@@ -224,7 +249,7 @@ def _copy_others(file: Path, folder: Path) -> None:
     it, only what is for people."""
     patterns = OTHER_FILES if file.suffix != ".gguf" else FILES_FOR_PEOPLE
     for source in sorted({path for pattern in patterns for path in file.parent.glob(pattern)}):
-        if source.is_file() and source.name != INDEX and not (folder / source.name).exists():
+        if source.is_file() and not source.name.endswith(".index.json") and not (folder / source.name).exists():
             shutil.copyfile(source, folder / source.name)
 
 

@@ -1,0 +1,79 @@
+"""The button that converts the chosen model once, where it cannot be trained as it is: GGUF, pickled or quantized."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal, problem
+from engine.data import data_jobs
+from engine.models.conversion import Convertible, convertible
+from webui import notices
+from webui.events import QUIET
+from webui.panels import Updates, hidden_value, refusal_as_message
+from webui.train_tab.panel import Context, Panel
+
+POLL_SECONDS = 1
+
+
+class ConversionPanel(Panel):
+    """`layout` stands below the model; job and timer are built with the panel, outside of what may be hidden."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.job_id = hidden_value()
+        self.timer = gr.Timer(POLL_SECONDS, active=False)
+
+    def layout(self) -> None:
+        self.button = gr.Button(self.words("convert-gguf"), size="sm", visible=False, elem_id="convert")
+        self.progress = gr.HTML(elem_classes="facts")
+
+    def wire(self, model: Any) -> None:
+        """`model` is the control of the model, which the result is put into."""
+        self.model = model
+        outputs: list[Block] = [self.message, self.job_id, self.timer, self.progress]
+        self.button.click(self.start, model, outputs, **QUIET)
+        self.timer.tick(self.watch, self.job_id, [self.message, self.timer, self.progress, model], **QUIET)
+
+    def offer(self, name_or_path: str) -> Updates:
+        """The button, where the chosen model can be converted."""
+        source = self._source(name_or_path)
+        label = self.words(f"convert-{source.kind}") if source else ""
+        return {self.button: gr.update(visible=True, value=label) if source else gr.update(visible=False)}
+
+    def _source(self, name_or_path: str) -> Convertible | None:
+        try:
+            return convertible(name_or_path or "", self.workplace.model_roots)
+        except Refusal:  # several files: the problems of the spec say so
+            return None
+
+    @refusal_as_message
+    def start(self, name_or_path: str) -> Updates:
+        """Start the conversion in a child, and watch it. Raises Refusal."""
+        source = convertible(name_or_path or "", self.workplace.model_roots)
+        if source is None:
+            roots = ", ".join(map(str, self.workplace.model_roots))
+            raise Refusal(problem("convert-nothing", given=name_or_path or "", roots=roots))
+        paths = {"file": str(source.file), "target": str(source.target)}
+        job = data_jobs.start(self.workplace.saves, "convert", paths)
+        return {self.job_id: job.id, self.timer: gr.Timer(active=True), self.progress: self._working({})}
+
+    def watch(self, job_id: str) -> Updates:
+        """How far the conversion is; its result as the chosen model when it is done."""
+        job = data_jobs.get(self.workplace.saves, job_id)
+        if job is not None and job.state == "working":
+            return {self.progress: self._working(job.progress)}
+        ended: Updates = {self.timer: gr.Timer(active=False), self.progress: ""}
+        if job is None:
+            return ended
+        if job.state == "failed":
+            return ended | {self.message: notices.refused(job.problems, self.words)}
+        folder = job.result["folder"]
+        return ended | {self.model: folder, self.message: notices.toast(self.words("converted", folder=folder))}
+
+    def _working(self, progress: Any) -> str:
+        text = self.words("converting", done=progress.get("done", 0) + 1, total=progress.get("total") or 3)
+        return f'<p class="quiet" role="status">{escape(text)}</p>'
