@@ -24,7 +24,10 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.discovery import SMOLLM2
 from engine.runs import supervisor
 from engine.spec.run_spec import RunSpec
+from tests.forked import forked, not_forked
 from tests.preloaded import run_python
+
+__all__ = ["forked", "not_forked"]
 
 # Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,105 +1,241 @@
-"""Python programs of the tests, each in a process of its own, that find torch imported already.
+"""Python programs of the tests, each in a process of its own, that find the libraries imported already.
 
-`python -m tests.preloaded` imports torch and the libraries on top of it, which takes some 3 s of processor time, and
-then forks a process for every program that is asked for on its standard input. It imports nothing of ours: a program
-that works something out by hand must not meet what our code may have done to a library. Nothing is computed before
-the fork, so no random state, no thread and no weight goes from one program to another.
+Importing torch and what is built on it takes some 3 s of processor time, most of what the training of a tiny model
+costs. A forking process (`serve`) does it once, and forks a process for each program that is asked for on its socket.
+Nothing is computed before the fork, so that no random state, thread or weight passes from one program to another.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import functools
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = (
     "torch", "pandas", "datasets", "accelerate", "peft", "transformers.trainer",
     "transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2",
 )  # fmt: skip
+REAL_POPEN = subprocess.Popen
+ROOM_BYTES = 1 << 15  # of an argument and a variable of a forking process, which its children write over
 
 
 def run_python(*words: object, input: str = "", timeout_s: int = 500) -> str:
     """What `python WORDS…` prints, with the environment of this process; words[0] is -c or -m.
 
-    Raises AssertionError with the end of its output if it fails, or is not done in time.
+    None of our modules has been imported: a program that works out by hand what ours should do must not meet what they
+    may have done to a library. Raises AssertionError with the end of its output if it fails or takes too long.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder, name) for name in ("stdin", "stdout", "stderr")}
-        files["stdin"].write_text(input, encoding="utf-8")
-        job = {
-            "words": [str(word) for word in words],
-            "files": {name: str(file) for name, file in files.items()},
-            "environment": dict(os.environ),
-            "timeout_s": timeout_s,
-        }
-        parent = _forking_process()
-        print(json.dumps(job), file=parent.stdin, flush=True)
-        code = parent.stdout.readline().strip()
-        told, wrong = (files[name].read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
-    assert code == "0", f"exit code {code}\n{told[-3000:]}{wrong[-3000:]}"
-    return told
+    with ForkedProcess(
+        [sys.executable, *map(str, words)],
+        forking_process("tests.preloaded"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            printed, errors = process.communicate(input, timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed, errors = process.communicate()
+    assert process.returncode == 0, f"exit code {process.returncode}\n{printed[-3000:]}{errors[-3000:]}"
+    return printed
 
 
 @functools.cache
-def _forking_process() -> subprocess.Popen[str]:
-    """It ends when this process does, whose end closes its standard input."""
-    words = [sys.executable, "-m", "tests.preloaded"]
-    return subprocess.Popen(words, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def forking_process(module: str) -> Path:
+    """The socket of a forking process `python -m MODULE`, started when it is first asked for. It ends with this
+    process, whose end closes its standard input."""
+    address = Path(tempfile.mkdtemp(prefix="forking-")) / "socket"
+    process = REAL_POPEN(
+        [sys.executable, "-m", module, str(address), "x" * ROOM_BYTES],
+        cwd=PROJECT,
+        env=os.environ | {"ROOM": "x" * ROOM_BYTES},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ready\n", f"{module} could not be started"
+    return address
 
 
-def main() -> None:
+class ForkedProcess(subprocess.Popen):  # type: ignore[type-arg]
+    """A `subprocess.Popen` of [python, words…] whose process is forked: same pipes, signals, session and exit code."""
+
+    def __init__(self, args: Sequence[str], address: Path, **options: Any):
+        self._address = address
+        super().__init__(args, **options)
+
+    def _execute_child(self, *values: Any) -> None:
+        names = list(inspect.signature(REAL_POPEN._execute_child).parameters)[1:]
+        how = dict(zip(names, values, strict=True))
+        ends = how["p2cread"], how["c2pwrite"], how["errwrite"]
+        job = {
+            "words": [os.fspath(word) for word in how["args"]],
+            "environment": dict(os.environ if how["env"] is None else how["env"]),
+            "folder": os.fspath(how["cwd"] or os.getcwd()),
+            "new_session": how["start_new_session"],
+        }
+        self._channel = socket.socket(socket.AF_UNIX)
+        self._channel.connect(str(self._address))
+        descriptors = [own if end == -1 else end for own, end in enumerate(ends)]
+        socket.send_fds(self._channel, [b"\n"], [*descriptors, *how["pass_fds"]])
+        self._channel.sendall(json.dumps(job).encode() + b"\n")
+        self._answers = self._channel.makefile("rb")
+        self.pid = int(self._answers.readline())
+        self._child_created = True
+        self._close_pipe_fds(*(how[name] for name in names if name in PIPE_ENDS))
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if wait_flags == os.WNOHANG and not select.select([self._channel], [], [], 0)[0]:
+            return 0, 0
+        return self.pid, int(self._answers.readline())
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if self.returncode is None and self._waitpid_lock.acquire(False):
+            try:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid:
+                    self._handle_exitstatus(status)
+            finally:
+                self._waitpid_lock.release()
+        return self.returncode
+
+
+PIPE_ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+
+
+# ------------------------------------------------------------------------------------------------ the forking process
+
+
+def serve(libraries: Iterable[str]) -> None:
+    """Import the libraries, then fork a process for each program that is asked for, until standard input ends."""
     gc.disable()
-    for name in LIBRARIES:
+    for name in libraries:
         importlib.import_module(name)
     gc.freeze()  # no child has to look through it
     gc.enable()
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _run(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    # The threads of OpenBLAS and of pyarrow are not Python's; both libraries see to them at a fork.
+    assert threading.active_count() == 1, "a library has started a thread, which a child would not have"
+    _rooms()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the programs
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(sys.argv[1])
+        listener.listen()
+        os.write(1, b"ready\n")
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            channel, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _start_and_wait(channel)
+            channel.close()
 
 
-def _run(words: list[str], files: dict[str, str], environment: dict[str, str], timeout_s: int) -> None:
-    """Run the program in this process, and end it."""
-    signal.alarm(timeout_s)
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        os.dup2(os.open(files[name], os.O_RDWR | os.O_CREAT, 0o600), number)
-    os.environ.clear()
-    os.environ.update(environment)
+def _start_and_wait(channel: socket.socket) -> NoReturn:
+    """Fork a program as the other end of the channel says, and tell it the pid, and at its end the status."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _, descriptors, _, _ = socket.recv_fds(channel, 1, 64)
+        job = json.loads(channel.makefile("rb").readline())
+        pid = os.fork()
+        if pid == 0:
+            channel.close()
+            _become(job, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        channel.sendall(f"{pid}\n".encode())
+        _, status = os.waitpid(pid, 0)
+        with contextlib.suppress(OSError):  # nobody wants to know any more
+            channel.sendall(f"{status}\n".encode())
+    finally:
+        os._exit(0)
+
+
+def _become(job: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
+    """Run a program with what it would have of the process that asked for it."""
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, descriptor in enumerate(descriptors[:3]):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        if job["new_session"]:
+            os.setsid()
+        os.chdir(job["folder"])
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        variables = [f"{name}={value}" for name, value in job["environment"].items()]
+        for address, lines in zip(_rooms(), (job["words"], variables), strict=True):
+            text = b"".join(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)[: ROOM_BYTES - 1]
+            ctypes.memmove(address, text.ljust(ROOM_BYTES, b"\0"), ROOM_BYTES)
+        sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
+        sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="surrogateescape", closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        _run_to_its_end([word for word in job["words"][1:] if word != "-u"])
+    finally:
+        os._exit(1)  # and never go on as the process that it was forked from
+
+
+@functools.cache
+def _rooms() -> tuple[int, int]:
+    """Where in the memory of this process /proc/PID/cmdline and /proc/PID/environ are read: see proc(5)."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    arguments, end_of_arguments, variables, end = map(int, fields[45:49])  # fields 48 to 51
+    assert end_of_arguments - arguments > ROOM_BYTES
+    assert end - variables > ROOM_BYTES
+    return arguments, variables
+
+
+def _run_to_its_end(words: Sequence[str]) -> NoReturn:
+    """Do in this process what `python WORDS…` does."""
     code: Any = 0
     try:
         _run_program(*words)
     except SystemExit as exit:
         code = exit.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does at its end
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code if isinstance(code, int) else 1)
 
 
-def _run_program(kind: str, program: str, *arguments: str) -> None:
-    sys.argv = ["-c", *arguments]
-    if kind == "-m":
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+def _run_program(first: str, *others: str) -> None:
+    if first == "-m":
+        sys.argv = list(others)
+        sys.modules.pop(others[0], None)  # it may be among the libraries, and is to run as the main module now
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *others[1:]]
+        exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+        sys.argv = [first, *others]
+        runpy.run_path(first, run_name="__main__")
 
 
 if __name__ == "__main__":
-    main()
+    serve(LIBRARIES)

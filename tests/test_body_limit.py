@@ -19,6 +19,8 @@ from tests.conftest import start_studio
 from webui import body_limit
 from webui.body_limit import MAX_BODY_BYTES, UPLOAD_PATH, BodyLimit
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CHUNK = b"x" * (1 << 20)
 
 

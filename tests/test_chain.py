@@ -14,6 +14,8 @@ from engine.runs.progress import curves
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def add_pairs(data: Path) -> None:
     """Pairs that can be told apart by their first word."""

@@ -14,6 +14,8 @@ from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_the_names_of_a_runs_files_do_not_change() -> None:
     run = RunDir(Path("/x"))

@@ -24,6 +24,8 @@ from tests.past_runs import run_maker
 from webui.runs_tab import head_html
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 MB = 1 << 20
 DISK_MB = 64
 

@@ -28,6 +28,8 @@ from engine.runs.results import result_of
 from engine.spec.run_spec import RunSpec
 from tests.conftest import end_runs, engine, short_training, wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def asking(**changes: Any) -> EvaluationSpec:
     spec = EvaluationSpec.read(

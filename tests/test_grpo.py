@@ -22,7 +22,7 @@ from tests.conftest import by_hand, wait_until
 from tests.preloaded import run_python
 from tests.train_many import train_many
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 VOWELS = """
 def reward(prompt, completion, answer):

@@ -15,6 +15,8 @@ from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 NAME = """it's "第二版" $(id); & <b>"""
 
 

@@ -23,6 +23,8 @@ from engine.spec.run_spec import RunSpec
 from tests import stand_in
 from tests.conftest import command_line, wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def run_program(

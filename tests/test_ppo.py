@@ -29,6 +29,8 @@ from tests.conftest import by_hand, wait_until
 from tests.preloaded import run_python
 from tests.train_many import train_many
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 NAN = float("nan")
 
 

@@ -33,6 +33,8 @@ from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.prepare import prepare
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def make_run(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Callable[..., RunDir]:

@@ -19,6 +19,8 @@ from tests.conftest import wait_until
 from webui.data_tab import tokens_html
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(autouse=True)
 def _no_child_is_left() -> Iterator[None]:
@@ -182,6 +184,7 @@ def test_the_child_ends_with_its_parent(look):
     assert child.wait(20) == 0
 
 
+@pytest.mark.usefixtures("not_forked")
 def test_the_child_holds_no_torch(look):
     look("page", "chat")
     maps = Path(f"/proc/{preview_client._child.pid}/maps").read_text()

@@ -29,6 +29,8 @@ from tests.conftest import start_studio, wait_until
 from tests.find_nginx import nginx
 from webui.body_limit import MAX_BODY_BYTES, MULTIPART_BYTES
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CONFIGURATION = (PROJECT / "docs" / "nginx.conf").read_text(encoding="utf-8")
 UVICORN_KEEP_ALIVE_SECONDS = 5  # its own default
 BROWSER = {"Accept": "text/html"}

@@ -16,6 +16,8 @@ from starlette.testclient import TestClient
 from tests.conftest import start_studio
 from webui.same_origin import SameOrigin
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HOME = "http://localhost:7860"
 FETCH = {"Sec-Fetch-Mode": "cors"}
 

@@ -29,7 +29,7 @@ from tests.conftest import by_hand, flags_of, wait_until
 from tests.preloaded import run_python
 from tests.served import client_of, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 BASE, ONE, TWO = "demo_model", "demo_model/lora/one", "demo_model/lora/two"
 QUESTIONS = [
@@ -287,7 +287,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: se
     quantized = folder.with_name("quantized")
     shutil.copytree(folder, quantized)
     (quantized / "spec.yaml").write_text(spec.change("model.quantization", {"kind": "8bit"}).to_yaml())
-    with pytest.raises(Refusal, match="finished after the chat process had started"):
+    with pytest.raises(Refusal, match="started before its run finished"):
         chat_client.score(server, trained.saves, "demo_model/lora/quantized", asked)
     assert text_of(ask(client_of(server), BASE, "Hello!"))
     assert servers.serve_settings(trained, servers.choose(trained, "", [ONE]), "")["quantized"]

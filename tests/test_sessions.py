@@ -16,6 +16,8 @@ from tests.conftest import start_studio
 from webui.login import FREE_TRIES
 from webui.sessions import Sessions
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KEY = b"k" * 32
 DAY = 24 * 3600  # seconds
 

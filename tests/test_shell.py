@@ -25,6 +25,8 @@ from engine.spec.run_spec import RunSpec
 from engine.verbs import _evaluation
 from tests.conftest import engine, flags_of
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Workplace:

@@ -16,7 +16,7 @@ from engine.preflight.model_checks import chosen_model_problems
 from engine.spec.run_spec import RunSpec
 from tests.preloaded import run_python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 STAGES = ("pt", "sft", "dpo", "kto", "orpo", "simpo", "grpo", "ppo", "ppo of gemma3 with its own reward model")
 WRITERS = ("qwen3_vl", "gemma3", "qwen3_moe", "mamba2", "openai-gpt")

@@ -22,6 +22,8 @@ from engine.models.trainable_modules import (
     trainable_parameters,
 )
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HANDMADE = Structure(
     shapes={
         "model.vision_tower.layers.0.q_proj.weight": (8, 8),

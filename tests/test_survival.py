@@ -19,7 +19,7 @@ from engine.runs import progress, queue, runs
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, engine, start_studio, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 
 def fresh(run: runs.Run) -> runs.Run:
@@ -70,6 +70,7 @@ def long_spec(make_spec: Callable[..., RunSpec]) -> Callable[..., RunSpec]:
     return make
 
 
+@pytest.mark.usefixtures("not_forked")
 def test_a_run_survives_kill_nine_of_the_studio(
     workplace: Workplace, long_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_kill_nine_of_the_keeper(workplace: Workplace, make_spec: Callable[..., 
     assert steps_logged(run) == list(range(1, 151))
 
 
+@pytest.mark.usefixtures("not_forked")
 def test_kill_nine_of_the_launcher(workplace: Workplace, long_spec: Callable[..., RunSpec]) -> None:
     run = runs.submit(long_spec(), workplace)
     at_step(run, 3)
@@ -187,6 +189,7 @@ def test_a_torn_checkpoint_is_not_resumed_from(workplace: Workplace, make_spec: 
     assert steps_logged(run) == list(range(1, 10))
 
 
+@pytest.mark.usefixtures("not_forked")
 def test_the_shell_trains_in_the_foreground(
     workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import engine
 from tests.served import client_of, serving
 from tests.test_response_template import QWEN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 TEMPLATE = (
     "{%- for tool in tools or [] %}{{- '<|im_start|>system\\n' ~ tool.function.name ~ '<|im_end|>\\n' }}{% endfor %}"

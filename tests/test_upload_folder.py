@@ -18,6 +18,8 @@ from engine.data.upload_folder import remove_old_uploads
 from engine.launch.workspace import Workplace
 from tests.conftest import start_studio, wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Put = Callable[..., Path]
 DAY = 24 * 3600  # seconds
 

@@ -25,6 +25,8 @@ from engine.spec.run_spec import RunSpec
 from tests.conftest import by_hand, wait_until
 from tests.past_runs import past_run
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CPU = {"device": "cpu"}
 
 

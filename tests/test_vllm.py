@@ -32,6 +32,8 @@ from tests.conftest import flags_of, wait_until
 from tests.served import client_of, serving
 from tests.test_serve import BASE, ON_AND_ON, ONE, QUESTIONS, TWO, ask, said
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, demo_results: Path) -> Workplace:

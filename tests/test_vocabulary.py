@@ -27,6 +27,8 @@ from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from tests.train_many import lay_out, train_many
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 ADDED = ("<|rise|>", "<|fall|>", "<|calm|>")
 ROWS, FIRST = 800, 800  # of the tiny model's embeddings, and the first id beyond them
 

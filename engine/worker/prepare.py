@@ -232,7 +232,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     # A tokenizer needs no torch, and without it transformers loads in half the time.
-    sys.modules["torch"] = None  # type: ignore[assignment]  # as if it were not installed
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # as if it were not installed
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     # A stop arrives as SIGTERM: what is half prepared is deleted, and its processes end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from engine.core import users
@@ -18,6 +19,8 @@ from engine.launch.workspace import Workplace
 from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside, click_until_told, insist
 from tests.conftest import start_studio, wait_until
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 RUN = "demo_model/lora/one"
 

@@ -18,6 +18,8 @@ from engine.runs.runs import Run
 from tests.browser.conftest import Outside
 from tests.past_runs import falling, past_run
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 OpenPage = Callable[..., Page]
 
 

@@ -15,6 +15,8 @@ from engine.launch.workspace import Workplace
 from tests.browser.conftest import Outside
 from tests.test_uploads import several_sheets
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 OpenPage = Callable[..., Page]
 HOSTILE = '<img src=x onerror=alert(1)> it\'s "мой" 数据'
 ROWS = [{"question": f"What comes after {n}?", "answer": f"{n + 1}."} for n in range(60)] + [

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 from engine.launch.workspace import Workplace
 from tests.browser.conftest import studio_on
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_the_page_greys_out_what_does_not_work_says_why_and_lets_lora_start(
     workplace: Workplace,

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from engine.launch.workspace import Workplace
 from tests.browser.conftest import Outside, click_until_told
 from tests.conftest import start_studio
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 RUN = "demo_model/lora/one"
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from engine.core.rundir import RunDir, write_json, write_text
@@ -16,6 +17,8 @@ from engine.runs import runs
 from engine.runs.runs import Run
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def test_a_run_is_exported_compared_and_picked_in_the_form(

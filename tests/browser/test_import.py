@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Outside, click_until_told
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 TRAINING = """CUDA_VISIBLE_DEVICES=0 llamafactory-cli train \\
   --stage sft --model_name_or_path demo_model --dataset alpaca_translate_zh --finetuning_type lora \\

@@ -19,6 +19,8 @@ from tests.browser.conftest import Outside
 from tests.conftest import end_runs, start_studio, wait_until
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 OpenPage = Callable[..., Page]
 
 

@@ -1,0 +1,112 @@
+"""Our own programs, forked from a process that has the libraries imported, for tests that look at what they do.
+
+They are the real programs in real processes, with the command line, environment, pipes, locks and signals that they
+always have; they only do not import everything anew. Tests of how processes start, what they import and what an
+installation lacks start them as the product does, and so is everything started that may quantize.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.rundir import read_json
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
+from engine.launch.command import OFFLINE_VARIABLES
+from engine.runs import kinds
+from engine.worker.evaluate import may_use_quantized
+from engine.worker.runtime import optional_packages
+from tests.preloaded import LIBRARIES, PROJECT, REAL_POPEN, ForkedProcess, forking_process, serve
+
+OUR_MODULES = (
+    "trl", "accelerate.commands.launch", "uvicorn", "webui.studio.application", "webui.login", "engine.verbs",
+    "engine.worker.training.callbacks", "engine.worker.training.result", "engine.worker.training.trainers",
+    "engine.worker.models.loading", "engine.worker.data.examples", "engine.worker.serving.openai_api",
+    "engine.worker.serving.server_state", "engine.runs.supervisor",
+)  # fmt: skip
+LIGHT_PROGRAMS = (
+    "app.py", "engine", "engine.runs.supervisor", "engine.worker.prepare", "engine.worker.data.preview",
+    "engine.worker.models.skeleton",
+)  # fmt: skip
+# Programs that may need bitsandbytes, by the file in their folder that says so.
+HEAVY_PROGRAMS = {
+    "engine.worker.launch": "spec.yaml",
+    "engine.worker.train": "spec.yaml",
+    "engine.worker.evaluate": "spec.yaml",
+    "engine.worker.export": "spec.yaml",
+    "engine.worker.serve": "serve.json",
+}
+_address: Path | None = None  # of the forking process; set where the programs are to be forked
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
+    """Programs that this module starts are forked, and those that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in OFFLINE_VARIABLES.items():
+            patch.setenv(name, value)  # read when the libraries are imported
+        address = forking_process("tests.forked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "_address", address)
+        patch.setattr(subprocess, "Popen", Popen)
+        yield
+
+
+@pytest.fixture
+def not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of this test start as ever, in a module whose others are forked."""
+    monkeypatch.setattr(subprocess, "Popen", REAL_POPEN)
+
+
+class Popen(REAL_POPEN):  # type: ignore[type-arg]
+    """`subprocess.Popen` that forks our own programs."""
+
+    def __new__(cls, args: Any, *positional: Any, **options: Any) -> Any:
+        if not positional and _address and is_forked(args, options):
+            return ForkedProcess(args, _address, **options)
+        return super().__new__(cls)
+
+
+def is_forked(args: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a command is one of our programs, wants no other modules than are here, and quantizes nothing."""
+    words = [os.fspath(word) for word in args if word != "-u"] if isinstance(args, Sequence) else []
+    if words[:1] != [sys.executable] or options.get("shell") or options.get("preexec_fn"):
+        return False
+    paths = (os.environ if options.get("env") is None else options["env"]).get("PYTHONPATH", "").split(os.pathsep)
+    program = words[2] if words[1] == "-m" else words[1]
+    if set(paths) - {"", str(PROJECT)} or Path(options.get("cwd") or os.getcwd()) != PROJECT:
+        return False
+    return program in LIGHT_PROGRAMS or (program in HEAVY_PROGRAMS and not _may_quantize(Path(words[-1]), program))
+
+
+def _may_quantize(folder: Path, program: str) -> bool:
+    file = folder / HEAVY_PROGRAMS[program]
+    if file.suffix == ".json":
+        return bool(read_json(file)["quantized"])
+    spec = kinds.read(file.read_text(encoding="utf-8"))
+    if isinstance(spec, EvaluationSpec):
+        return may_use_quantized(spec)
+    if isinstance(spec, ExportSpec):
+        return spec.quantize != "none" or optional_packages.quantized(spec.model)
+    return optional_packages.trains_quantized(spec)
+
+
+def main() -> None:
+    """Serve as the process that programs are forked from."""
+    global _address
+    _address = Path(sys.argv[1])
+    optional_packages.hide_unused_packages(quantizes=False)
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False"}
+    subprocess.Popen = Popen  # type: ignore[misc]
+    serve([*LIBRARIES, *OUR_MODULES])
+
+
+if __name__ == "__main__":
+    main()
