@@ -10,9 +10,11 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from engine.core.problems import Refusal
 from engine.data.datasets import count_rows, find
+from engine.data.images import decode, image_in_file, image_in_url
 from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.serving import conversation_tree, servers
@@ -73,7 +75,7 @@ class Tab:
             )
             self.question, self.settings = QuestionPanel(context), SettingsPanel(context)
             self.api = ApiPanel(context)
-            self.model = ModelPanel(context, self.settings, self.api)
+            self.model = ModelPanel(context, self.settings, self.api, self.question)
             self.conversation = ConversationPanel(context, self.question)
             self.history = HistoryPanel(context, self.model, self.conversation)
             self.answers = AnswersPanel(context, self.question, self.conversation, self.model, self.settings)
@@ -95,6 +97,7 @@ class Tab:
         held |= dict(zip(self.model.inputs, selection, strict=True))
         held |= {
             self.question.prompt: question,
+            self.question.images: None,
             self.question.is_tool_result: True,
             self.current.component: {},
         }
@@ -236,6 +239,59 @@ def test_a_question_is_answered_by_the_base_and_the_run(tab: Tab, server: StandI
     assert (request["request_id"], request["thinking"]) == ("session of ada", True)
     for updates in (begun, ended):
         assert updates.keys() <= set(tab.answers.outputs)
+
+
+def test_a_question_is_asked_with_its_images(tab: Tab, server: StandInServer, tmp_path: Path) -> None:
+    Image.new("RGB", (1536, 512), (250, 0, 0)).save(tmp_path / "a.png")
+    values = tab.values(ModelSelection(tab.plain, []), "What is it?")
+    values[tab.question.images] = [str(tmp_path / "a.png")]
+    begun, *live, ended = tab.answers.ask(values, ADA)
+    assert begun[tab.question.images] is None
+    assert all("data:image" not in updates[tab.answers.live] for updates in live)
+    assert "1 image" in live[-1][tab.answers.live]
+    assert '<img class="thumbnail" src="data:image/jpeg' in ended[tab.conversation.turns]
+    ((image, text),) = [message["content"] for message in server.posted("/v1/chat/completions")[0]["messages"]]
+    assert text == {"type": "text", "text": "What is it?"}
+    seen = image_in_url(image["image_url"]["url"])
+    assert seen.size == (768, 256)
+    assert decode(seen).getpixel((9, 9))[0] > 240
+
+    values[tab.current.component] = ended[tab.current.component]
+    *_, again = tab.answers.ask_again(values, ADA)
+    assert tab.read(again).turns[1].images == tab.read(ended).turns[0].images
+    kept, selected = ended[tab.current.component], (tab.plain, [], "transformers")
+    edited = tab.conversation.click(click(do="edit", turn="0"), ADA, kept, *selected)
+    (file,) = edited[tab.question.images]["value"]
+    assert image_in_file(Path(file)).size == (768, 256)
+    rated = tab.conversation.click(click(do="up", turn="0", voice="plain"), ADA, kept, *selected)
+    assert "cannot be rated" in rated[tab.context.message]
+    (row,) = map(json.loads, conversation_tree.jsonl(tab.read(ended)).splitlines())
+    assert row["messages"][0]["content"] == [image, text]
+
+
+def test_an_image_that_cannot_be_read_is_refused_and_the_question_stays(tab: Tab, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    values = tab.values(ModelSelection(tab.plain, []), "What is it?")
+    for files, reason in (([str(tmp_path / "a.png")], "format"), ([str(tmp_path / "a.png")] * 9, "9 images")):
+        values[tab.question.images] = files
+        [updates] = tab.answers.ask(values, ADA)
+        assert reason in updates[tab.context.message]
+        assert updates.keys() == {tab.context.message}
+
+
+def test_images_are_offered_to_models_that_read_them(tab: Tab) -> None:
+    assert tab.model.show(tab.plain, [], "transformers")[tab.question.images]["visible"] is False
+    Path(tab.plain, "preprocessor_config.json").write_text('{"image_processor_type": "Qwen2VLImageProcessor"}')
+    assert tab.model.show(tab.plain, [], "transformers")[tab.question.images]["visible"] is True
+    assert tab.model.show(tab.plain, [], "vllm")[tab.question.images]["visible"] is False
+
+
+def test_only_images_of_its_own_come_back_from_a_browser() -> None:
+    own = Conversation((Turn("?", images=("data:image/jpeg;base64,AAAA",)),), 0)
+    assert conversation_tree.read(conversation_tree.as_plain(own)) == own
+    for url in ('data:image/jpeg;base64,AA" onerror="', "https://example.org/a.png"):
+        foreign = conversation_tree.as_plain(Conversation((Turn("?", images=(url,)),), 0))
+        assert conversation_tree.read(foreign) == Conversation()
 
 
 def test_the_next_question_is_asked_with_what_came_before_it_if_it_is_remembered(

@@ -18,6 +18,7 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import append_lines
 from engine.data import dataset_info_edits
 from engine.data.datasets import read_dataset_info
+from engine.serving.attachments import OWN_URL
 from engine.serving.chat_client import Answer, ToolCall
 
 RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data sets that receive ratings
@@ -71,10 +72,14 @@ class Turn:
     role: Literal["user", "tool"] = "user"
     tools: Tools = ()
     after: int = -1
+    images: tuple[str, ...] = ()  # data URLs
 
     @property
     def message(self) -> Message:
-        return {"role": self.role, "content": self.question}
+        if not self.images:
+            return {"role": self.role, "content": self.question}
+        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        return {"role": self.role, "content": [*parts, {"type": "text", "text": self.question}]}
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,8 @@ def read(stored: Any) -> Conversation:
         *((turn.after, place) for place, turn in enumerate(conversation.turns)),
         (conversation.tip, len(conversation.turns)),
     ]
-    return conversation if all(-1 <= place < end for place, end in places) else Conversation()
+    own = all(OWN_URL.fullmatch(url) for turn in conversation.turns for url in turn.images)
+    return conversation if own and all(-1 <= place < end for place, end in places) else Conversation()
 
 
 def as_plain(conversation: Conversation) -> dict[str, Any]:
@@ -257,6 +263,7 @@ def _tools(turn: Turn) -> dict[str, Any]:
 def rate(data_dir: Path, conversation: Conversation, place: int, model: str, up: bool) -> Conversation:
     """Append an answer as good or bad, as a row for KTO; returns the conversation with the mark. Raises Refusal."""
     reply = _ratable_reply(conversation, place, model)
+    _check_no_images(conversation, place)
     if reply.rating:
         return conversation  # a row that has been written stays written
     exchange = [*prompt(conversation, model, place), reply.message]
@@ -272,6 +279,7 @@ def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -
     Raises Refusal if there is no different answer to the same conversation.
     """
     reply, turn = _ratable_reply(conversation, place, model), conversation.turns[place]
+    _check_no_images(conversation, place)
     if any(answer.preferred for answer in turn.said.values()):
         return conversation
     question = prompt(conversation, model, place)
@@ -298,6 +306,12 @@ def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -
     columns = {name: name for name in ("messages", "chosen", "rejected", "tools")}
     _append(data_dir, PREFERENCES_DATASET, rows, {"formatting": "openai", "ranking": True, "columns": columns})
     return _with_marks(conversation, place, model, preferred=True)
+
+
+def _check_no_images(conversation: Conversation, place: int) -> None:
+    """Raises Refusal for an answer behind an image: the stages that learn from ratings do not read images yet."""
+    if any(turn.images for turn in conversation.turns_on_path(place)):
+        raise Refusal(problem("rating-images"))
 
 
 def _ratable_reply(conversation: Conversation, place: int, model: str) -> Reply:

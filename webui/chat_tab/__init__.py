@@ -64,7 +64,7 @@ def build(
     timer = gr.Timer(SERVER_POLL_SECONDS, active=False)
 
     question, settings, api = QuestionPanel(context), SettingsPanel(context), ApiPanel(context)
-    model, conversation = ModelPanel(context, settings, api), ConversationPanel(context, question)
+    model, conversation = ModelPanel(context, settings, api, question), ConversationPanel(context, question)
     history = HistoryPanel(context, model, conversation)
     answers = AnswersPanel(context, question, conversation, model, settings)
 

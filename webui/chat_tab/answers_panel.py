@@ -13,6 +13,7 @@ from gradio.blocks import Block
 
 from engine.core.problems import Problem, Refusal
 from engine.serving import chat_client, conversation_tree, servers
+from engine.serving.attachments import attached_images
 from engine.serving.chat_client import Answer
 from engine.serving.conversation_tree import Conversation
 from engine.serving.servers import Server
@@ -67,6 +68,7 @@ class AnswersPanel(Panel):
         inputs = {
             self.current.component,
             question.prompt,
+            question.images,
             question.is_tool_result,
             *self.model.inputs,
             *self.settings.inputs,
@@ -82,6 +84,7 @@ class AnswersPanel(Panel):
             self.current.component,
             self.live,
             self.question.prompt,
+            self.question.images,
             self.question.send,
             self.question.stop,
             *self.conversation.outputs,
@@ -94,7 +97,12 @@ class AnswersPanel(Panel):
         """Ask the question in the box."""
         conversation = self.current.read(values[self.current.component], request)
         is_tool_result = bool(values[self.question.is_tool_result])
-        question = typed_question(conversation, values[self.question.prompt] or "", is_tool_result)
+        try:
+            images = attached_images(values[self.question.images] or ())
+        except Refusal as refusal:
+            yield {self.message: notices.refused(refusal.problems, self.words)}
+            return
+        question = typed_question(conversation, values[self.question.prompt] or "", is_tool_result, images)
         yield from self._ask(question, values, request)
 
     def ask_again(self, values: Mapping[Block, Any], request: gr.Request) -> Iterator[Updates]:
@@ -160,6 +168,7 @@ class AnswersPanel(Panel):
         return {
             self.message: "",
             self.question.prompt: "",
+            self.question.images: None,
             self.live: turns_html.waiting_turn(exchange.turn, waiting, self.words),
             **self.current.saved(exchange.stored, exchange.request, asked_so_far),
             **self.conversation.show(exchange.before, exchange.selection, answering=True),
@@ -185,4 +194,4 @@ class AnswersPanel(Panel):
         """Restore the conversation, and put the question back into the box."""
         conversation = self.current.read(exchange.stored, exchange.request)
         ended = self._ended(exchange, conversation, problems, server)
-        return {**ended, self.question.prompt: exchange.turn.question}
+        return {**ended, **self.question.put_back(exchange.turn)}

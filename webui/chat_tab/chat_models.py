@@ -16,6 +16,7 @@ from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
 from engine.models.discovery import identity
 from engine.models.facts import chat_template
+from engine.models.processor_files import has_image_processor
 from engine.runs import recent, results
 from engine.runs.results import Result
 from engine.runs.runs import Run
@@ -146,6 +147,10 @@ class ChatModels:
             *(result.folder for result in self.selected_adapters(selection)),
         ]
         return any(variable in (chat_template(folder) or ("", ""))[1] for folder in folders)
+
+    def reads_images(self, selection: ModelSelection) -> bool:
+        """Whether the base has an image processor, and the engine takes images."""
+        return selection.engine == ENGINES[0] and has_image_processor(Path(selection.base or "none"))
 
     def command(self, selection: ModelSelection) -> str:
         """The shell command that serves the same models to other programs."""

@@ -58,7 +58,8 @@ class ConversationPanel(Panel):
         kept = [self.current.component, *model.inputs]
         shown = [self.current.component, *self.outputs]
         self.question.clear.click(self.clear, kept, shown, **QUIET)
-        self.turns.select(self.click, kept, [self.message, self.question.prompt, *shown], **QUIET)
+        changed = [self.message, self.question.prompt, self.question.images, *shown]
+        self.turns.select(self.click, kept, changed, **QUIET)
 
     @property
     def outputs(self) -> list[Block]:
@@ -88,7 +89,7 @@ class ConversationPanel(Panel):
             raise Refusal(problem("rating-unknown"))
         match click.action:
             case "edit":
-                return conversation.before(place), {self.question.prompt: conversation.turns[place].question}
+                return conversation.before(place), self.question.put_back(conversation.turns[place])
             case "go":
                 return conversation.to_newest_tip(place), {}
             case "better":

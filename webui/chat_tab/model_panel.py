@@ -18,6 +18,7 @@ from webui.chat_tab import server_html
 from webui.chat_tab.api_panel import ApiPanel
 from webui.chat_tab.chat_models import MAX_ADAPTERS_ASKED, ModelSelection
 from webui.chat_tab.panel import Context, Panel
+from webui.chat_tab.question_panel import QuestionPanel
 from webui.chat_tab.settings_panel import SettingsPanel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
@@ -25,11 +26,11 @@ from webui.pickers import picker
 
 
 class ModelPanel(Panel):
-    """The panels `settings` and `api` depend on the selected models."""
+    """The panels `settings`, `api` and `question` depend on the selected models."""
 
-    def __init__(self, context: Context, settings: SettingsPanel, api: ApiPanel):
+    def __init__(self, context: Context, settings: SettingsPanel, api: ApiPanel, question: QuestionPanel):
         super().__init__(context)
-        self.settings, self.api = settings, api
+        self.settings, self.api, self.question = settings, api, question
 
     def layout(self) -> None:
         words = self.words
@@ -89,7 +90,7 @@ class ModelPanel(Panel):
     @property
     def outputs(self) -> list[Block]:
         """The components that depend on the selection or on the list of models."""
-        return [self.base, self.adapters, *self.settings.outputs, *self.api.outputs]
+        return [self.base, self.adapters, *self.settings.outputs, *self.api.outputs, self.question.images]
 
     @property
     def memory_outputs(self) -> list[Block]:
@@ -110,6 +111,7 @@ class ModelPanel(Panel):
             self.adapters: picker(runs, run_ids, self.words("chat-adapters-help"), self.words),
             **self.settings.for_models(selection),
             **self.api.for_models(selection._replace(run_ids=run_ids)),
+            **self.question.for_models(self.models.reads_images(selection)),
         }
 
     def choose_adapters(self, *selected: Any) -> Updates:

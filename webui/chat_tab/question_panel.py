@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import gradio as gr
 from gradio.blocks import Block
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
-from engine.serving.conversation_tree import Conversation
+from engine.serving.attachments import MAX_SIDE, image_bytes
+from engine.serving.conversation_tree import Conversation, Turn
 from webui.chat_tab import turns_html
 from webui.chat_tab.panel import Panel
 from webui.chat_tab.questions import called_tool_last
 from webui.panels import Updates
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+UPLOADS = str(get_upload_folder())  # where gradio keeps what was uploaded
 
 
 class QuestionPanel(Panel):
@@ -26,6 +32,14 @@ class QuestionPanel(Panel):
                 max_lines=10,
                 elem_id="prompt",
                 label=words("chat-prompt"),
+            )
+            self.images = gr.File(
+                file_count="multiple",
+                file_types=list(IMAGE_SUFFIXES),
+                label=f"{words('chat-images')} · {words('chat-images-help', side=MAX_SIDE)}",
+                height=110,
+                visible=False,
+                elem_id="chat-images",
             )
             self.is_tool_result = gr.Checkbox(True, label=words("chat-result"), visible=False, elem_id="chat-result")
             with gr.Row(elem_classes="buttons"):
@@ -48,6 +62,15 @@ class QuestionPanel(Panel):
             self.export: turns_html.export_html(conversation, self.words),
             self.is_tool_result: gr.update(visible=called, value=True),
         }
+
+    def for_models(self, reads_images: bool) -> Updates:
+        """Offer to attach images if a selected model reads them."""
+        return {self.images: gr.update(visible=reads_images) if reads_images else gr.update(visible=False, value=None)}
+
+    def put_back(self, turn: Turn) -> Updates:
+        """A question into the box again, with its images."""
+        files = [save_bytes_to_cache(image_bytes(url), "image.jpg", UPLOADS) for url in turn.images]
+        return {self.prompt: turn.question, self.images: gr.update(value=files or None)}
 
     def buttons(self, answering: bool) -> Updates:
         """Show Stop while a question is being answered, else Send."""

@@ -18,6 +18,7 @@ class Question:
     before: Conversation
     text: str
     is_tool_result: bool  # the text is the result of a tool
+    images: tuple[str, ...] = ()  # data URLs
 
     def turn(self, settings: ChatSettings, tools: Tools) -> Turn:
         """The question as a turn without answers."""
@@ -27,12 +28,15 @@ class Question:
             alone=not settings.remember and not self.is_tool_result,
             role="tool" if self.is_tool_result else "user",
             tools=tools,
+            images=() if self.is_tool_result else self.images,
         )
 
 
-def typed_question(conversation: Conversation, text: str, is_tool_result: bool) -> Question:
+def typed_question(
+    conversation: Conversation, text: str, is_tool_result: bool, images: tuple[str, ...] = ()
+) -> Question:
     """The question in the box. It can be the result of a tool only if one was called last."""
-    return Question(conversation, text.strip(), is_tool_result and called_tool_last(conversation))
+    return Question(conversation, text.strip(), is_tool_result and called_tool_last(conversation), images)
 
 
 def repeated_question(conversation: Conversation) -> Question:
@@ -40,7 +44,7 @@ def repeated_question(conversation: Conversation) -> Question:
     if conversation.tip < 0:
         return Question(conversation, "", False)
     last = conversation.turns[conversation.tip]
-    return Question(conversation.without_tip(), last.question, last.role == "tool")
+    return Question(conversation.without_tip(), last.question, last.role == "tool", last.images)
 
 
 def called_tool_last(conversation: Conversation) -> bool:

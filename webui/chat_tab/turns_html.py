@@ -29,7 +29,9 @@ def past_turns(conversation: Conversation, titles: Titles, words: Words, answeri
 def live_turn(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
     """A turn that is being answered."""
     cells = "".join(answer_html.live(answer, titles, words) for answer in answers)
-    return f'<section class="turn">{_question(question, words)}<div class="answers">{cells}</div></section>'
+    # Sent anew with every few tokens, so without its images.
+    asking = _question(question, words, with_images=False)
+    return f'<section class="turn">{asking}<div class="answers">{cells}</div></section>'
 
 
 def waiting_turn(question: Turn, message: str, words: Words) -> str:
@@ -90,11 +92,15 @@ def _branch_buttons(conversation: Conversation, place: int, words: Words) -> str
     )
 
 
-def _question(turn: Turn, words: Words, tools: str = "") -> str:
+def _question(turn: Turn, words: Words, tools: str = "", with_images: bool = True) -> str:
     """A question, or the result of a tool; `tools` is HTML with its buttons."""
+    pictures = "".join(f'<img class="thumbnail" src="{url}" alt="">' for url in turn.images)
+    if turn.images and not with_images:
+        pictures = f"<small>{escape(words('chat-images-count', count=len(turn.images)))}</small>"
+    pictures = f'<p class="pictures">{pictures}</p>' if pictures else ""
     kind = f"<small>{escape(words('chat-tool-said'))}</small>" if turn.role == "tool" else ""
     return (
-        f'<div class="asked"><div class="question {turn.role}">{kind}{escape(turn.question)}</div>'
+        f'<div class="asked"><div class="question {turn.role}">{kind}{pictures}{escape(turn.question)}</div>'
         f'{f"""<div class="tools">{tools}</div>""" if tools else ""}</div>'
     )
 
