@@ -1,1 +1,1 @@
-"""What Athanor promises in numbers, measured: `python -m bench`. See README.md here."""
+"""Benchmarks of Athanor against its targets: `python -m bench`. See README.md in this folder."""

@@ -1,4 +1,4 @@
-"""Prints every figure beside its target and the peer's: `python -m bench`, with `--peer PYTHON` measured now."""
+"""Prints all figures, targets and the peer's figures: `python -m bench`; `--peer PYTHON` measures the peer, too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import compare, pages, prepare, start, tick, validation
 from bench.figures import Figure, table
 from tests.browser.find_chromium import chromium
 
-# Measured once on the machine of RESULTS.md; printed in brackets where the peer is not at hand.
+# Measured earlier on the machine of RESULTS.md; printed in brackets if there is no peer.
 PEER_FIGURES_MEASURED_ONCE = {"ready": "(8.8 s)", "resident": "(631 MB)", "torch": "(yes)", "outside": "(2)"}
 PEER_FIGURES_MEASURED_ONCE |= {"tick_ms": "(12,851 ms)", "peak_mb": "(5,066 MB)"}
 

@@ -1,4 +1,4 @@
-"""Makes a run that looks alive and has logged for weeks: a million points of every curve, a gigabyte of log."""
+"""Creates a run that looks as if it had been logging for weeks: a million points per curve, a gigabyte of log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json, write_text
 from engine.launch.workspace import Workplace
 
-LINES = 1_000_000  # of metrics, each as engine/worker/training/callbacks.py writes it
+LINES = 1_000_000  # of metrics, like those of engine/worker/training/callbacks.py
 LOG_BYTES = 10**9
 SECONDS_PER_STEP = 0.5
 RUN = "bench/lora/weeks"
@@ -71,7 +71,7 @@ class BigRun:
                 file.write(self._line())
 
     def _write_log(self, size: int) -> None:
-        # As a progress bar writes: states of one line that overwrite each other, then a line of numbers.
+        # Like a progress bar: states of one line that overwrite each other, then a line of numbers.
         bar = "".join(
             f"\r {n:3}%|{'█' * (n // 10):10}| {n}/100 [00:{n // 2:02}<00:{50 - n // 2:02}]" for n in range(100)
         )

@@ -1,6 +1,6 @@
-"""What it costs to see ten runs of 100,000 points in one figure, through the very handler that the page calls.
+"""Time to draw ten runs of 100,000 points in one figure, with the handler that the page calls.
 
-Run as a process of its own, `python -m bench.compare FOLDER`, which has read none of the files before.
+Runs as a separate process, `python -m bench.compare FOLDER`, which has not read any of the files before.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ VIEW = ("loss", "step", SMOOTHING, False, "")  # curve, axis, smoothing, scale, 
 
 
 def make(saves: Path) -> None:
-    """The runs, each with six curves of so many points."""
+    """The runs, each with six curves of this many points."""
     for number in range(RUNS):
         BigRun(saves, POINTS, log_bytes=1, id=f"bench/lora/run-{number}").close()
 
 
 def measure(saves: Path) -> dict[str, float]:
-    """Seconds until the figure is there in a fresh process, how much of that is reading, and seconds of the next."""
+    """Seconds until a fresh process has drawn the figure, the share spent on reading, and seconds to draw it again."""
     from engine.runs import compare
 
     draw, trainings = handler(saves, "draw"), compare.training_runs(saves)
@@ -55,8 +55,8 @@ def measure(saves: Path) -> dict[str, float]:
 
 
 def measure_in_processes(saves: Path) -> dict[str, float]:
-    """`measure` in fresh processes: of runs that nobody has ever read, and the
-    medians of a few later ones ("later_")."""
+    """`measure` in fresh processes: with runs that have never been read, and the medians of a few later ones
+    ("later_")."""
     make(saves)
     first, *later = (last_json([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + REPEATS))
     return first | {f"later_{name}": statistics.median(measured[name] for measured in later) for name in first}

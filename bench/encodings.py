@@ -1,8 +1,8 @@
-"""How often the encoding of a short text is detected right: `python -m bench.encodings`, which takes seconds.
+"""How often the encoding of a short text is detected correctly: `python -m bench.encodings`, which takes seconds.
 
-Windows of texts in nine languages, plain and as a table, in each encoding they are written in. chardet as the
-studio uses it, with the share of answers it calls sure and how many of those are wrong, beside charset-normalizer
-and, where it is installed, faust-cchardet. Right means: decoded so, every character is what it was.
+Uses windows of texts in nine languages, plain and as a table, in each of their usual encodings. chardet, as the studio
+uses it, with the share of answers it calls sure and the number of wrong ones among them, is compared with
+charset-normalizer and, if installed, faust-cchardet. Correct means that all characters are decoded correctly.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ TEXTS = {
 
 
 def windows(length: int, draw: random.Random) -> Iterator[tuple[str, str]]:
-    """Texts of that length with the encoding each is written in; those that are ASCII tell nothing and are left out."""
+    """Texts of this length with their encodings; ASCII texts are left out because any encoding fits."""
     for codecs, text in TEXTS.values():
         for codec in codecs:
             for number in range(WINDOWS_PER_TEXT):

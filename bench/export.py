@@ -1,4 +1,4 @@
-"""What a merge needs of memory, beside the model's own bytes: `python -m bench.export [--shape JSON]`.
+"""The memory that a merge needs in addition to the model's own bytes: `python -m bench.export [--shape JSON]`.
 
 A base in bf16 with random weights and an adapter of it are exported by the real engine, in the precision of the base.
 """
@@ -41,7 +41,7 @@ SHARDS = (2.0, 0.2)
 
 
 def make(base: Path, saves: Path, shape: str) -> None:
-    """Base and adapter, each by a child, which gives its memory back when it ends."""
+    """Base and adapter, each created by a child process, which frees its memory when it ends."""
     code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, str(base), shape, "cpu"], cwd=PROJECT, check=True)
     subprocess.run([sys.executable, "-m", "tests.tiny_adapter", str(base), str(saves), "one"], cwd=PROJECT, check=True)
@@ -69,8 +69,8 @@ def measure(shape: str) -> list[Figure]:
 
 
 def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
-    """The finished run, and the most bytes that its processes had for themselves: what is mapped of the weight files
-    counts as resident, too, but is given back whenever anybody needs it."""
+    """The finished run, and the peak of its processes' own memory: mapped weight files also count as resident, but the
+    system reclaims these pages when needed."""
     settings = {"check_prompts": 2, "hardware": {"device": "cpu"}, "shard_gb": shard}
     run, most = (
         runs.submit(new_export_spec(workplace, {"demo_model/lora/one": 1.0}, **settings), workplace),
@@ -83,7 +83,7 @@ def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
 
 
 def anonymous_memory(process: psutil.Process) -> int:
-    """Bytes of memory that no file stands behind; 0 if the process has ended."""
+    """Bytes of memory that are not mapped files; 0 if the process has ended."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
     except OSError:

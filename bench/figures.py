@@ -1,4 +1,4 @@
-"""A measured number beside its target and the peer's, and a table of them."""
+"""A measured number with its target and the peer's figure, and a table of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Figure:
-    """One line of the table. `target` is the most that is allowed; None where nothing is promised."""
+    """One line of the table. `target` is the upper limit; None without one."""
 
     what: str
     value: float | str
@@ -47,7 +47,7 @@ def _digits(value: float) -> int:
 
 
 def table(figures: list[Figure], peer: str) -> str:
-    """The figures as a Markdown table, which is readable in a terminal too."""
+    """The figures as a Markdown table, which is also readable in a terminal."""
     rows = [["what", "measured", "target", "", peer], *(figure.cells() for figure in figures)]
     wide = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) + " |" for row in rows]

@@ -1,7 +1,7 @@
-"""Trains models of the sizes that people train on one NVIDIA card: `python -m bench.gpu [--only WORD]`.
+"""Trains models of common sizes on one NVIDIA GPU: `python -m bench.gpu [--only WORD]`.
 
-Each case goes through the real engine for a few steps: seconds of a step, tokens a second, device memory. The weights
-are random: speed and memory do not depend on what a model knows.
+Each case runs in the real engine for a few steps: seconds per step, tokens per second, device memory. The weights are
+random: speed and memory do not depend on the values.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ STEPS, WARMUP_STEPS, DATA_ROWS, SENTENCES_PER_ROW = (
     4,
     400,
     1200,
-)  # every row is longer than max_length, so that every example is full
+)  # all rows are longer than max_length, so that all examples are full
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training: `batch` examples of `length` tokens a step."""
+    """One run: `batch` examples of `length` tokens per step."""
 
     shape: str
     method: str
@@ -96,7 +96,7 @@ CASES = [
 
 
 def make_model(folder: str, shape: str, device: str) -> None:
-    """Random weights with the demo model's tokenizer. Runs in a child, which gives its memory back when it ends."""
+    """Random weights with the demo model's tokenizer. Runs in a child process, which frees its memory when it ends."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -110,7 +110,7 @@ def make_model(folder: str, shape: str, device: str) -> None:
 
 
 def ensure_model(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
-    """The model of this shape, made if it is not there."""
+    """The model of this shape, created if it does not exist."""
     if not folder.exists():
         code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
         words = [sys.executable, "-c", code, str(folder), json.dumps(shape), device]
@@ -119,7 +119,7 @@ def ensure_model(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
 
 
 def make_data(folder: Path) -> None:
-    """Rows of plain text for pre-training, each cut at max_length."""
+    """Rows of plain text for pre-training, each truncated at max_length."""
     text = " ".join(f"word {n} follows word {n - 1}." for n in range(SENTENCES_PER_ROW))
     write_json(folder / "long.json", [{"text": f"{row} {text}"} for row in range(DATA_ROWS)])
     write_json(folder / "dataset_info.json", {"long": {"file_name": "long.json", "columns": {"prompt": "text"}}})
@@ -153,7 +153,7 @@ def spec_of(case: Case, model: Path, data: Path, device: str) -> RunSpec:
 
 
 def wait_for_end(run: runs.Run, workplace: Workplace) -> tuple[runs.Run, int]:
-    """Wait for the end of the run; with it comes the most device memory that was in use meanwhile."""
+    """Wait for the end of the run; returns it with the peak device memory in use."""
     peak = 0
     while not run.final:
         time.sleep(0.5)
@@ -162,7 +162,7 @@ def wait_for_end(run: runs.Run, workplace: Workplace) -> tuple[runs.Run, int]:
 
 
 def used_memory() -> int:
-    """Bytes in use on the first card, by whomever."""
+    """Bytes in use on the first GPU, by all processes."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
     try:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 2**20
@@ -171,7 +171,7 @@ def used_memory() -> int:
 
 
 def figures(run: RunDir, peak: int) -> list[str]:
-    """The cells of a row, from the logged steps; the first ones warm up and do not count."""
+    """The cells of a row, from the logged steps without the warm-up."""
     counted = [line for line in read_lines(run.metrics) if "loss" in line][WARMUP_STEPS:]
     step = statistics.median(after["time"] - before["time"] for before, after in itertools.pairwise(counted))
     tokens = (counted[-1]["num_tokens"] - counted[0]["num_tokens"]) / (len(counted) - 1)
@@ -180,7 +180,7 @@ def figures(run: RunDir, peak: int) -> list[str]:
 
 
 def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
-    """Make models and data in `folder`, train through the engine, print a table."""
+    """Create models and data in `folder`, train with the engine, print a table."""
     workplace = Workplace(models=(folder,), data=folder / "data", saves=folder / "saves")
     for path in (workplace.data, workplace.saves):
         path.mkdir()

@@ -1,8 +1,8 @@
-"""What many open pages take: how long a tick waits for its answer, and whether the studio's memory levels off.
+"""Response times of a studio with many open pages, and whether its memory stops growing.
 
-`python -m bench.many_clients --minutes 10`. A real studio with dozens of runs, one of which goes on; pages that ask
-what a browser's would (`simulated_page`), some in a real Chromium if asked for; and visitors who open the page, look
-for a few ticks and are gone without a word, some of them to come back in the same session.
+`python -m bench.many_clients --minutes 10`. A real studio with dozens of runs, one of which is running; pages that send
+the requests of a browser (`simulated_page`), some in a real Chromium if requested; and visitors that open the page,
+stay for a few ticks and disconnect without closing, some of which return in the same session.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from engine.launch.workspace import PROJECT
 PAST_RUNS, PAST_LINES = 40, 400
 LIVE_LINES, LIVE_LOG_BYTES, LIVE_STEP_SECONDS = 3_000, 1_000_000, 0.5
 VISIT_SECONDS = 9.0
-SHARE_COMING_BACK = 4  # one visitor in so many comes back in the session that he left
-SETTLED_MINUTES = 3.0  # after which memory should grow no more
+SHARE_COMING_BACK = 4  # one visitor in this many returns in the same session
+SETTLED_MINUTES = 3.0  # after which memory should not grow any more
 RAMP_SECONDS = 10.0  # in which the pages are opened, one after another
 TARGET_P95_SECONDS, TARGET_MB_PER_HOUR = 1.0, 20.0
 
-# What the pages look at, by turns: most have the run open that goes on.
+# The views of the pages, in turn: most have the running run open.
 RUN = "bench/lora/live"
 LOOKS = (
     f"run={RUN}", "tab=runs", f"run={RUN}", f"tab=compare&runs={RUN}&runs=base/lora/run-01", f"run={RUN}", "tab=chat",
@@ -48,11 +48,11 @@ LOOKS = (
 
 @dataclass
 class Answers:
-    """Seconds that ticks took since they were last told of, and over all."""
+    """Durations of ticks in seconds since the last report, and in total."""
 
     recent: list[float] = field(default_factory=list)
     all: list[float] = field(default_factory=list)
-    other: list[float] = field(default_factory=list)  # of events that are no ticks, over all
+    other: list[float] = field(default_factory=list)  # of other events, in total
     failed: int = 0
 
     def note(self, event: str, seconds: float, succeeded: bool) -> None:
@@ -67,7 +67,7 @@ class Answers:
 
 @dataclass
 class Sample:
-    """What the studio is at one moment; memory in MB."""
+    """The state of the studio at one moment; memory in MB."""
 
     at: float  # seconds since all pages were open
     rss: float
@@ -78,7 +78,7 @@ class Sample:
 
 
 def watched_studio(folder: Path, saves: Path) -> tuple[Server, str]:
-    """The studio, and the address at which it tells its counts."""
+    """The studio, and the address of its counts."""
     port, watch = free_port(), free_port()
     command = [sys.executable, "-m", "bench.watched_studio", "--port", str(port), "--saves", str(saves)]
     return Server(command, port, folder, WATCH_PORT=str(watch), PYTHONPATH=str(PROJECT)), f"http://127.0.0.1:{watch}"
@@ -108,7 +108,7 @@ def build_past_runs(saves: Path) -> None:
 
 
 async def go_on(run: BigRun) -> None:
-    """Log a step every now and then, as a trainer does."""
+    """Log a step at regular intervals, as a trainer does."""
     while True:
         await asyncio.sleep(LIVE_STEP_SECONDS)
         run.add()
@@ -120,7 +120,7 @@ async def begin_tracing(watch: str, after_minutes: float) -> None:
 
 
 async def visit(address: str, answers: Answers, per_minute: float) -> None:
-    """Visitors, one after another, as long as the studio is watched."""
+    """Visitors, one after another, as long as the studio is measured."""
     async with asyncio.TaskGroup() as visits:
         for number in itertools.count():
             await asyncio.sleep(60 / per_minute)
@@ -141,7 +141,7 @@ async def _one_visit(address: str, answers: Answers, query: str, number: int) ->
 
 @contextlib.asynccontextmanager
 async def browsers(address: str, count: int) -> AsyncIterator[None]:
-    """So many pages in real browsers that have the live run open."""
+    """Pages in real browsers with the live run open."""
     if not count:
         yield
         return
@@ -159,7 +159,7 @@ async def browsers(address: str, count: int) -> AsyncIterator[None]:
 
 
 async def watch_pages(options: argparse.Namespace, server: Server, watch: str) -> tuple[list[Sample], Answers]:
-    """Open the pages, and look at the studio until the time is over."""
+    """Open the pages, and measure the studio until the time is over."""
     answers, samples = Answers(), []
     pages = [
         SimulatedPage(server.address, LOOKS[number % len(LOOKS)], answers.note) for number in range(options.clients)
@@ -196,14 +196,14 @@ def line(sample: Sample, took: list[float], failed: int) -> str:
 
 
 def percentiles(took: list[float]) -> tuple[float, float, float]:
-    """The median, the 95th and the largest; zeros of nothing."""
+    """The median, the 95th percentile and the maximum; zeros without values."""
     if not took:
         return 0.0, 0.0, 0.0
     return statistics.median(took), float(np.percentile(took, 95)), max(took)
 
 
 def slope(samples: list[Sample], after_minutes: float) -> float:
-    """MB an hour by which the resident memory grows, by least squares over what was seen after so many minutes."""
+    """Growth of the resident memory in MB per hour, by least squares over the samples after this many minutes."""
     late = [sample for sample in samples if sample.at >= after_minutes * 60]
     hours, memory = [sample.at / 3600 for sample in late], [sample.rss for sample in late]
     return float(np.polyfit(hours, memory, 1)[0])
@@ -211,7 +211,7 @@ def slope(samples: list[Sample], after_minutes: float) -> float:
 
 @contextlib.contextmanager
 def studio_with_runs() -> Iterator[tuple[Server, str, BigRun]]:
-    """A studio on past runs and one that goes on."""
+    """A studio with finished runs and a running one."""
     with tempfile.TemporaryDirectory() as folder:
         saves = Path(folder) / "saves"
         saves.mkdir()

@@ -1,5 +1,4 @@
-"""How long lists take with many runs in the saves folder, with and without the
-index: python -m bench.many_runs [COUNT]"""
+"""Time to list many runs in the saves folder, with and without the index: `python -m bench.many_runs [COUNT]`."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from typing import Any
 from bench.figures import Figure, table
 
 COUNT = 10_000
-LOOKS = 9  # of which the median is told
-MODELS = 7  # folders among which the runs are spread
+LOOKS = 9  # the median of these is reported
+MODELS = 7  # folders that contain the runs
 
 
 def build(saves: Path, count: int) -> None:
@@ -47,7 +46,7 @@ def whole_process(saves: Path) -> float:
 
 
 def timed(act: Callable[[], Any]) -> float:
-    """Milliseconds of a call, the median of several."""
+    """Milliseconds per call, the median of several."""
     took = []
     for _ in range(LOOKS):
         began = time.perf_counter()
@@ -96,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         saves = Path(folder) / "saves"
         build(saves, count)
-        time.sleep(3)  # a folder that has just changed is read at each look
+        time.sleep(3)  # a folder that has just changed is read at each update
         print(f"{count:,} runs\n{table(measure(saves), '')}")
 
 

@@ -1,7 +1,7 @@
-"""What many ticks from several open browser pages leave behind in the studio's memory.
+"""Growth of the studio's memory over many ticks from several open browser pages.
 
-The pages are real ones with a very long run open; only their clock is quick: the script below makes the page's
-own two-second timer ring more often, and everything after the ring is as always.
+The pages are real, with a very long run open; only their timers are accelerated: the script below makes the page's
+two-second timer fire more often, and everything after that is as usual.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.server import studio
 from tests.browser.find_chromium import ARGUMENTS, chromium
 
 PAGES, TICKS = 5, 2000
-WARMUP_TICKS = 100  # ticks after which every path has been taken once and every cache holds what it will
+WARMUP_TICKS = 100  # after these ticks, all code has run once and all caches are full
 FAST_TIMER_JS = """
 const real = window.setInterval;
 window.setInterval = (act, ms, ...rest) => real(act, ms === RINGS_MS ? 100 : ms, ...rest);
@@ -27,8 +27,8 @@ window.setInterval = (act, ms, ...rest) => real(act, ms === RINGS_MS ? 100 : ms,
 
 
 def measure(folder: Path, ticks: int = TICKS, lines: int = LINES, log_bytes: int = LOG_BYTES) -> dict[str, float]:
-    """Memory before and after, and the milliseconds from asking to the answer while all pages ask at once."""
-    from webui.runs_tab.run_view import POLL_SECONDS  # imports gradio, which the other parts do without
+    """Memory before and after, and the milliseconds to the response while all pages send requests at once."""
+    from webui.runs_tab.run_view import POLL_SECONDS  # imports gradio, which the other parts do not need
 
     saves = folder / "saves"
     run = BigRun(saves, lines, log_bytes)
@@ -88,6 +88,6 @@ def _note(answer: Response, took: list[float]) -> None:
 
 
 def _shown_step(page: Page) -> int:
-    """The step that the head of the open run tells."""
+    """The step in the head of the open run."""
     numbers = re.findall(r"\d[\d,]*", page.locator("#run-head .told").inner_text())
     return int(numbers[0].replace(",", ""))

@@ -1,8 +1,8 @@
-"""What LLaMA-Factory's page does every two seconds, on a run of the same length. Run by the peer's interpreter:
+"""What LLaMA-Factory's page does every two seconds, for a run of the same length. Run with the peer's interpreter:
 
     PEER_PYTHON bench/peer_tick.py METRICS LOG
 
-makes its two log files from ours and calls the function that its page calls while a run trains.
+converts our log files to its two, and calls the function that its page calls while a run trains.
 """
 
 import json

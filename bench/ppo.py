@@ -1,8 +1,7 @@
-"""How far PPO comes with different seeds: `python -m bench.ppo`.
+"""The reward that PPO reaches with different seeds: `python -m bench.ppo`.
 
-The toy of the tests: a tiny model with random weights, rewarded for the share
-of its tokens that are in a set of a tenth of the vocabulary. Printed for each
-seed: the mean reward of the first two and the last three batches of answers.
+The toy problem of the tests: a tiny model with random weights is rewarded for the share of its tokens that are in a set
+of a tenth of the vocabulary. Prints the mean reward of the first two and the last three batches of answers per seed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SEEDS, STEPS = range(5), 60
 
 
 def learn(model: Path, folder: Path, seed: int) -> tuple[float, float, float]:
-    """Mean reward at first and at last, and the seconds it took, imports included."""
+    """Mean reward at the beginning and the end, and the seconds including imports."""
     began = time.perf_counter()
     changes = json.dumps({"max_steps": STEPS, "seed": seed})
     words = [sys.executable, "-m", "tests.ppo_toy", "learn", str(model), str(folder), changes]

@@ -1,6 +1,7 @@
-"""From rows to the first optimizer step, and how fast it goes from there: preparation, start, batches of mixed length.
+"""From rows to the first optimizer step, and the speed after it: preparation, start, batches of mixed length.
 
-Every run here is a real one, through the queue; the peer's is its own command line. Both read the same files.
+Every run here is a real one, started through the queue; the peer's is started with its command line. Both read the same
+files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from engine.runs import runs
 from engine.spec.run_spec import RunSpec
 
 SHORT_ROWS, MANY_ROWS = 100_000, 500_000  # rows
-BATCH, STEPS = 8, 60  # of the training on rows of mixed length: one epoch
+BATCH, STEPS = 8, 60  # of the run on rows of mixed length: one epoch
 PEER = Path(__file__).with_name("peer_prepare.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
 
@@ -33,7 +34,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DISABLE_VERSION_
 
 
 def short_rows(folder: Path, count: int, name: str) -> None:
-    """Rows like those of the demo, of some 25 tokens; hardly two of them alike."""
+    """Rows like those of the demo, of some 25 tokens; almost all different."""
     demo_rows = json.loads((PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8"))
     draw = random.Random(0)
     with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
@@ -45,7 +46,7 @@ def short_rows(folder: Path, count: int, name: str) -> None:
 
 
 def mixed_rows(folder: Path, count: int, name: str) -> None:
-    """Lengths as those of alpaca: most answers of a few dozen words, some of several hundred (log-normal)."""
+    """Lengths like those of Alpaca: most answers have a few dozen words, some several hundred (log-normal)."""
     draw = random.Random(0)
     words = [
         "data",
@@ -75,7 +76,8 @@ def describe(folder: Path, *names: str) -> None:
 
 
 def larger_model(folder: Path) -> None:
-    """The demo's tokenizer and family with 26 million random parameters, made in a child: nothing here holds torch."""
+    """The demo's tokenizer and family with 26 million random parameters, created in a child process: this one does not
+    load torch."""
     code = (
         "import sys, torch; from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM;"
         " torch.manual_seed(0);"
@@ -91,7 +93,7 @@ def larger_model(folder: Path) -> None:
 
 
 def rate(folder: Path, processes: int) -> float:
-    """Rows a second from the file to the examples on disk, by so many processes; imports are not counted."""
+    """Rows per second from the file to the examples on disk, with this many processes; without imports."""
     code = "import sys; from bench.prepare import timed; print(timed(sys.argv[1], int(sys.argv[2])))"
     result = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(processes)],
@@ -104,7 +106,7 @@ def rate(folder: Path, processes: int) -> float:
 
 
 def timed(folder: str, processes: int) -> float:
-    """Seconds of one preparation of the short rows. For a process of its own."""
+    """Seconds of one preparation of the short rows. For a separate process."""
     from engine.data.datasets import find
     from engine.worker.models import tokenizer
     from engine.worker.prepare import build
@@ -135,7 +137,7 @@ def spec_of(folder: Path, name: str, model: Path = DEMO_MODEL, **data: Any) -> R
 
 
 def peak_of_preparing(folder: Path) -> float:
-    """MB of all processes together while 500,000 rows are prepared: the most of what they hold, shared pages once."""
+    """Peak memory in MB of all processes together while 500,000 rows are prepared, with shared pages counted once."""
     run = RunDir(folder / "saves" / "demo" / "lora" / "many")
     run.path.mkdir(parents=True)
     write_text(run.spec, spec_of(folder, "many", max_length=512).to_yaml())
@@ -163,7 +165,7 @@ def proportional_memory(process: psutil.Process) -> int:
 
 
 def first_step(folder: Path) -> tuple[float, float]:
-    """Seconds from submitting a run on 100,000 rows to its first optimizer step: nothing prepared, and prepared."""
+    """Seconds from submitting a run on 100,000 rows to its first optimizer step: without and with prepared data."""
     workplace = Workplace(models=(DEMO_MODEL,), data=folder, saves=folder / "runs")
     workplace.saves.mkdir()
     return until_first_step(folder, workplace), until_first_step(folder, workplace)
@@ -202,7 +204,7 @@ def peer_rate(folder: Path, python: Path, processes: int) -> float:
 
 
 def peer_train(folder: Path, python: Path, name: str, model: Path, **more: Any) -> tuple[float, float]:
-    """Seconds from its command to its first logged step; samples a second from that to the last."""
+    """Seconds from its command to its first logged step; samples per second from there to the last."""
     out = folder / f"peer-{name}-{time.monotonic_ns()}"
     settings = {
         "model_name_or_path": str(model),
@@ -225,7 +227,7 @@ def peer_train(folder: Path, python: Path, name: str, model: Path, **more: Any) 
         "use_cpu": True,
         **more,
     }
-    file = out.with_suffix(".yaml")  # its reader of JSON files raises
+    file = out.with_suffix(".yaml")  # its reader of JSON files raises an exception
     file.write_text(json.dumps(settings), encoding="utf-8")
     log, seen = out / "trainer_log.jsonl", threading.Event()
     began, first = time.perf_counter(), [0.0]
@@ -262,7 +264,7 @@ def _peer(python: Path, words: list[str], cache: Path) -> str:
 
 
 def measure(folder: Path, peer: Path | None) -> dict[str, float]:
-    """Every figure of this part, ours by name and the peer's with "peer_" before it."""
+    """All figures of this part, ours by name and the peer's with the prefix "peer_"."""
     short_rows(folder, SHORT_ROWS, "short")
     short_rows(folder, MANY_ROWS, "many")
     mixed_rows(folder, BATCH * STEPS, "mixed")

@@ -1,9 +1,8 @@
-"""What the probe says of trainings that a person would call good, too short,
-too long, or wrecked: python -m bench.probe
+"""The probe's verdicts on runs that are good, too short, too long or broken: `python -m bench.probe`.
 
-Each is a real training, most of the shipped demo model (seconds), with `--smollm2` of SmolLM2-135M-Instruct (minutes
-on two cores). One line for each: the run's verdict, training answers that are right before and after, the mean loss
-of the right ones, general prompts answered as before, and one answer, for people to judge whether the words fit.
+Each is a real run, of the demo model (seconds) or, with `--smollm2`, of SmolLM2-135M-Instruct (minutes on two
+cores). Prints one line for each: the run's verdict, correct training answers before and after, the mean loss of the
+reference answers, unchanged answers to general prompts, and one answer, so that readers can judge the verdict.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def main() -> None:
         folders = [RunDir(Path(saves) / model.name / "lora" / str(number)) for number in range(len(chosen))]
         for folder, changes in zip(folders, chosen.values(), strict=True):
             lay_out(folder, spec(model, changes))
-        # In one process: the imports take longer than most of the trainings.
+        # In one process: the imports take longer than most of the runs.
         command = [sys.executable, "-m", "tests.train_many", *(str(folder.path) for folder in folders)]
         subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for folder, name in zip(folders, chosen, strict=True):

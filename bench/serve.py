@@ -1,7 +1,6 @@
-"""Answers of our server beside those of `transformers serve`, on the same
-model: `python -m bench.serve [--shape JSON]`.
+"""Our server compared with `transformers serve`, with the same model: `python -m bench.serve [--shape JSON]`.
 
-The weights are random: speed does not depend on what a model knows. Both servers stay up and are asked by turns, with
+The weights are random: speed does not depend on the values. Both servers are running and are queried alternately, with
 OpenAI's client, greedily, for the same number of tokens.
 """
 
@@ -27,7 +26,7 @@ from bench.server import Server, free_port
 from engine.core import hardware
 from engine.launch.workspace import PROJECT
 
-# The demo model's words only: a token without a text would be told late, or not at all.
+# Only the demo model's words: a token without text would be sent late, or not at all.
 SHAPE = {
     "hidden_size": 768,
     "intermediate_size": 2048,
@@ -43,7 +42,7 @@ QUESTION = [{"role": "user", "content": "Write about rivers, and then about the 
 
 
 def make_model(folder: Path, shape: str) -> None:
-    """In a child, which gives its memory back when it ends."""
+    """In a child process, which frees its memory when it ends."""
     device = "cuda" if hardware.gpus() else "cpu"
     code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, str(folder), shape, device], cwd=PROJECT, check=True)
@@ -71,7 +70,7 @@ def ours(folder: Path, model: Path) -> Iterator[openai.OpenAI]:
 @contextmanager
 def theirs(folder: Path, model: Path) -> Iterator[openai.OpenAI]:
     port = free_port()
-    dtype = "bfloat16" if hardware.gpus() else "float32"  # as ours is loaded
+    dtype = "bfloat16" if hardware.gpus() else "float32"  # in the same precision as ours
     command = [
         str(Path(sys.executable).parent / "transformers"),
         "serve",
@@ -96,8 +95,8 @@ def closing_server(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def ask(client: openai.OpenAI, model: str, most: int = TOKENS_PER_ANSWER) -> tuple[float, int]:
-    """Seconds to the end of a streamed answer, and its tokens. When its first words come depends on what they are: some
-    are half a character. So an answer of one token is what tells of the beginning."""
+    """Seconds to the end of a streamed answer, and its tokens. The time of the first text depends on the text: some
+    tokens are half a character. So the delay is measured with answers of one token."""
     began, tokens = time.perf_counter(), 0
     stream = client.chat.completions.create(
         model=model,
@@ -114,7 +113,7 @@ def ask(client: openai.OpenAI, model: str, most: int = TOKENS_PER_ANSWER) -> tup
 
 
 def milliseconds_per_token(client: openai.OpenAI, model: str) -> float:
-    """Milliseconds for each token of several answers asked for at once."""
+    """Milliseconds per token for several concurrent answers."""
     began = time.perf_counter()
     with ThreadPoolExecutor(CONCURRENT_ANSWERS) as threads:
         answers = list(threads.map(lambda _: ask(client, model), range(CONCURRENT_ANSWERS)))

@@ -1,4 +1,4 @@
-"""Starts a web server as a person would, waits until it answers, tells what it weighs, and ends it by its pid."""
+"""Starts a web server as a user would, waits until it answers, measures its memory, and stops it by its pid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MB = 1e6
 
 
 class Server:
-    """One running server, its address, and how long it took to answer."""
+    """A running server, its address, and the time until it answered."""
 
     def __init__(self, command: list[str], port: int, folder: Path, path: str = "", **environment: str):
         self.address, self.path = f"http://127.0.0.1:{port}", path
@@ -63,7 +63,7 @@ class Server:
         return sum(process.memory_info().rss for process in self.tree()) / MB
 
     def has_loaded(self, library: str) -> bool:
-        """Whether any of its processes has mapped a file of that name into its memory."""
+        """Whether any of its processes has mapped a file of that name."""
         return any(library in Path(f"/proc/{process.pid}/maps").read_text() for process in self.tree())
 
     def end(self) -> None:
@@ -85,7 +85,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def studio(folder: Path, saves: Path) -> Iterator[Server]:
-    """Our studio, on a saves folder of its own."""
+    """Our studio, with its own saves folder."""
     port = free_port()
     command = [sys.executable, str(PROJECT / "app.py"), "--port", str(port), "--saves", str(saves)]
     server = Server(command, port, folder)
@@ -97,7 +97,7 @@ def studio(folder: Path, saves: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def peer(folder: Path, python: Path) -> Iterator[Server]:
-    """LLaMA-Factory's web UI from the environment of `python`, told to ask nobody outside anything."""
+    """LLaMA-Factory's web UI from the environment of `python`, with all requests to other hosts switched off."""
     port = free_port()
     settings = {
         "GRADIO_SERVER_NAME": "127.0.0.1",
@@ -113,7 +113,7 @@ def peer(folder: Path, python: Path) -> Iterator[Server]:
 
 
 def wait_until_quiet(seconds: float = 60) -> bool:
-    """Wait until others leave the cores idle; False if they do not in that time."""
+    """Wait until the cores are idle; False if they are not within the timeout."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if psutil.cpu_percent(interval=1.0) < 15:

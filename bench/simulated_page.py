@@ -1,4 +1,4 @@
-"""A page of the studio without a browser: it reads the page's configuration and asks what gradio's client asks."""
+"""A page of the studio without a browser: reads the page's configuration and sends the requests of gradio's client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = re.compile(r"window\.gradio_config = (\{.*?\});</script>", re.DOTALL)
 CONNECTIONS = 6  # that a browser opens to one host over HTTP/1.1
 LOAD, TICK, CHANGE, SELECT = "load", "tick", "change", "select"
 
-# Is told the event, the seconds until the whole answer was there, and whether it succeeded.
+# Called with the event, the seconds to the complete response, and whether it succeeded.
 Answered = Callable[[str, float, bool], None]
 
 
@@ -39,11 +39,11 @@ class SimulatedPage:
         )  # fmt: skip
         self.properties: dict[int, dict[str, Any]] = {}
         self.dependencies: list[dict[str, Any]] = []
-        self.pending: dict[int, bool] = {}  # dependencies under way; True: asked for again meanwhile
+        self.pending: dict[int, bool] = {}  # running dependencies; True: requested again meanwhile
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Ask for the page and do what it does until it has come to rest; its timers ring from then on."""
+        """Request the page and everything it loads at the start, until it is idle; its timers run from then on."""
         answer = await self.client.get(f"/?{self.query}")
         answer.raise_for_status()
         config = json.loads(CONFIG.search(answer.text)[1])
@@ -61,7 +61,7 @@ class SimulatedPage:
             self._start(self._ring(timer))
 
     async def close(self) -> None:
-        """Be gone without a word, as a browser that is killed."""
+        """Disconnect without closing, like a browser that is killed."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -74,7 +74,7 @@ class SimulatedPage:
         ]  # fmt: skip
 
     async def call(self, dependency: dict[str, Any], event: str = LOAD, block: int | None = None) -> None:
-        """Call a dependency unless it is under way, then what follows from its answer."""
+        """Call a dependency unless it is running, then everything that follows from its response."""
         id = dependency["id"]
         if id in self.pending:
             self.pending[id] = dependency["trigger_mode"] == "always_last"
@@ -92,7 +92,7 @@ class SimulatedPage:
             await self.call(dependency, event, block)
 
     async def _ask(self, dependency: dict[str, Any], event: str, block: int | None) -> list[Any] | None:
-        """The answer of the server; None if it failed, or if none is needed."""
+        """The response of the server; None if it failed, or if none is needed."""
         if not dependency["backend_fn"]:
             return None
         body = {
@@ -127,12 +127,12 @@ class SimulatedPage:
         return events
 
     async def _fire(self, events: Iterable[tuple[str, int]]) -> None:
-        """Each dependency once, however many of the events fire it."""
+        """Each dependency once, however many of the events trigger it."""
         calls = {dep["id"]: (dep, *event) for event in events for dep in self.targeted_by(*event)}
         await asyncio.gather(*(self.call(*call) for call in calls.values()))
 
     async def _ring(self, timer: int) -> None:
-        """Fire the ticks of a timer as a browser does: every so often while it is active, whatever the answers."""
+        """Fire the ticks of a timer like a browser: at its interval while it is active, regardless of the responses."""
         properties, dependencies = self.properties[timer], self.targeted_by(TICK, timer)
         await asyncio.sleep(float(properties["value"]) * secrets.randbelow(1000) / 1000)
         while True:
@@ -148,12 +148,13 @@ class SimulatedPage:
 
 
 def shown(value: Any) -> Any:
-    """A value as the browser holds it, where an untouched text box is empty; the configuration has null for it."""
+    """A value as the browser has it, where an untouched text box is empty; the configuration has null for it."""
     return "" if value is None else value
 
 
 def arrival(query: str) -> list[str]:
-    """What `athanorArrive` of page.js answers: open run, tab, data set, the address of a comparison, report."""
+    """The values that `athanorArrive` of page.js returns: open run, tab, data set, the address of a comparison,
+    report."""
     parameters = {name: values[-1] for name, values in parse_qs(query).items()}
     tab, chosen = parameters.get("tab", ""), parameters.get("set")
     return [

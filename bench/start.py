@@ -1,4 +1,4 @@
-"""From the command to a page one can use: seconds, memory, and what is loaded and asked for on the way."""
+"""From the command to a usable page: seconds, memory, loaded libraries and requested hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDLE_S = 3.0  # after the page has been used, before the memory is read
 
 @dataclass
 class Start:
-    """What one start was like. `page_s` runs from asking for the page, `usable_s` from the command."""
+    """The figures of one start. `page_s` is from requesting the page, `usable_s` from the command."""
 
     ready_s: float
     resident_mb: float
@@ -33,19 +33,19 @@ class Start:
 
 
 def ours(page: Page) -> None:
-    """Filled: the form shows its defaults and what they amount to, and Start can be clicked."""
+    """Filled: the form shows its defaults and their summary, and Start is enabled."""
     page.wait_for_function("document.querySelector('#summary')?.innerText.trim() && document.querySelector('#start')")
 
 
 def theirs(page: Page) -> None:
-    """Filled: the button that starts a training has its label."""
+    """Filled: the button that starts training has its label."""
     page.get_by_role("button", name="Start", exact=True).first.wait_for(state="visible")
 
 
 def one_start(
     serve: Callable[[Path], contextlib.AbstractContextManager[Server]], filled: Callable[[Page], None]
 ) -> Start:
-    """Start once, in an empty folder, with a browser that has never been there."""
+    """Start once, in an empty folder, with a new browser profile."""
     wait_until_quiet()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
@@ -67,7 +67,7 @@ def one_start(
             began = time.perf_counter()
             page.goto(server.address)
             filled(page)
-            # A page may be full and deaf: scripts that run on keep it from hearing a click for seconds.
+            # A page may look complete but not respond: running scripts delay clicks for seconds.
             page.evaluate("() => new Promise((done) => requestIdleCallback(done))")
             took = time.perf_counter() - began
             time.sleep(IDLE_S)
@@ -78,7 +78,7 @@ def one_start(
 
 
 def median(starts: list[Start]) -> Start:
-    """The middle of each number."""
+    """The median of each number."""
     names = ("ready_s", "resident_mb", "page_s", "usable_s")
     middle = {name: statistics.median(getattr(start, name) for start in starts) for name in names}
     outside = set().union(*(start.outside for start in starts))
@@ -86,7 +86,7 @@ def median(starts: list[Start]) -> Start:
 
 
 def measure(peer_python: Path | None) -> tuple[Start, Start | None]:
-    """Ours and the peer's by turns, so that whatever else the machine does meets both."""
+    """Ours and the peer's alternately, so that other load on the machine affects both."""
     mine, other = [], []
     for _ in range(REPEATS):
         mine.append(one_start(lambda folder: studio(folder, folder / "saves"), ours))

@@ -1,6 +1,6 @@
-"""What the page's two-second tick costs on a very long run, through the very handler that the page calls.
+"""The cost of the page's two-second tick for a very long run, with the handler that the page calls.
 
-Run as a process of its own, `python -m bench.tick FOLDER`, so that nothing else is in the memory it measures.
+Runs as a separate process, `python -m bench.tick FOLDER`, so that nothing else is in the measured memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.core.smoothing import SMOOTHING
 from engine.launch.workspace import PROJECT, Workplace
 
 TICKS = 200
-VIEW = ("step", SMOOTHING, False)  # the axis, smoothing and scale that the page begins with
+VIEW = ("step", SMOOTHING, False)  # the default axis, smoothing and scale of the page
 
 
 def handler(saves: Path, name: str) -> Callable[..., dict[Any, Any]]:
@@ -36,7 +36,8 @@ def handler(saves: Path, name: str) -> Callable[..., dict[Any, Any]]:
 
 
 def measure(saves: Path) -> dict[str, float]:
-    """Seconds of the first tick, milliseconds of the later ones, growth of the memory; each tick finds a new line."""
+    """Seconds of the first tick, milliseconds of the later ones, growth of the memory; there is a new line for each
+    tick."""
     run = BigRun(saves)
     tick, here = handler(saves, "RunView.tick"), psutil.Process()
     stamp_box = tick.__self__.stamp
@@ -75,14 +76,14 @@ def measure_in_process(saves: Path) -> dict[str, float]:
 
 
 def measure_peer(saves: Path, python: Path) -> dict[str, float]:
-    """The peer's tick on the run that `measure` has left in `saves`."""
+    """The peer's tick with the run that `measure` has left in `saves`."""
     run = RunDir(saves / RUN)
     script = str(PROJECT / "bench" / "peer_tick.py")
     return last_json([str(python), script, str(run.metrics), str(run.log)], saves)
 
 
 def last_json(command: list[str], folder: Path = PROJECT) -> dict[str, float]:
-    """The JSON that a command says last."""
+    """The last JSON that a command prints."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)

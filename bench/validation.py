@@ -1,6 +1,6 @@
-"""What it takes to look at a million rows: to judge them all, to open any of them, and to see the first as tokens.
+"""Time to check a million rows, to open any of them, and to show the first ones as tokens.
 
-Run as a process of its own, `python -m bench.validation FOLDER`, so that nothing else is in the memory it measures.
+Runs as a separate process, `python -m bench.validation FOLDER`, so that nothing else is in the measured memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ WORDS = [
 
 
 def make(folder: Path) -> Dataset:
-    """A million alpaca rows of some 35 words, in English and Chinese, one in a thousand of them bad, one repeated."""
+    """A million Alpaca rows of some 35 words, in English and Chinese, one in a thousand of them bad, one duplicated."""
     draw = random.Random(1)
     with (folder / f"{DATASET}.jsonl").open("w", encoding="utf-8") as file:
         for number in range(ROW_COUNT):
@@ -71,7 +71,7 @@ def make(folder: Path) -> Dataset:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Seconds of each, of a process that has done nothing before; and the most memory it had."""
+    """Seconds of each in a fresh process, and its peak memory."""
     dataset = make(folder)
     wait_until_quiet()
 

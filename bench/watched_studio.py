@@ -1,9 +1,9 @@
-"""The studio as `python app.py` starts it, with a second port on loopback that tells what its process holds.
+"""The studio as `python app.py` starts it, with a second port on loopback that reports the memory of its process.
 
-`WATCH_PORT=… python -m bench.watched_studio --port … --saves …`; then `GET /` answers counts as JSON, `/collect` the
-same after a garbage collection, `/trim` after the C library has given back what it can, `/types` objects by type,
-`/lines` where what was allocated since the first such question is held, which makes everything several times as slow
-from then on.
+`WATCH_PORT=… python -m bench.watched_studio --port … --saves …`. `GET /` returns counts as JSON, `/collect` the same
+after a garbage collection, `/trim` after the C library has returned free memory, `/types` objects by type, and `/lines`
+the source lines of the memory allocated since the first request of it. From that request on, the studio runs several
+times slower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FRAMES, LINES, TYPES = 8, 40, 60
 
 
 class Mallinfo2(ctypes.Structure):
-    """As in malloc.h of glibc 2.33; all in bytes but `ordblks`, `smblks` and `hblks`, which count."""
+    """As in malloc.h of glibc 2.33; all in bytes except for the counts `ordblks`, `smblks` and `hblks`."""
 
     _fields_ = [
         (name, ctypes.c_size_t) for name in (
@@ -35,14 +35,14 @@ class Mallinfo2(ctypes.Structure):
 
 
 def sessions() -> int:
-    """How many sessions gradio holds, of the pages in both languages."""
-    from gradio import Blocks  # only now, when the studio has settled what gradio reads from its environment
+    """The number of gradio's sessions, of the pages in both languages."""
+    from gradio import Blocks  # only now that the studio has set the environment variables that gradio reads
 
     return sum(len(blocks.state_holder.session_data) for blocks in Blocks.get_instances())
 
 
 def counts() -> dict[str, Any]:
-    """What the process holds, as far as it can be counted without walking over all objects."""
+    """Counts of the process that do not require walking over all objects."""
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = Mallinfo2
     malloc = libc.mallinfo2()
@@ -61,7 +61,7 @@ def types() -> dict[str, int]:
 
 
 def lines() -> list[str]:
-    """Where what is still held was allocated since this was first asked, the most first; nothing at first."""
+    """The source lines with the most memory allocated since the first request and still in use; nothing at first."""
     if not tracemalloc.is_tracing():
         tracemalloc.start(FRAMES)
     snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
@@ -72,7 +72,7 @@ def lines() -> list[str]:
 
 
 class Counts(BaseHTTPRequestHandler):
-    """Answers the questions above."""
+    """Answers these requests."""
 
     def do_GET(self) -> None:
         if self.path in ("/collect", "/trim", "/lines"):
@@ -86,7 +86,7 @@ class Counts(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing is written for each request."""
+        """Requests are not logged."""
 
 
 def main() -> int:
