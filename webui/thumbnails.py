@@ -31,9 +31,9 @@ def _url(image: ImageSource) -> str:
 def _drawn(image: ImageSource) -> str:
     try:
         with Image.open(image.path or io.BytesIO(image.content or b""), formats=FORMATS) as opened:
-            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
+            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEGs are decoded at a fraction of their size
             turned = ImageOps.exif_transpose(opened).convert("RGB")
-    except Exception:  # whatever a broken file makes a decoder raise; the check of the rows says so
+    except Exception:  # broken files make decoders raise anything; the check of the rows reports them
         return ""
     turned.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()

@@ -87,7 +87,7 @@ def image_in_bytes(content: bytes, name: str) -> ImageSource:
 
 
 def image_in_url(url: str) -> ImageSource:
-    """The image in a data URL (RFC 2397). Raises Refusal as `image_in_file`, and for any other address."""
+    """The image in a data URL (RFC 2397). Raises Refusal like `image_in_file`, and for all other URLs."""
     head, comma, body = url.partition(",")
     if not head.startswith("data:") or not comma:
         raise Refusal(problem("image-not-data", image=url[:80]))
@@ -121,7 +121,7 @@ def _seen(stream: Any, size: int, name: str) -> Size | Problem:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             if frames > 1:
                 return problem("row-image-animated", image=name, frames=frames)
-            # Where a PNG has none, Pillow would decode all of it to look for some at its end.
+            # For a PNG without EXIF data, Pillow would decode the whole image to look for some at its end.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
             turned = exif.get(ORIENTATION_TAG) in TURNED
             return (height, width) if turned else (width, height)

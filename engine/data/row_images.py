@@ -20,7 +20,7 @@ from engine.data.images import IMAGE_MARK, ImageSource, image_in_bytes, image_in
 from engine.data.row_values import Row
 
 TEXT_MARK = "<image>"
-FORMS_WITH_IMAGES: tuple[Form, ...] = ("chat", "prompts")  # of prompts only an evaluation reads them
+FORMS_WITH_IMAGES: tuple[Form, ...] = ("chat", "prompts")  # prompts without answers are only used by evaluations
 IMAGE_COLUMNS = frozenset(("images", "image"))
 PART_TYPES = ("image", "image_url", "input_image")
 REFERENCE_KEYS = ("image", "image_url", "url", "path", "data", "base64", "source")
@@ -100,7 +100,7 @@ def images_of(example: Mapping[str, Any]) -> Iterator[ImageSource]:
 
 
 def readable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages for people, and for JSON: `<image>` where an image is."""
+    """Messages for display and for JSON: `<image>` represents an image."""
     made = []
     for message in messages:
         rest = {key: value for key, value in message.items() if key != "images"}

@@ -49,7 +49,7 @@ def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question
 
 
 def _as_json(question: Question) -> str:
-    """A question as a line. What an image of its row holds is written as base64."""
+    """A question as a line. Content of images that are part of a row is written as base64."""
     return json.dumps(asdict(question), ensure_ascii=False, default=lambda content: b64encode(content).decode())
 
 

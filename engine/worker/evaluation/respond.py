@@ -227,7 +227,7 @@ def _summed_losses(model: Any, examples: Sequence[Example], images: ImageTokens 
 def _image_inputs(
     model: Any, ids: Tensor, examples: Sequence[Example], images: ImageTokens | Problem
 ) -> dict[str, Tensor]:
-    """The arguments of the forward pass for the images of a batch."""
+    """The image arguments of the forward pass for a batch."""
     sources = [example.images for example in examples if example.images]
     if not sources or isinstance(images, Problem):
         return {}

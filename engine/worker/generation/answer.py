@@ -46,7 +46,7 @@ class Answer:
     on_piece: Callable[[Piece], None]
     logprobs: int | None = None  # number of likely tokens to report at each position; None: no log-probabilities
     cancelled: bool = False
-    # What the model reads of the images of the prompt: arguments of its forward pass, made when they are read.
+    # The model's inputs for the images of the prompt: arguments of the forward pass, created when they are read.
     image_inputs: Callable[[], dict[str, Any]] | None = None
     wake: Callable[[], None] | None = None  # lets a waiting writer notice `cancelled`
     # State during generation:

@@ -55,7 +55,7 @@ class Batch:
         # What the layers keep of the processed tokens; None: they keep nothing, and all tokens are processed each time.
         self.cache: DynamicCache | None = DynamicCache(config=self.model.config)
         self.mask = torch.empty(0, 0, dtype=torch.long, device=self.model.device)  # (B, T): 0 for padding
-        # (B,): how far positions are behind the number of tokens, where an image takes fewer positions than tokens
+        # (B,): the difference between positions and number of tokens, if images take fewer positions than tokens
         self.shifts = torch.empty(0, dtype=torch.long, device=self.model.device)
         self.last = torch.empty(0, dtype=torch.long, device=self.model.device)  # (B,): not yet processed
 

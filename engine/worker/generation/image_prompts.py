@@ -14,11 +14,11 @@ from engine.worker.templates.image_tokens import placed_inputs
 def read_with_images(
     model: PreTrainedModel, prompt: Tensor, mask: Tensor, cache: DynamicCache, inputs: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """The logits (1, V) behind a prompt (1, T), in fp32, and by how much the positions behind it are shifted (1,): in
-    some families an image has fewer positions than tokens. `inputs`: arguments of the forward pass for the images."""
+    """The logits (1, V) after a prompt (1, T), in fp32, and the offset of the positions after it (1,): in some
+    families, an image has fewer positions than tokens. `inputs`: image arguments of the forward pass."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in inputs.items() if name not in tensors}
-    # No positions are passed: those of image tokens are the model's own affair.
+    # No positions are passed: the model determines those of image tokens itself.
     read = model(
         input_ids=prompt,
         attention_mask=mask,

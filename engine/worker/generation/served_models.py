@@ -42,7 +42,7 @@ class ServedModel:
     config: GenerationConfig
     stop_token_ids: frozenset[int]
     context: int | None  # tokens
-    images: ImageTokens | Problem = NO_IMAGES  # what the model reads for an image, or why it reads none
+    images: ImageTokens | Problem = NO_IMAGES  # the model's image tokens, or the reason why it has none
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -79,8 +79,8 @@ class ServedModel:
         return ids
 
     def image_inputs(self, messages: Sequence[dict[str, Any]], ids: list[int]) -> Callable[[], dict[str, Any]] | None:
-        """What makes the arguments of the forward pass for the images of a prompt with these tokens; None if it has no
-        image. Calling it raises Refusal for an image that cannot be decoded."""
+        """A function that creates the image arguments of the forward pass for a prompt with these tokens; None without
+        images. Calling it raises Refusal for an image that cannot be decoded."""
         sources = [image for message in messages for image in message.get("images", ())]
         images = self.images
         if not sources or isinstance(images, Problem):

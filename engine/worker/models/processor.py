@@ -21,7 +21,7 @@ def load_image_tokens(path: str, tokenizer: PreTrainedTokenizerFast, *, remote_c
     if not has_image_processor(Path(path)):
         raise Refusal(problem("model-without-images", "model.model_name_or_path"))
     try:
-        # A copy: tokenizing with padding leaves padding switched on in the tokenizer.
+        # A copy, because tokenizing with padding leaves padding switched on in the tokenizer.
         processor = _processor(path, copy.deepcopy(tokenizer), remote_code)
     except Exception as error:  # a folder can make transformers raise anything
         reason = str(error) or type(error).__name__

@@ -46,8 +46,8 @@ def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined_parts(parts: list[Any]) -> tuple[str, list[ImageSource]]:
-    """The text of the parts of a content, with IMAGE_MARK for each image, and the images. Raises Refusal for an image
-    that cannot be used."""
+    """The text of the parts of a content, with IMAGE_MARK for each image, and the images. Raises Refusal for an
+    unusable image."""
     text, images = "", []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None

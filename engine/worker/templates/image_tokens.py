@@ -29,7 +29,7 @@ class ImageTokens:
         self.token: str = getattr(processor, "image_token", None) or ""
         self.expansions: dict[Size, str] = {}
         self.left_to_prove = ROWS_PROVED
-        self.lock = threading.Lock()  # a processor's tokenizer is no good for several threads
+        self.lock = threading.Lock()  # a processor's tokenizer is not thread-safe
         if not self.token:
             raise _unfit(processor, "no image_token")
         made = self._process([Image.new("RGB", PROBE_SIZE)], self.token)
