@@ -81,7 +81,7 @@ def test_other_programs_ask_about_an_image(results: dict[str, Any], tmp_path: Pa
         answer = ask(messages=[{"role": "user", "content": parts}], extra_body={"ignore_eos": True})
         assert answer.choices[0].message.content == row["answer"]
         parts[0]["image_url"] = {"url": "http://127.0.0.1/a.png"}
-        with pytest.raises(openai.BadRequestError, match="Nothing is fetched from addresses"):
+        with pytest.raises(openai.BadRequestError, match="Images are not downloaded"):
             ask(messages=[{"role": "user", "content": parts}])
 
 
