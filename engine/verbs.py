@@ -159,8 +159,8 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 
 def convert(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Convert a GGUF file, or a model folder with pickled or quantized weights, to plain safetensors; print the
-    folder of the result."""
+    """Convert a GGUF file, or a model folder with pickled or quantized weights, to plain safetensors; print the folder
+    of the result."""
     source = convertible(arguments.model, workplace.model_roots)
     if source is None:
         roots = ", ".join(map(str, workplace.model_roots))

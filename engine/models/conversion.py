@@ -26,7 +26,7 @@ INDEX = "pytorch_model.bin.index.json"  # where pickled weights are in several f
 
 
 class Convertible(NamedTuple):
-    """`file` has the weights, or is the index of several files that have, or the config.json of quantized ones;
+    """`file` contains the weights, or is the index of several files that do, or the config.json of quantized weights;
     `target` is the folder of the result."""
 
     file: Path

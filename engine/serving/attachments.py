@@ -11,8 +11,8 @@ from pathlib import Path
 from engine.core.problems import Refusal, problem
 from engine.data.images import decode, image_in_file
 
-MAX_IMAGES = 6  # of one question
-MAX_SIDE = 768  # pixels; a browser has room for some thirty of these
+MAX_IMAGES = 6  # per question
+MAX_SIDE = 768  # pixels; a browser has room for some thirty such images
 JPEG_QUALITY = 88
 OWN_URL = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
@@ -33,5 +33,5 @@ def _data_url(file: Path) -> str:
 
 
 def image_bytes(url: str) -> bytes:
-    """What a data URL of `attached_images` holds."""
+    """The content of a data URL from `attached_images`."""
     return base64.b64decode(url.partition(",")[2])

@@ -309,7 +309,7 @@ def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -
 
 
 def _check_no_images(conversation: Conversation, place: int) -> None:
-    """Raises Refusal for an answer behind an image: the stages that learn from ratings do not read images yet."""
+    """Raises Refusal for an answer after an image: the stages that train on ratings do not support images yet."""
     if any(turn.images for turn in conversation.turns_on_path(place)):
         raise Refusal(problem("rating-images"))
 

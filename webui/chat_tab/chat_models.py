@@ -149,7 +149,7 @@ class ChatModels:
         return any(variable in (chat_template(folder) or ("", ""))[1] for folder in folders)
 
     def reads_images(self, selection: ModelSelection) -> bool:
-        """Whether the base has an image processor, and the engine takes images."""
+        """Whether the base has an image processor, and the engine supports images."""
         return selection.engine == ENGINES[0] and has_image_processor(Path(selection.base or "none"))
 
     def command(self, selection: ModelSelection) -> str:

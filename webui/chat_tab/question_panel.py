@@ -15,7 +15,7 @@ from webui.chat_tab.questions import called_tool_last
 from webui.panels import Updates
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-UPLOADS = str(get_upload_folder())  # where gradio keeps what was uploaded
+UPLOADS = str(get_upload_folder())  # gradio's folder for uploads
 
 
 class QuestionPanel(Panel):
@@ -68,7 +68,7 @@ class QuestionPanel(Panel):
         return {self.images: gr.update(visible=reads_images) if reads_images else gr.update(visible=False, value=None)}
 
     def put_back(self, turn: Turn) -> Updates:
-        """A question into the box again, with its images."""
+        """Put a question back into the box, with its images."""
         files = [save_bytes_to_cache(image_bytes(url), "image.jpg", UPLOADS) for url in turn.images]
         return {self.prompt: turn.question, self.images: gr.update(value=files or None)}
 

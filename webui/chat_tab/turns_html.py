@@ -29,7 +29,7 @@ def past_turns(conversation: Conversation, titles: Titles, words: Words, answeri
 def live_turn(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
     """A turn that is being answered."""
     cells = "".join(answer_html.live(answer, titles, words) for answer in answers)
-    # Sent anew with every few tokens, so without its images.
+    # Sent again with every few tokens, so without its images.
     asking = _question(question, words, with_images=False)
     return f'<section class="turn">{asking}<div class="answers">{cells}</div></section>'
 

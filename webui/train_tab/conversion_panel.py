@@ -20,7 +20,7 @@ POLL_SECONDS = 1
 
 
 class ConversionPanel(Panel):
-    """`layout` stands below the model; job and timer are built with the panel, outside of what may be hidden."""
+    """`layout` is below the model; job and timer are created with the panel, outside of what may be hidden."""
 
     def __init__(self, context: Context):
         super().__init__(context)
@@ -32,14 +32,14 @@ class ConversionPanel(Panel):
         self.progress = gr.HTML(elem_classes="facts")
 
     def wire(self, model: Any) -> None:
-        """`model` is the control of the model, which the result is put into."""
+        """`model` is the control for the model, which is set to the result."""
         self.model = model
         outputs: list[Block] = [self.message, self.job_id, self.timer, self.progress]
         self.button.click(self.start, model, outputs, **QUIET)
         self.timer.tick(self.watch, self.job_id, [self.message, self.timer, self.progress, model], **QUIET)
 
     def offer(self, name_or_path: str) -> Updates:
-        """The button, where the chosen model can be converted."""
+        """The button, if the chosen model can be converted."""
         source = self._source(name_or_path)
         label = self.words(f"convert-{source.kind}") if source else ""
         return {self.button: gr.update(visible=True, value=label) if source else gr.update(visible=False)}
@@ -47,12 +47,12 @@ class ConversionPanel(Panel):
     def _source(self, name_or_path: str) -> Convertible | None:
         try:
             return convertible(name_or_path or "", self.workplace.model_roots)
-        except Refusal:  # several files: the problems of the spec say so
+        except Refusal:  # several files: the problems of the spec report this
             return None
 
     @refusal_as_message
     def start(self, name_or_path: str) -> Updates:
-        """Start the conversion in a child, and watch it. Raises Refusal."""
+        """Start the conversion in a child process, and watch it. Raises Refusal."""
         source = convertible(name_or_path or "", self.workplace.model_roots)
         if source is None:
             roots = ", ".join(map(str, self.workplace.model_roots))
@@ -62,7 +62,7 @@ class ConversionPanel(Panel):
         return {self.job_id: job.id, self.timer: gr.Timer(active=True), self.progress: self._working({})}
 
     def watch(self, job_id: str) -> Updates:
-        """How far the conversion is; its result as the chosen model when it is done."""
+        """The progress of the conversion; when it is done, its result as the chosen model."""
         job = data_jobs.get(self.workplace.saves, job_id)
         if job is not None and job.state == "working":
             return {self.progress: self._working(job.progress)}

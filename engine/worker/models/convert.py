@@ -212,12 +212,12 @@ WEIGHTS_OF: dict[str, Callable[[Path], int]] = {
     "gguf": _gguf_weights,
     "pickle": lambda file: _pickled_bytes(file) // 2,
     "quantized": lambda file: inspect_model(file.parent).parameters or 0,
-}  # how many weights there are, by kind
+}  # the number of weights of each kind
 READERS_OF: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     "gguf": _read_gguf,
     "pickle": _read_pickled,
     "quantized": _read_quantized,
-}  # the model, and its tokenizer where that is not in files of its own
+}  # the model, and its tokenizer unless that is in files of its own
 
 
 def _refuse_missing(names: set[str], file: Path) -> None:
