@@ -22,13 +22,14 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 from engine.core.rundir import RunDir, read_json, read_lines, write_json
 from engine.data.datasets import examples, find
+from engine.models.processor_files import pixel_limits
 from engine.worker.data.examples import Encoder
 from engine.worker.evaluation.questions import Question
 from engine.worker.evaluation.respond import LoadedModels
 from engine.worker.generation.answer import Answer
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.sampling import Sampling
-from engine.worker.models.processor import load_image_tokens
+from engine.worker.models.processor import image_tokens_or_problem, load_image_tokens
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.prepare import prepare
 from engine.worker.train import train
@@ -72,6 +73,9 @@ def write_model(family: str, folder: Path) -> Path:
     template = zoo.CHATML.replace("IMAGE_MARK", repr(PLACES[family]))
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    if family == "qwen2_5_vl":  # as it is published: the zoo allows no larger images than its models' own
+        file = folder / "preprocessor_config.json"
+        write_json(file, read_json(file) | {"size": {"shortest_edge": 256, "longest_edge": 28 * 28 * 1280}})
     if family == "gemma3":  # which the zoo leaves at the 256 tokens of a large image
         changed = {"config.json": "mm_tokens_per_image", "processor_config.json": "image_seq_length"}
         for name, key in changed.items():
@@ -252,6 +256,27 @@ def prepared_again(root: Path) -> list[bool]:
     return told
 
 
+def fewer_pixels(root: Path) -> dict[str, Any]:
+    """A run with a limit of pixels, the number of image tokens of its second row, and those by transformers with the
+    files of the result; and the limits in these files."""
+    changes = {"data__image_max_pixels": 1024, "data__image_min_pixels": 1024, "training__max_steps": 1}
+    run = trained(root, FAMILIES[0], **changes)
+    image_id = AutoTokenizer.from_pretrained(run.adapter).convert_tokens_to_ids("<image>")
+    processor = AutoImageProcessor.from_pretrained(run.adapter)
+    images = [Image.open(root / f"{name}.png").convert("RGB") for name in IMAGES[1]]
+    grids = processor(images, return_tensors="pt")["image_grid_thw"]
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    served = load_image_tokens(str(root / FAMILIES[0] / "base"), tokenizer, files=str(run.adapter))
+    return {
+        "tokens": [prepared(run)[1]["input_ids"].count(image_id), int(grids.prod(-1).sum()) // 4],
+        "served": served.expansion(images[0].size).count("<image>"),
+        "limits": pixel_limits(run.adapter),
+        "fixed": image_tokens_or_problem(
+            str(root / "gemma3" / "base"), AutoTokenizer.from_pretrained(root / "gemma3" / "base"), pixels=(None, 9999)
+        ).code,
+    }
+
+
 def main(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     write_data(root)
@@ -273,7 +298,7 @@ def main(root: Path) -> None:
                 "adapter": sorted(path.name for path in run.adapter.iterdir()),
             }
         )
-    print(json.dumps(results | {"again": prepared_again(root)}))
+    print(json.dumps(results | {"pixels": fewer_pixels(root), "again": prepared_again(root)}))
 
 
 if __name__ == "__main__":

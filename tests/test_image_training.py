@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import re
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,16 @@ def test_image_tokens_are_never_trained_and_a_cut_leaves_images_whole(results: d
 
 
 @slow
+def test_images_are_scaled_to_the_limits_of_pixels_which_the_result_keeps(results: dict[str, Any]) -> None:
+    ours, by_transformers = results["pixels"]["tokens"]
+    whole = results["qwen2_5_vl"]["ids"][0][1].count(800)
+    assert ours == by_transformers < whole
+    assert results["pixels"]["served"] == 4  # 1024 pixels are four tokens of 16 x 16
+    assert results["pixels"]["limits"] == [1024, 1024]
+    assert results["pixels"]["fixed"] == "image-size-fixed"
+
+
+@slow
 def test_prepared_rows_are_used_again_until_an_image_changes(results: dict[str, Any]) -> None:
     assert results["again"] == [True, False, True, False]
 
@@ -114,6 +126,25 @@ def test_a_model_that_reads_no_images_and_packing_are_refused_before_the_start(
     spec: RunSpec = make_spec(data__datasets=["seen"], data__packing=True)
     codes = {problem.code for problem in preflight_problems(spec, workplace)}
     assert {"model-without-images", "packing-with-images"} <= codes
+
+
+def test_limits_of_pixels_are_held_against_the_model(workplace: Workplace, make_spec: Any, tiny: Path) -> None:
+    picture(workplace.data / "a.png")
+    (workplace.data / "seen.jsonl").write_text(json.dumps(marked("<image>What?", "a.png")))
+    (workplace.data / "dataset_info.json").write_text(json.dumps({"seen": {"file_name": "seen.jsonl"}}))
+    base = workplace.saves / "base"
+    shutil.copytree(tiny, base)
+    here = replace(workplace, models=(workplace.saves,))
+    for config, codes in (
+        ({"image_processor_type": "A", "size": {"height": 64, "width": 64}}, {"image-size-fixed"}),
+        ({"image_processor_type": "A", "size": {"longest_edge": 512, "shortest_edge": 256}}, {"image-size-fixed"}),
+        ({"image_processor_type": "A", "min_pixels": 3136, "max_pixels": 12845056}, {"image-pixels-crossed"}),
+        ({"image_processor_type": "A", "min_pixels": 1024, "max_pixels": 12845056}, set()),
+    ):
+        (base / "preprocessor_config.json").write_text(json.dumps(config))
+        spec: RunSpec = make_spec(data__datasets=["seen"], data__image_max_pixels=2048)
+        problems = preflight_problems(spec.change("model.model_name_or_path", str(base)), here)
+        assert {problem.code for problem in problems if problem.field.startswith("data.")} == codes
 
 
 def test_spans_are_cut_where_images_are() -> None:

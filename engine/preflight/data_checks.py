@@ -16,7 +16,7 @@ from engine.data.datasets import INFO_FILE, Dataset, examples, read_dataset_info
 from engine.data.row_files import version
 from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
-from engine.models.processor_files import has_image_processor
+from engine.models.processor_files import has_image_processor, pixel_limits
 from engine.spec.run_spec import RunSpec
 
 ROWS_CHECKED = 20_000  # rows of a data set checked before the start; preparation checks all
@@ -63,10 +63,17 @@ def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) ->
 def _image_problems(spec: RunSpec) -> list[Problem]:
     """Problems that prevent training on rows with images."""
     problems, model = [], Path(spec.model.model_name_or_path)
+    least, most = spec.data.image_min_pixels, spec.data.image_max_pixels
     if spec.data.packing:
         problems.append(problem("packing-with-images", "data.packing"))
     if model.is_dir() and not has_image_processor(model):
         problems.append(problem("model-without-images", "model.model_name_or_path"))
+    elif model.is_dir() and (least or most):
+        if (limits := pixel_limits(model)) is None:
+            problems.append(problem("image-size-fixed", "data.image_max_pixels", processor=model.name))
+        elif (least or limits[0]) > (most or limits[1]):
+            values = {"least": least or limits[0], "most": most or limits[1]}
+            problems.append(problem("image-pixels-crossed", "data.image_min_pixels", **values))
     return problems
 
 

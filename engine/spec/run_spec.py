@@ -108,6 +108,22 @@ class Data(Part):
     packing: bool = setting(
         False, "Packing", "Puts several short examples into one sequence; they cannot see each other."
     )
+    image_max_pixels: int | None = setting(
+        None,
+        "Max image pixels",
+        "Larger images are scaled down to so many pixels, width times height: fewer tokens, less memory and time. For "
+        "models whose images have as many tokens as pixels allow, such as Qwen-VL. Leave empty for the model's own "
+        "limit. Saved with the result.",
+        ge=1024,
+        le=10**8,
+    )
+    image_min_pixels: int | None = setting(
+        None,
+        "Min image pixels",
+        "Smaller images are scaled up to so many pixels. Leave empty for the model's own limit.",
+        ge=1024,
+        le=10**8,
+    )
     group_by_length: bool = setting(
         True,
         "Group by length",

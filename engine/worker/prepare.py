@@ -98,14 +98,14 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     with library_imports():
         from engine.worker.data import tables
         from engine.worker.data.examples import Encoder
-        from engine.worker.models.processor import image_tokens_or_problem
+        from engine.worker.models.processor import image_options, image_tokens_or_problem
         from engine.worker.models.tokenizer import load_tokenizer
         from engine.worker.runtime.process_pool import ProcessPool
 
     tokenizer = load_tokenizer(spec, model_path)
     if missing := token_id_problem(max(tokenizer.get_vocab().values()), spec, model_path):
         raise Refusal(missing)
-    images = image_tokens_or_problem(model_path, tokenizer, remote_code=spec.model.trust_remote_code)
+    images = image_tokens_or_problem(model_path, tokenizer, **image_options(spec))
     encoder = Encoder.of(spec, tokenizer, images=images)
     sources = [tables.DatasetTables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
     drafts = folder / "tables"

@@ -306,12 +306,12 @@ def encoders(spec: RunSpec) -> tuple[Any, Any]:
 @lru_cache(maxsize=8)
 def _encoders(tells: str, _stamps: tuple[int, ...]) -> tuple[Any, Any]:
     from engine.worker.data.examples import Encoder
-    from engine.worker.models.processor import image_tokens_or_problem
+    from engine.worker.models.processor import image_options, image_tokens_or_problem
     from engine.worker.models.tokenizer import load_tokenizer
 
     spec = RunSpec.read(json.loads(tells))
     tokenizer = load_tokenizer(spec, path := spec.model.model_name_or_path)
-    images = image_tokens_or_problem(path, tokenizer, remote_code=spec.model.trust_remote_code)
+    images = image_tokens_or_problem(path, tokenizer, **image_options(spec))
     whole, cut = Encoder.of(spec, tokenizer, NO_LIMIT, images), Encoder.of(spec, tokenizer, images=images)
     return replace(whole, decode_images=False), replace(cut, decode_images=False)
 

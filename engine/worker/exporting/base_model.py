@@ -60,6 +60,7 @@ class Sources:
         """Copy tokenizer, chat template and generation config into `folder`."""
         self.tokenizer().save_pretrained(folder)
         copy_processor_files(self.base, folder)
+        copy_processor_files(self.settings, folder)  # a training may have other limits of pixels
         if (self.settings / "generation_config.json").exists():
             GenerationConfig.from_pretrained(self.settings).save_pretrained(folder)
         for name in (

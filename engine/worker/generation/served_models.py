@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.data.images import decode
+from engine.models.processor_files import has_image_processor
 from engine.spec.run_spec import RunSpec
 from engine.worker.generation.sampling import Sampling
 from engine.worker.models.processor import image_tokens_or_problem
@@ -132,7 +133,8 @@ def load_served_model(
         raise Refusal(problem("chat-no-template", model=name))
     template = tokenizer.get_chat_template()
     base = str(model.name_or_path) if adapter else folder
-    images = image_tokens_or_problem(base, tokenizer, remote_code=spec.model.trust_remote_code)
+    files = folder if has_image_processor(Path(folder)) else base
+    images = image_tokens_or_problem(base, tokenizer, remote_code=spec.model.trust_remote_code, files=files)
     conversations = ConversationEncoder(tokenizer, images=images)
     unthinking = None
     if THINKING_SWITCH in template:

@@ -15,9 +15,10 @@ from engine.core.problems import Refusal, problem
 from engine.data.images import ImageSource, Size, decode
 
 ROWS_PROVED = 8  # first rows with images that are compared with the processor's result
-PROBE_SIZE = (64, 48)  # pixels
+PROBE_SIZES = ((64, 48), (48, 96))  # pixels
 TEXT_KEYS = ("input_ids", "attention_mask")
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # the names that model families use for the marks of image tokens
+MAX_REASON_CHARACTERS = 200
 Span = tuple[int, int]
 
 
@@ -32,10 +33,26 @@ class ImageTokens:
         self.lock = threading.Lock()  # a processor's tokenizer is not thread-safe
         if not self.token:
             raise _unfit(processor, "no image_token")
-        made = self._process([Image.new("RGB", PROBE_SIZE)], self.token)
+        self.type_keys = self._type_keys()
+        try:
+            self.pixels([[Image.new("RGB", size)] for size in PROBE_SIZES], "np")
+        except Exception as error:  # images of two conversations cannot be in one batch
+            raise _unfit(processor, str(error) or type(error).__name__) from error
+
+    def _type_keys(self) -> list[str]:
+        """The names under which the model receives the marks of image tokens."""
+        made = self._process([Image.new("RGB", PROBE_SIZES[0])], self.token)
+        if not any(key in made for key in TOKEN_TYPES):
+            return []
+        try:
+            marks = self.processor.create_mm_token_type_ids(made["input_ids"])
+        except Exception as error:  # some processors need more than the tokens
+            raise _unfit(self.processor, str(error) or type(error).__name__) from error
         # If there are both, one may be the tokenizer's own, which has nothing to do with images.
-        marks = self.processor.create_mm_token_type_ids(made["input_ids"])
-        self.type_keys = [key for key in TOKEN_TYPES if key in made and list(made[key][0]) == list(marks[0])]
+        keys = [key for key in TOKEN_TYPES if key in made and list(made[key][0]) == list(marks[0])]
+        if TOKEN_TYPES[0] in made and TOKEN_TYPES[0] not in keys:
+            raise _unfit(self.processor, f"{TOKEN_TYPES[0]} does not follow from the tokens")
+        return keys
 
     def expansion(self, size: Size) -> str:
         """The text that stands for an image of `size` (width, height). Raises Refusal if the processor rejects it."""
@@ -87,11 +104,11 @@ class ImageTokens:
         marks = self.processor.create_mm_token_type_ids(ids.tolist()) if self.type_keys else None
         return {key: ids.new_tensor(marks) for key in self.type_keys}
 
-    def pixels(self, images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    def pixels(self, images: Sequence[Sequence[Image.Image]], tensors: str = "pt") -> dict[str, Any]:
         """The image arguments of the forward pass for several conversations, as tensors."""
         texts = [self.token * len(own) for own in images]
         with self.lock:
-            made = self.processor(images=[list(own) for own in images], text=texts, return_tensors="pt", padding=True)
+            made = self.processor(images=list(map(list, images)), text=texts, return_tensors=tensors, padding=True)
         return {key: value for key, value in made.items() if key not in (*TEXT_KEYS, *self.type_keys)}
 
     def _process(self, images: list[Image.Image], text: str) -> Any:
@@ -111,4 +128,9 @@ def placed_inputs(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _unfit(processor: Any, reason: str) -> Refusal:
-    return Refusal(problem("images-not-processed", processor=type(processor).__name__, reason=reason))
+    return Refusal(problem("images-not-processed", processor=type(processor).__name__, reason=first_words(reason)))
+
+
+def first_words(reason: str) -> str:
+    """The beginning of an error in one line."""
+    return " ".join(reason.split())[:MAX_REASON_CHARACTERS]

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, Trainer
 
 from engine.core.permissions import apply_umask
 from engine.core.rundir import RESULT_FILE, RunDir, read_lines, write_json
-from engine.models.processor_files import copy_processor_files
+from engine.models.processor_files import copy_processor_files, set_pixel_limits
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
 from engine.worker.templates.conversations import end_of_turn_ids
@@ -31,6 +31,8 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
     copy_processor_files(Path(model.name_or_path), partial)
+    if spec.data.image_min_pixels or spec.data.image_max_pixels:
+        set_pixel_limits(partial, spec.data.image_min_pixels, spec.data.image_max_pixels)
     if is_reward_model(spec):
         from engine.worker.training.reward import write_evaluation
 

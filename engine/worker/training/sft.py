@@ -16,7 +16,7 @@ from engine.core.rundir import read_json
 from engine.data.images import ImageSource, decode
 from engine.worker.data.cache import SUMMARY_FILE
 from engine.worker.data.images_column import IMAGES_COLUMN
-from engine.worker.models.processor import load_image_tokens
+from engine.worker.models.processor import image_options, load_image_tokens
 from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.training.context import TrainingContext
 
@@ -113,4 +113,4 @@ def sft_trainer(context: TrainingContext) -> Trainer:
 
 def _images_of_model(context: TrainingContext) -> ImageTokens:
     path = read_json(context.run.prepared / SUMMARY_FILE)["model_path"]
-    return load_image_tokens(path, context.tokenizer, remote_code=context.spec.model.trust_remote_code)
+    return load_image_tokens(path, context.tokenizer, **image_options(context.spec))
