@@ -43,20 +43,24 @@ HEAVY_PROGRAMS = {
     "engine.worker.export": "spec.yaml",
     "engine.worker.serve": "serve.json",
 }
-_address: Path | None = None  # of the forking process; set where the programs are to be forked
+_address: Path | None = None  # of the forking process
 
 
 @pytest.fixture(scope="module")
 def forked() -> Iterator[None]:
     """Programs that this module starts are forked, and those that they start."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in OFFLINE_VARIABLES.items():
-            patch.setenv(name, value)  # read when the libraries are imported
-        address = forking_process("tests.forked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(globals(), "_address", address)
         patch.setattr(subprocess, "Popen", Popen)
         yield
+
+
+def start_forking_process() -> None:
+    """Start the process that this process's programs, and those of its forks, are forked from."""
+    global _address
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in OFFLINE_VARIABLES.items():
+            patch.setenv(name, value)  # read when the libraries are imported
+        _address = forking_process("tests.forked")
 
 
 @pytest.fixture
@@ -69,7 +73,9 @@ class Popen(REAL_POPEN):  # type: ignore[type-arg]
     """`subprocess.Popen` that forks our own programs."""
 
     def __new__(cls, args: Any, *positional: Any, **options: Any) -> Any:
-        if not positional and _address and is_forked(args, options):
+        if not positional and is_forked(args, options):
+            if not _address:
+                start_forking_process()
             return ForkedProcess(args, _address, **options)
         return super().__new__(cls)
 

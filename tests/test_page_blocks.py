@@ -26,7 +26,7 @@ from webui.page_sessions import PageSession
 from webui.studio import page
 from webui.studio.application import _mounted
 
-VISITORS = 200
+VISITORS = 60
 
 
 class Controls:

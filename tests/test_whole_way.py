@@ -47,7 +47,7 @@ def test_the_page_counts_families_by_what_became_of_them() -> None:
         WholeWay("c", "lora"), WholeWay("c", "freeze", failure="train: ValueError: x"),
     ]  # fmt: skip
     text = page(ways, ["lora", "freeze"])
-    assert "Of 3 families 1 pass, 1 are refused" in text
+    assert "Of 3 families, 1 pass, 1 are rejected" in text
     assert "| `a` | q_proj | visual, experts | ✓ | ✓ |" in text
     assert "| `b` | — | — | no \\| text | ✓ |" in text
     assert "| `c` | — | — | ✓ | train: ValueError: x |" in text

@@ -7,16 +7,20 @@ prints a line for each, and with `--page FILE` writes the table of docs/models.m
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests import forked
 
 TIME_LIMIT_SECONDS = 180
 MAX_LOGIT_DIFFERENCE = 1e-3  # between base with adapter and merged model, both in fp32
@@ -204,6 +208,9 @@ def whole_ways(families: Sequence[str], method: str) -> Iterator[WholeWay]:
         "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     _import_libraries()
+    subprocess.Popen = forked.Popen  # type: ignore[misc]  # the child that builds its skeleton is forked, too
+    forked.start_forking_process()
+    gc.freeze()  # no fork has to look through what was imported, and to copy it for that
     for family in families:
         place = Path(tempfile.mkdtemp())
         reading, writing = os.pipe()
