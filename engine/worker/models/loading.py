@@ -384,6 +384,6 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
 def _add_whole_modules(model: PeftModel, file: Path) -> None:
     """Add the modules trained in full to an adapter that peft has converted, since peft writes only the converted
     matrices."""
-    adapter = get_peft_model_state_dict(model)
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
     whole = {name: tensor.contiguous() for name, tensor in adapter.items() if "lora_" not in name}
     save_file(load_file(file) | whole, file, metadata={"format": "pt"})
