@@ -222,6 +222,13 @@ def test_the_result_is_merged_measured_beside_its_base_and_gone_on_from(
 
 
 @pytest.mark.slow
+def test_adapters_with_tokens_of_their_own_answer_beside_each_other_as_alone(tiny: Path, tmp_path: Path) -> None:
+    far = json.loads(run_python("-m", "tests.added_rows", tiny, tmp_path).splitlines()[-1])
+    assert len(far) == 18
+    assert max(far.values()) < 1e-5, far
+
+
+@pytest.mark.slow
 def test_an_adapter_is_gone_on_from_with_the_tokens_that_it_has_and_no_others(
     trained: dict[str, RunDir], place: Workplace, tiny: Path
 ) -> None:

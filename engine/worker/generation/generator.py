@@ -32,7 +32,7 @@ from engine.core.problems import Problem, problem
 from engine.worker.generation.answer import Answer, TokenLogprob
 from engine.worker.generation.image_prompts import read_with_images
 from engine.worker.generation.sampling import choose_token
-from engine.worker.models.embeddings import fit_vocabulary
+from engine.worker.models.embeddings import fit_vocabulary, narrow_to_adapters
 
 MAX_BATCH_SIZE = 16  # answers in one batch: each needs memory for keys and values of all its tokens
 TOKENS_PER_TURN = 4  # tokens that a batch generates before another batch has its turn
@@ -263,6 +263,7 @@ class Generator:
             self.adapted = PeftModel.from_pretrained(self.model, folder, adapter_name=name).eval()
         else:
             self.adapted.load_adapter(folder, adapter_name=name)
+        narrow_to_adapters(self.adapted)
         self.names[folder] = name
         self.active = "?"  # peft may have made it the active one
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import TrainableTokensWrapper
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,8 +46,7 @@ def _begin_as_mean(model: PreTrainedModel, rows: list[int]) -> None:
 
 
 def _row_count(model: PreTrainedModel) -> int:
-    embedding: Any = model.get_input_embeddings()
-    return embedding.num_embeddings
+    return _layer(model.get_input_embeddings()).weight.shape[0]
 
 
 def _vocabulary_parts(model: PreTrainedModel) -> list[Any]:
@@ -89,14 +91,64 @@ def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> No
     folders, had = list(adapters), _row_count(model)
     rows = max((adapter_embedding_rows(folder) for folder in folders), default=0) or had
     rows = max([rows, *map(adapter_token_rows, folders)])
-    if rows == had:
+    fitted: Any = model
+    fitted.own_rows = getattr(model, "own_rows", had)
+    if rows < had and rows >= fitted.own_rows:
+        return  # another adapter needs more
+    if rows < had:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    elif rows > had:
+        for part in {id(part.weight): part for part in map(_layer, _vocabulary_parts(model))}.values():
+            _extend(part, rows)
+        model.config.get_text_config().vocab_size = rows
+        head = model.get_output_embeddings()
+        if head is not None and had == fitted.own_rows:
+            _layer(head).register_forward_hook(_narrow(_layer(head), had))
+
+
+def _extend(part: Any, rows: int) -> None:
+    """Make an embedding or a head longer where it is, since an adapter may lie around it. The new rows are zeros until
+    an adapter brings its own."""
+    for weight in filter(lambda weight: weight is not None, (part.weight, getattr(part, "bias", None))):
+        weight.data = torch.cat([weight.data, weight.data.new_zeros(rows - weight.shape[0], *weight.shape[1:])])
+
+
+def _layer(part: Any) -> Any:
+    """The layer itself, whatever peft has put around it."""
+    if isinstance(part, AuxiliaryTrainingWrapper):
+        return _layer(part.original_module)
+    return _layer(part.get_base_layer()) if isinstance(part, BaseTunerLayer) else part
+
+
+def narrow_to_adapters(model: PeftModel) -> None:
+    """Let each adapter that has trained rows alone give logits for the tokens that it knows, and none for those that
+    the base has for another adapter."""
+    base: Any = model.get_base_model()
+    head = base.get_output_embeddings()
+    if not isinstance(head, TrainableTokensWrapper) or head in _NARROWED:
         return
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    head = model.get_output_embeddings()
-    if rows > had and head is not None:
-        head.register_forward_hook(_narrow(head, had))
+    _NARROWED.add(head)
+
+    def narrow(wrapper: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        indices = wrapper.token_adapter.token_indices
+        known = [max(indices[name]) + 1 for name in wrapper.active_adapters if name in indices]
+        return logits[..., : max([base.own_rows, *known])]
+
+    head.register_forward_hook(narrow)
+
+
+_NARROWED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _narrow(head: nn.Module, rows: int) -> Any:
     # peft copies the head with its hooks for each adapter: those copies give logits for all their rows.
     return lambda module, _given, logits: logits[..., :rows] if module is head else logits
+
+
+def _keys_of(self: TrainableTokensWrapper, adapter_name: str) -> dict[str, str]:
+    """As peft's own, but none for an adapter without rows: peft looks for them in every adapter that comes later."""
+    return _PEFT_OWN(self, adapter_name) if adapter_name in self.token_adapter.token_indices else {}
+
+
+_PEFT_OWN = TrainableTokensWrapper.adapter_state_dict_load_map
+TrainableTokensWrapper.adapter_state_dict_load_map = _keys_of  # type: ignore[method-assign]
