@@ -190,3 +190,43 @@ def test_what_was_trained_on_them_belongs_to_the_plain_model_and_is_merged_into_
     assert learned > 0.01
     assert far < 1e-4
     assert model_problems(merged, [used[0]]) == []
+
+
+REFUSED = """
+import json, sys, torch
+from engine.core.problems import Refusal
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import load_base
+told = []
+for folder in sys.argv[1:]:
+    try:
+        load_base(RunSpec.read({"model": {"model_name_or_path": folder}}), folder, torch.float32)
+        told.append("")
+    except Refusal as refusal:
+        told.append([refusal.problems[0].code, refusal.problems[0].values["name"]])
+print(json.dumps(told))
+"""
+CHANGE = """
+import sys
+from safetensors.torch import load_file, save_file
+file, drop, add = sys.argv[1:]
+tensors = load_file(file)
+if drop:
+    del tensors[drop]
+if add:
+    tensors[add] = tensors["model.norm.weight"].clone()
+save_file(tensors, file, {"format": "pt"})
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_as_it_was_initialized_and_nothing_of_a_quantized_weight_is_left_out(
+    quantized: Path, tmp_path: Path
+) -> None:
+    norm, order = "model.layers.1.input_layernorm.weight", "model.layers.1.mlp.up_proj.weight_g_idx"
+    changed = {"fp8-plain": (norm, ""), "int4": ("", order), "fp8": ("", "model.layers.0.mlp.up_proj.input_scale")}
+    for kind, (drop, add) in changed.items():
+        folder = shutil.copytree(quantized / kind, tmp_path / kind)
+        run_python("-c", CHANGE, folder / "model.safetensors", drop, add)
+    printed = run_python("-c", REFUSED, *(tmp_path / kind for kind in changed))
+    assert json.loads(printed.splitlines()[-1]) == [["weights-missing", norm], ["weights-unread", order], ""]
