@@ -22,6 +22,8 @@ from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside
 from tests.conftest import by_hand, flags_of, start_studio
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 OpenPage = Callable[..., Page]
 ROWS = json.loads((PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8"))
 QUESTION, ANSWER = ROWS[1]["instruction"], ROWS[1]["output"]
