@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from engine.core.problems import Refusal
-from engine.data import images
+from engine.data import dataset_info_edits, images
+from engine.data.columns import ColumnMapping
 from engine.data.datasets import Example
 from engine.data.images import IMAGE_MARK, decode
 from engine.data.row_images import images_of
@@ -204,6 +205,17 @@ def test_rows_that_differ_in_their_images_alone_are_no_repetition(tmp_path: Path
     rows = [marked("<image>What?", name) for name in ("a.png", "b.png", "a.png")]
     report = check(dataset(tmp_path, *rows), "chat")
     assert report.counts == {"row-repeated": 1}
+
+
+def test_another_choice_of_columns_leaves_the_images(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    rows = [{"q": "<image>What?", "a": "Red.", "photo": ["a.png"], "other": "Blue."}]
+    columns = {"prompt": "q", "response": "a", "images": "photo"}
+    before = {"file_name": "rows.jsonl", "columns": columns}
+    assert list(images_of(read(tmp_path, *rows, entry=before)[0]))
+    mapping = ColumnMapping("chat", {"prompt": "q", "response": "other"})
+    entry = dataset_info_edits.entry_for_mapping("rows.jsonl", mapping, rows, before)
+    assert list(images_of(read(tmp_path, *rows, entry=entry)[0]))
 
 
 def test_a_changed_file_is_another_image(tmp_path: Path) -> None:

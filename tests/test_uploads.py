@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from engine.core.problems import Problem, Refusal
+from engine.core.rundir import write_json
 from engine.data import limited_process, uploads
-from engine.data.datasets import read_dataset_info
+from engine.data.datasets import examples, find, read_dataset_info
 from engine.data.uploads import receive, safe_name
 from engine.launch.workspace import PROJECT
 
@@ -554,6 +557,35 @@ def test_a_packed_file_takes_no_more_memory_than_it_may(tmp_path, data, monkeypa
     assert list(data.iterdir()) == []
     monkeypatch.setattr(limited_process, "MAX_MEMORY", 2 << 30)
     assert receive(tmp_path / "x.csv.xz", "x.csv.xz", data).read_bytes() == b"a\n" * 1000
+
+
+@pytest.mark.parametrize("top", ["", "pets/"])
+def test_a_zip_of_rows_and_images_becomes_a_folder(tmp_path, data, top):
+    row = {"instruction": "<image>What?", "output": "A cat.", "images": ["pictures/a.png"]}
+    image = tmp_path / "a.png"
+    Image.new("RGB", (6, 4)).save(image)
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        archive.writestr(f"{top}rows.jsonl", json.dumps(row))
+        archive.write(image, f"{top}pictures/a.png")
+        archive.writestr("__MACOSX/x", "")
+    (data / "pets").mkdir()
+    arrived = receive(tmp_path / "pets.zip", "pets.zip", data)
+    assert arrived.relative_to(data) == Path("pets-2/rows.jsonl")
+    write_json(data / "dataset_info.json", {"pets": {"file_name": "pets-2/rows.jsonl"}})
+    (example,) = examples(find(data, "pets"), lambda bad: pytest.fail(bad.text()))
+    assert example["messages"][0]["images"][0].size == (6, 4)
+    assert {path.name for path in data.iterdir()} == {"pets", "pets-2", "dataset_info.json"}
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png"])
+def test_a_zip_writes_nothing_outside_of_its_folder(tmp_path, data, name):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("rows.jsonl", "{}")
+        archive.writestr(name, "x")
+    with contextlib.suppress(Refusal):
+        receive(tmp_path / "x.zip", "x.zip", data)
+    assert {path.name for path in data.iterdir()} <= {"rows.jsonl"}  # what leads outside is not unpacked at all
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_a_zip_of_several_files_or_of_what_is_no_data_is_refused(tmp_path, data):

@@ -258,7 +258,7 @@ def _receive(folder: Path, arguments: Mapping[str, Any], report: ReportProgress)
     arrived = uploads.receive(Path(arguments["source"]), arguments["called"], data, notes.append)
     broken = truncation_problem(arrived)
     return {
-        "file": arrived.name,
+        "file": str(arrived.relative_to(data)),
         "problems": as_records([broken] if broken else []),
         "notes": as_records(notes),
     }

@@ -64,6 +64,9 @@ def entry_for_mapping(
     drop = ("file_name", "formatting", "columns", "tags", "ranking")
     entry: dict[str, Any] = {"file_name": file_name} | {key: previous[key] for key in previous if key not in drop}
     entry |= columns.dataset_info_entry(mapping, rows)
+    images = (previous.get("columns") or {}).get("images")
+    if images and "columns" in entry:
+        entry["columns"]["images"] = images
     if "messages" in chosen and "tags" not in entry and previous.get("tags"):
         entry["tags"] = previous["tags"]
     return entry

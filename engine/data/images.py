@@ -23,6 +23,7 @@ from engine.core.problems import Problem, Refusal, problem
 # Represents an image in the text of a message: a code point that Unicode reserves for internal use.
 IMAGE_MARK = "\ufdd0"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MAX_IMAGE_BYTES = 64 << 20  # per file
 MAX_IMAGE_PIXELS = 64_000_000  # width times height; 192 MB as RGB
 ORIENTATION_TAG = 0x0112  # of EXIF: how the camera was held

@@ -1,4 +1,5 @@
-"""A compressed file (gz, bz2, xz, zst, or a zip of one file) → the data file in it, up to a given size."""
+"""A compressed file (gz, bz2, xz, zst, or a zip of one file, or of one and images) → the data file in it, up to a given
+size."""
 
 from __future__ import annotations
 
@@ -7,12 +8,15 @@ import gzip
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.core.problems import Refusal, problem
 from engine.data import limited_process
+from engine.data.images import IMAGE_SUFFIXES
+from engine.data.row_files import SUFFIXES
 
 BLOCK_BYTES = 1 << 20
 MAX_SECONDS = 1800  # of CPU time: bz2 takes 5 minutes for 8 GiB
@@ -41,6 +45,8 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
     ".zst": _open_zst,
 }
 PACKED_SUFFIXES = (*OPENERS, ".zip")
+TREE = "tree"  # the folder in which a data file and its images are unpacked
+MAX_IMAGES = 100_000  # of a zip
 
 
 def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
@@ -56,7 +62,7 @@ def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
 
 
 def _answer(source: Path, name: str, folder: str, limit: int) -> dict[str, str]:
-    return {"name": _unpack(source, name, Path(folder), limit).name}
+    return {"name": str(_unpack(source, name, Path(folder), limit).relative_to(folder))}
 
 
 def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
@@ -68,6 +74,8 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
     try:
         with zipfile.ZipFile(source) as packed:
             members = [member for member in packed.infolist() if not member.is_dir() and not _hidden(member.filename)]
+            if rows := _rows_beside_images(members):
+                return _unpack_tree(packed, members, rows, folder, name, limit)
             if len(members) != 1:
                 names = ", ".join(member.filename for member in members[:10]) or "(none)"
                 raise Refusal(problem("upload-zip", file=name, names=names))
@@ -76,6 +84,42 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
             return target
     except READ_ERRORS as error:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error
+
+
+def _rows_beside_images(members: Sequence[zipfile.ZipInfo]) -> zipfile.ZipInfo | None:
+    """The data file of a zip in which all other files are images; None for any other zip."""
+    rows = [member for member in members if _suffix(member) in SUFFIXES]
+    images = sum(_suffix(member) in IMAGE_SUFFIXES for member in members)
+    return rows[0] if len(rows) == 1 and images and images + 1 == len(members) else None
+
+
+def _suffix(member: zipfile.ZipInfo) -> str:
+    return PurePosixPath(member.filename).suffix.lower()
+
+
+def _unpack_tree(
+    packed: zipfile.ZipFile,
+    members: Sequence[zipfile.ZipInfo],
+    rows: zipfile.ZipInfo,
+    folder: Path,
+    name: str,
+    limit: int,
+) -> Path:
+    """Unpack a data file and its images with their folders, of which one that holds all is left out; returns the data
+    file."""
+    parts = [PurePosixPath(member.filename.replace("\\", "/").replace("\0", "")).parts for member in members]
+    if len(members) > MAX_IMAGES or any(".." in path or path[0] == "/" for path in parts):
+        raise Refusal(problem("upload-zip", file=name, names=rows.filename))
+    shared = 1 if len({path[0] for path in parts}) == 1 and all(len(path) > 1 for path in parts) else 0
+    target = {
+        member.filename: folder.joinpath(TREE, *path[shared:]) for member, path in zip(members, parts, strict=True)
+    }
+    for member in members:
+        file = target[member.filename]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _copy(partial(packed.open, member), file, name, limit)
+        limit -= file.stat().st_size
+    return target[rows.filename]
 
 
 def _hidden(name: str) -> bool:

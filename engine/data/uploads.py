@@ -60,6 +60,8 @@ def receive(
                 source = unpacking.unpack(
                     source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
                 )
+                if (tree := Path(folder) / unpacking.TREE).is_dir():
+                    return _place_tree(tree, source, name, data_dir)
                 if source.suffix.lower() in PACKED_SUFFIXES:
                     raise Refusal(problem("upload-packed-twice", file=name, inner=source.name))
                 return receive(source, source.name, data_dir, on_note)
@@ -72,6 +74,25 @@ def receive(
             return place(arrived, data_dir)
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
+
+
+def _place_tree(tree: Path, rows: Path, name: str, data_dir: Path) -> Path:
+    """Move a folder with a data file and its images into the data folder, called as the zip was; returns the data
+    file."""
+    if rows.suffix.lower() == ".parquet":
+        prove_bounded(rows)
+    for folder, _, files in os.walk(tree):
+        for path in (folder, *(os.path.join(folder, file) for file in files)):
+            apply_umask(Path(path))
+    inside = rows.relative_to(tree)
+    for free in _numbered_names(Path(name).stem):
+        try:
+            os.mkdir(data_dir / free)
+        except FileExistsError:
+            continue
+        os.rename(tree, data_dir / free)
+        return data_dir / free / inside
+    raise AssertionError("names do not end")
 
 
 def _receive_workbook(

@@ -7,6 +7,7 @@ from gradio.blocks import Block
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
+from engine.data.images import IMAGE_SUFFIXES
 from engine.serving.attachments import MAX_SIDE, image_bytes
 from engine.serving.conversation_tree import Conversation, Turn
 from webui.chat_tab import turns_html
@@ -14,7 +15,6 @@ from webui.chat_tab.panel import Panel
 from webui.chat_tab.questions import called_tool_last
 from webui.panels import Updates
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 UPLOADS = str(get_upload_folder())  # gradio's folder for uploads
 
 
