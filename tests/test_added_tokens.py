@@ -199,6 +199,22 @@ def test_a_run_with_added_tokens_goes_on_from_a_checkpoint_as_if_never_interrupt
 
 
 @pytest.mark.slow
+def test_a_checkpoint_of_an_older_version_that_has_no_rows_is_refused(
+    trained: dict[str, RunDir], place: Workplace
+) -> None:
+    resumed = RunDir(place.saves / "added" / "lora" / "older")
+    shutil.copytree(trained["tied"].path, resumed.path)
+    shutil.rmtree(resumed.adapter)
+    resumed.exit.unlink()
+    for checkpoint in resumed.checkpoints():
+        config = read_json(checkpoint / "adapter_config.json")
+        whole = {"trainable_token_indices": None, "modules_to_save": ["embed_tokens", "lm_head"]}
+        write_json(checkpoint / "adapter_config.json", config | whole)
+    train_many(resumed)
+    assert [issue["code"] for issue in read_json(resumed.error)["problems"]] == ["resume-other-rows"]
+
+
+@pytest.mark.slow
 def test_the_result_is_merged_measured_beside_its_base_and_gone_on_from(
     trained: dict[str, RunDir], place: Workplace, tiny: Path
 ) -> None:

@@ -16,11 +16,13 @@ from engine.core.rundir import write_json
 from engine.data import data_jobs
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.models import conversion
 from engine.runs.plan import start_from
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
 from webui.form.settings import ADAPTER, DATASETS, MODEL, SAVED_MODULES, TARGET_MODULES
 from webui.panels import Updates
+from webui.train_tab import conversion_panel
 from webui.train_tab.load_panel import MAX_YAML_CHARACTERS, LoadPanel
 from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
@@ -102,25 +104,34 @@ def test_a_model_that_has_to_be_converted_is_offered_for_it_and_the_result_is_ch
     offered = tab.summary.of_spec(spec.change("model.model_name_or_path", str(folder)))[button]
     assert (offered["visible"], offered["value"]) == (True, ENGLISH("convert-gguf"))
 
+    quantized = spec.change("model.model_name_or_path", str(folder))
+    monkeypatch.setattr(
+        conversion_panel, "convertible", lambda *_: conversion.Convertible(folder / "config.json", folder)
+    )
+    assert tab.summary.of_spec(quantized)[button]["visible"] is False  # as it is, it can be trained
+    offered = tab.summary.of_spec(quantized.change("model.quantization", "4bit"))[button]
+    assert (offered["visible"], offered["value"]) == (True, ENGLISH("convert-quantized"))
+    monkeypatch.undo()
+
     job = data_jobs.DataJob(place.saves / data_jobs.JOBS_FOLDER / "convert-1")
     job.path.mkdir(parents=True)
     started: list[Any] = []
     monkeypatch.setattr(data_jobs, "start", lambda *asked: started.append(asked) or job)
-    conversion = tab.settings.conversion
-    answer = conversion.start(str(folder))
-    assert answer[conversion.job_id] == "convert-1"
+    panel = tab.settings.conversion
+    answer = panel.start(str(folder))
+    assert answer[panel.job_id] == "convert-1"
     target = str(folder.parent / "packed-safetensors")
     paths = {"file": str(folder / "packed.Q4_K.gguf"), "target": target}
     assert started == [(place.saves, "convert", paths)]
     write_json(job.path / "request.json", {"given": paths})
     write_json(job.path / "result.json", {"folder": target, "made": True})
-    done = conversion.watch("convert-1")
-    assert (done[tab.control(MODEL)], done[conversion.timer].active) == (target, False)
+    done = panel.watch("convert-1")
+    assert (done[tab.control(MODEL)], done[panel.timer].active) == (target, False)
     (job.path / "result.json").unlink()
     write_json(job.path / "error.json", [{"code": "convert-gguf", "field": "", "values": {"file": "f", "why": "w"}}])
-    assert "transformers" in conversion.watch("convert-1")[conversion.message]
-    refused = conversion.start(str(tmp_path))  # outside of the model folders
-    assert refused.keys() == {conversion.message}
+    assert "transformers" in panel.watch("convert-1")[panel.message]
+    refused = panel.start(str(tmp_path))  # outside of the model folders
+    assert refused.keys() == {panel.message}
 
 
 def test_the_form_shows_a_spec_and_reads_back_as_that_spec(tab: Tab) -> None:

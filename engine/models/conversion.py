@@ -69,4 +69,7 @@ def _target(name: str, parent: Path, roots: Sequence[Path], suffix: str = "-safe
     name = f"{cached[1] if cached else name}{suffix}"
     real = [os.path.realpath(root) for root in roots]
     beside = is_below(parent, real) and not is_below(parent, [os.path.realpath(hub_cache())])
-    return parent / name if beside or not roots else roots[0] / name
+    if beside or not roots:
+        return parent / name
+    # A root may be a model itself, in whose folder nobody looks for others.
+    return next((root for root in roots if not (root / CONFIG).exists()), roots[0]) / name

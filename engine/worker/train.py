@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
+from engine.core.problems import Refusal, problem
 from engine.core.rundir import COMPLETE_FILE, RunDir, read_json
+from engine.models.adapters import adapter_config
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, rank, run_lifecycle
@@ -59,6 +62,14 @@ def spec_of(run: RunDir) -> RunSpec:
     return RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
 
 
+def _refuse_other_rows(checkpoint: Path, model: Any) -> None:
+    """Raises Refusal for a checkpoint of an adapter that was trained with the whole embeddings, as versions before 0.2
+    did where tokens were missing: what is loaded of it would not be what was trained."""
+    config = getattr(model, "peft_config", {}).get("default")
+    if config and config.trainable_token_indices and not adapter_config(checkpoint).get("trainable_token_indices"):
+        raise Refusal(problem("resume-other-rows", "model.resize_embeddings"))
+
+
 def resume_or_begin(run: RunDir, trainer: Any) -> None:
     """Train to the end: from the newest complete checkpoint, or from the beginning if there is none."""
     if rank() == 0:
@@ -67,6 +78,8 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
                 shutil.rmtree(folder)  # interrupted while it was being written
     trainer.accelerator.wait_for_everyone()
     newest = next(reversed(run.checkpoints()), None)
+    if newest:
+        _refuse_other_rows(newest, trainer.model)
     if newest and read_json(newest / COMPLETE_FILE)["done"]:
         # Only the result was missing. The trainer would take one more step before it checks the count.
         trainer.state = trainer.state.load_from_json(str(newest / "trainer_state.json"))

@@ -11,6 +11,7 @@ from gradio.blocks import Block
 from engine.core.problems import Refusal, problem
 from engine.data import data_jobs
 from engine.models.conversion import Convertible, convertible
+from engine.spec.model_settings import Model
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates, hidden_value, refusal_as_message
@@ -38,9 +39,11 @@ class ConversionPanel(Panel):
         self.button.click(self.start, model, outputs, **QUIET)
         self.timer.tick(self.watch, self.job_id, [self.message, self.timer, self.progress, model], **QUIET)
 
-    def offer(self, name_or_path: str) -> Updates:
-        """The button, if the chosen model can be converted."""
-        source = self._source(name_or_path)
+    def offer(self, model: Model) -> Updates:
+        """Show the button if the chosen model can be converted, and has to be for what is chosen next to it."""
+        source = self._source(model.model_name_or_path)
+        if source and source.kind == "quantized" and model.quantization.kind == "none":
+            source = None  # it is dequantized whenever it is loaded
         label = self.words(f"convert-{source.kind}") if source else ""
         return {self.button: gr.update(visible=True, value=label) if source else gr.update(visible=False)}
 

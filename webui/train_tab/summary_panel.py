@@ -97,7 +97,7 @@ class SummaryPanel(Panel):
             self.command: notices.code("command-text", plan.shell, words),
             self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
             self.trial_timer: gr.Timer(active=plan.unusable is None),
-        } | self.settings.conversion.offer(spec.model.model_name_or_path)
+        } | self.settings.conversion.offer(spec.model)
 
     def submit(self, request: gr.Request, *held: Any) -> Updates:
         spec, problems = self.settings.read(held)

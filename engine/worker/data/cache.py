@@ -66,12 +66,13 @@ def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache
         "data": data,
         "seed": spec.training.seed if chance else None,
         "remote_code": spec.model.trust_remote_code,
-        "added_tokens": [spec.model.add_tokens, spec.model.add_special_tokens],
         "tokenizer": [[file.name, fingerprints.of(file)] for file in files],
         "entries": [_dataset_entry(dataset, fingerprints) for dataset in datasets],
         # A template may write the date, and then the rows depend on it.
         "day": time.strftime("%Y-%m-%d") if any(map(_uses_the_date, files)) else None,
     }
+    if spec.model.added_tokens:
+        made_of["added_tokens"] = [spec.model.add_tokens, spec.model.add_special_tokens]
     fingerprints.keep()
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
