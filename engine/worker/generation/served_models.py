@@ -132,7 +132,8 @@ def load_served_model(
     if not tokenizer.chat_template:
         raise Refusal(problem("chat-no-template", model=name))
     template = tokenizer.get_chat_template()
-    base = str(model.name_or_path) if adapter else folder
+    # vLLM has the model elsewhere, and is given no images.
+    base = str(getattr(model, "name_or_path", folder)) if adapter else folder
     files = folder if has_image_processor(Path(folder)) else base
     images = image_tokens_or_problem(base, tokenizer, remote_code=spec.model.trust_remote_code, files=files)
     conversations = ConversationEncoder(tokenizer, images=images)
