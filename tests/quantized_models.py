@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -92,6 +93,64 @@ def mxfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return blocks, (exponents + 127).to(torch.uint8), meant.reshape(weight.shape)
 
 
+def grouped_int4(weight: Tensor, groups: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(numbers, zeros, scales) of (inputs, outputs), (groups, outputs), (groups, outputs)."""
+    columns = weight.T.numpy()
+    number = int(groups.max()) + 1
+    scales, zeros = np.empty((number, columns.shape[1]), np.float16), np.empty((number, columns.shape[1]), np.int64)
+    numbers = np.empty(columns.shape, np.int64)
+    for group in range(number):
+        rows = np.flatnonzero(groups.numpy() == group)
+        low, high = columns[rows].min(0), columns[rows].max(0)
+        scales[group] = (high - low) / 15
+        zeros[group] = np.clip(np.round(-low / scales[group].astype(np.float32)), 1, 15)
+        shifted = np.round(columns[rows] / scales[group].astype(np.float32)) + zeros[group]
+        numbers[rows] = np.clip(shifted, 0, 15)
+    return numbers, zeros, scales
+
+
+def words_of(numbers: np.ndarray, order: Sequence[int]) -> Tensor:
+    """Eight neighbours of a row in an int32; `order`: which of them is in the lowest four bits, in the next, …"""
+    words = np.zeros((numbers.shape[0], numbers.shape[1] // 8), np.uint32)
+    for column in range(words.shape[1]):
+        for place, neighbour in enumerate(order):
+            words[:, column] |= numbers[:, 8 * column + neighbour].astype(np.uint32) << np.uint32(4 * place)
+    return torch.from_numpy(words.view(np.int32))
+
+
+def meaning(numbers: np.ndarray, zeros: np.ndarray, scales: np.ndarray, groups: Tensor) -> Tensor:
+    rows = groups.numpy()
+    values = (numbers - zeros[rows]).astype(np.float32) * scales[rows].astype(np.float32)
+    return torch.from_numpy(values).half().float().T
+
+
+def gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """AutoGPTQ's first format, in which zeros are stored less one; inputs are not in the order of their groups."""
+    groups = (torch.randperm(weight.shape[1]) // 32).int()
+    numbers, zeros, scales = grouped_int4(weight, groups)
+    plain = range(8)
+    parts = {
+        "qweight": words_of(numbers.T, plain).T.contiguous(),
+        "qzeros": words_of(zeros - 1, plain),
+        "scales": torch.from_numpy(scales),
+        "g_idx": groups,
+    }
+    return parts, meaning(numbers, zeros, scales, groups)
+
+
+def awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """AutoAWQ's format for its matrix kernels, in whose order neighbours are."""
+    groups = torch.arange(weight.shape[1]) // 32
+    numbers, zeros, scales = grouped_int4(weight, groups)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    parts = {
+        "qweight": words_of(numbers, order),
+        "qzeros": words_of(zeros, order),
+        "scales": torch.from_numpy(scales),
+    }
+    return parts, meaning(numbers, zeros, scales, groups)
+
+
 def write(folder: Path, model: Any, tensors: dict[str, Tensor], how: dict[str, Any] | None) -> None:
     """A model folder with these tensors."""
     tiny_model.tokenizer().save_pretrained(folder)
@@ -169,6 +228,10 @@ def make(folder: Path) -> None:
     quantize_linear(folder, "int4", dense, packed_int4, int4)
     quantize_linear(folder, "float8", dense, fp8_rows, float8)
     quantize_experts(folder, oss)
+    quantize_linear(
+        folder, "gptq", dense, gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True}
+    )
+    quantize_linear(folder, "awq", dense, awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"})
 
 
 if __name__ == "__main__":

@@ -144,6 +144,28 @@ def test_quantized_weights_are_dequantized_once_for_a_training_that_quantizes_th
     assert convertible(str(folder), [root]) is None
 
 
+EQUAL = """
+import sys
+from safetensors.torch import load_file
+made, plain = (load_file(f"{folder}/model.safetensors") for folder in sys.argv[1:])
+same = all(weight.equal(plain[name].to(weight.dtype)) for name, weight in made.items())
+print(sorted(made) == sorted(plain) and same)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_weights_that_gptq_and_awq_have_packed_are_dequantized_once(quantized: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(quantized / kind, root / "int4")
+    (issue,) = model_problems(root / "int4", [root])
+    assert issue.code == "model-quantized-convert"
+    folder = converted(root, "int4", tmp_path / "job")
+    assert folder == root / "int4-dequantized", folder
+    assert model_problems(folder, [root]) == []
+    assert run_python("-c", EQUAL, folder, quantized / f"{kind}-plain").splitlines()[-1] == "True"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "code"),

@@ -46,8 +46,8 @@ def groups(*schemes: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "how",
     [
-        {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "gptq", "bits": 3, "group_size": 128},
+        {"quant_method": "awq", "bits": 4, "version": "gemv"},
         {"quant_method": "modelopt", "quant_algo": "FP8"},  # transformers skips it: weights without their scales
         {"quant_method": "fbgemm_fp8"},
         {"bits": 4},
@@ -76,7 +76,7 @@ def copied(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def test_the_card_of_a_model_says_what_it_was_made_from(copied: Callable[..., Path]) -> None:
     folder = copied("packed")
-    declared(folder, quant_method="awq")
+    declared(folder, quant_method="awq", version="marlin")
     (issue,) = model_problems(folder, [folder.parent])
     assert issue.code == "model-quantized"
     (folder / "README.md").write_text("---\nlicense: mit\nbase_model:\n- org/Plain-8B\n---\n# base_model: other\n")

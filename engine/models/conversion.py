@@ -16,8 +16,8 @@ from typing import NamedTuple
 from engine.core.problems import Refusal, problem
 from engine.models.discovery import allowed_roots, hub_cache, is_below, locate
 from engine.models.facts import inspect_model
-from engine.models.json_objects import files_in
-from engine.models.quantized_weights import DEQUANTIZED
+from engine.models.json_objects import files_in, json_object_or_empty
+from engine.models.quantized_weights import DEQUANTIZED, UNPACKED, can_be_unpacked, quantization_config
 from engine.models.safetensors_headers import NOT_WEIGHTS, PICKLE_SUFFIXES, gguf_files, names_in_line
 
 MODEL_FIELD = "model.model_name_or_path"
@@ -34,7 +34,9 @@ class Convertible(NamedTuple):
 
     @property
     def kind(self) -> str:
-        return "gguf" if self.file.suffix == ".gguf" else "quantized" if self.file.name == CONFIG else "pickle"
+        if self.file.name != CONFIG:
+            return "gguf" if self.file.suffix == ".gguf" else "pickle"
+        return "packed" if inspect_model(self.file.parent).quantized in UNPACKED else "quantized"
 
 
 def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
@@ -47,7 +49,9 @@ def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
         return Convertible(place, _target(place.stem, place.parent, roots)) if place.suffix == ".gguf" else None
     names = [name for name, _ in files_in(place)]
     if any(name.endswith(".safetensors") for name in names):
-        quantized = inspect_model(place).quantized in DEQUANTIZED and CONFIG in names
+        method = inspect_model(place).quantized
+        how = quantization_config(json_object_or_empty(place / CONFIG)) or {}
+        quantized = CONFIG in names and (method in DEQUANTIZED or can_be_unpacked(method, how))
         return (
             Convertible(place / CONFIG, _target(place.name, place.parent, roots, "-dequantized")) if quantized else None
         )

@@ -19,6 +19,7 @@ from engine.models.safetensors_headers import Tensor
 
 TRAINED_AS_THEY_ARE = ("bitsandbytes",)  # with an adapter
 DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")  # while they are loaded
+UNPACKED = ("gptq", "awq")  # by a conversion, once
 READERS = {"compressed-tensors": ("compressed_tensors",)}  # kind → modules that read it
 # Separate files in which older tools recorded the kind.
 FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
@@ -71,10 +72,21 @@ def quantization_problems(
     kind = _unsupported_scheme(quantization_config(config) or {}) if method == "compressed-tensors" else ""
     if method in DEQUANTIZED and not kind:
         return []
+    if can_be_unpacked(method, quantization_config(config) or {}):
+        return [problem("model-quantized-convert", how=method, path=folder, plain=plain_release(folder) or "—")]
     how = " ".join(filter(None, (method, kind)))
     if plain := plain_release(folder):
         return [problem("model-quantized-of", how=how, plain=plain)]
     return [problem("model-quantized", how=how)]
+
+
+def can_be_unpacked(method: str | None, how: Mapping[str, Any]) -> bool:
+    """Whether a conversion knows how the weights are packed."""
+    if method == "gptq":
+        formats = ("gptq", "gptq_v2")
+        whole = isinstance(how.get("group_size"), int)
+        return how.get("bits") in (2, 4, 8) and whole and how.get("checkpoint_format", "gptq") in formats
+    return method == "awq" and how.get("bits") == 4 and str(how.get("version", "gemm")).lower() == "gemm"
 
 
 def _undeclared_problems(folder: Path, tensors: Mapping[str, Tensor]) -> list[Problem]:

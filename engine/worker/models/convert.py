@@ -26,6 +26,7 @@ from engine.data.data_jobs import ReportProgress, job_process
 from engine.models.checks import model_problems
 from engine.models.conversion import INDEX, MODEL_FIELD, Convertible
 from engine.models.facts import inspect_model
+from engine.models.quantized_weights import quantization_config
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import silence_warnings
 
@@ -152,20 +153,44 @@ def _read_gguf(file: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _read_packed(file: Path) -> tuple[Any, Any]:
+    """The model whose weights GPTQ or AWQ have packed, in the type of their scales."""
+    from safetensors.torch import load_file
+
+    from engine.worker.models.packed_weights import dequantized
+
+    how = quantization_config(json.loads(file.read_text(encoding="utf-8")))
+    tensors: dict[str, Any] = {}
+    for part in sorted(file.parent.glob("*.safetensors")):
+        tensors |= load_file(part)
+    try:
+        weights = dequantized(tensors, how or {})
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise Refusal(problem("convert-broken", MODEL_FIELD, file=file.parent.name, why=_reason(error))) from error
+    return _model_of(weights, file), None
+
+
 def _read_pickled(file: Path) -> tuple[Any, Any]:
     """The model, its weights in the type of the largest; its tokenizer is in files already, which say more than what
     transformers would make of them."""
+    weights: dict[str, Any] = {}
+    for part in _pickled_files(file):
+        weights |= _weights_in(part)
+    return _model_of(weights, file), None
+
+
+def _model_of(weights: dict[str, Any], file: Path) -> Any:
+    """The model of the configuration beside `file`, with these weights."""
     from transformers import AutoConfig
 
     from engine.worker.models.structure import model_class
 
-    weights: dict[str, Any] = {}
-    for part in _pickled_files(file):
-        weights |= _weights_in(part)
     if not weights:
         raise Refusal(problem("convert-broken", MODEL_FIELD, file=file.name, why="no tensors"))
     largest = max(weights.values(), key=lambda tensor: tensor.numel() * tensor.is_floating_point())
     config = AutoConfig.from_pretrained(file.parent)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     try:
         family = model_class(config)._model_mapping[type(config)]
         model, report = family.from_pretrained(
@@ -174,7 +199,7 @@ def _read_pickled(file: Path) -> tuple[Any, Any]:
     except (RuntimeError, ValueError, KeyError) as error:  # shapes of another model, a family that it does not know
         raise Refusal(problem("convert-broken", MODEL_FIELD, file=file.name, why=_reason(error))) from error
     _refuse_missing(report["missing_keys"], file)
-    return model, None
+    return model
 
 
 def _read_quantized(file: Path) -> tuple[Any, Any]:
@@ -183,6 +208,8 @@ def _read_quantized(file: Path) -> tuple[Any, Any]:
 
     from engine.worker.models.loading import load_base
 
+    if problems := model_problems(file.parent, [file.parent], scorer=True):
+        raise Refusal(problems)
     dtype = getattr(torch, inspect_model(file.parent).dtype, torch.bfloat16)
     spec = RunSpec.read({"model": {"model_name_or_path": str(file.parent)}})
     return load_base(spec, str(file.parent), dtype), None
@@ -212,11 +239,13 @@ WEIGHTS_OF: dict[str, Callable[[Path], int]] = {
     "gguf": _gguf_weights,
     "pickle": lambda file: _pickled_bytes(file) // 2,
     "quantized": lambda file: inspect_model(file.parent).parameters or 0,
+    "packed": lambda file: 2 * sum(part.stat().st_size for part in file.parent.glob("*.safetensors")),  # of 4 bits each
 }  # the number of weights of each kind
 READERS_OF: dict[str, Callable[[Path], tuple[Any, Any]]] = {
     "gguf": _read_gguf,
     "pickle": _read_pickled,
     "quantized": _read_quantized,
+    "packed": _read_packed,
 }  # the model, and its tokenizer unless that is in files of its own
 
 
