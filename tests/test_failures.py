@@ -125,6 +125,10 @@ PRINTED: dict[str, tuple[str, ...]] = {
             "NCCL version 2.27.5\nncclSystemError: System call (e.g. socket, malloc) or external library call failed"
         ),
     ),
+    "image-features": (
+        "ValueError: Image features and image tokens do not match, tokens: 2, features: 145",
+        "ValueError: Image features and image tokens do not match: tokens: 832, features 52",
+    ),
     "unused-parameters": (
         "RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one.",
     ),

@@ -66,6 +66,7 @@ PATTERNS = {
         r"Expected to have finished reduction in the prior iteration"
         r"|marked as? ready (?:only once|twice)"
     ),
+    "image-features": r"Image features and image tokens do not match",
     # ------------------------------------------------------------------------ libraries
     "bitsandbytes": r"libbitsandbytes|CUDA Setup failed|bitsandbytes.*not.*(?:found|available)"
     r"|Native code method attempted to call|not available in CPU-only version of bitsandbytes",
