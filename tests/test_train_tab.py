@@ -101,13 +101,12 @@ def test_a_model_that_has_to_be_converted_is_offered_for_it_and_the_result_is_ch
     button = tab.settings.conversion.button
     spec = tab.built_with
     assert tab.summary.of_spec(spec)[button]["visible"] is False
-    offered = tab.summary.of_spec(spec.change("model.model_name_or_path", str(folder)))[button]
-    assert (offered["visible"], offered["value"]) == (True, ENGLISH("convert-gguf"))
+    updates = tab.summary.of_spec(spec.change("model.model_name_or_path", str(folder)))
+    assert (updates[button]["visible"], updates[button]["value"]) == (True, ENGLISH("convert-gguf"))
+    assert "packed.Q4_K.gguf" in updates[tab.settings.model_facts]
 
     quantized = spec.change("model.model_name_or_path", str(folder))
-    monkeypatch.setattr(
-        conversion_panel, "convertible", lambda *_: conversion.Convertible(folder / "config.json", folder)
-    )
+    monkeypatch.setattr(conversion_panel, "offered", lambda *_: conversion.Convertible(folder / "config.json", folder))
     assert tab.summary.of_spec(quantized)[button]["visible"] is False  # as it is, it can be trained
     offered = tab.summary.of_spec(quantized.change("model.quantization", "4bit"))[button]
     assert (offered["visible"], offered["value"]) == (True, ENGLISH("convert-quantized"))

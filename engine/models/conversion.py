@@ -61,6 +61,14 @@ def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
     return Convertible(place / files[0], _target(place.name, place.parent, roots)) if files else None
 
 
+def offered(text: str, roots: Sequence[Path]) -> Convertible | None:
+    """The same, and None too if there are several files to choose from, which the problems of the spec say."""
+    try:
+        return convertible(text, roots)
+    except Refusal:
+        return None
+
+
 def _pickled_files(names: Sequence[str]) -> list[str]:
     usual = [name for name in (INDEX, "pytorch_model.bin") if name in names]
     others = [name for name in names if name.endswith(PICKLE_SUFFIXES) and name not in NOT_WEIGHTS]

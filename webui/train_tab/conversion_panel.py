@@ -10,7 +10,7 @@ from gradio.blocks import Block
 
 from engine.core.problems import Refusal, problem
 from engine.data import data_jobs
-from engine.models.conversion import Convertible, convertible
+from engine.models.conversion import convertible, offered
 from engine.spec.model_settings import Model
 from webui import notices
 from webui.events import QUIET
@@ -41,17 +41,11 @@ class ConversionPanel(Panel):
 
     def offer(self, model: Model) -> Updates:
         """Show the button if the chosen model can be converted, and has to be for what is chosen next to it."""
-        source = self._source(model.model_name_or_path)
+        source = offered(model.model_name_or_path, self.workplace.model_roots)
         if source and source.kind == "quantized" and model.quantization.kind == "none":
             source = None  # it is dequantized whenever it is loaded
         label = self.words(f"convert-{source.kind}") if source else ""
         return {self.button: gr.update(visible=True, value=label) if source else gr.update(visible=False)}
-
-    def _source(self, name_or_path: str) -> Convertible | None:
-        try:
-            return convertible(name_or_path or "", self.workplace.model_roots)
-        except Refusal:  # several files: the problems of the spec report this
-            return None
 
     @refusal_as_message
     def start(self, name_or_path: str) -> Updates:

@@ -9,6 +9,7 @@ from html import escape
 
 from engine.core.problems import Problem
 from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.models.conversion import offered
 from engine.models.discovery import SMOLLM2
 from engine.models.facts import ModelFacts
 from engine.preflight.package_checks import QUANTIZER, optimizer_modules
@@ -26,6 +27,9 @@ def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
     if not name_or_path:
         return f'<p class="quiet">{escape(words("fact-none"))}</p>'
     model = local_model(name_or_path, workplace)
+    if not model and (source := offered(name_or_path, workplace.model_roots)):
+        facts_of_file = (source.file.name, size(source.file.stat().st_size))
+        return f'<p class="chips">{"".join(f"<span>{escape(chip)}</span>" for chip in facts_of_file)}</p>'
     if not model:
         return f'<p class="quiet">{escape(words("fact-hub"))}</p>'
     facts = [
