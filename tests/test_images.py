@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from engine.core.problems import Refusal
-from engine.data import dataset_info_edits, images
+from engine.data import dataset_info_edits, derive, images
 from engine.data.columns import ColumnMapping
-from engine.data.datasets import Example
+from engine.data.datasets import Example, examples, find
 from engine.data.images import IMAGE_MARK, decode
 from engine.data.row_images import images_of
 from engine.data.validation import check
@@ -216,6 +216,25 @@ def test_another_choice_of_columns_leaves_the_images(tmp_path: Path) -> None:
     mapping = ColumnMapping("chat", {"prompt": "q", "response": "other"})
     entry = dataset_info_edits.entry_for_mapping("rows.jsonl", mapping, rows, before)
     assert list(images_of(read(tmp_path, *rows, entry=entry)[0]))
+
+
+@pytest.mark.parametrize("file", ["rows.parquet", "set/rows.jsonl"])
+def test_sets_that_are_made_of_one_keep_its_images(tmp_path: Path, file: str) -> None:
+    for number in range(4):
+        picture(tmp_path / "set" / f"{number}.png", (number + 1, 1))
+    if file.endswith(".parquet"):
+        rows = [marked(f"<image>What {n}?", {"bytes": png((n + 1, 1)), "path": None}) for n in range(4)]
+    else:
+        rows = [marked(f"<image>What {n}?", f"{n}.png") for n in range(4)]
+    dataset(tmp_path, *rows, file=file)
+    made = derive.split(tmp_path, "rows", 0.5, 1)
+    widths = []
+    for name in made.names:
+        for example in examples(find(tmp_path, name), lambda bad: pytest.fail(bad.text())):
+            (image,) = images_of(example)
+            assert str(image.width - 1) in example["messages"][0]["content"]
+            widths.append(decode(image).width)
+    assert sorted(widths) == [1, 2, 3, 4]
 
 
 def test_a_changed_file_is_another_image(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ New files are written as JSON lines with unchanged rows, and described in datase
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import tempfile
@@ -67,6 +68,13 @@ def _json_row(place: Place, row: Any) -> Any:
     return {column: without_nulls(value) for column, value in row.items()}
 
 
+def _json_value(value: Any) -> str:
+    """A value that JSON does not have: the content of an image as a data URL, a date as text."""
+    if isinstance(value, bytes):
+        return f"data:application/octet-stream;base64,{base64.b64encode(value).decode()}"
+    return str(value)
+
+
 def _write_parts(
     data_dir: Path, dataset: Dataset, parts: Mapping[str, Iterable[bool]], on_rows: OnRows | None = None
 ) -> DerivedDatasets:
@@ -84,7 +92,7 @@ def _write_parts(
                 line = (
                     ""
                     if isinstance(row, Problem)
-                    else json.dumps(_json_row(place, row), ensure_ascii=False, default=str) + "\n"
+                    else json.dumps(_json_row(place, row), ensure_ascii=False, default=_json_value) + "\n"
                 )
                 targets = [name for name, take in takes.items() if next(take)]
                 target = targets[0] if targets and line else "left out"
@@ -95,10 +103,13 @@ def _write_parts(
             for stream in streams.values():
                 stream.close()
         made = []
+        # Next to the file they come from, since images are found from there; but not into a folder that is a data set.
+        single = data_dir / str(entry.get("file_name"))
+        folder_of_parts = single.parent if single.is_file() else data_dir
         for name, file in files.items():
-            placed = uploads.place(file, data_dir)
+            placed = str(uploads.place(file, folder_of_parts).relative_to(data_dir))
             made.append(
-                dataset_info_edits.add(data_dir, name, dataset_info_edits.derived_entry(entry, dataset, placed.name))
+                dataset_info_edits.add(data_dir, name, dataset_info_edits.derived_entry(entry, dataset, placed))
             )
     return DerivedDatasets(
         made,
