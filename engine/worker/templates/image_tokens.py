@@ -19,6 +19,7 @@ PROBE_SIZES = ((64, 48), (48, 96))  # pixels
 TEXT_KEYS = ("input_ids", "attention_mask")
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # the names that model families use for the marks of image tokens
 MAX_REASON_CHARACTERS = 200
+MAX_SIZES_REMEMBERED = 4096  # each with the text of its tokens, which may be 20 KB
 Span = tuple[int, int]
 
 
@@ -61,6 +62,8 @@ class ImageTokens:
             replaced = made["text_replacement_offsets"][0]
             if len(replaced) != 1 or not replaced[0]["replacement"]:
                 raise _unfit(self.processor, "an image is not replaced by tokens")
+            if len(self.expansions) >= MAX_SIZES_REMEMBERED:
+                self.expansions.clear()
             self.expansions[size] = replaced[0]["replacement"]
         return self.expansions[size]
 
