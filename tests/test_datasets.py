@@ -400,12 +400,17 @@ def test_a_prompt_is_what_comes_before_the_last_answers(tmp_path):
     assert [problem.code for problem in bad] == ["row-answers-only"]
 
 
-def test_an_image_is_not_taken_for_text(tmp_path):
-    turns = [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "x"}]
-    assert (
-        "something other than text: image_url"
-        in read(dataset(tmp_path, [{"messages": turns}], formatting="openai"))[1][0]
-    )
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("input_audio", "something other than text: input_audio"),
+        ("image_url", "refer to 1 image (<image>, or parts of the type image), but the row has 0"),
+    ],
+)
+def test_a_sound_or_an_image_that_is_not_there_is_not_taken_for_text(tmp_path, kind, reason):
+    turns = [{"role": "user", "content": [{"type": kind}]}, {"role": "assistant", "content": "x"}]
+    _, (bad,) = read(dataset(tmp_path, [{"messages": turns}], formatting="openai"))
+    assert reason in bad
 
 
 def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, monkeypatch):
