@@ -403,7 +403,7 @@ def test_a_prompt_is_what_comes_before_the_last_answers(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("input_audio", "something other than text: input_audio"),
+        ("input_audio", "neither text nor an image in a message: input_audio"),
         ("image_url", "refer to 1 image (<image>, or parts of the type image), but the row has 0"),
     ],
 )
