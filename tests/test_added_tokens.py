@@ -29,6 +29,8 @@ from tests.conftest import short_training
 from tests.preloaded import run_python
 from tests.train_many import lay_out, train_many
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 TOKENS = ["<rise>", "<fall>", "two words, and a comma"]
 SPECIAL = ["<calm>"]
 ROWS = 800  # of the tiny model's embeddings, all of which its tokenizer uses

@@ -264,7 +264,6 @@ def test_merged_and_adapter_say_the_same_to_all_demo_prompts(here: Workplace) ->
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("not_forked")
 def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(here: Workplace) -> None:
     run = submit(here, ["demo_model/lora/one"], check_prompts=200)
     partial = run.path / ".model.partial"

@@ -32,6 +32,8 @@ from tests.test_row_spellings import dataset
 from webui.data_tab import rows_html, tokens_html
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from engine.spec.run_spec import RunSpec
 from tests.conftest import made_once
 from tests.preloaded import run_python
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KINDS = ("fp8", "fp8-experts", "mxfp4", "int4", "float8")
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}

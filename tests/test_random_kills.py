@@ -34,7 +34,7 @@ from tests.conftest import end_runs, flags_of, wait_until
 from tests.living import Living, Look, Watcher, contradictions, living
 from tests.test_runs_tab import VIEW, Tab
 
-ROUNDS = int(os.environ.get("ATHANOR_KILL_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("ATHANOR_KILL_ROUNDS", "4"))
 SEED = int(os.environ.get("ATHANOR_KILL_SEED", "6"))
 MARK = "ATHANOR_KILL_TEST"  # a variable that everything started here inherits
 STEPS = 60

@@ -143,7 +143,6 @@ def test_kill_nine_of_the_keeper(workplace: Workplace, make_spec: Callable[..., 
     assert steps_logged(run) == list(range(1, 151))
 
 
-@pytest.mark.usefixtures("not_forked")
 def test_kill_nine_of_the_launcher(workplace: Workplace, long_spec: Callable[..., RunSpec]) -> None:
     run = runs.submit(long_spec(), workplace)
     at_step(run, 3)

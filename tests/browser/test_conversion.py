@@ -15,6 +15,8 @@ from engine.models.checks import model_problems
 from tests.browser.conftest import studio_on
 from tests.conftest import made_once
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_a_model_is_converted_by_the_button_below_it_and_then_chosen(
     demo_workplace: Workplace,
@@ -28,6 +30,7 @@ def test_a_model_is_converted_by_the_button_below_it_and_then_chosen(
     shutil.copytree(packed / "pt", root / "mine")
     with studio_on(replace(demo_workplace, models=(*demo_workplace.models, root))) as address:
         page = open_page(address)
+        expect(page.locator("#summary")).to_contain_text("Ready to start")  # the page has begun with the demo
         model, button = page.locator("#f-model-model_name_or_path input"), page.locator("#convert")
         expect(button).to_be_hidden()
         model.fill(str(root / "mine"))
