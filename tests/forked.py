@@ -23,7 +23,15 @@ from engine.launch.command import OFFLINE_VARIABLES
 from engine.runs import kinds
 from engine.worker.evaluate import may_use_quantized
 from engine.worker.runtime import optional_packages
-from tests.preloaded import LIBRARIES, PROJECT, REAL_POPEN, ForkedProcess, forking_process, serve
+from tests.preloaded import (
+    LIBRARIES,
+    PROJECT,
+    REAL_POPEN,
+    ForkedProcess,
+    forking_process,
+    memory_of_words,
+    serve,
+)
 
 OUR_MODULES = (
     "trl", "accelerate.commands.launch", "uvicorn", "webui.studio.application", "webui.login", "engine.verbs",
@@ -81,9 +89,12 @@ class Popen(REAL_POPEN):  # type: ignore[type-arg]
 
 
 def is_forked(args: Any, options: Mapping[str, Any]) -> bool:
-    """Whether a command is one of our programs, wants no other modules than are here, and quantizes nothing."""
+    """Whether a command is one of our programs, wants no other modules than are here, and quantizes nothing; and
+    whether it can be found as ever, by its command line and environment."""
     words = [os.fspath(word) for word in args if word != "-u"] if isinstance(args, Sequence) else []
-    if words[:1] != [sys.executable] or options.get("shell") or options.get("preexec_fn"):
+    if words[:1] != [sys.executable] or len(words) < 2 or options.get("shell") or options.get("preexec_fn"):
+        return False
+    if memory_of_words() is None:
         return False
     paths = (os.environ if options.get("env") is None else options["env"]).get("PYTHONPATH", "").split(os.pathsep)
     program = words[2] if words[1] == "-m" else words[1]

@@ -183,7 +183,7 @@ def _become(job: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(job["environment"])
         variables = [f"{name}={value}" for name, value in job["environment"].items()]
-        for address, lines in zip(_rooms(), (job["words"], variables), strict=True):
+        for address, lines in zip(_rooms(), (job["words"], variables), strict=False):
             text = b"".join(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)[: ROOM_BYTES - 1]
             ctypes.memmove(address, text.ljust(ROOM_BYTES, b"\0"), ROOM_BYTES)
         sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
@@ -194,14 +194,24 @@ def _become(job: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
         os._exit(1)  # and never go on as the process that it was forked from
 
 
-@functools.cache
-def _rooms() -> tuple[int, int]:
-    """Where in the memory of this process /proc/PID/cmdline and /proc/PID/environ are read: see proc(5)."""
+def memory_of_words() -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Where /proc/PID/cmdline and /proc/PID/environ of this process are read in its memory: begin and end of each.
+
+    None where the kernel does not tell, as sandboxes such as gVisor do not. See proc(5), fields 48 to 51 of `stat`.
+    """
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    arguments, end_of_arguments, variables, end = map(int, fields[45:49])  # fields 48 to 51
-    assert end_of_arguments - arguments > ROOM_BYTES
-    assert end - variables > ROOM_BYTES
-    return arguments, variables
+    places = [int(field) for field in fields[45:49]]
+    if len(places) < 4 or not all(places):
+        return None
+    return (places[0], places[1]), (places[2], places[3])
+
+
+@functools.cache
+def _rooms() -> tuple[int, ...]:
+    """The addresses of the two rooms that this process was started with; none where they cannot be shown."""
+    places = memory_of_words() or ()
+    assert all(end - begin > ROOM_BYTES for begin, end in places)
+    return tuple(begin for begin, _ in places)
 
 
 def _run_to_its_end(words: Sequence[str]) -> NoReturn:
