@@ -243,17 +243,17 @@ def loss_of(family: str, base: Path, data: Path, row: int) -> float:
 def prepared_again(root: Path) -> list[bool]:
     """Whether rows that were prepared before are prepared again: as nothing has changed; as an image has; and with
     images of a row that is no longer there."""
-    family, told = FAMILIES[0], []
+    family, prepared = FAMILIES[0], []
     spec = short_training(root / family / "base", root, data__max_length=200).change("data.datasets", ["seen"])
     for number in range(4):
         run = lay_out(RunDir(root / family / f"again{number}"), spec)
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             prepare(run)
-        told.append("prepared before" not in output.getvalue())
+        prepared.append("prepared before" not in output.getvalue())
         if number == 1:
             Image.new("RGB", (128, 64)).save(root / "red.png")
-    return told
+    return prepared
 
 
 def fewer_pixels(root: Path) -> dict[str, Any]:

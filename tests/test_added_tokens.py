@@ -185,15 +185,21 @@ def test_the_adapter_has_the_rows_of_the_new_tokens_and_no_others(trained: dict[
     assert issue.code == "vllm-whole-modules"  # vLLM takes no rows of an adapter; a merged model it does
 
 
+def cut_off(run: RunDir, folder: Path) -> RunDir:
+    """A copy of a run that has its checkpoints, but neither a result nor an end."""
+    shutil.copytree(run.path, folder)
+    copy = RunDir(folder)
+    shutil.rmtree(copy.adapter)
+    copy.exit.unlink()
+    return copy
+
+
 @pytest.mark.slow
 def test_a_run_with_added_tokens_goes_on_from_a_checkpoint_as_if_never_interrupted(
     trained: dict[str, RunDir], place: Workplace
 ) -> None:
-    resumed = RunDir(place.saves / "added" / "lora" / "resumed")
-    shutil.copytree(trained["untied"].path, resumed.path)
-    shutil.rmtree(resumed.adapter)
+    resumed = cut_off(trained["untied"], place.saves / "added" / "lora" / "resumed")
     shutil.rmtree(resumed.path / "checkpoint-60")
-    resumed.exit.unlink()
     train_many(resumed)
     assert resumed.result(), read_json(resumed.error)
     ours, theirs = (load_file(run.adapter / "adapter_model.safetensors") for run in (resumed, trained["untied"]))
@@ -204,10 +210,7 @@ def test_a_run_with_added_tokens_goes_on_from_a_checkpoint_as_if_never_interrupt
 def test_a_checkpoint_of_an_older_version_that_has_no_rows_is_refused(
     trained: dict[str, RunDir], place: Workplace
 ) -> None:
-    resumed = RunDir(place.saves / "added" / "lora" / "older")
-    shutil.copytree(trained["tied"].path, resumed.path)
-    shutil.rmtree(resumed.adapter)
-    resumed.exit.unlink()
+    resumed = cut_off(trained["tied"], place.saves / "added" / "lora" / "older")
     for checkpoint in resumed.checkpoints():
         config = read_json(checkpoint / "adapter_config.json")
         whole = {"trainable_token_indices": None, "modules_to_save": ["embed_tokens", "lm_head"]}

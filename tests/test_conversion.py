@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,7 @@ print(sorted(made) == sorted(plain) and same)
 def test_weights_that_gptq_and_awq_have_packed_are_dequantized_once(quantized: Path, tmp_path: Path, kind: str) -> None:
     root = tmp_path / "root"
     shutil.copytree(quantized / kind, root / "int4")
+    (root / "int4" / {"gptq": "quantize_config.json", "awq": "quant_config.json"}[kind]).write_text('{"bits": 4}')
     (issue,) = model_problems(root / "int4", [root])
     assert issue.code == "model-quantized-convert"
     folder = converted(root, "int4", tmp_path / "job")
@@ -186,6 +188,31 @@ def test_what_is_no_honest_file_of_weights_is_refused_and_leaves_nothing(
     assert [issue.code for issue in problems] == [code]
     assert code != "convert-hostile" or "posix.system" in problems[0].text()
     assert {path.name for path in root.iterdir()} == before  # nor has the code run, which would leave a file here
+
+
+def test_a_folder_of_the_name_of_the_result_is_left_as_it_is(root: Path, tiny: Path, tmp_path: Path) -> None:
+    for number, make in enumerate((Path.mkdir, lambda folder: shutil.copytree(tiny, folder))):
+        place = tmp_path / str(number)
+        shutil.copytree(root / "pt", place / "pt")
+        folder = place / "pt-safetensors"  # of the user: another model, or no model at all
+        make(folder)
+        (folder / "notes.txt").write_text("mine")
+        (issue,) = converted(place, "pt", tmp_path / f"job{number}")
+        assert issue.code == "convert-taken"
+        assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_result_is_taken_again_while_the_weights_are_the_same(root: Path, tmp_path: Path) -> None:
+    folder = converted(root, "pt", tmp_path / "first")
+    assert isinstance(folder, Path), folder
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert converted(root, "pt", tmp_path / "again") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    (weights,) = (root / "pt").glob("*.pt")
+    os.utime(weights, ns=(1, 1))  # as another release laid over it
+    assert converted(root, "pt", tmp_path / "other") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns > made
 
 
 SAME = """

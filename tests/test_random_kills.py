@@ -34,7 +34,7 @@ from tests.conftest import end_runs, flags_of, wait_until
 from tests.living import Living, Look, Watcher, contradictions, living
 from tests.test_runs_tab import VIEW, Tab
 
-ROUNDS = int(os.environ.get("ATHANOR_KILL_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("ATHANOR_KILL_ROUNDS", "8"))
 SEED = int(os.environ.get("ATHANOR_KILL_SEED", "6"))
 MARK = "ATHANOR_KILL_TEST"  # a variable that everything started here inherits
 STEPS = 60
@@ -403,6 +403,7 @@ def test_random_kills_leave_no_false_state_and_no_run_behind(trial: Trial) -> No
         trial.play(kill)
     trial.finish()
     trial.compare()
+    assert trial.killed, "nothing was killed"
     print(f"{dict(trial.killed)}, {len(trial.folders())} runs, looked at {trial.watcher.looks} times")
 
 

@@ -186,10 +186,10 @@ def test_the_new_rows_alone_are_saved_with_the_adapter_and_counted_before(
     trained: dict[str, RunDir], grown: Path
 ) -> None:
     weights = load_file(trained["lora"].adapter / "adapter_model.safetensors")
-    shapes = {name: tuple(one.shape) for name, one in weights.items() if "lora_" not in name}
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items() if "lora_" not in name}
     assert list(shapes.values()) == [(3, 64)], shapes
     spec = RunSpec.from_yaml(trained["lora"].spec.read_text(encoding="utf-8"))
-    assert trained_parameters(spec) == sum(one.numel() for one in weights.values())
+    assert trained_parameters(spec) == sum(weight.numel() for weight in weights.values())
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ from engine.data.data_jobs import ReportProgress, job_process
 from engine.models.checks import model_problems
 from engine.models.conversion import INDEX, MODEL_FIELD, Convertible
 from engine.models.facts import inspect_model
-from engine.models.quantized_weights import quantization_config
+from engine.models.json_objects import json_object_or_empty
+from engine.models.quantized_weights import FILES, quantization_config
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import silence_warnings
 
@@ -37,14 +38,21 @@ SPARE_BYTES = 1 << 30
 CALLED = re.compile(r"GLOBAL ([\w.]+)")  # what a pickle would have called
 FILES_FOR_PEOPLE = ("README*", "LICENSE*", "NOTICE*")
 OTHER_FILES = (*FILES_FOR_PEOPLE, "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+SOURCE_FILE = "converted_from.json"  # in the result: the files that it was made of
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # under which training scripts save their weights
 
 
 def convert(file: Path, target: Path, report: ReportProgress) -> dict[str, Any]:
-    """Write the model of `file` into the folder `target`, unless it is there already. Raises Refusal."""
-    if not model_problems(target, [target.parent], scorer=True):
-        return {"folder": str(target), "made": False}
+    """Write the model of `file` into the folder `target`, unless it was made of the same weights before. Raises
+    Refusal, also if the folder is not the result of a conversion: it is never written over."""
     kind = Convertible(file, target).kind
+    source = _source(file, kind)
+    if os.path.lexists(target):
+        made_of = json_object_or_empty(target / SOURCE_FILE)
+        if not made_of:
+            raise Refusal(problem("convert-taken", MODEL_FIELD, folder=target))
+        if made_of == source and not model_problems(target, [target.parent], scorer=True):
+            return {"folder": str(target), "made": False}
     _limit(file, WEIGHTS_OF[kind](file))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,11 +68,23 @@ def convert(file: Path, target: Path, report: ReportProgress) -> dict[str, Any]:
         del model
         report(2, 3, "steps")
         _verify(partial)
+        write_json(partial / SOURCE_FILE, source)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {"folder": str(target), "made": True}
+
+
+def _source(file: Path, kind: str) -> dict[str, Any]:
+    """What tells other weights apart: the name, size and time of each file with weights. Raises Refusal."""
+    parts = {
+        "gguf": lambda: [file],
+        "pickle": lambda: _pickled_files(file),
+        "quantized": lambda: sorted(file.parent.glob("*.safetensors")),
+        "packed": lambda: sorted(file.parent.glob("*.safetensors")),
+    }[kind]()
+    return {part.name: [part.stat().st_size, part.stat().st_mtime_ns] for part in parts}
 
 
 # ------------------------------------------------------------------------------------------ what it may take
@@ -278,7 +298,9 @@ def _copy_others(file: Path, folder: Path) -> None:
     it, only what is for people."""
     patterns = OTHER_FILES if file.suffix != ".gguf" else FILES_FOR_PEOPLE
     for source in sorted({path for pattern in patterns for path in file.parent.glob(pattern)}):
-        if source.is_file() and not source.name.endswith(".index.json") and not (folder / source.name).exists():
+        # Some say how the weights of the source are stored, which those of the result are not.
+        of_weights = source.name.endswith(".index.json") or source.name in FILES
+        if source.is_file() and not of_weights and not (folder / source.name).exists():
             shutil.copyfile(source, folder / source.name)
 
 
