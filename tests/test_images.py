@@ -15,11 +15,12 @@ from engine.core.problems import Refusal
 from engine.data import dataset_info_edits, derive, images
 from engine.data.columns import ColumnMapping
 from engine.data.datasets import Example, examples, find
-from engine.data.images import IMAGE_MARK, decode
+from engine.data.images import IMAGE_MARK, decode, image_in_file
 from engine.data.row_images import images_of
 from engine.data.validation import check
 from engine.worker.serving.schemas import ChatCompletionRequest
 from tests.test_row_spellings import RIGHT, dataset, read, refused
+from webui.thumbnails import thumbnail
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -246,3 +247,10 @@ def test_a_changed_file_is_another_image(tmp_path: Path) -> None:
     assert not image.is_unchanged()
     os.unlink(file)
     assert not image.is_unchanged()
+
+
+def test_the_studio_draws_no_small_picture_of_a_huge_image(tmp_path: Path) -> None:
+    for name, side in (("large.png", 5000), ("small.png", 500), ("large.jpg", 5000)):  # a JPEG is read at an eighth
+        Image.new("RGB", (side, side)).save(tmp_path / name)
+    drawn = {path.name: "<img" in thumbnail(image_in_file(path)) for path in tmp_path.iterdir()}
+    assert drawn == {"large.png": False, "small.png": True, "large.jpg": True}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import threading
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -13,10 +15,13 @@ from PIL import Image, ImageOps
 from engine.data.images import FORMATS, ImageSource
 
 SIDE = 96  # pixels of the longer side
+MAX_PIXELS = 16_000_000  # to decode: the studio would hold 4 bytes of each
+_turn = threading.Lock()  # one image is decoded at a time, however many pages show some
 
 
 def thumbnail(image: ImageSource) -> str:
-    """The image as HTML, with its name and size; only these if it cannot be decoded."""
+    """The image as HTML, with its name and size; only these if it cannot be decoded, or is too large to
+    be decoded by the studio."""
     label = f"{Path(image.path).name or '—'} · {image.width} × {image.height}"
     url = _url(image) if image.content is None else _drawn(image)
     picture = f'<img class="thumbnail" src="{url}" alt="">' if url else ""
@@ -30,12 +35,14 @@ def _url(image: ImageSource) -> str:
 
 def _drawn(image: ImageSource) -> str:
     try:
-        with Image.open(image.path or io.BytesIO(image.content or b""), formats=FORMATS) as opened:
+        with _turn, Image.open(image.path or io.BytesIO(image.content or b""), formats=FORMATS) as opened:
             opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # JPEGs are decoded at a fraction of their size
+            if math.prod(opened.size) > MAX_PIXELS:
+                return ""
             turned = ImageOps.exif_transpose(opened).convert("RGB")
+            turned.thumbnail((SIDE, SIDE))
     except Exception:  # broken files make decoders raise anything; the check of the rows reports them
         return ""
-    turned.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()
     turned.save(stream, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
