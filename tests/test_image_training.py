@@ -154,11 +154,14 @@ def test_spans_are_cut_where_images_are() -> None:
     assert spans_without([(0, 3), (5, 9)], [1.0, 0.5], [(5, 6)]) == ([(0, 3), (6, 9)], [1.0, 0.5])
 
 
-def test_tokens_of_an_image_are_shown_as_one() -> None:
+def test_tokens_of_an_image_are_shown_as_one_after_the_image(tmp_path: Path) -> None:
     pieces = [[5, "<image>", False, True]] * 64 + [[6, "a", True, False]] * 6
     row = {"number": 1, "place": "a:1", "fate": "kept", "reason": None}
-    side = {"name": "", "tokens": 70, "trained": 6, "pieces": pieces}
-    html = tokens_html.tokens({"rows": [row | {"sides": [side]}]}, Words("en"))
+    pieces = [[4, "<s>", False, True], *pieces]
+    side = {"name": "", "tokens": 71, "trained": 6, "pieces": pieces, "images": [[1, "a"]]}
+    image = image_in_file(picture(tmp_path / "a.png", (40, 30)))
+    html = tokens_html.tokens({"rows": [row | {"sides": [side]}]}, Words("en"), {"a": image})
+    assert re.search(r"&lt;s&gt;.*<img .*a\.png · 40 × 30.*&lt;image&gt;", html)
     assert html.count("&lt;image&gt;") == 1
     assert "× 64" in html
     assert html.count('title="6"') == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
+import io
 import json
 import lzma
 import subprocess
@@ -20,7 +21,9 @@ from PIL import Image
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import write_json
 from engine.data import limited_process, uploads
-from engine.data.datasets import examples, find, read_dataset_info
+from engine.data.datasets import dataset_of, examples, find, read_dataset_info
+from engine.data.images import IMAGE_MARK
+from engine.data.row_images import images_of
 from engine.data.uploads import receive, safe_name
 from engine.launch.workspace import PROJECT
 
@@ -600,3 +603,83 @@ def test_a_zip_of_several_files_or_of_what_is_no_data_is_refused(tmp_path, data)
         with pytest.raises(Refusal, match=match):
             receive(tmp_path / "x.zip", "x.zip", data)
     assert list(data.iterdir()) == []
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def zip_of_images(file: Path, *images: str, **texts: str) -> Path:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in images:
+            archive.writestr(name, png())
+        for name, text in texts.items():
+            archive.writestr(name.replace("__", "/").replace("_csv", ".csv").replace("_jsonl", ".jsonl"), text)
+    return file
+
+
+def rows_received(file: Path, data: Path) -> tuple[str, list[list[str]]]:
+    """The name of the data file, and of each row its images and what is said; * stands for an image."""
+    arrived = receive(file, file.name, data)
+    name = file.stem
+    entry = {"file_name": str(arrived.relative_to(data))}
+    rows = list(examples(dataset_of(data, name, entry), lambda bad: pytest.fail(bad.text())))
+    shown = [
+        [Path(image.path).relative_to(data).as_posix() for image in images_of(row)]
+        + [turn["content"].replace(IMAGE_MARK, "*") for turn in row["messages"]]
+        for row in rows
+    ]
+    return arrived.name, shown
+
+
+@pytest.mark.parametrize("top", ["", "all/"])
+def test_images_in_folders_named_by_label_become_rows(tmp_path, data, top):
+    file = zip_of_images(tmp_path / "pets.zip", f"{top}cat/1.png", f"{top}cat/2.png", f"{top}dog/1.png")
+    assert rows_received(file, data) == (
+        "rows.jsonl",
+        [["pets/cat/1.png", "*", "cat"], ["pets/cat/2.png", "*", "cat"], ["pets/dog/1.png", "*", "dog"]],
+    )
+
+
+def test_splits_of_an_image_folder_become_files_of_their_own(tmp_path, data):
+    file = zip_of_images(tmp_path / "pets.zip", "train/cat/1.png", "test/dog/1.png", "train/dog/2.png")
+    assert rows_received(file, data) == (
+        "train.jsonl",
+        [["pets/train/cat/1.png", "*", "cat"], ["pets/train/dog/2.png", "*", "dog"]],
+    )
+    assert (data / "pets" / "test.jsonl").read_text().count("\n") == 1
+
+
+def test_metadata_next_to_images_becomes_rows(tmp_path, data):
+    table = "file_name,text\na/1.png,A cat.\n2.png,A dog.\n"
+    file = zip_of_images(tmp_path / "pets.zip", "a/1.png", "2.png", metadata_csv=table)
+    assert rows_received(file, data)[1] == [["pets/a/1.png", "*", "A cat."], ["pets/2.png", "*", "A dog."]]
+    lines = '{"file_name": "1.png", "question": "Which?", "answer": "This."}\n'
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    lines_of_test = json.dumps({"file_name": "2.png", "messages": turns})
+    texts = {"train__metadata_jsonl": lines, "test__metadata_jsonl": lines_of_test}
+    file = zip_of_images(tmp_path / "asked.zip", "train/1.png", "test/2.png", **texts)
+    assert rows_received(file, data) == ("train.jsonl", [["asked/train/1.png", "*Which?", "This."]])
+    entry = {"file_name": "asked/test.jsonl"}
+    (row,) = examples(dataset_of(data, "test", entry), lambda bad: pytest.fail(bad.text()))
+    assert [turn["content"] for turn in row["messages"]] == [f"{IMAGE_MARK}Who?", "Me."]
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "code"),
+    [
+        (["1.png", "2.png"], {}, "imagefolder-no-labels"),
+        (["train/1.png", "test/2.png"], {}, "imagefolder-no-labels"),
+        (["1.png"], {"metadata_csv": "name,text\n1.png,a\n"}, "imagefolder-no-file"),
+        (["1.png"], {"metadata_csv": "file_name,size\n1.png,4\n"}, "imagefolder-no-answers"),
+        (["1.png"], {"metadata_csv": "file_name,text\n"}, "imagefolder-empty"),
+    ],
+)
+def test_images_without_labels_are_refused(tmp_path, data, images, texts, code):
+    file = zip_of_images(tmp_path / "x.zip", *images, **texts)
+    with pytest.raises(Refusal) as refusal:
+        receive(file, "x.zip", data)
+    assert [problem.code for problem in refusal.value.problems] == [code]
+    assert not (data / "x").exists()

@@ -24,6 +24,7 @@ from engine.core.problems import Problem, Refusal, problem
 IMAGE_MARK = "\ufdd0"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+METADATA_STEM, METADATA_SUFFIXES = "metadata", (".jsonl", ".csv")  # of ImageFolder in the datasets library
 MAX_IMAGE_BYTES = 64 << 20  # per file
 MAX_IMAGE_PIXELS = 64_000_000  # width times height; 192 MB as RGB
 ORIENTATION_TAG = 0x0112  # of EXIF: how the camera was held
@@ -179,3 +180,8 @@ def _decoding_problem(source: ImageSource) -> Problem | None:
     except Exception as error:  # see above
         return problem("row-image-broken", image=name, reason=str(error) or type(error).__name__)
     return None
+
+
+def is_metadata(file: Path) -> bool:
+    """Whether the name of a file says that it describes the images next to it."""
+    return file.stem.casefold() == METADATA_STEM and file.suffix.lower() in METADATA_SUFFIXES

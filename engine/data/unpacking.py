@@ -1,4 +1,4 @@
-"""A compressed file (gz, bz2, xz, zst, or a zip of one file, or of one and images) → the data file in it, up to a given
+"""A compressed file (gz, bz2, xz, zst, or a zip of one file, or of images) → the data file in it, up to a given
 size."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.core.problems import Refusal, problem
 from engine.data import limited_process
-from engine.data.images import IMAGE_SUFFIXES
+from engine.data.images import IMAGE_SUFFIXES, is_metadata
 from engine.data.row_files import SUFFIXES
 
 BLOCK_BYTES = 1 << 20
@@ -74,8 +74,8 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
     try:
         with zipfile.ZipFile(source) as packed:
             members = [member for member in packed.infolist() if not member.is_dir() and not _hidden(member.filename)]
-            if rows := _rows_beside_images(members):
-                return _unpack_tree(packed, members, rows, folder, name, limit)
+            if _is_of_images(members):
+                return _unpack_tree(packed, members, folder, name, limit)
             if len(members) != 1:
                 names = ", ".join(member.filename for member in members[:10]) or "(none)"
                 raise Refusal(problem("upload-zip", file=name, names=names))
@@ -86,11 +86,16 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error
 
 
-def _rows_beside_images(members: Sequence[zipfile.ZipInfo]) -> zipfile.ZipInfo | None:
-    """The data file of a zip in which all other files are images; None for any other zip."""
-    rows = [member for member in members if _suffix(member) in SUFFIXES]
+def _is_of_images(members: Sequence[zipfile.ZipInfo]) -> bool:
+    """Whether a zip has images, and besides them at most one data file, or descriptions of the images."""
+    rows = _data_files(members)
+    described = all(is_metadata(Path(member.filename)) for member in rows)
     images = sum(_suffix(member) in IMAGE_SUFFIXES for member in members)
-    return rows[0] if len(rows) == 1 and images and images + 1 == len(members) else None
+    return images > 0 and images + len(rows) == len(members) and (len(rows) <= 1 or described)
+
+
+def _data_files(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    return [member for member in members if _suffix(member) in SUFFIXES]
 
 
 def _suffix(member: zipfile.ZipInfo) -> str:
@@ -100,17 +105,18 @@ def _suffix(member: zipfile.ZipInfo) -> str:
 def _unpack_tree(
     packed: zipfile.ZipFile,
     members: Sequence[zipfile.ZipInfo],
-    rows: zipfile.ZipInfo,
     folder: Path,
     name: str,
     limit: int,
 ) -> Path:
-    """Unpack a data file and its images with their folders, of which one that holds all is left out; returns the data
-    file."""
+    """Unpack images and their data files with their folders, of which one that holds all is left out. Returns the data
+    file; the folder if there is none for all images."""
     parts = [PurePosixPath(member.filename.replace("\\", "/").replace("\0", "")).parts for member in members]
     if len(members) > MAX_IMAGES or any(".." in path or path[0] == "/" for path in parts):
-        raise Refusal(problem("upload-zip", file=name, names=rows.filename))
-    shared = 1 if len({path[0] for path in parts}) == 1 and all(len(path) > 1 for path in parts) else 0
+        raise Refusal(problem("upload-zip", file=name, names=members[0].filename))
+    # One folder that holds all is no label if there are folders in it, or rows.
+    depth = 1 if _data_files(members) else 2
+    shared = 1 if len({path[0] for path in parts}) == 1 and all(len(path) > depth for path in parts) else 0
     target = {
         member.filename: folder.joinpath(TREE, *path[shared:]) for member, path in zip(members, parts, strict=True)
     }
@@ -119,7 +125,8 @@ def _unpack_tree(
         file.parent.mkdir(parents=True, exist_ok=True)
         _copy(partial(packed.open, member), file, name, limit)
         limit -= file.stat().st_size
-    return target[rows.filename]
+    rows = [target[member.filename] for member in _data_files(members)]
+    return rows[0] if len(rows) == 1 and not is_metadata(rows[0]) else folder / TREE
 
 
 def _hidden(name: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.core import hardware
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
-from engine.data import unpacking, workbooks
+from engine.data import image_folders, unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
 from engine.data.parquet_probe import prove_bounded
 from engine.data.row_files import SUFFIXES
@@ -61,6 +61,7 @@ def receive(
                     source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
                 )
                 if (tree := Path(folder) / unpacking.TREE).is_dir():
+                    source = image_folders.write_rows(tree) if source == tree else source
                     return _place_tree(tree, source, name, data_dir)
                 if source.suffix.lower() in PACKED_SUFFIXES:
                     raise Refusal(problem("upload-packed-twice", file=name, inner=source.name))

@@ -8,14 +8,17 @@ from itertools import groupby
 from typing import Any
 
 from engine.core.problems import Problem
+from engine.data.images import ImageSource
 from webui import charts, notices
+from webui.thumbnails import thumbnail
 from webui.words import Words
 
 TOKENS_FOLDED = 4  # equal control tokens in a row that are shown as one
 
 
-def tokens(answer: Mapping[str, Any], words: Words) -> str:
-    """Rows as trained tokens: trained ones coloured, control tokens framed, ids on hover."""
+def tokens(answer: Mapping[str, Any], words: Words, images: Mapping[str, ImageSource] | None = None) -> str:
+    """Rows as trained tokens: trained ones coloured, control tokens framed, ids on hover. `images` of the rows by their
+    identity are shown before their tokens."""
     kinds = [("on", "trained"), ("", "untrained"), ("sp", "control")]
     pieces = (piece for row in answer["rows"] for side in row["sides"] for piece in side["pieces"])
     if any(not isinstance(trained, bool) for _, _, trained, _ in pieces):
@@ -23,11 +26,11 @@ def tokens(answer: Mapping[str, Any], words: Words) -> str:
     legend = "".join(
         f'<span class="tok {kind}" style="--weight:1">{escape(words(f"legend-{name}"))}</span>' for kind, name in kinds
     )
-    rows = "".join(_row(row, words) for row in answer["rows"])
+    rows = "".join(_row(row, words, images or {}) for row in answer["rows"])
     return f'<p class="legend">{legend}</p><div class="rows">{rows}</div>'
 
 
-def _row(row: Mapping[str, Any], words: Words) -> str:
+def _row(row: Mapping[str, Any], words: Words, images: Mapping[str, ImageSource]) -> str:
     facts = [row["place"]]
     if row["sides"]:
         facts.append(words("count-tokens", count=f"{max(side['tokens'] for side in row['sides']):,}"))
@@ -42,14 +45,19 @@ def _row(row: Mapping[str, Any], words: Words) -> str:
     if row["reason"]:
         problem = Problem(row["reason"]["code"], "", row["reason"]["values"])
         reason = f'<p class="wrong">{escape(notices.sentence(problem, words))}</p>'
-    sides = "".join(_side(side, words) for side in row["sides"])
+    sides = "".join(_side(side, words, images) for side in row["sides"])
     out = row["fate"] not in ("kept", "cut", "spread")
     return f'<article class="{"bad" if out else ""}">{head}{reason}{sides}</article>'
 
 
-def _side(side: Mapping[str, Any], words: Words) -> str:
+def _side(side: Mapping[str, Any], words: Words, images: Mapping[str, ImageSource]) -> str:
     name = f"<h4>{escape(words('turn-' + side['name']))}</h4>" if side["name"] else ""
-    pieces = "".join(_pieces(side["pieces"]))
+    begin, pieces = 0, ""
+    for image_begin, identity in side.get("images", ()):
+        if image_begin < len(side["pieces"]) and (image := images.get(identity)):
+            pieces += "".join(_pieces(side["pieces"][begin:image_begin])) + thumbnail(image)
+            begin = image_begin
+    pieces += "".join(_pieces(side["pieces"][begin:]))
     rest = side["tokens"] - len(side["pieces"])
     more = f'<p class="quiet">{escape(words("tokens-more", count=f"{rest:,}"))}</p>' if rest > 0 else ""
     return f'{name}<p class="tokens">{pieces}</p>{more}'

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 
 from engine.core.problems import Problem, Refusal
-from engine.data import preview_client, template_losses
+from engine.data import browse, preview_client, template_losses
 from engine.data.datasets import Dataset
+from engine.data.images import ImageSource
+from engine.data.row_images import images_of
 from engine.spec.run_spec import RunSpec
 from webui import notices
 from webui.data_tab import tokens_html
@@ -145,7 +147,7 @@ class TokensPanel(Panel):
             dataset = self.folder.saved_set(id)
             spec = self._spec(dataset, model, stage, max_length, template, form_values)
             answer = preview_client.ask("page", spec, self.folder.path, dataset.name, first=first, size=ROWS_PER_PAGE)
-            html = tokens_html.tokens(answer, self.words)
+            html = tokens_html.tokens(answer, self.words, _images(dataset, first, answer))
         except Refusal as refusal:
             html = notices.listed(refusal.problems, self.words)
         return {self.first: str(first), self.where: str(first), self.html: html}
@@ -185,6 +187,14 @@ class TokensPanel(Panel):
         }
         spec = self.read_form(form_values)
         return preview_spec(spec, dataset, _text(stage), settings, self.workplace, self.words)
+
+
+def _images(dataset: Dataset, first: int, answer: Mapping[str, Any]) -> dict[str, ImageSource]:
+    """The images of the rows of an answer, by their identity."""
+    if not any(side["images"] for row in answer["rows"] for side in row["sides"]):
+        return {}
+    rows = browse.page(dataset, first, ROWS_PER_PAGE)
+    return {image.identity: image for row in rows if row.example for image in images_of(row.example)}
 
 
 def _text(value: Any) -> str:

@@ -62,7 +62,7 @@ class Example(NamedTuple):
 
     `trained`: spans of the first value that are trained (text, chat). `lost`: what the chat template left out of the
     row, as words of `engine.data.template_losses.LOSSES`. `ended`: every trained answer includes its end token; a model
-    that never sees one never stops. `weights`: of each span, if not all are 1.
+    that never sees one never stops. `weights`: of each span, if not all are 1. `image_spans`: the tokens of each image.
     """
 
     values: tuple[Any, ...]
@@ -73,6 +73,7 @@ class Example(NamedTuple):
     weights: Sequence[float] | None = None
     lost: tuple[str, ...] = ()
     images: tuple[ImageSource, ...] = ()
+    image_spans: Sequence[Span] = ()
 
 
 @dataclass
@@ -224,7 +225,8 @@ def _chat_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         elif not any([begin < end for begin, end in chosen]):
             examples.append(_unusable("chat", "untrained"))
         else:
-            examples.append(Example((ids,), status, ended, chosen, weights=weights, lost=lost, images=images))
+            spans = image_spans[: len(images)]
+            examples.append(Example((ids,), status, ended, chosen, None, weights, lost, images, spans))
     return examples
 
 

@@ -54,12 +54,13 @@ def hide_torch() -> None:
 @dataclass(frozen=True)
 class Side:
     """One trained sequence: a pair has two, named after their answers. `weights`: of each trained span, if not all are
-    1."""
+    1. `images`: the first token of each image, and its identity."""
 
     name: str
     ids: Sequence[int]
     trained: Sequence[tuple[int, int]]
     weights: Sequence[float] | None = None
+    images: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def _kto_side(example: Any) -> tuple[Side, ...]:
 
 
 def _whole_side(example: Any) -> tuple[Side, ...]:
-    return (Side("", example.values[0].tolist(), example.trained, example.weights),)
+    pairs = zip(example.image_spans, example.images, strict=True)
+    images = [(begin, image.identity) for (begin, _), image in pairs]
+    return (Side("", example.values[0].tolist(), example.trained, example.weights, images),)
 
 
 SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
@@ -171,6 +174,7 @@ def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
         "name": side.name,
         "tokens": len(side.ids),
         "trained": sum(map(bool, trained)),
+        "images": list(side.images),
         "pieces": [
             [int(token), text, is_trained, int(token) in special]
             for token, text, is_trained in zip(side.ids, texts, trained, strict=False)

@@ -1,0 +1,113 @@
+"""A folder of images in the implicit form of the datasets library (ImageFolder) → data files with rows for SFT.
+
+Either each folder has the name of its images' label, or `metadata.csv` or `metadata.jsonl` next to the images names
+each in a column `file_name`. A row asks the question that the metadata has, if any, about the image, and is answered by
+the label or text. Folders called train, test and so on become a data file each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Refusal, problem
+from engine.data import row_files
+from engine.data.columns import USUAL_COLUMN_NAMES, first_turns
+from engine.data.dataset_info import SPLIT_NAMES
+from engine.data.images import IMAGE_SUFFIXES, is_metadata
+from engine.data.row_images import TEXT_MARK
+
+FILE_COLUMN = "file_name"
+ANSWER_NAMES = (
+    *USUAL_COLUMN_NAMES["response"],
+    "text",
+    "caption",
+    "label",
+    "class",
+    "category",
+    "描述",
+    "标签",
+    "类别",
+)
+SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+def write_rows(folder: Path) -> Path:
+    """Write the data files of a folder of images into it; returns the one to train on. Raises Refusal if its images
+    have no labels."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    metadata = [file for file in sorted(folder.rglob("*")) if is_metadata(file)]
+    pairs = _described(folder, metadata) if metadata else _labelled(folder)
+    for path, row in pairs:
+        split = SPLITS.get(path.relative_to(folder).parts[0].casefold(), "")
+        files.setdefault(split, []).append(row)
+    if not files:
+        raise Refusal(problem("imagefolder-empty", folder=folder.name))
+    for split, rows in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        _data_file(folder, split).write_text(text, encoding="utf-8")
+    return _data_file(folder, next((split for split in ("train", "") if split in files), next(iter(files))))
+
+
+def _data_file(folder: Path, split: str) -> Path:
+    return folder / f"{split or 'rows'}.jsonl"
+
+
+def _labelled(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The images in folders named by their label."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            label = path.parent.name
+            inside = path.relative_to(folder).parts[:-1]
+            if not inside or (len(inside) == 1 and label.casefold() in SPLITS):
+                raise Refusal(problem("imagefolder-no-labels", file=path.name))
+            yield path, _row(folder, path, "", label)
+
+
+def _described(folder: Path, metadata: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The images that the rows of these files name."""
+    for file in metadata:
+        rows = [row for _, row in row_files.entries(file) if isinstance(row, dict)]
+        for row in rows:
+            name = row.get(FILE_COLUMN)
+            if not isinstance(name, str) or not name:
+                raise Refusal(problem("imagefolder-no-file", file=file.name, column=FILE_COLUMN))
+            yield file.parent / name, _row_of_metadata(folder, file, row, name)
+
+
+def _row_of_metadata(folder: Path, file: Path, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    others = {column: value for column, value in row.items() if column != FILE_COLUMN}
+    turns = next((column for column in others if first_turns([dict(row)], column)), None)
+    path = file.parent / name
+    if turns:
+        rest = {column: value for column, value in others.items() if column != turns}
+        return {turns: _with_mark(others[turns]), "images": [str(path.relative_to(folder))], **rest}
+    known = {column.casefold(): column for column in others}
+    question = next((known[each] for each in USUAL_COLUMN_NAMES["prompt"] if each in known), None)
+    answer = next((known[each] for each in ANSWER_NAMES if each in known and known[each] != question), None)
+    if answer is None:
+        columns = ", ".join(row)
+        raise Refusal(problem("imagefolder-no-answers", file=file.name, columns=columns, known=", ".join(ANSWER_NAMES)))
+    text = others.pop(question) if question else ""
+    return _row(folder, path, text, others.pop(answer)) | others
+
+
+def _with_mark(turns: Any) -> Any:
+    """Turns whose first one from the user shows the image, if none has a mark for it."""
+    listed = json.loads(turns) if isinstance(turns, str) else turns
+    if TEXT_MARK in json.dumps(listed, ensure_ascii=False):
+        return listed
+    for turn in listed:
+        content = next((key for key in ("content", "value") if isinstance(turn.get(key), str)), None)
+        if content and turn.get("role", turn.get("from")) in ("user", "human"):
+            turn[content] = TEXT_MARK + turn[content]
+            break
+    return listed
+
+
+def _row(folder: Path, path: Path, question: Any, answer: Any) -> dict[str, Any]:
+    text = str(question or "")
+    marked = text if TEXT_MARK in text else TEXT_MARK + text
+    return {"instruction": marked, "output": str(answer), "images": [str(path.relative_to(folder))]}
