@@ -21,7 +21,7 @@ from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
-from engine.runs import queue
+from engine.runs import queue, standby
 from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
@@ -102,6 +102,15 @@ def arguments() -> argparse.Namespace:
             "none by default [ATHANOR_TRUSTED_PROXIES]"
         ),
     )
+    parser.add_argument(
+        "--no-standby",
+        action="store_true",
+        default=environment("ATHANOR_NO_STANDBY", "") not in ("", "0"),
+        help=(
+            "import no libraries before a run starts; otherwise a process does so while somebody looks at a form that "
+            "is ready, and takes about 500 MB [ATHANOR_NO_STANDBY]"
+        ),
+    )
     add_arguments(parser)
     return parser.parse_args()
 
@@ -176,6 +185,8 @@ def serve(options: argparse.Namespace) -> None:
     repeat(lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors do the same when they end
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)
+    if not options.no_standby:
+        standby.enable()
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
     # The components of the page are never freed; a garbage collection that visited them would stall all pages.

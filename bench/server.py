@@ -84,10 +84,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def studio(folder: Path, saves: Path) -> Iterator[Server]:
+def studio(folder: Path, saves: Path, *flags: str) -> Iterator[Server]:
     """Our studio, with its own saves folder."""
     port = free_port()
-    command = [sys.executable, str(PROJECT / "app.py"), "--port", str(port), "--saves", str(saves)]
+    command = [sys.executable, str(PROJECT / "app.py"), "--port", str(port), "--saves", str(saves), *flags]
     server = Server(command, port, folder)
     try:
         yield server

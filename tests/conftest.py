@@ -32,6 +32,8 @@ __all__ = ["forked", "not_forked"]
 
 # Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Studios of tests start processes that import torch only where that is what is tested.
+os.environ.setdefault("ATHANOR_NO_STANDBY", "1")
 # Hundreds of child processes would each compile the same modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

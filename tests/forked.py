@@ -7,6 +7,7 @@ installation lacks start them as the product does, and so is everything started 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import pytest
 from engine.core.rundir import read_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
-from engine.launch.command import OFFLINE_VARIABLES
+from engine.launch.command import OFFLINE_VARIABLES, STANDBY_VARIABLE
+from engine.launch.handover import PLACE
+from engine.preflight import package_checks
 from engine.runs import kinds
 from engine.worker.evaluate import may_use_quantized
 from engine.worker.runtime import optional_packages
@@ -100,6 +103,8 @@ def is_forked(args: Any, options: Mapping[str, Any]) -> bool:
     program = words[2] if words[1] == "-m" else words[1]
     if set(paths) - {"", str(PROJECT)} or Path(options.get("cwd") or os.getcwd()) != PROJECT:
         return False
+    if words[-1] == PLACE and program in HEAVY_PROGRAMS:
+        return not json.loads(options["env"][STANDBY_VARIABLE])["quantizes"]
     return program in LIGHT_PROGRAMS or (program in HEAVY_PROGRAMS and not _may_quantize(Path(words[-1]), program))
 
 
@@ -111,8 +116,8 @@ def _may_quantize(folder: Path, program: str) -> bool:
     if isinstance(spec, EvaluationSpec):
         return may_use_quantized(spec)
     if isinstance(spec, ExportSpec):
-        return spec.quantize != "none" or optional_packages.quantized(spec.model)
-    return optional_packages.trains_quantized(spec)
+        return spec.quantize != "none" or package_checks.quantized(spec.model)
+    return package_checks.trains_quantized(spec)
 
 
 def main() -> None:

@@ -17,12 +17,13 @@ from engine.spec.run_spec import RunSpec
 
 LOOK = """
 import sys
+from engine.preflight.package_checks import trains_quantized
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
+from engine.worker.runtime.optional_packages import hide_unused_packages
 from engine.worker.training.preload import import_libraries
 spec = RunSpec.from_yaml(sys.stdin.read())
 hide_unused_packages(trains_quantized(spec))
-import_libraries(spec)
+import_libraries(spec.stage.kind)
 import torch
 print(sys.modules["bitsandbytes"] is not None, torch.cuda.is_initialized())
 """

@@ -116,6 +116,18 @@
     return mine === turn ? held : new Promise(() => {});
   };
 
+  // ---- somebody is looking at a form that is ready: the studio may import the libraries of a training (#looked)
+  const LOOK_MS = 20_000;
+  let looked = -LOOK_MS, ready = null; // when it was told, and of which summary
+  const look = () => {
+    const state = document.querySelector('#summary .state.right');
+    if (!state?.offsetParent || document.hidden || (state === ready && performance.now() - looked < LOOK_MS)) return;
+    ready = state; looked = performance.now();
+    document.querySelector('#looked')?.click();
+  };
+  for (const kind of ['pointermove', 'pointerdown', 'keydown', 'scroll'])
+    document.addEventListener(kind, look, { passive: true, capture: true });
+
   // ---- the open run is in the address; going back reloads the previous address
   const COMPARED = ['runs', 'curve', 'x', 'smooth', 'log', 'by'];
   let arrived = false; // until the page has read its address, nothing may change it

@@ -16,6 +16,7 @@ from engine.spec.run_spec import RunSpec, Spec
 # Every process of a run carries this, whatever its session or group; it is used to find and end them.
 RUN_VARIABLE = "ATHANOR_RUN"
 WAIT_VARIABLE = "ATHANOR_WAITS"  # told to a child that should wait for a line on its standard input
+STANDBY_VARIABLE = "ATHANOR_STANDBY"  # told to a launcher that has no run yet: what it should import, as JSON
 OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
 

@@ -7,9 +7,10 @@ import os
 from dataclasses import replace
 
 from engine.core.problems import Problem, problem
-from engine.models.facts import inspect_model
+from engine.models.facts import inspect_model, may_need_bitsandbytes
 from engine.models.quantized_weights import READERS
 from engine.preflight import doctor
+from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
 
 # Part of an optimizer's name → the modules it imports. The first match counts.
@@ -61,6 +62,16 @@ def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
         requirements.append(("modelscope", "modelscope_hub", "model.hub"))
     return requirements
+
+
+def trains_quantized(spec: RunSpec) -> bool:
+    """Whether a training may use quantized weights, including those of a reward model."""
+    modules = {module for _, module, _ in required_packages(spec)}
+    return QUANTIZER in modules or bool(getattr(spec.stage, "reward_model", "")) or quantized(spec.model)
+
+
+def quantized(model: Model) -> bool:
+    return may_need_bitsandbytes(model.model_name_or_path, model.quantization.kind)
 
 
 def optimizer_modules(optimizer: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.core import regular_files
@@ -61,21 +61,27 @@ def position(run: Run) -> int | None:
     return order.index(run.path) + 2 if run.path in order else None  # it may have started in the meantime
 
 
-def advance(saves: Path) -> None:
-    """Start the first waiting run if the lane is free."""
+def advance(saves: Path, hand_over: Callable[[RunDir, int], bool] = lambda run, lock: False) -> None:
+    """Start the first waiting run if the lane is free. `hand_over` may give it to a supervisor that exists already:
+    (run, descriptor of the queue's lock) → whether the run has a supervisor."""
     with locked(saves) as lock:
         open_runs = index.open_runs(saves)
         # If the longest-waiting run cannot get a supervisor, it is put aside, and the next one has its turn.
         for folder in _waiting(open_runs):
             if any(run.dir.alive() for run in open_runs):
                 return
-            if _start(RunDir(folder), lock):
+            if hand_over(RunDir(folder), lock) or _start(RunDir(folder), lock):
                 return
 
 
-def supervisor_command(folder: Path) -> list[str]:
+def supervisor_command(folder: Path | str) -> list[str]:
     """The command that starts the supervisor of a run, and returns once it holds the run's lock."""
     return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
+
+
+def supervisor_environment() -> dict[str, str]:
+    """The environment of a supervisor."""
+    return command.inherited_environment() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
 
 
 def _start(run: RunDir, lock: int) -> bool:
@@ -84,11 +90,10 @@ def _start(run: RunDir, lock: int) -> bool:
     The supervisor's standard input is the lock of the queue, until it holds the run's: if this process is killed in
     between, nobody considers the run as still waiting.
     """
-    environment = command.inherited_environment() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
     done = subprocess.run(
         supervisor_command(run.path),
         cwd=PROJECT,
-        env=environment,
+        env=supervisor_environment(),
         stdin=lock,
         capture_output=True,
         check=False,

@@ -17,7 +17,7 @@ from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, read_json, wr
 from engine.launch import command
 from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT, Workplace
-from engine.runs import index, kinds, queue
+from engine.runs import index, kinds, queue, standby
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
 from engine.spec.run_spec import Spec
@@ -82,7 +82,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        queue.advance(workplace.saves)
+        queue.advance(workplace.saves, standby.hand_over)
     return read(folder, workplace.saves)
 
 

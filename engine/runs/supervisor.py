@@ -6,6 +6,8 @@ writes exit.json last. `engine.runs.outcome` judges what it saw.
 
     python -m engine.runs.supervisor keep FOLDER    become the supervisor of a run; returns once it holds the lock
     python -m engine.runs.supervisor end FOLDER     end every process of a run whose supervisor is gone
+
+Started by `engine.runs.standby`, with `handover.PLACE` for the folder, it waits for the run on its standard input.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +31,7 @@ from engine.core import hardware, regular_files
 from engine.core.problems import Refusal
 from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, try_lock, write_json
-from engine.launch import command
+from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
 from engine.launch.workspace import PROJECT
@@ -36,6 +39,7 @@ from engine.runs import kinds, queue
 from engine.runs.outcome import determine_outcome, requested_stop
 from engine.runs.progress import read_long_curves
 from engine.runs.stall import StallWatch
+from engine.runs.standby_launcher import StandbyLauncher
 from engine.spec.run_spec import RunSpec
 
 POLL_S = 0.3
@@ -48,8 +52,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def supervise(run: RunDir) -> None:
-    """The whole life of one attempt, from the lock to exit.json. The caller already holds the lock."""
+def supervise(run: RunDir, launcher: StandbyLauncher | None = None) -> None:
+    """The whole life of one attempt, from the lock to exit.json. The caller already holds the lock. A `launcher` that
+    exists already is used if it fits."""
     spec = kinds.read(regular_files.read_text(run.spec))
     gpu_indices, port = [gpu.index for gpu in hardware.gpus()], free_port()
     if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
@@ -72,10 +77,15 @@ def supervise(run: RunDir) -> None:
         },
     )
     watch = StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0)
-    code, early = (
-        0,
-        {number: _start(step, environment, run) for number, step in enumerate(steps) if step.waits},
-    )
+    if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpu_indices)):
+        launcher.end()
+        launcher = None
+    code = 0
+    early = {
+        number: (launcher and _hand_over(launcher, step, environment, run)) or _start(step, environment, run)
+        for number, step in enumerate(steps)
+        if step.waits
+    }
     for number, step in enumerate(steps):
         if code == 0 and not requested_stop(run):
             code = _wait_for_child(step, early.get(number) or _start(step, environment, run), run, watch)
@@ -83,10 +93,22 @@ def supervise(run: RunDir) -> None:
     write_json(run.exit, determine_outcome(run, code))
 
 
+def _hand_over(
+    launcher: StandbyLauncher, step: Step, environment: dict[str, str], run: RunDir
+) -> subprocess.Popen[bytes] | None:
+    """Let a launcher that exists already take the step. None if it does not, and has ended."""
+    _print_command(step)
+    return launcher.hand_over(run, step, environment | dict(step.environment))
+
+
+def _print_command(step: Step) -> None:
+    print(f"$ {' '.join(step.arguments)}", flush=True)
+
+
 def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
     """Start a child of the run; one that waits has a pipe as its standard input, which closes if the supervisor
     ends."""
-    print(f"$ {' '.join(step.arguments)}", flush=True)
+    _print_command(step)
     # The descriptor of the lock is passed on: programs that take no lock themselves must count as alive, too.
     lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert lock is not None  # nobody locks this byte exclusively
@@ -137,7 +159,46 @@ def become_supervisor(folder: Path) -> int:
             return 0 if answer.read() == b"held" else 1
     os.close(read_end)
     os.setsid()
-    run = RunDir(folder)
+
+    def report() -> None:
+        os.write(write_end, b"held")
+        os.close(write_end)
+
+    return _supervise_to_end(RunDir(folder), report)
+
+
+def stand_by() -> int:
+    """Detach, and start a launcher that imports; then wait for a run and supervise it like any other. Returns in the
+    caller's process at once. Ends without a run as `StandbyLauncher.wait_for_run` says."""
+    studio = socket.socket(fileno=os.dup(0))
+    if os.fork():
+        return 0
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    try:
+        handover.send(studio, {"pid": os.getpid()})
+        message, _ = handover.receive(studio)
+        launcher = StandbyLauncher(Step(**message["step"], waits=True, saves=True))
+        folder, queue_lock = launcher.wait_for_run(studio, message["idle_seconds"])
+        if not handover.write_folder(folder):
+            raise ValueError("the path is too long")
+    except (OSError, EOFError, ValueError):
+        os._exit(1)  # and with it the launcher
+
+    def report() -> None:
+        os.close(queue_lock)
+        try:
+            handover.send(studio, {"held": True})
+        except OSError:
+            os._exit(1)  # the studio has not waited, and starts the run as ever
+        studio.close()
+
+    return _supervise_to_end(RunDir(Path(folder)), report, launcher)
+
+
+def _supervise_to_end(run: RunDir, report: Callable[[], None], launcher: StandbyLauncher | None = None) -> NoReturn:
+    """Take the lock of the run, `report` that, and supervise the run."""
     supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
     if supervisor_lock is None:
         os._exit(1)
@@ -147,12 +208,11 @@ def become_supervisor(folder: Path) -> int:
     null = os.open(os.devnull, os.O_RDONLY)  # and no longer the lock of the queue: see `queue._start`
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
-    os.write(write_end, b"held")
-    os.close(write_end)
+    report()
     # If the machine shuts down, the run is interrupted, not judged: no exit.json, and it can be resumed.
-    signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, folder))
+    signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
-        supervise(run)
+        supervise(run, launcher)
     except Refusal as refusal:
         with contextlib.suppress(FileExistsError):
             write_error(run, refusal)
@@ -165,12 +225,14 @@ def become_supervisor(folder: Path) -> int:
     os.close(supervisor_lock)
     if run.exit.exists():  # otherwise the disk is full, and a studio's tick will try again
         with contextlib.suppress(OSError):
-            queue.advance(queue.saves_of(folder))
+            queue.advance(queue.saves_of(run.path))
         read_long_curves(run)
     os._exit(0)
 
 
 def main() -> int:
+    if sys.argv[2] == handover.PLACE:
+        return stand_by()
     verb, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     return become_supervisor(folder) if verb == "keep" else end_orphans(folder)
 

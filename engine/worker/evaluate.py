@@ -23,9 +23,10 @@ from engine.evaluation.evaluation_spec import (
     model_part_of_whole,
     trained_result,
 )
+from engine.preflight.package_checks import quantized
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
-from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
+from engine.worker.runtime.optional_packages import hide_unused_packages
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 BASE_NAME = "base"  # the name of the base itself

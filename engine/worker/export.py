@@ -17,8 +17,9 @@ from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, RunDir, read_object, write_json
 from engine.export import gguf
 from engine.export.export_spec import ExportSpec, memory_problems
+from engine.preflight.package_checks import quantized
 from engine.runs import kinds
-from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
+from engine.worker.runtime.optional_packages import hide_unused_packages
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import COMPLETE_FILE, RunDir, read_json
 from engine.models.adapters import adapter_config
+from engine.preflight.package_checks import trains_quantized
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
+from engine.worker.runtime.optional_packages import hide_unused_packages
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, rank, run_lifecycle
 from engine.worker.training.preload import import_libraries
 
@@ -94,5 +95,5 @@ if __name__ == "__main__":
     with run_lifecycle(sys.argv[1]) as training_run:
         hide_unused_packages(trains_quantized(spec_of(training_run)))
         with library_imports():  # for ranks of a launcher in a separate process
-            import_libraries(spec_of(training_run))
+            import_libraries(spec_of(training_run).stage.kind)
         train(training_run)

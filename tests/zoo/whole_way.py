@@ -188,12 +188,11 @@ def _import_libraries() -> None:
     """All that a family needs, once for all forks."""
     import transformers
 
-    from engine.spec.run_spec import RunSpec
     from engine.worker.runtime.optional_packages import hide_unused_packages
     from engine.worker.training.preload import import_libraries
 
     hide_unused_packages(quantizes=False)
-    import_libraries(RunSpec())
+    import_libraries("sft")
     import engine.worker.data.examples
     import engine.worker.export
     import engine.worker.exporting.merge  # noqa: F401

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from itertools import chain
 
 import gradio as gr
 
 from engine.launch.workspace import Workplace
 from engine.preflight import machine
 from engine.preflight.machine import Finding
+from engine.runs import standby
 from webui import notices
 from webui.events import concurrent
 from webui.panels import Panel, Updates
@@ -42,7 +44,7 @@ class ReportPanel(Panel):
         """The report as it grows; at its end also as text to copy."""
         seen: list[Finding] = []
         try:
-            for finding in machine.findings(self.workplace, hub=bool(hub)):
+            for finding in chain(standby.findings(), machine.findings(self.workplace, hub=bool(hub))):
                 seen.append(finding)
                 yield {self.report: report_html(seen, self.words), self.look: gr.update(interactive=False)}
         except OSError as error:  # for example if no child can be started

@@ -12,7 +12,7 @@ from gradio.blocks import Block
 from engine.core.problems import Problem, Refusal
 from engine.data import preview_client
 from engine.launch.workspace import Workplace
-from engine.runs import runs
+from engine.runs import runs, standby
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from webui import notices
@@ -36,6 +36,7 @@ class SummaryPanel(Panel):
         words = self.words
         self.plan = gr.HTML(elem_id="summary")
         self.start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start")
+        self.looked = gr.Button(elem_id="looked", elem_classes="unseen")  # pressed by the page's script
         with gr.Accordion(words("command"), open=False, elem_classes="fold"):
             self.command = gr.HTML()
         with gr.Accordion(words("settings-yaml"), open=False, elem_classes="fold"):
@@ -62,6 +63,7 @@ class SummaryPanel(Panel):
         self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
         outputs = [self.message, self.context.selected, *self.outputs]
         self.start.click(self.submit, inputs, outputs, **QUIET)
+        self.looked.click(self.offer_standby, inputs, None, **QUIET)
 
     @property
     def outputs(self) -> list[Block]:
@@ -98,6 +100,12 @@ class SummaryPanel(Panel):
             self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
             self.trial_timer: gr.Timer(active=plan.unusable is None),
         } | self.settings.conversion.offer(spec.model)
+
+    def offer_standby(self, *held: Any) -> None:
+        """Somebody is looking at the form, which is ready: what it starts may import its libraries now."""
+        spec, problems = self.settings.read(held)
+        if not problems:
+            standby.offer(spec, self.workplace)
 
     def submit(self, request: gr.Request, *held: Any) -> Updates:
         spec, problems = self.settings.read(held)

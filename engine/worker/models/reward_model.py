@@ -11,11 +11,12 @@ from torch import Tensor
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RESULT_FILE, RunDir, read_object
+from engine.preflight.package_checks import quantized
 from engine.runs import kinds
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model
 from engine.worker.models.tokenizer import load_tokenizer
-from engine.worker.runtime.optional_packages import is_quantization_hidden, quantized
+from engine.worker.runtime.optional_packages import is_quantization_hidden
 
 SCORE_BATCH_SIZE = 16  # conversations in one forward pass
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-from engine.spec.run_spec import RunSpec
 
-
-def import_libraries(spec: RunSpec) -> None:
-    """Import what training `spec` needs. Touches no device."""
+def import_libraries(stage: str) -> None:
+    """Import what a training of this stage needs. Touches no device."""
     for name in (
         "datasets",
         "engine.worker.training.callbacks",
@@ -18,4 +16,4 @@ def import_libraries(spec: RunSpec) -> None:
         importlib.import_module(name)
     from engine.worker.training.trainers import trainer_of
 
-    trainer_of(spec.stage.kind)
+    trainer_of(stage)

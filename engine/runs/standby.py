@@ -1,0 +1,189 @@
+"""The studio's standby: a supervisor without a run, whose launcher imports the libraries of a training in advance.
+
+Started while somebody looks at a form that is ready, it takes the seconds of the imports from the time between the
+start of a run and its first step. There is at most one per studio, it holds no lock and no device, and it ends with the
+studio, after two minutes in which nobody has looked, or when another run starts. A run that it cannot take starts as
+ever, in processes of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from engine.core import hardware, regular_files
+from engine.core.problems import Refusal
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, stamp
+from engine.launch import handover
+from engine.launch.command import Step
+from engine.launch.workspace import PROJECT, Workplace
+from engine.preflight.machine import Finding
+from engine.runs import index, kinds, queue
+from engine.runs.standby_launcher import standby_step
+from engine.spec.run_spec import RunSpec
+
+IDLE_SECONDS = 120.0  # without a look at a form that is ready
+ANSWER_SECONDS = 8.0  # longer than its launcher may take (`standby_launcher.ANSWER_SECONDS`)
+LOW_MEMORY_BYTES = 2 << 30  # of available memory; with less, there is no standby
+RETRY_SECONDS = 600.0  # after one has ended by itself, such as for lack of memory
+
+_enabled = False
+_turn = threading.Lock()
+_standby: Standby | None = None
+_not_before = 0.0  # monotonic time
+
+
+def enable() -> None:
+    """Allow this process to have a standby: only a studio does."""
+    global _enabled
+    _enabled = True
+
+
+def offer(spec: RunSpec, workplace: Workplace) -> None:
+    """Somebody is looking at a form that is ready to start `spec`. Returns immediately."""
+    global _standby, _not_before
+    if not _enabled:
+        return
+    spec = workplace.frozen(spec)
+    step = _step(spec)
+    with _turn, contextlib.suppress(OSError):
+        if _standby and not _standby.notice_look():
+            _not_before = 0 if _standby.is_idle() else time.monotonic() + RETRY_SECONDS
+            _standby = None
+        busy = any(run.dir.alive() for run in index.open_runs(workplace.saves))
+        if _standby and (busy or not _standby.fits(step)):
+            _standby.end()
+            _standby = None
+        if _standby is None and not busy and _is_possible(spec):
+            _standby = Standby(step)
+
+
+def _is_possible(spec: RunSpec) -> bool:
+    """Whether a standby is of use for `spec`, and there is memory for it."""
+    waits = time.monotonic() < _not_before
+    return not waits and spec.hardware.num_processes == 1 and hardware.memory()[0] >= LOW_MEMORY_BYTES
+
+
+def hand_over(run: RunDir, lock: int) -> bool:
+    """Let the standby have a run that starts now, if there is one and it fits; otherwise it ends, since the run needs
+    the memory. `lock`: the descriptor of the queue's lock. Returns whether the run has a supervisor."""
+    global _standby
+    with _turn:
+        standby, _standby = _standby, None
+    if standby is None:
+        return False
+    try:
+        spec = kinds.read(regular_files.read_text(run.spec))
+    except (OSError, Refusal):  # as its own supervisor will report
+        spec = None
+    if not isinstance(spec, RunSpec) or not standby.fits(_step(spec)):
+        standby.end()
+        return False
+    return standby.take(run, lock)
+
+
+def findings() -> Iterator[Finding]:
+    """The memory of the standby, for the report about this machine."""
+    with _turn:
+        memory = _standby.memory() if _standby else 0
+    if memory:
+        yield Finding("good", "machine-standby", {"size": f"{memory / 1e6:,.0f} MB"})
+
+
+def _step(spec: RunSpec) -> Step:
+    return standby_step(spec, [gpu.index for gpu in hardware.gpus()], hardware.threads())
+
+
+def code_stamp() -> str:
+    """A value that changes with the code that a new process would load: ours, and the installed packages."""
+    ours = sorted((PROJECT / "engine").rglob("*.py"))
+    return stamp([*ours, *(folder for folder in sys.path if os.path.isdir(folder) and folder != str(PROJECT))])
+
+
+class Standby:
+    """A standby from its start until it is handed a run or ends."""
+
+    def __init__(self, step: Step):
+        """Start it. Returns before it has begun."""
+        self.step, self.code = step, code_stamp()
+        self.looked = time.monotonic()
+        self.process: psutil.Process | None = None  # known once it has reported itself
+        self.channel, end = socket.socketpair()
+        self.channel.settimeout(ANSWER_SECONDS)
+        with end:
+            self.starter = subprocess.Popen(
+                queue.supervisor_command(handover.PLACE),
+                cwd=PROJECT,
+                env=queue.supervisor_environment(),
+                stdin=end.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        threading.Thread(target=self.starter.wait, daemon=True, name="standby").start()  # avoids a zombie
+        step_fields = {"arguments": step.arguments, "environment": dict(step.environment)}
+        handover.send(self.channel, {"step": step_fields, "idle_seconds": IDLE_SECONDS})
+
+    def fits(self, step: Step) -> bool:
+        """Whether it is what would be started now for a run with that step."""
+        return step == self.step and code_stamp() == self.code
+
+    def notice_look(self) -> bool:
+        """Let it wait for another two minutes. Returns False if it has ended."""
+        try:
+            handover.send(self.channel, {"look": True})
+        except OSError:
+            return False
+        self.looked = time.monotonic()
+        return True
+
+    def is_idle(self) -> bool:
+        """Whether nobody has looked for so long that it ends by itself."""
+        return time.monotonic() > self.looked + IDLE_SECONDS
+
+    def take(self, run: RunDir, lock: int) -> bool:
+        """Hand it a run. Returns whether the run has a supervisor; if not, the standby no longer exists."""
+        try:
+            self._reported()
+            handover.send(self.channel, {"run": str(run.path)}, [lock])
+            handover.receive(self.channel)  # it holds the lock of the run
+            return True
+        except (OSError, EOFError, ValueError, psutil.Error):
+            if is_locked(run.lock, SUPERVISED_BYTE):
+                return True
+            self._kill()  # it may hang, with the lock of the queue
+            return False
+        finally:
+            self.channel.close()
+
+    def end(self) -> None:
+        """Let it end: it does so when the channel is closed."""
+        self.channel.close()
+
+    def memory(self) -> int:
+        """The memory of its processes in bytes (proportional set size); 0 if it has none."""
+        try:
+            process = self._reported()
+            members = [process, *process.children(recursive=True)]
+            return sum(member.memory_full_info().pss for member in members)
+        except (OSError, EOFError, ValueError, psutil.Error):
+            return 0
+
+    def _kill(self) -> None:
+        self.starter.kill()
+        if self.process:
+            with contextlib.suppress(psutil.Error):
+                self.process.kill()
+
+    def _reported(self) -> psutil.Process:
+        """Its supervisor. Raises what `receive` raises, and psutil.Error."""
+        if self.process is None:
+            self.process = psutil.Process(handover.receive(self.channel)[0]["pid"])
+        return self.process
