@@ -102,17 +102,22 @@ def arguments() -> argparse.Namespace:
             "none by default [ATHANOR_TRUSTED_PROXIES]"
         ),
     )
+    add_standby_argument(parser)
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def add_standby_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag that switches off what `engine.runs.standby` does."""
     parser.add_argument(
         "--no-standby",
         action="store_true",
-        default=environment("ATHANOR_NO_STANDBY", "") not in ("", "0"),
+        default=os.environ.get("ATHANOR_NO_STANDBY", "") not in ("", "0"),
         help=(
-            "import no libraries before a run starts; otherwise a process does so while somebody looks at a form that "
-            "is ready, and takes about 500 MB [ATHANOR_NO_STANDBY]"
+            "import no libraries before a run starts; by default a process does so while somebody looks at a form that "
+            "is ready to start, and takes about 400 MB until then [ATHANOR_NO_STANDBY]"
         ),
     )
-    add_arguments(parser)
-    return parser.parse_args()
 
 
 def keep_from_other_users() -> None:

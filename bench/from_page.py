@@ -53,7 +53,7 @@ def fill(page: Page, address: str, folder: Path) -> None:
     page.wait_for_selector("#summary .state.right")
     page.get_by_text("Load settings", exact=False).first.click()
     page.locator("#paste textarea").fill(spec_of(folder, "short", max_length=512).to_yaml())
-    page.get_by_role("button", name="Load", exact=True).click()
+    page.get_by_role("button", name="Load into the form").click()
     page.wait_for_function(f"document.querySelector('#summary').innerText.includes('{SHORT_ROWS:,}')")
 
 

@@ -137,6 +137,7 @@ def test_every_finding_that_is_not_good_has_a_fix() -> None:
     }
     good = {
         "machine-python",
+        "machine-standby",
         "machine-packages",
         "machine-memory",
         "machine-cores",
