@@ -68,7 +68,7 @@ def test_each_state_follows_from_the_files(tmp_path: Path) -> None:
 def test_a_frozen_spec_is_whole_and_reads_back_equal(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs.queue, "advance", lambda saves: None)
+    monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
     run = runs.submit(make_spec(), workplace, by="ada")
     text = run.dir.spec.read_text(encoding="utf-8")
     assert RunSpec.from_yaml(text) == run.spec

@@ -193,7 +193,7 @@ def test_a_driver_that_fails_after_submitting_fails_the_run_with_its_reason(
     say: Say, workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say(trace=False)
-    monkeypatch.setattr(runs.queue, "advance", lambda saves: None)
+    monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
     run = runs.submit(make_spec(hardware__device="auto"), workplace)
     say(error="GPU is lost")
     # The supervisor is a process of its own: there, too, the stand-in has to leave a trace.

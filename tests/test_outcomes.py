@@ -196,7 +196,7 @@ def test_kill_reaches_a_suspended_supervisor(run_program: Callable[[str], runs.R
 def test_stopping_a_run_that_waits_starts_no_process(
     run_program: Callable[[str], runs.Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
     run = run_program("finish()")
     monkeypatch.setattr(runs.subprocess, "Popen", None)
     runs.stop(run, "kill")
@@ -289,7 +289,7 @@ def test_many_studios_at_once_start_a_waiting_run_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = f"open('{workplace.saves}/started', 'a').write('x')\nimport time; time.sleep(3)\nfinish()"
-    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
     run = run_program(source)
     assert run.state == "queued"
     studio = (
@@ -327,7 +327,7 @@ def test_no_two_runs_are_alive_where_who_starts_the_first_is_killed(
 ) -> None:
     """The supervisor of the first is on its way then; meanwhile somebody takes that run back, and asks for it again."""
     go = workplace.saves / "go"
-    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
     first, second = (runs.submit(make_spec(name=name), workplace) for name in ("first", "second"))
     monkeypatch.undo()
     words = stand_in.supervisor_command(first.path, ALONE)
@@ -386,7 +386,7 @@ def test_the_end_of_orphans_ends_no_run_that_waits(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was asked for before the run was resumed, and comes late."""
-    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
     run = runs.submit(make_spec(), workplace)
     supervisor.end_orphans(run.path)
     assert fresh(run).state == "queued"
@@ -428,7 +428,7 @@ def test_editing_the_form_does_not_change_a_run_that_waits(
 def test_equal_names_get_folders_of_their_own(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
     name = "../../etc/passwd; rm -rf / 'quotes' 中文 <script>"
     folders = {runs.submit(make_spec(name=name), workplace).path for _ in range(3)}
     assert len(folders) == 3

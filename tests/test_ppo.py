@@ -327,7 +327,7 @@ def test_prompt_and_answer_have_to_fit_into_the_context(workplace: Workplace, ma
 def test_a_reward_model_that_is_not_what_it_was_is_not_learned_from(
     workplace: Workplace, make_ppo: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs.queue, "advance", lambda saves: None)
+    monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
     spec, told = make_ppo(), {}
 
     def spoil_pairs(folder: Path) -> None:
