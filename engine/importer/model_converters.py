@@ -125,6 +125,24 @@ def targets(draft: Draft, name: str, value: Any) -> None:
         draft.put("method.target_modules", names, name)
 
 
+def vision_part(draft: Draft, name: str, value: Any) -> None:
+    """Parts of a vision model that are frozen by default; those that are not get what the method gives the others."""
+    if value is not False:
+        draft.needless(name, value, "nothing-asked")
+        return
+    path = {"freeze_vision_tower": "vision.tower", "freeze_multi_modal_projector": "vision.projector"}[name]
+    draft.put(path, "adapter" if draft.settings.get("finetuning_type", "lora") == "lora" else "trained", name)
+
+
+def language_part(draft: Draft, name: str, value: Any) -> None:
+    if value is not True:
+        draft.needless(name, value, "nothing-asked")
+        return
+    draft.put("vision.language_part", "frozen", name)
+    if name == "train_mm_proj_only":
+        draft.put("vision.projector", "trained", name)
+
+
 def positive_number(draft: Draft, name: str, value: Any) -> None:
     """LLaMA Board writes 0 for none."""
     if value == 0:
@@ -182,5 +200,6 @@ def disable_shuffling(draft: Draft, name: str, value: Any) -> None:
 CONVERTERS = converters_by_name(
     adapter, subfolder, split_special_tokens, attention_implementation, rope,
     disable_gradient_checkpointing, gradient_checkpointing, remote_code, quantization_bit,
-    quantization_method, method, targets, positive_number, pissa, pure_bf16, bf16, fp16, disable_shuffling,
+    quantization_method, method, targets, vision_part, language_part,
+    positive_number, pissa, pure_bf16, bf16, fp16, disable_shuffling,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.core.problems import Problem, problem
 from engine.models.facts import ModelFacts
@@ -34,6 +34,12 @@ ROUTER_MODULES = {"gate", "router"}  # plain parameters in transformers 5, altho
 ROUTED_EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 stores routed experts as 3-D parameters
 LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 Shape = tuple[int, ...]
+ModelPart = Literal["language", "projector", "tower"]
+
+
+def is_or_below(parameter: str, name: str) -> bool:
+    """Whether `name` is the parameter, or a module that contains it; both are full names."""
+    return parameter == name or parameter.startswith(f"{name}.")
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,23 @@ class Structure:
     experts: tuple[str, ...] = ()  # parameters with a matrix for each routed expert: (experts, …, …)
     refused: tuple[str, ...] = ()  # linear layers on which an adapter would have no effect, or learn nothing
     towers: tuple[str, ...] = ()  # modules and parameters outside the language part: vision, audio, connectors
+    vision: tuple[str, ...] = ()  # those of them that images pass through
+    projectors: tuple[str, ...] = ()  # the modules in `vision` that turn features into inputs of the language part
+    vision_linear: tuple[str, ...] = ()  # linear layers in `vision` on which an adapter works
     writes: bool = True  # it generates text token by token
     needs: str = ""  # arguments other than text that the model's forward pass requires
     error: str = ""  # why transformers cannot build the model; the rest is then empty
 
     def is_in_tower(self, name: str) -> bool:
         """Whether a module or parameter is outside the language part."""
-        return any(name == tower or name.startswith(f"{tower}.") for tower in self.towers)
+        return any(is_or_below(name, tower) for tower in self.towers)
+
+    def part_of(self, name: str) -> ModelPart | None:
+        """The part with a module or parameter; None outside of all three, such as in an audio tower."""
+        roots: dict[ModelPart | None, tuple[str, ...]]
+        roots = {"projector": self.projectors, "tower": self.vision, None: self.towers}
+        parts = (part for part, names in roots.items() if any(is_or_below(name, root) for root in names))
+        return next(parts, "language")
 
     def matrices(self) -> dict[str, Shape]:
         """Modules that can have an adapter, with the shape of their weight: linear layers and embeddings."""
@@ -139,6 +155,9 @@ def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
     return structure_from_json(child.stdout)
 
 
+LISTS = ("linear", "experts", "refused", "towers", "vision", "projectors", "vision_linear")
+
+
 def structure_as_json(structure: Structure) -> str:
     return json.dumps(vars(structure))
 
@@ -146,5 +165,5 @@ def structure_as_json(structure: Structure) -> str:
 def structure_from_json(text: str) -> Structure:
     content: dict[str, Any] = json.loads(text)
     shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
-    lists = {key: tuple(content[key]) for key in ("linear", "experts", "refused", "towers")}
+    lists = {key: tuple(content[key]) for key in LISTS}
     return Structure(shapes, **lists, writes=content["writes"], needs=content["needs"], error=content["error"])

@@ -2,7 +2,7 @@
 counts.
 
 It follows peft's own rules, on the structure of the model (`engine.models.structure`). Parts other than the language
-part (a vision tower, its connector) are not trained by any method, unless they are named in full.
+part (a vision tower, its projector) are trained as `engine.models.vision_parts` says, or if they are named in full.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from dataclasses import replace
 from engine.core.problems import Problem, problem
 from engine.models.facts import ModelFacts
 from engine.models.safetensors_headers import names_in_line
-from engine.models.structure import HEAD_MODULES, LAYER_INDEX, ROUTED_EXPERT, Shape, Structure, structure_of
+from engine.models.structure import (
+    HEAD_MODULES,
+    LAYER_INDEX,
+    ROUTED_EXPERT,
+    Shape,
+    Structure,
+    is_or_below,
+    structure_of,
+)
+from engine.models.vision_parts import NO_VISION, VisionPlan
 
 ALL_LINEAR = "all-linear"
 CONV1D_FAMILIES = {"gpt2", "openai-gpt", "gpt-sw3"}  # store their linear weights as (in, out)
@@ -116,11 +125,6 @@ def freeze_problems(
     ]
 
 
-def is_or_below(parameter: str, name: str) -> bool:
-    """Whether `name` is the parameter, or a module that contains it; both are full names."""
-    return parameter == name or parameter.startswith(f"{name}.")
-
-
 def trained_layers(layers: int, count: int) -> range:
     """Indices of the last `count` of so many layers; for a negative count, of the first ones."""
     return range(max(layers - count, 0), layers) if count > 0 else range(min(-count, layers))
@@ -138,11 +142,12 @@ def trainable_parameters(
     trainable_layers: int = 2,
     trainable_modules: Sequence[str] = (),
     scorer: bool = False,
+    vision: VisionPlan = NO_VISION,
 ) -> int:
     """The number of weights that `method` ("full", "freeze" or "lora") trains, as peft would count them: LoRA has r ×
     (in + out) per matrix (Hu et al. 2021), `expert_r` × (in + out) per matrix of an expert, DoRA one more magnitude per
-    output (Liu et al. 2024). A `scorer` has one score in place of the output head. 0 if the headers cannot be read.
-    Raises KeyError for another method."""
+    output (Liu et al. 2024). A `scorer` has one score in place of the output head. `vision`: what is trained beside the
+    language part, or instead of it. 0 if the headers cannot be read. Raises KeyError for another method."""
     structure, score = structure_of(model), 0
     sizes = {name: math.prod(shape) for name, shape in structure.shapes.items() if not structure.is_in_tower(name)}
     if scorer and sizes:
@@ -150,14 +155,16 @@ def trainable_parameters(
         score = model.hidden_size or 0
 
     def full() -> int:
-        return sum(sizes.values())
+        return sum(sizes.values()) if vision.language else 0
 
     def freeze() -> int:
+        if not vision.language:
+            return 0
         if trainable_modules:
             return sum(
                 math.prod(shape)
                 for name, shape in structure.shapes.items()
-                if any(is_or_below(name, module) for module in trainable_modules)
+                if any(is_or_below(name, module) for module in trainable_modules) and name not in vision.parameters
             )
         layer = {name: int(match[1]) for name in sizes if (match := LAYER_INDEX.search(name))}
         trained = trained_layers(len(set(layer.values())), trainable_layers)
@@ -167,14 +174,15 @@ def trainable_parameters(
         whole = _named_shapes(model)
         saved = sum(math.prod(shape) for name, shape in whole.items() if _is_saved(name, modules_to_save))
         out = 1 if model.model_type in CONV1D_FAMILIES else 0
-        experts = (structure.shapes[name] for name in structure.experts if expert_r)
+        experts = (structure.shapes[name] for name in structure.experts if expert_r and vision.language)
         saved += sum((expert_r or 0) * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in experts)
         return saved + sum(
             r * sum(shape) + (shape[out] if use_dora else 0)
-            for shape in adapter_targets(model, target_modules, modules_to_save).values()
+            for shape in adapter_targets(model, target_modules, modules_to_save, vision).values()
         )
 
-    return {"full": full, "freeze": freeze, "lora": lora}[method]() + score
+    beside = sum(math.prod(structure.shapes[name]) for name in vision.trained(method))
+    return {"full": full, "freeze": freeze, "lora": lora}[method]() + beside + score
 
 
 def _with_tied_head(model: ModelFacts) -> Structure:
@@ -220,9 +228,12 @@ def targeted_modules(structure: Structure, targets: str | Sequence[str], saved: 
     }
 
 
-def adapter_targets(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> dict[str, Shape]:
+def adapter_targets(
+    model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str], vision: VisionPlan = NO_VISION
+) -> dict[str, Shape]:
     """The matrices with LoRA, by full name; empty if the headers cannot be read."""
-    return targeted_modules(_with_tied_head(model), targets, saved)
+    language = targeted_modules(_with_tied_head(model), targets, saved) if vision.language else {}
+    return {**language, **vision.adapters}
 
 
 def _is_inside(tensor: str, module: str) -> bool:

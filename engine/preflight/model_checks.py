@@ -23,6 +23,7 @@ from engine.models.trainable_modules import (
     lora_problems,
     trainable_parameters,
 )
+from engine.models.vision_parts import vision_plan, vision_problems
 from engine.models.vocabulary import (
     embedding_rows,
     new_rows,
@@ -103,9 +104,10 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
             problems.append(
                 problem("no-experts", "method.expert_r", architecture=model.architecture or model.model_type)
             )
-        problems += [] if problems else rank_problems(spec.method, model, spec.model.adapter_path)
+        problems += [] if problems else rank_problems(spec, model)
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
+    problems += vision_problems(model, spec.vision, spec.method.kind)
     resized, adapter = spec.model.makes_rows, spec.model.adapter_path
     problems += vocabulary_problems(model, resized=resized, adapter=adapter)
     problems += special_token_problems(model, spec.stage.kind) + _continued_token_problems(spec, model)
@@ -142,11 +144,12 @@ def _continued_token_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]
     return [problem("adapter-other-tokens", "model.add_tokens", **values)]
 
 
-def rank_problems(method: Lora, model: ModelFacts, adapter: str | None) -> list[Problem]:
-    """A rank beyond the number of singular vectors that an initialization starts from; none if an `adapter` is
+def rank_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """A rank beyond the number of singular vectors that an initialization starts from; none if an adapter is
     continued."""
-    init, rank = method.init_lora_weights, method.r
-    shapes = adapter_targets(model, method.target_modules, method.modules_to_save).values()
+    assert isinstance(spec.method, Lora)
+    init, rank, adapter = spec.method.init_lora_weights, spec.method.r, spec.model.adapter_path
+    shapes = _targets(spec, model).values()
     largest = min((min(shape) for shape in shapes), default=rank)
     if init not in ("pissa", "olora") or rank <= largest or adapter:
         return []
@@ -174,9 +177,16 @@ def adapted_modules(spec: RunSpec) -> dict[str, int]:
     if spec.method.kind != "lora" or spec.model.adapter_path:
         return {}
     model = inspect_model(spec.model.model_name_or_path)
-    names = [*adapter_targets(model, spec.method.target_modules, spec.method.modules_to_save)]
-    names += structure_of(model).experts if spec.method.expert_r else ()
+    names = [*_targets(spec, model)]
+    names += structure_of(model).experts if spec.method.expert_r and spec.vision.language_part == "method" else ()
     return dict(Counter(name.rpartition(".")[2] for name in names))
+
+
+def _targets(spec: RunSpec, model: ModelFacts) -> dict[str, tuple[int, ...]]:
+    """The matrices that get a LoRA adapter."""
+    assert isinstance(spec.method, Lora)
+    vision = vision_plan(structure_of(model), spec.vision)
+    return adapter_targets(model, spec.method.target_modules, spec.method.modules_to_save, vision)
 
 
 def trained_parameters(spec: RunSpec) -> int | None:
@@ -199,7 +209,8 @@ def trained_parameters(spec: RunSpec) -> int | None:
     if spec.model.added_tokens and not vocabulary(model.path).rows:
         return None  # the new ones among them are known once the tokenizer is loaded
     grown = _grown_parameters(spec, model, chosen)
-    counted = trainable_parameters(model, spec.method.kind, scorer=is_reward_model, **chosen)
+    vision = vision_plan(structure_of(model), spec.vision)
+    counted = trainable_parameters(model, spec.method.kind, scorer=is_reward_model, vision=vision, **chosen)
     return counted + grown if counted else None
 
 

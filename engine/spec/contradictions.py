@@ -38,7 +38,7 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
         problems.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
     if spec.method.kind == "lora":
         problems += _target_problems(spec.method.target_modules) + _expert_problems(spec.method)
-    problems += _validation_problems(spec) + schedule_problems(spec)
+    problems += _vision_problems(spec) + _validation_problems(spec) + schedule_problems(spec)
     if spec.training.optim.startswith(("galore", "apollo")) and not spec.extra.get("optim_target_modules"):
         problems.append(problem("optimizer-needs-targets", "training.optim", optim=spec.training.optim))
     devices = spec.hardware.devices
@@ -51,6 +51,40 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         problems.append(problem("fp16-on-cpu", "training.precision"))
     problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, has_validation(spec))]
+    return problems
+
+
+def _vision_problems(spec: RunSpec) -> list[Problem]:
+    """Choices for the parts of a vision model that contradict others, whatever the model is."""
+    vision, method = spec.vision, spec.method.kind
+    if not vision.first_change:
+        return []
+    field = f"vision.{vision.first_change}"
+    chosen = {"vision.tower": vision.tower, "vision.projector": vision.projector}
+    frozen, adapters = vision.language_part == "frozen", "adapter" in chosen.values()
+    if spec.stage.kind != "sft":
+        return [problem("vision-not-here", field)]
+    if spec.model.adapter_path:
+        return [problem("vision-continued", field)]
+    problems = []
+    if frozen and not vision.trains_beside_language:
+        problems.append(problem("vision-all-frozen", "vision.language_part"))
+    elif frozen and method == "lora" and not adapters:
+        problems.append(problem("vision-without-adapter", "method"))
+    if frozen and spec.model.makes_rows:
+        problems.append(problem("vision-new-rows", "vision.language_part"))
+    for path, training in chosen.items():
+        if training == "adapter" and method != "lora":
+            problems.append(problem("vision-adapter-needs-lora", path))
+        if training == "trained" and spec.model.quantization.kind != "none":
+            problems.append(problem("vision-quantized", path))
+    for name in ("tower", "projector"):
+        if getattr(vision, f"{name}_learning_rate") is not None:
+            path = f"vision.{name}_learning_rate"
+            if chosen[f"vision.{name}"] == "frozen":
+                problems.append(problem("vision-rate-unused", path))
+            if spec.training.optim.endswith("_layerwise") or "lomo" in spec.training.optim:
+                problems.append(problem("vision-rate-optimizer", path, optim=spec.training.optim))
     return problems
 
 

@@ -19,6 +19,7 @@ from engine.spec.method_settings import AnyMethod, Lora
 from engine.spec.model_settings import Model
 from engine.spec.parts import OneOf, Part, named_weights, setting
 from engine.spec.stage_settings import AnyStage, Sft
+from engine.spec.vision_settings import Vision
 from engine.spec.yaml_text import read_yaml, write_yaml
 
 MAX_NAME_LENGTH = 80  # characters of a run's name
@@ -356,6 +357,7 @@ class RunSpec(Spec):
     stage: OneOf[AnyStage] = setting(Sft(), "Stage", "What kind of training this is.", essential=True)
     model: Model = Field(default_factory=Model)
     method: OneOf[AnyMethod] = setting(Lora(), "Method", "Which weights are trained.", essential=True)
+    vision: Vision = Field(default_factory=Vision)
     data: Data = Field(default_factory=Data)
     training: Training = Field(default_factory=Training)
     logging: Logging = Field(default_factory=Logging)

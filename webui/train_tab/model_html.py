@@ -12,9 +12,11 @@ from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.models.conversion import offered
 from engine.models.discovery import SMOLLM2
 from engine.models.facts import ModelFacts
+from engine.models.structure import structure_of
 from engine.preflight.package_checks import QUANTIZER, optimizer_modules
+from engine.spec.run_spec import RunSpec
 from webui import notices
-from webui.form.settings import choices, element_id
+from webui.form.settings import choices, element_id, part_id
 from webui.numbers import human, size
 from webui.train_tab.choices import local_model
 from webui.words import Words
@@ -81,3 +83,11 @@ def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
             if QUANTIZER in optimizer_modules(name)
         ]
     return f"<style>{','.join(greyed)}{{opacity:.4;pointer-events:none}}</style>" if greyed else ""
+
+
+def hidden_parts_css(spec: RunSpec, workplace: Workplace) -> str:
+    """A style sheet that hides the settings of the vision parts if the chosen model has none and they are unchanged."""
+    model = local_model(spec.model.model_name_or_path, workplace)
+    if spec.vision.first_change or (model and model.has_towers and structure_of(model).vision):
+        return ""
+    return f"<style>#{part_id('vision')}{{display:none}}</style>"

@@ -90,12 +90,13 @@ class SummaryPanel(Panel):
         problems = [*unreadable] + [
             problem for problem in plan.problems if setting_of(problem.field) not in hidden or not problem.field
         ]
-        disabled = model_html.disabled_choices_css(plan.unusable or {}, words)
+        styles = model_html.disabled_choices_css(plan.unusable or {}, words)
+        styles += model_html.hidden_parts_css(spec, self.workplace)
         return {
             self.settings.model_facts: model_html.model_facts(spec.model.model_name_or_path, self.workplace, words),
             self.settings.packages: model_html.unusable_packages(plan.unusable, words),
             self.plan: plan_html.plan(spec, plan, problems, words, known=not unreadable),
-            self.marks: notices.marks(problems, words) + disabled,
+            self.marks: notices.marks(problems, words) + styles,
             self.command: notices.code("command-text", plan.shell, words),
             self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
             self.trial_timer: gr.Timer(active=plan.unusable is None),

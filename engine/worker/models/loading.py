@@ -30,8 +30,9 @@ from transformers import (
 )
 
 from engine.core.problems import Refusal, problem
-from engine.models.structure import remember
-from engine.models.trainable_modules import ALL_LINEAR, is_or_below, targeted_modules, trained_layers
+from engine.models.structure import is_or_below, remember
+from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
+from engine.models.vision_parts import VisionPlan, vision_plan
 from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
@@ -69,6 +70,7 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     base.router_settings = _router_settings(base)  # type: ignore[assignment]  # TRL changes them while it trains
     structure = structure_of(base)
     remember(Path(path), structure)
+    base.structure = structure  # type: ignore[assignment]  # by the names of the base
     text_config = base.config.get_text_config()
     if not structure.experts and hasattr(text_config, "router_aux_loss_coef"):
         text_config.router_aux_loss_coef = 0.0  # a family with and without experts: there is no router to balance here
@@ -223,6 +225,7 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     # A new head starts as noise, to which an adapter could not give a meaning: it is trained in full.
     rows = trained_rows(model, method.modules_to_save)
     whole = list(dict.fromkeys([*method.modules_to_save, *([] if rows else vocabulary_modules(model))]))
+    vision = vision_plan(structure_of(model), spec.vision)
     adapted = get_peft_model(
         model,
         LoraConfig(
@@ -230,13 +233,13 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
             r=method.r,
             lora_alpha=method.lora_alpha,
             lora_dropout=method.lora_dropout,
-            target_modules=_targets(method, model, whole),
-            modules_to_save=whole or None,
+            target_modules=_targets(method, model, whole, vision),
+            modules_to_save=[*whole, *vision.whole] or None,
             trainable_token_indices=rows or None,
             use_dora=method.use_dora,
             use_rslora=method.use_rslora,
             init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
-            **_expert_targets(method, model),
+            **(_expert_targets(method, model) if vision.language else {}),
         ),
     )
     let_loss_read_head(adapted)
@@ -246,13 +249,14 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     return adapted
 
 
-def _targets(method: Lora, model: PreTrainedModel, whole: Sequence[str]) -> str | list[str]:
+def _targets(method: Lora, model: PreTrainedModel, whole: Sequence[str], vision: VisionPlan) -> str | list[str]:
     """The modules to adapt, as peft expects them: a pattern as it is, otherwise short names if they are unambiguous,
     and full names if others have the same (those of a tower, a router)."""
     if isinstance(method.target_modules, str) and method.target_modules != ALL_LINEAR:
         return method.target_modules
     structure = structure_of(model)
-    names = list(targeted_modules(structure, method.target_modules, whole))
+    names = list(targeted_modules(structure, method.target_modules, whole)) if vision.language else []
+    names += vision.adapters
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     alike = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends]
     return ends if set(alike) == set(names) else names
@@ -304,6 +308,8 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
     chosen += (SCORE_HEAD,) if is_reward_model(spec) else ()
     chosen += tuple(vocabulary_modules(model))
+    vision = vision_plan(structure_of(model), spec.vision)
+    chosen = (*(chosen if vision.language else ()), *vision.parameters)
     trained = 0
     for name, parameter in model.named_parameters():
         parameter.requires_grad = any(is_or_below(name, module) for module in chosen)
@@ -324,10 +330,12 @@ def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
     return tuple(f"{name}.{index}" for index in trained_layers(len(stack), count))
 
 
-def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+def _full(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     structure = structure_of(model)
+    vision = vision_plan(structure, spec.vision)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = not structure.is_in_tower(name)
+        language = vision.language and not structure.is_in_tower(name)
+        parameter.requires_grad = language or name in vision.parameters
     return model
 
 

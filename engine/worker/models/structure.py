@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -22,11 +22,23 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from engine.models.structure import Shape, Structure
+from engine.models.structure import Shape, Structure, is_or_below
 
 # Names of the number of experts in the configurations of different families.
 EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 HEADS = {"lm_head", "score", "v_head"}
+TOWER_HEADS = {"head", "pooler", "classifier"}  # make a single vector of an image, which a language part does not use
+# Names of modules outside the language part. There is no interface by which models say what they are for.
+VISION = re.compile(
+    r"vis|image|img_|vit\b|siglip|clip|projector|projection|connector|aligner|merger|resampler|qformer|query_tokens|"
+    r"view_separator|patch"
+)
+OTHER_INPUTS = re.compile(r"audio|speech|sound|video|generation|vq")
+PROJECTOR = re.compile(
+    r"projector|projection|connector|aligner|merger|resampler|abstractor|qformer|query_tokens|adapter|newline|"
+    r"view_separator|embed_vision|neck"
+)
+PROJECTOR_IN_TOWER = re.compile(r"projector|connector|aligner|merger|resampler|vision_adapter")
 
 
 def model_class(config: Any, *, scorer: bool = False) -> Any:
@@ -76,7 +88,11 @@ def structure_of(model: Any) -> Structure:
     linear = [name for name in linear if name not in refused]
     # A scoring model is inspected as what it is; it is loaded as one only if that is requested.
     writes = hasattr(model, "prepare_inputs_for_generation") or hasattr(model, "score")
-    return Structure(shapes, tuple(linear), experts, refused, towers, writes, _missing_inputs(model))
+    vision, projectors = _vision(towers, names.values())
+    return Structure(
+        shapes, tuple(linear), experts, refused, towers, vision, projectors,
+        vision_linear=tuple(_vision_linear(model, names, vision)), writes=writes, needs=_missing_inputs(model),
+    )  # fmt: skip
 
 
 def _missing_inputs(model: Any) -> str:
@@ -123,6 +139,26 @@ def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
         nested = isinstance(part, PreTrainedModel) and part.config is not decoder.config
         if nested and name.startswith(f"{language}.") and not (last and name.startswith(f"{last}.")):
             last = name
+            yield name
+
+
+def _vision(towers: Iterable[str], names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those of the `towers` that images pass through, and the projectors in them; () without a tower for images."""
+    ends = {tower: tower.rpartition(".")[2] for tower in towers}
+    vision = tuple(tower for tower, end in ends.items() if VISION.search(end) and not OTHER_INPUTS.search(end))
+    projectors = [tower for tower in vision if PROJECTOR.search(ends[tower])]
+    rest = [tower for tower in vision if tower not in projectors]
+    for name in names:
+        inside = any(name.startswith(f"{tower}.") for tower in rest) and PROJECTOR_IN_TOWER.search(name.split(".")[-1])
+        if inside and not any(is_or_below(name, projector) for projector in projectors):
+            projectors.append(name)
+    return (vision, tuple(projectors)) if rest else ((), ())
+
+
+def _vision_linear(model: Any, names: dict[nn.Module, str], vision: Iterable[str]) -> Iterator[str]:
+    for part, name in names.items():
+        inside = isinstance(part, nn.Linear) and any(is_or_below(name, root) for root in vision)
+        if inside and TOWER_HEADS.isdisjoint(name.split(".")) and _is_adaptable(model, name):
             yield name
 
 

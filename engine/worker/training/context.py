@@ -13,6 +13,7 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from engine.core.rundir import RunDir
+from engine.models.vision_parts import name_in_base
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import moves_base
 from engine.worker.training.trainers import common_arguments, stage_arguments
@@ -53,6 +54,7 @@ class TrainingContext:
                 optimizers=(loraplus_optimizer(self.spec, arguments, self.model), None),
                 **own,
             )
+        set_part_learning_rates(self.spec, trainer)
         return adjust_trainer(trainer)
 
 
@@ -71,6 +73,35 @@ def loraplus_optimizer(spec: RunSpec, arguments: TrainingArguments, model: Any) 
         loraplus_weight_decay=arguments.weight_decay,
         **keywords,
     )
+
+
+def set_part_learning_rates(spec: RunSpec, trainer: Trainer) -> None:
+    """Give vision tower and projector learning rates of their own: each parameter group of the optimizer is split into
+    one for each part. The schedule scales all of them alike."""
+    rates = {"tower": spec.vision.tower_learning_rate, "projector": spec.vision.projector_learning_rate}
+    if not any(rates.values()):
+        return
+    model: Any = trainer.model
+    structure = model.structure
+    parts = {id(weight): structure.part_of(name_in_base(name)) for name, weight in model.named_parameters()}
+
+    def split(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for part in ("language", "tower", "projector"):
+            weights = [weight for weight in group["params"] if (parts[id(weight)] or "language") == part]
+            factor = (rates.get(part) or trainer.args.learning_rate) / trainer.args.learning_rate
+            if weights:
+                yield group | {"params": weights, "lr": group["lr"] * factor}
+
+    create_optimizer = trainer.create_optimizer
+
+    def create_split_optimizer(*arguments: Any) -> Any:
+        optimizer = create_optimizer(*arguments)
+        groups = [part for group in optimizer.param_groups for part in split(group)]
+        # The first group's rate is the one that is logged.
+        optimizer.param_groups[:] = sorted(groups, key=lambda group: parts[id(group["params"][0])] != "language")
+        return optimizer
+
+    trainer.create_optimizer = create_split_optimizer  # type: ignore[assignment,method-assign]
 
 
 @contextlib.contextmanager
