@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ def test_the_tokens_shown_are_those_that_a_real_run_has_prepared(workplace, make
     assert numbers["tokens"] == summary["train"]["tokens"]
     assert numbers["trained"] == summary["train"]["trained_tokens"]
     assert numbers["fates"] == {"kept": 1, "cut": 1}
+
+
+@pytest.mark.parametrize("changed", ["the rows", "the columns", "the template", "a setting"])
+def test_statistics_are_remembered_until_something_changes(look, workplace, tiny, tmp_path, changed):
+    model = shutil.copytree(tiny, tmp_path / "model")
+    settings = {"model__model_name_or_path": str(model), "data__max_length": 64}
+    add(workplace.data, "odd", [{"instruction": "one", "output": "two"}])
+    before = look("statistics", "odd", **settings)
+    assert look("statistics", "odd", **settings) == before
+    if changed == "the rows":
+        (workplace.data / "odd.json").write_text(json.dumps([{"instruction": "one", "output": "two three four"}]))
+    elif changed == "the columns":
+        add(workplace.data, "odd", [{"instruction": "one", "output": "two"}], columns={"prompt": "output"})
+    elif changed == "the template":
+        template = model / "chat_template.jinja"
+        template.write_text(template.read_text(encoding="utf-8") + "{{ '!' }}", encoding="utf-8")
+    else:
+        settings["data__max_length"] = 8
+    assert look("statistics", "odd", **settings) != before
 
 
 def test_the_pieces_put_together_are_the_conversation(look, workplace):

@@ -47,11 +47,11 @@ def enable() -> None:
     _enabled = True
 
 
-def offer(spec: RunSpec, workplace: Workplace) -> None:
-    """Somebody is looking at a form that is ready to start `spec`. Returns immediately."""
+def offer(spec: RunSpec, workplace: Workplace) -> bool:
+    """Somebody is looking at a form that is ready to start `spec`. Returns immediately: whether there is a standby."""
     global _standby, _not_before
     if not _enabled:
-        return
+        return False
     spec = workplace.frozen(spec)
     step = _step(spec)
     with _turn, contextlib.suppress(OSError):
@@ -64,6 +64,7 @@ def offer(spec: RunSpec, workplace: Workplace) -> None:
             _standby = None
         if _standby is None and not busy and _is_possible(spec):
             _standby = Standby(step)
+    return _standby is not None
 
 
 def _is_possible(spec: RunSpec) -> bool:

@@ -103,10 +103,10 @@ class SummaryPanel(Panel):
         } | self.settings.conversion.offer(spec.model)
 
     def offer_standby(self, *held: Any) -> None:
-        """Somebody is looking at the form, which is ready: what it starts may import its libraries now."""
+        """Somebody is looking at the form, which is ready: what a start has to wait for can be done now."""
         spec, problems = self.settings.read(held)
-        if not problems:
-            standby.offer(spec, self.workplace)
+        if not problems and standby.offer(spec, self.workplace):
+            rows_refused_by_template(spec, self.workplace)  # remembered until the start
 
     def submit(self, request: gr.Request, *held: Any) -> Updates:
         spec, problems = self.settings.read(held)

@@ -26,14 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import stamp
 from engine.core.stages import STAGES, Form
 from engine.data import browse
+from engine.data.dataset_info import INFO_FILE
 from engine.data.datasets import example, find
 from engine.launch.workspace import template_file
 from engine.spec.run_spec import RunSpec
 
 IDLE_S = 600
 STATISTICS_ROWS = 20_000  # rows in the sample for statistics
+STATISTICS_KEPT = 16  # data sets whose statistics are remembered
 TOKENIZED_ROWS_PER_BATCH = 1000  # rows tokenized at a time
 MAX_TOKENS_SHOWN = 4_000  # tokens of one row that are shown
 HISTOGRAM_BINS = 40
@@ -204,8 +207,26 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts over at most SAMPLE rows, spread over the set."""
+    """Counts over at most SAMPLE rows, spread over the set. Remembered until one of the files changes, unless rows may
+    have been judged by files of their own, such as images."""
     dataset = find(Path(question["data"]), question["name"])
+    files = [*dataset.files, Path(question["data"], INFO_FILE), *tokenizer_files(spec)]
+    key = (question["data"], question["name"], _settings(spec), stamp(files))
+    if key in _known_statistics:
+        return _known_statistics[key]
+    counts, only_text = _sample_statistics(spec, dataset)
+    if only_text:
+        if len(_known_statistics) >= STATISTICS_KEPT:
+            _known_statistics.pop(next(iter(_known_statistics)))
+        _known_statistics[key] = counts
+    return counts
+
+
+_known_statistics: dict[tuple[str, ...], dict[str, Any]] = {}  # the oldest first
+
+
+def _sample_statistics(spec: RunSpec, dataset: Any) -> tuple[dict[str, Any], bool]:
+    """The counts, and whether all rows are good and none has images."""
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
     entries, total = browse.sample_entries(dataset, STATISTICS_ROWS)
@@ -213,7 +234,7 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     lost: Counter[str] = Counter()
     refused: list[Problem] = []
     lengths: list[int] = []
-    examples = tokens = trained = seen = 0
+    examples = tokens = trained = seen = images = 0
     while batch := list(islice(entries, TOKENIZED_ROWS_PER_BATCH)):
         seen += len(batch)
         placed = list(_canonical_rows(dataset, batch, form, status_counts))
@@ -237,7 +258,8 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
         refused += reasons[: MAX_REFUSALS_SHOWN - len(refused)]
         tokens += sum(len(side.ids) for encoded in kept for side in encoded.sides)
         trained += sum(end - begin for encoded in kept for side in encoded.sides for begin, end in side.trained)
-    return {
+        images += sum(len(side.images) for encoded in kept for side in encoded.sides)
+    counts = {
         "total": total,
         "seen": seen,
         "fates": dict(status_counts),
@@ -251,6 +273,7 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
         "form": form,
         **_histogram(lengths, spec.data.max_length),
     }
+    return counts, not (images or refused or status_counts["bad"])
 
 
 def _canonical_rows(
@@ -295,20 +318,29 @@ def encoders(spec: RunSpec) -> tuple[Any, Any]:
     path = spec.model.model_name_or_path
     if not os.path.isdir(path):
         raise Refusal(problem("preview-needs-model", "model.model_name_or_path", name=path or "—"))
+    return _encoders(_settings(spec), stamp(tokenizer_files(spec)))
+
+
+def tokenizer_files(spec: RunSpec) -> list[Path]:
+    """The files that decide which tokens a text becomes."""
+    path = spec.model.model_name_or_path
     files = [Path(path, name) for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-    if own := template_file(spec):
-        files.append(Path(own))
-    stamps = tuple(file.stat().st_mtime_ns for file in files if file.exists())
-    tells = {
-        "model": spec.model.model_dump(),
-        "stage": spec.stage.model_dump(),
-        "data": spec.data.model_dump(),
-    }
-    return _encoders(json.dumps(tells | {"data": tells["data"] | {"datasets": {}}}), stamps)
+    return [*files, Path(own)] if (own := template_file(spec)) else files
+
+
+def _settings(spec: RunSpec) -> str:
+    """The settings on which the tokens of a row depend, as JSON."""
+    return json.dumps(
+        {
+            "model": spec.model.model_dump(),
+            "stage": spec.stage.model_dump(),
+            "data": spec.data.model_dump() | {"datasets": {}},
+        }
+    )
 
 
 @lru_cache(maxsize=8)
-def _encoders(tells: str, _stamps: tuple[int, ...]) -> tuple[Any, Any]:
+def _encoders(tells: str, _stamp: str) -> tuple[Any, Any]:
     from engine.worker.data.examples import Encoder
     from engine.worker.models.processor import image_options, image_tokens_or_problem
     from engine.worker.models.tokenizer import load_tokenizer

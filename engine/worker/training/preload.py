@@ -17,3 +17,5 @@ def import_libraries(stage: str) -> None:
     from engine.worker.training.trainers import trainer_of
 
     trainer_of(stage)
+    # transformers makes this table of all architectures with the first model.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
