@@ -33,6 +33,7 @@ from tests.preloaded import (
     ForkedProcess,
     forking_process,
     memory_of_words,
+    run_python,
     serve,
 )
 
@@ -54,6 +55,7 @@ HEAVY_PROGRAMS = {
     "engine.worker.export": "spec.yaml",
     "engine.worker.serve": "serve.json",
 }
+ADDRESS = "ATHANOR_TEST_FORKING"  # a variable: where the forking process is
 _address: Path | None = None  # of the forking process
 
 
@@ -66,12 +68,28 @@ def forked() -> Iterator[None]:
 
 
 def start_forking_process() -> None:
-    """Start the process that this process's programs, and those of its forks, are forked from."""
+    """Start the process that this process's programs, and those of its forks, are forked from, unless it has been."""
     global _address
+    if _address:
+        return
     with pytest.MonkeyPatch.context() as patch:
         for name, value in OFFLINE_VARIABLES.items():
             patch.setenv(name, value)  # read when the libraries are imported
         _address = forking_process("tests.forked")
+    os.environ[ADDRESS] = str(_address)
+
+
+def fork_programs() -> None:
+    """Fork what this process starts: for programs of the tests that do what our own do (`run_forking`)."""
+    global _address
+    _address = Path(os.environ[ADDRESS])
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def run_forking(*words: object, **options: Any) -> str:
+    """`run_python` for a program that calls `fork_programs`."""
+    start_forking_process()
+    return run_python(*words, **options)
 
 
 @pytest.fixture
@@ -85,8 +103,7 @@ class Popen(REAL_POPEN):  # type: ignore[type-arg]
 
     def __new__(cls, args: Any, *positional: Any, **options: Any) -> Any:
         if not positional and is_forked(args, options):
-            if not _address:
-                start_forking_process()
+            start_forking_process()
             return ForkedProcess(args, _address, **options)
         return super().__new__(cls)
 

@@ -24,8 +24,8 @@ from engine.preflight.checks import preflight_problems
 from engine.serving import servers
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.turn_weights import spans_without
+from tests.forked import run_forking
 from tests.image_training import FAMILIES, IMAGES
-from tests.preloaded import run_python
 from tests.served import client_of, serving
 from tests.test_images import marked, picture
 from tests.test_row_spellings import dataset
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("forked")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("images")
-    return {"root": root} | json.loads(run_python("-m", "tests.image_training", root).splitlines()[-1])
+    return {"root": root} | json.loads(run_forking("-m", "tests.image_training", root).splitlines()[-1])
 
 
 slow, each_family = pytest.mark.slow, pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,7 @@
 """Whatever dies, and whenever: no run is said to be what it is not, and each comes to its end with the same weights.
 
-A few rounds by default; many: `make kills ROUNDS=100 SEED=7`. A seed fixes what is done, not how the processes are
-scheduled while it is done.
+A few rounds by default, in processes that are forked; many, in processes that start as ever: `make kills ROUNDS=100
+SEED=7`. A seed fixes what is done, not how the processes are scheduled while it is done.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from engine.runs import queue, runs, supervisor
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.conftest import end_runs, flags_of, wait_until
+from tests.forked import start_forking_process
 from tests.living import Living, Look, Watcher, contradictions, living
 from tests.test_runs_tab import VIEW, Tab
 
@@ -182,7 +183,7 @@ class Trial:
 
     def folders(self) -> list[Path]:
         """Every run that was submitted in whole."""
-        return sorted(file.parent for file in self.saves.glob("*/*/*/request.json"))
+        return sorted(file.parent for file in self.saves.glob("[!.]*/*/*/request.json"))
 
     def victims(self) -> list[Path]:
         return [folder for folder in self.folders() if folder not in self.references.values()]
@@ -283,13 +284,17 @@ class Trial:
         if starts:
             wait_until(self._lane_is_free, MOMENT_SECONDS)
         self.paused = starts
+        before = self._supervisors()
         verb, deadline = self.start_victim(), time.monotonic() + END_SECONDS
         while starts and is_running(verb) and time.monotonic() < deadline:
-            starts = not psutil.Process(verb.pid).children()
+            starts = self._supervisors() <= before
         time.sleep(kill.delay)
         end(verb, kill.way, self.chance)
         self.paused = False
         return " ".join(verb.args[3:5])
+
+    def _supervisors(self) -> set[tuple[int, int]]:
+        return {process.identity for process in self.processes() if process.supervises}
 
     def _lane_is_free(self) -> bool:
         self.check()
@@ -365,7 +370,7 @@ def show(tab: Tab, now: list[Run]) -> None:
 def end(process: psutil.Process | subprocess.Popen[bytes], way: str, chance: random.Random) -> None:
     """Kill, and see that it is gone. What has ended by itself meanwhile is as good."""
     try:
-        target = psutil.Process(process.pid) if isinstance(process, subprocess.Popen) else process
+        target = process if isinstance(process, psutil.Process) else psutil.Process(process.pid)
         if way == "terminate":
             target.terminate()
         else:
@@ -376,12 +381,22 @@ def end(process: psutil.Process | subprocess.Popen[bytes], way: str, chance: ran
         wait_until(lambda: not is_there(target), END_SECONDS)
     except psutil.NoSuchProcess:
         pass
-    if isinstance(process, subprocess.Popen):
+    if not isinstance(process, psutil.Process):
         process.wait(END_SECONDS)
 
 
 @pytest.fixture
-def trial(workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
+def starting(request: pytest.FixtureRequest) -> None:
+    """How processes start: forked, unless there is time for more rounds."""
+    if "ATHANOR_KILL_ROUNDS" not in os.environ:
+        request.getfixturevalue("forked")
+        start_forking_process()  # before there is a variable that marks what the trial starts
+
+
+@pytest.fixture
+def trial(
+    starting: None, workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Trial]:
     monkeypatch.setenv(MARK, uuid.uuid4().hex)
     trial = Trial(workplace, make_spec, SEED)
     trial.watcher.start()

@@ -10,7 +10,7 @@ import sys
 from engine.core.rundir import RunDir, write_json, write_text
 from engine.runs import kinds
 from engine.spec.run_spec import Spec
-from tests.preloaded import run_python
+from tests.forked import fork_programs, run_forking
 
 
 def lay_out(run: RunDir, spec: Spec) -> RunDir:
@@ -24,10 +24,11 @@ def lay_out(run: RunDir, spec: Spec) -> RunDir:
 
 def train_many(*runs: RunDir) -> str:
     """Do them in one child process; what it prints."""
-    return run_python("-m", "tests.train_many", *(run.path for run in runs))
+    return run_forking("-m", "tests.train_many", *(run.path for run in runs))
 
 
 def main() -> None:
+    fork_programs()
     from engine.worker.evaluate import evaluate
     from engine.worker.export import export
     from engine.worker.prepare import prepare

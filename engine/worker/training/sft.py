@@ -101,7 +101,7 @@ def sft_trainer(context: TrainingContext) -> Trainer:
         trainer, collator = _keeping(trainer, IMAGES_COLUMN), _ImageBatches(collator, _images_of_model(context))
         # The tokenizer's threads do not survive in the processes that decode images.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        changes = {"dataloader_num_workers": IMAGE_PROCESSES, "dataloader_persistent_workers": True}
+        changes = {"dataloader_num_workers": IMAGE_PROCESSES}
     arguments = context.arguments(
         SFTConfig,
         max_length=settings.max_length,
