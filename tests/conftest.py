@@ -34,6 +34,7 @@ __all__ = ["forked", "not_forked"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Studios of tests start processes that import torch only where that is what is tested.
 os.environ.setdefault("ATHANOR_NO_STANDBY", "1")
+os.fsync = lambda _descriptor: None  # no test cuts the power, and waiting for the disk takes a third of a tiny run
 # Hundreds of child processes would each compile the same modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from engine.core import rundir
-from engine.core.rundir import RunDir, write_text
+from engine.core.rundir import RunDir, read_json, write_text
 from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.process_lifecycle import ProgressReport
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -88,3 +89,15 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatc
         write_text(file, "new and longer")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_training_does_not_wait_for_the_disk_to_say_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(rundir.os, "fsync", waits.append)
+    ProgressReport(RunDir(tmp_path))("training", 3, 9)
+    assert read_json(tmp_path / "progress.json")["done"] == 3
+    assert not waits
+    write_text(tmp_path / "exit.json", "{}")
+    assert len(waits) == 1

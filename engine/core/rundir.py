@@ -132,14 +132,18 @@ WAITING_FOR_SPACE = "waiting for space"  # the phase of a training whose next ch
 RESULT_FILE = "result.json"  # marks a result, and contains the attempt that wrote it
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: readers never see half of it, and a full disk leaves the old one in place."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file atomically: readers never see half of it, and a full disk leaves the old one in place.
+
+    `durable`: it also survives a power failure, for which the writer waits for the disk.
+    """
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         apply_umask(partial)
         os.replace(partial, path)
     except BaseException:
@@ -147,9 +151,9 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write_text` of JSON."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:

@@ -103,7 +103,7 @@ def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
         if what not in CACHEABLE_JOBS or not (job.path / "result.json").exists():
             for stale in ("result.json", "error.json", "progress.json"):
                 (job.path / stale).unlink(missing_ok=True)
-            write_json(job.path / "request.json", {"what": what, "given": arguments, "at": time.time()})
+            write_json(job.path / "request.json", {"what": what, "given": arguments, "at": time.time()}, durable=False)
             _start_process(job, JOB_MODULES.get(what, __spec__.name), lock)
     finally:
         os.close(lock)  # the child has it now
@@ -194,7 +194,7 @@ def job_process(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], ReportPr
         if time.monotonic() >= due:
             due = time.monotonic() + 0.4
             with contextlib.suppress(OSError):
-                write_json(path / "progress.json", {"done": done, "total": total, "unit": unit})
+                write_json(path / "progress.json", {"done": done, "total": total, "unit": unit}, durable=False)
 
     try:
         yield path, read_json(path / "request.json")["given"], report
@@ -293,7 +293,7 @@ JOB_MODULES = {"download": "engine.worker.data.download", "convert": "engine.wor
 def main() -> int:
     with job_process(sys.argv[1]) as (folder, arguments, report):
         what = read_json(folder / "request.json")["what"]
-        write_json(folder / "result.json", JOBS[what](folder, arguments, report))
+        write_json(folder / "result.json", JOBS[what](folder, arguments, report), durable=False)
     return 0
 
 

@@ -113,7 +113,7 @@ def _try_once(module: str, device: Device, file: Path) -> TrialResult:
         seen = _try_in_child(module, device)
         if seen.certain:
             with contextlib.suppress(OSError):  # on a full disk it is tried again next time
-                write_json(file, vars(seen))
+                write_json(file, vars(seen), durable=False)
         else:
             _uncertain[file.name] = (time.monotonic(), seen)
         return seen

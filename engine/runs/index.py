@@ -112,7 +112,7 @@ class RunIndex:
             for id, entry in entries.items()
         }
         with contextlib.suppress(OSError):  # then each process reads the folders again
-            write_text(self.saves / FILE, json.dumps({"version": VERSION, "runs": written}))
+            write_text(self.saves / FILE, json.dumps({"version": VERSION, "runs": written}), durable=False)
         self.unwritten = 0
 
 

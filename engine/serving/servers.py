@@ -310,7 +310,7 @@ def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: boo
     if key:
         (server.path / "key").touch(0o600)
         (server.path / "key").write_text(key, encoding="utf-8")
-    write_json(server.path / "serve.json", settings)
+    write_json(server.path / "serve.json", settings, durable=False)
     log = None if foreground else (server.path / "log.txt").open("ab")
     try:
         return subprocess.Popen(

@@ -120,7 +120,7 @@ class Fingerprints:
         if self.new:
             there = {file: stamp for file, stamp in self.known.items() if os.path.exists(file)}
             with contextlib.suppress(OSError):  # it is only a cache
-                write_json(self.path, there)
+                write_json(self.path, there, durable=False)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def main(module: str, device: str, file: Path) -> None:
     except Exception as error:  # PyTorch itself cannot be imported
         seen["failed"]["import"] = reason(error)
     seen["certain"] = certain
-    write_json(file, seen)
+    write_json(file, seen, durable=False)
 
 
 def _run_check(name: str, check: Callable[[str], Any], device: str, failed: dict[str, str]) -> bool:

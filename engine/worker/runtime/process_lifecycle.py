@@ -92,7 +92,8 @@ class ProgressReport:
         }
         with contextlib.suppress(OSError):  # a full disk is no reason to lose a training
             try:
-                write_json(self.run.progress, progress)
+                # Training does not wait for the disk twice a second, for what nobody needs after a power failure.
+                write_json(self.run.progress, progress, durable=False)
             except OSError:
                 self._overwrite(json.dumps(progress))
 

@@ -353,7 +353,7 @@ async def serve(state: ServerState, sock: Any, key: str) -> None:
     server = uvicorn.Server(config)
     idle = asyncio.create_task(_end_when_idle(state, server))
     host, port = sock.getsockname()[:2]
-    write_json(state.run.path / "address.json", {"host": host, "port": port})
+    write_json(state.run.path / "address.json", {"host": host, "port": port}, durable=False)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     print(f"serving {', '.join(state.models)} at {address}", flush=True)
     await server.serve(sockets=[sock])
