@@ -157,8 +157,8 @@ def short_training(model: Path, data: Path, /, **changes: Any) -> RunSpec:
                 "gradient_accumulation_steps": 1,
                 "gradient_checkpointing": False,
             },
-            # The probe has tests of its own; here it would be a second for each of many runs.
-            "logging": {"logging_steps": 1, "save_steps": 4, "probe": False},
+            # The probe and the picture of the loss have tests of their own; they would be a second for each of many runs.
+            "logging": {"logging_steps": 1, "save_steps": 4, "probe": False, "plot_loss": False},
             "hardware": {"device": "cpu"},
         }
     )

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +38,8 @@ REAL_POPEN = subprocess.Popen
 ROOM_BYTES = 1 << 15  # of an argument and a variable of a forking process, which its children write over
 
 
-def run_python(*words: object, input: str = "", timeout_s: int = 500) -> str:
-    """What `python WORDS…` prints, with the environment of this process; words[0] is -c or -m.
+def run_python(*words: object, input: str = "", timeout_s: int = 500, env: Mapping[str, str] | None = None) -> str:
+    """What `python WORDS…` prints, with the environment of this process or `env`; words[0] is -c or -m.
 
     None of our modules has been imported: a program that works out by hand what ours should do must not meet what they
     may have done to a library. Raises AssertionError with the end of its output if it fails or takes too long.
@@ -52,6 +52,7 @@ def run_python(*words: object, input: str = "", timeout_s: int = 500) -> str:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        env=env,
     ) as process:
         try:
             printed, errors = process.communicate(input, timeout_s)

@@ -144,7 +144,7 @@ def spec_for(place: Path, **changes: Any) -> RunSpec:
                 "gradient_accumulation_steps": 1,
                 "gradient_checkpointing": False,
             },
-            "logging": {"logging_steps": 1, "save_steps": 100, "save_total_limit": None},
+            "logging": {"logging_steps": 1, "save_steps": 100, "save_total_limit": None, "plot_loss": False},
             "hardware": {"device": "cpu"},
         }
     )

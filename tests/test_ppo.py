@@ -6,8 +6,8 @@ import json
 import math
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from engine.core.rundir import read_json, read_lines, write_json
 from engine.launch import command
-from engine.launch.workspace import PROJECT, Workplace
+from engine.launch.workspace import Workplace
 from engine.models.reward_models import reward_model_problems
 from engine.preflight.checks import preflight_problems
 from engine.runs import progress, queue, runs, supervisor
@@ -192,18 +192,18 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
 ) -> None:
     together = story("share", tiny, tmp_path / "one", processes=1)
     assert together["grad_norm"] > 0.01
-    spec = make_spec(hardware__num_processes=2)
-    words = command.train_command(spec, tmp_path / "two", supervisor.free_port(), gpu_count=0)
-    words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
-    words[words.index("--module") + 1 :] = [
-        "tests.ppo_toy",
-        "share",
-        str(tiny),
-        str(tmp_path / "two"),
-        '{"processes": 2}',
-    ]
-    environment = os.environ | command.environment(spec, tmp_path, gpu_indices=(), threads=2)
-    subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, timeout=300, check=True)
+    environment = os.environ | command.environment(
+        make_spec(hardware__num_processes=2), tmp_path, gpu_indices=(), threads=2
+    )
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(supervisor.free_port())}
+
+    def train(rank: str) -> str:
+        words = ("tests.ppo_toy", "share", tiny, tmp_path / "two", '{"processes": 2}')
+        place = {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+        return run_python("-m", *words, env=environment | meeting | place)
+
+    with ThreadPoolExecutor() as ranks:
+        list(ranks.map(train, ("0", "1")))
     shared = read_lines(tmp_path / "two" / "metrics.jsonl")[-1]
     names = set(together) - {"time"}
     assert {name: shared[name] for name in names} == pytest.approx(

@@ -330,7 +330,7 @@ def lay_out(run: RunDir, tiny: Path, changes: dict[str, Any]) -> RunDir:
                 "gradient_checkpointing": False,
                 "per_device_eval_batch_size": 20,
             },
-            "logging": {"logging_steps": 1, "save_steps": STEPS // 2, "eval_steps": STEPS // 2},
+            "logging": {"logging_steps": 1, "save_steps": STEPS // 2, "eval_steps": STEPS // 2, "plot_loss": False},
             "hardware": {"device": "cpu"},
         }
     )

@@ -176,6 +176,7 @@ def steps_done(workplace: Workplace, run: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_run_goes_on_while_another_version_takes_over(
     workplace: Workplace, other_checkout: Path, make_spec: Callable[..., RunSpec]
 ) -> None:

@@ -193,7 +193,8 @@ def test_the_shell_trains_in_the_foreground(
     workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(make_spec(training__max_steps=4, data__validation_share=0.1, logging__eval_steps=2).to_yaml())
+    validated = {"data__validation_share": 0.1, "logging__eval_steps": 2, "logging__plot_loss": True}
+    spec.write_text(make_spec(training__max_steps=4, **validated).to_yaml())
     done = engine(workplace, "train", str(spec), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[finished]" in done.stdout

@@ -40,7 +40,7 @@ SPEC = {
         "per_device_train_batch_size": 12,
         "gradient_checkpointing": False,
     },
-    "logging": {"probe": False, "save_strategy": "no"},
+    "logging": {"probe": False, "save_strategy": "no", "plot_loss": False},
 }
 
 

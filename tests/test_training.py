@@ -140,7 +140,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
                     "gradient_accumulation_steps": 1,
                     "gradient_checkpointing": False,
                 },
-                "logging": {"logging_steps": 1, "save_steps": 100, "probe": False},
+                "logging": {"logging_steps": 1, "save_steps": 100, "probe": False, "plot_loss": False},
                 "hardware": {"device": "cpu"},
             }
         )

@@ -136,7 +136,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, grown: Path) -> dict[str, 
                 "gradient_checkpointing": False,
                 "lr_scheduler_type": "constant",
             },
-            "logging": {"probe": False, "save_steps": 100},
+            "logging": {"probe": False, "save_steps": 100, "plot_loss": False},
             "hardware": {"device": "cpu"},
         }
     )

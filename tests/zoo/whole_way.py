@@ -89,7 +89,8 @@ def _spec(model: Path, data: Path, method: str) -> Any:
             "max_steps": 3, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
             "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
         },
-        "logging": {"logging_steps": 1, "save_steps": 3, "probe": False}, "hardware": {"device": "cpu"},
+        "logging": {"logging_steps": 1, "save_steps": 3, "probe": False, "plot_loss": False},
+        "hardware": {"device": "cpu"},
     })  # fmt: skip
 
 
