@@ -157,7 +157,7 @@ def short_training(model: Path, data: Path, /, **changes: Any) -> RunSpec:
                 "gradient_accumulation_steps": 1,
                 "gradient_checkpointing": False,
             },
-            # The probe and the picture of the loss have tests of their own; they would be a second for each of many runs.
+            # The probe and the picture of the loss have tests of their own; here they would cost each run a second.
             "logging": {"logging_steps": 1, "save_steps": 4, "probe": False, "plot_loss": False},
             "hardware": {"device": "cpu"},
         }
