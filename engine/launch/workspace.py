@@ -25,7 +25,7 @@ from engine.spec.run_spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parents[2]
 PRESETS = Path(__file__).parent / "presets"
-# Data sets and the demo model that come with Athanor: in the checkout, or where pip puts files that are not modules.
+# Data sets and the demo models that come with Athanor: in the checkout, or where pip puts files that are not modules.
 SHIPPED_DATA = next(
     (folder for folder in (PROJECT / "data", Path(sys.prefix) / "share" / "athanor" / "data") if folder.is_dir()),
     PROJECT / "data",
@@ -33,6 +33,8 @@ SHIPPED_DATA = next(
 # The folder in which an installation keeps its own files: the checkout or, if installed by pip, the working directory.
 HOME = PROJECT if SHIPPED_DATA == PROJECT / "data" else Path.cwd()
 DEMO_MODEL = SHIPPED_DATA / "demo_model"
+DEMO_VISION_MODEL = SHIPPED_DATA / "demo_vision_model"
+DEMO_PICTURES = "shapes"  # the folder next to the data sets with the images of some
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Workplace:
     def preset(self, name: str) -> RunSpec:
         """A preset as a complete spec, with the paths of this workplace."""
         spec = RunSpec.read(dict(self.presets()[name]["spec"])).change("data.dataset_dir", str(self.data))
-        shipped = {"demo": DEMO_MODEL, "smollm2": SMOLLM2}.get(spec.model.model_name_or_path)
+        bundled = {"demo": DEMO_MODEL, "demo_vision": DEMO_VISION_MODEL, "smollm2": SMOLLM2}
+        shipped = bundled.get(spec.model.model_name_or_path)
         return spec.change("model.model_name_or_path", str(shipped)) if shipped else spec
 
     def frozen(self, spec: RunSpec) -> RunSpec:
@@ -176,8 +179,8 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
 
     models = folders(arguments.models, "ATHANOR_MODELS")
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
-    # The demo model and that of `make smollm2` are always available, whatever other folders there are.
-    roots = (*(path.resolve() for path in models), DEMO_MODEL, SMOLLM2) if models else default.models
+    # The demo models and that of `make smollm2` are always available, whatever other folders there are.
+    roots = (*(path.resolve() for path in models), DEMO_MODEL, DEMO_VISION_MODEL, SMOLLM2) if models else default.models
     return Workplace(
         models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
@@ -208,6 +211,7 @@ def make_data(workplace: Workplace) -> Problem | None:
         workplace.data.mkdir(parents=True)
         for file in SHIPPED_DATA.glob("*.json"):
             shutil.copyfile(file, workplace.data / file.name)
+        shutil.copytree(SHIPPED_DATA / DEMO_PICTURES, workplace.data / DEMO_PICTURES)
     except OSError as error:
         raise Refusal(problem("data-not-made", folder=workplace.data, why=error.strerror)) from error
     return problem("data-made", folder=workplace.data)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, is_inside
+from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, PROJECT, Workplace, is_inside
 from engine.models.discovery import find_models, identity
 from engine.models.facts import ModelFacts
 from engine.runs import runs
@@ -70,5 +69,5 @@ def matching_folder(folder: str, bases: Iterable[str]) -> str:
 
 
 def is_demo(model: ModelFacts | None) -> bool:
-    """Whether this is the model that comes with Athanor, for which the demo presets are."""
-    return model is None or os.path.realpath(model.path) == os.path.realpath(Path(DEMO_MODEL))
+    """Whether this is a model that comes with Athanor, for which the demo presets are."""
+    return model is None or os.path.realpath(model.path) in map(os.path.realpath, (DEMO_MODEL, DEMO_VISION_MODEL))

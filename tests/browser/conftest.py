@@ -134,7 +134,7 @@ def refilled(lasting_studio: tuple[str, Workplace]) -> tuple[str, Workplace]:
     for path in (workplace.data, workplace.saves):
         for entry in path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    bundled = shutil.ignore_patterns("demo_model*")
+    bundled = shutil.ignore_patterns("demo_*")
     shutil.copytree(PROJECT / "data", workplace.data, ignore=bundled, dirs_exist_ok=True)
     return lasting_studio
 

@@ -33,7 +33,7 @@ QUESTION, ANSWER = ROWS[1]["instruction"], ROWS[1]["output"]
 def fresh(workplace: Workplace, tmp_path: Path) -> Workplace:
     """As on a fresh machine, but with a copy of the bundled data: ratings are written into it."""
     data = tmp_path / "bundled"
-    shutil.copytree(PROJECT / "data", data, ignore=shutil.ignore_patterns("demo_model*"))
+    shutil.copytree(PROJECT / "data", data, ignore=shutil.ignore_patterns("demo_*"))
     return Workplace(models=(DEMO_MODEL,), data=data, saves=workplace.saves)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from html import escape
 
 from engine.core.problems import Problem
-from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, Workplace
 from engine.models.conversion import offered
 from engine.models.discovery import SMOLLM2
 from engine.models.facts import ModelFacts
@@ -48,10 +48,11 @@ def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
 
 
 def _how_to_get_more_models(model: ModelFacts, workplace: Workplace, words: Words) -> str:
-    """Below the demo model's facts: how to get a real one, until the small real one exists."""
-    if model.path != DEMO_MODEL or SMOLLM2.exists():
+    """Below a demo model's facts: how to get a real one, until the small real one exists."""
+    demos = (DEMO_MODEL, DEMO_VISION_MODEL)
+    if model.path not in demos or SMOLLM2.exists():
         return ""
-    roots = next((str(root) for root in workplace.models if root not in (DEMO_MODEL, SMOLLM2)), "")
+    roots = next((str(root) for root in workplace.models if root not in (*demos, SMOLLM2)), "")
     sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words("fact-demo", roots=roots)))
     return f'<p class="quiet">{sentence}</p>'
 
