@@ -14,7 +14,6 @@ from engine.data.datasets import count_rows, examples, find, read_dataset_info
 from engine.data.validation import check
 from engine.serving import conversation_tree
 from engine.serving.conversation_tree import Conversation, Reply, Turn
-from webui.chat_tab import answer_html
 
 BOTH = (
     Conversation()
@@ -224,17 +223,3 @@ def test_a_rated_call_is_a_row_with_its_tools(data: Path) -> None:
     ):
         report = check(find(data, name), kind)
         assert (report.good, report.bad) == (1, 0), report
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("plain", ("", "plain", False)),
-        ("<think>well</think>\n\nyes", ("well", "\n\nyes", False)),
-        ("<think>still", ("still", "", True)),
-        ("the template opened it</think>yes", ("the template opened it", "yes", False)),
-        ("it said <think> in between", ("", "it said <think> in between", False)),
-    ],
-)
-def test_a_thought_is_told_from_the_answer(text: str, told: tuple[str, str, bool]) -> None:
-    assert answer_html.reasoning(text) == told

@@ -14,6 +14,7 @@ from engine.evaluation.report import Page, tasks_of
 from engine.runs.runs import Run
 from webui import notices
 from webui.numbers import ago, moment, short
+from webui.text_html import folded_reasoning
 from webui.words import Words
 
 CHARACTERS_BEFORE_FOLD = 400  # number of characters of a text before it is folded
@@ -117,6 +118,11 @@ def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
         if few
         else words("report-interval", count=f"{report['resamples']:,}")
     )
+    for id, counts in report.get("reasoning", {}).items():
+        notes.append(words("report-reasoning", name=titles[id], count=f"{counts['rows']:,}"))
+        if counts["unfinished"]:
+            cut = words("report-reasoning-cut", name=titles[id], count=f"{counts['unfinished']:,}")
+            verdicts += f'<p class="verdict caution">{escape(cut)}</p>'
     if report["form"] == "answers" and not report["references"]:
         notes.append(words("report-no-references"))
     graphs = "".join(_histogram(titles[id], histogram, words) for id, histogram in report.get("histograms", {}).items())
@@ -340,6 +346,7 @@ def _answer(
         body = f'<p class="wrong">{escape(text)}</p>'
     else:
         body = "" if is_pair else _folded(answer["text"]) or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+        body = folded_reasoning(answer.get("reasoning", ""), words) + body
     changed = base is not None and not model["base"] and base["text"] != answer["text"] and not is_pair
     mark = f"<em>{escape(words('report-changed-mark'))}</em>" if changed else ""
     return (

@@ -91,6 +91,12 @@ class Generation(Part):
     top_p: float = setting(
         1.0, "Top-p", "Samples only from the most likely tokens that add up to this probability.", gt=0, le=1
     )
+    thinking: bool = setting(
+        True,
+        "Think before answering",
+        "Off: without reasoning, for models whose template can switch it off. Metrics only look at the answer after "
+        "the reasoning.",
+    )
     seed: int = setting(42, "Seed", "Random seed for sampling; each row gets its own.", ge=0, le=2**31)
     batch_size: int = setting(16, "Batch size", "Answers generated at the same time.", ge=1, le=256)
 

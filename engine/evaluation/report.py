@@ -139,7 +139,16 @@ def as_text(summary: Mapping[str, Any]) -> str:
     for model in models:
         if sets := model.get("trained_on"):
             lines.append(f"{model['title']} was trained on {', '.join(sets)}: there it may only remember")
+        if counts := summary.get("reasoning", {}).get(model["id"]):
+            lines.append(f"{model['title']}: {reasoning_note(counts)}")
     return "\n".join(lines)
+
+
+def reasoning_note(counts: Mapping[str, int]) -> str:
+    """How many answers contain reasoning, which metrics leave out, and how many of them did not get beyond it."""
+    rows = fill("{rows} {rows:answer contains/answers contain} reasoning", rows=counts["rows"])
+    cut = fill(", and {n} {n:was/were} cut off within it", n=counts["unfinished"]) if counts["unfinished"] else ""
+    return rows + cut
 
 
 def tasks_of(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

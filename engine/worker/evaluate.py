@@ -145,6 +145,7 @@ def answer_questions(
                         "answer": reply.text,
                         "tokens": reply.tokens,
                         "ended": reply.ended,
+                        **({"opened": True} if reply.opened else {}),
                         **({"problem": why} if why else {}),
                     }
                 )

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from engine.core.reasoning import split_reasoning
 from engine.serving.chat_client import Answer
 from engine.serving.conversation_tree import Reply, Turn
 from webui import notices
+from webui.text_html import folded_reasoning
 from webui.words import Words
 
 Titles = Mapping[str, str]  # the title of each served model by its id
@@ -73,29 +75,13 @@ def _rating_buttons(turn: Turn, place: int, model: str, words: Words) -> str:
 
 def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: bool = False) -> str:
     """The text of an answer and its tool calls; the reasoning is folded once it is complete."""
-    thought, answer, thinking = reasoning(text)
-    folded = ""
-    if thought.strip():
-        folded = (
-            f"<details{' open' if thinking and writing else ''}><summary>{escape(words('answer-thinking'))}</summary>"
-            f"<div>{escape(thought.strip())}</div></details>"
-        )
-    shown = escape(answer.strip("\n") if thought or calls else answer)
+    parts = split_reasoning(text)
+    folded = folded_reasoning(parts.reasoning, words, is_open=parts.unfinished and writing)
+    shown = escape(parts.answer.strip("\n") if parts.reasoning or calls else parts.answer)
     nothing = not text and not calls and not writing
     empty = f'<i class="quiet">{escape(words("samples-empty"))}</i>' if nothing else ""
     called = "".join(f'<code class="call">{escape(_call_text(call))}</code>' for call in calls)
     return f'<div class="said{" writing" if writing else ""}">{folded}{shown}{called}{empty}</div>'
-
-
-def reasoning(text: str) -> tuple[str, str, bool]:
-    """The reasoning, the answer, and whether the model is still reasoning. The template
-    may have written the opening tag, so that only the closing one is in the text."""
-    opened = text.lstrip().startswith("<think>")
-    rest = text.partition("<think>")[2] if opened else text
-    if "</think>" in rest:
-        thought, _, answer = rest.partition("</think>")
-        return thought, answer, False
-    return (rest, "", True) if opened else ("", text, False)
 
 
 def _call_text(call: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ class QuestionsPanel(Panel):
         with gr.Column(elem_classes="grid grid-2"):
             self.rows = self.number("rows", "200", info=words("evaluate-rows-help"))
             self.max_tokens = self.number("longest", "256", info=words("evaluate-longest-help"))
+        label, help = words("evaluate-thinking"), words("evaluate-thinking-help")
+        self.thinking = gr.Checkbox(True, label=label, info=help, elem_id="evaluate-thinking")
         self.without_references = gr.Checkbox(
             False, label=words("evaluate-alone"), info=words("evaluate-alone-help"), elem_id="evaluate-alone"
         )
@@ -49,7 +51,7 @@ class QuestionsPanel(Panel):
 
     @property
     def inputs(self) -> list[Block]:
-        return [self.datasets, self.rows, self.max_tokens, self.without_references]
+        return [self.datasets, self.rows, self.max_tokens, self.thinking, self.without_references]
 
     def fitting(self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None) -> Updates:
         """Offer the data sets that suit the selected models; of the selected
@@ -82,12 +84,15 @@ class QuestionsPanel(Panel):
         }
 
     def read_generation(self, values: Values) -> dict[str, Any]:
-        return boxes.typed_values({"max_new_tokens": values[self.max_tokens]})
+        return boxes.typed_values({"max_new_tokens": values[self.max_tokens]}) | {
+            "thinking": bool(values[self.thinking])
+        }
 
     def fill(self, spec: EvaluationSpec) -> Updates:
         """Set the controls to a spec, except the data sets, which depend on the models."""
         return {
             self.rows: f"{spec.data.max_samples or 0:g}",
             self.max_tokens: f"{spec.generation.max_new_tokens:g}",
+            self.thinking: spec.generation.thinking,
             self.without_references: spec.data.without_references,
         }

@@ -18,6 +18,7 @@ from typing import Any
 
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal, problem
+from engine.core.reasoning import AnswerParts, split_reasoning
 from engine.core.rundir import RESULT_FILE, RunDir, distinct_titles, write_json, write_text
 from engine.data.row_images import readable
 from engine.evaluation.evaluation_spec import EvaluationSpec, TrainedResult
@@ -110,7 +111,7 @@ def _nothing_measured(questions: Sequence[Question], names: Sequence[str], outpu
 def _answer_report(
     names: Sequence[str], questions: Sequence[Question], comparable: Sequence[Question], outputs: Outputs
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Metric]], dict[str, Any]]:
-    references = [question.reference for question in comparable]
+    references = [_reference(question) for question in comparable]
     labels = None
     if all(reference is not None for reference in references):
         labels = metrics.labels_of([reference for reference in references if reference is not None])
@@ -123,12 +124,22 @@ def _answer_report(
     rows = [
         _row(question)
         | {
-            "reference": question.reference,
-            "answers": {name: _answer(outputs[name, question.row], question.reference, labels) for name in names},
+            "reference": _reference(question),
+            "answers": {name: _answer(outputs[name, question.row], _reference(question), labels) for name in names},
         }
         for question in questions
     ]
-    return rows, model_metrics, {"labels": labels}
+    counts = {name: _reasoning_counts([outputs[name, question.row] for question in comparable]) for name in names}
+    thinking = {name: count for name, count in counts.items() if count["rows"]}
+    return rows, model_metrics, {"labels": labels} | ({"reasoning": thinking} if thinking else {})
+
+
+def _reference(question: Question) -> str | None:
+    """The expected answer, without reasoning that is written before it."""
+    if question.reference is None:
+        return None
+    parts = split_reasoning(question.reference, opened=False)
+    return parts.answer.strip("\n") if parts.reasoning else question.reference
 
 
 def _row(question: Question) -> dict[str, Any]:
@@ -140,14 +151,28 @@ def _row(question: Question) -> dict[str, Any]:
     }
 
 
+def _parts(line: Mapping[str, Any]) -> AnswerParts:
+    return split_reasoning(line["answer"], opened=line.get("opened", False))
+
+
+def _reasoning_counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """In how many answers there is reasoning, and how many of these ended before it did."""
+    parts = [_parts(line) for line in lines]
+    thinking = [part for part in parts if part.unfinished or part.reasoning.strip()]
+    return {"rows": len(thinking), "unfinished": sum(part.unfinished for part in thinking)}
+
+
 def _model_answer(line: Mapping[str, Any]) -> ModelAnswer:
-    return ModelAnswer(line["answer"], line["tokens"], line["ended"], line.get("loss", 0.0), line.get("loss_tokens", 0))
+    text = _parts(line).answer.strip("\n")
+    return ModelAnswer(text, line["tokens"], line["ended"], line.get("loss", 0.0), line.get("loss_tokens", 0))
 
 
 def _answer(line: Mapping[str, Any], reference: str | None, labels: Sequence[str] | None) -> dict[str, Any]:
     if "problem" in line:
         return {"text": "", "scores": {}, "problem": line["problem"]}
-    return {"text": line["answer"], "scores": metrics.row_scores(_model_answer(line), reference, labels)}
+    answer, reasoning = _model_answer(line), _parts(line).reasoning.strip()
+    scores = metrics.row_scores(answer, reference, labels)
+    return {"text": answer.text, "scores": scores} | ({"reasoning": reasoning} if reasoning else {})
 
 
 def _pair_report(
@@ -201,14 +226,16 @@ def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, An
     scores = list(
         dict.fromkeys(name for row in rows for answer in row["answers"].values() for name in answer["scores"])
     )
-    heads = [f"{model['title']}: {name}" for model in models for name in ([] if pairs else ["answer"]) + scores]
+    thinking = any("reasoning" in answer for row in rows for answer in row["answers"].values())
+    answer_heads = [] if pairs else [*(["reasoning"] if thinking else []), "answer"]
+    heads = [f"{model['title']}: {name}" for model in models for name in answer_heads + scores]
     lines: list[list[Any]] = [["row", "set", "place", "prompt", *texts, *heads]]
     for row in rows:
         cells: list[Any] = [row["row"], row["set"], row["place"], prompt_text(row["messages"])]
         cells += [row[name] or "" for name in texts]
         for model in models:
             answer = row["answers"].get(model["id"], {"text": "", "scores": {}})
-            cells += [] if pairs else [answer["text"]]
+            cells += [answer.get("text" if name == "answer" else name, "") for name in answer_heads]
             cells += [answer["scores"].get(name, "") for name in scores]
         lines.append(cells)
     return lines

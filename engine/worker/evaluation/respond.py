@@ -37,11 +37,13 @@ DEFAULT_CONTEXT = 1 << 20  # tokens, for a model whose config has no limit
 
 
 class Reply(NamedTuple):
-    """One answer: its text, number of tokens, and whether it ended by itself. `problem`: why there is none."""
+    """One answer: its text, number of tokens, and whether it ended by itself. `opened`: it begins within reasoning that
+    the prompt opened. `problem`: why there is none."""
 
     text: str = ""
     tokens: int = 0
     ended: bool = False
+    opened: bool = False
     problem: Problem | None = None
 
 
@@ -125,7 +127,7 @@ class LoadedModels:
         model, arrived, pending = self.models[name], queue.SimpleQueue[tuple[Question, Reply]](), []
         for question in questions:
             try:
-                prompt = model.prompt(question.messages, question.tools)
+                prompt = model.prompt(question.messages, question.tools, thinking=how.thinking)
                 if not prompt:
                     raise Refusal(problem("evaluate-empty-prompt", name=name))
             except Refusal as refusal:
@@ -140,7 +142,7 @@ class LoadedModels:
                     stop_token_ids=model.stop_token_ids,
                     sampling=Sampling(how.temperature, how.top_p, seed=how.seed + question.row),
                     detokenizer=Detokenizer(model.backend_tokenizer),
-                    on_piece=_collector(question, arrived.put),
+                    on_piece=_collector(question, model.opens_reasoning(prompt), arrived.put),
                     image_inputs=model.image_inputs(question.messages, prompt),
                 )
             )
@@ -167,13 +169,15 @@ class LoadedModels:
             yield [(question, *loss) for (question, _), loss in zip(batch, batch_losses, strict=True)]
 
 
-def _collector(question: Question, put: Callable[[tuple[Question, Reply]], None]) -> Callable[[Piece], None]:
+def _collector(
+    question: Question, opened: bool, put: Callable[[tuple[Question, Reply]], None]
+) -> Callable[[Piece], None]:
     texts: list[str] = []
 
     def on_piece(piece: Piece) -> None:
         texts.append(piece.text)
         if piece.finish:
-            put((question, Reply("".join(texts), piece.count, piece.finish == "stop", piece.problem)))
+            put((question, Reply("".join(texts), piece.count, piece.finish == "stop", opened, piece.problem)))
 
     return on_piece
 

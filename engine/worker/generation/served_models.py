@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.reasoning import opens_reasoning
 from engine.data.images import decode
 from engine.models.processor_files import has_image_processor
 from engine.spec.run_spec import RunSpec
@@ -28,6 +29,7 @@ from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.templates.tool_calls import CallPrefix, ToolCallFormat
 
 THINKING_SWITCH = "enable_thinking"  # common names of the switch in templates of reasoning models
+MAX_MARK_TOKENS = 16  # in the mark that opens reasoning, with the line break after it
 
 
 @dataclass
@@ -78,6 +80,10 @@ class ServedModel:
         if self.context and len(ids) >= self.context:
             raise Refusal(problem("chat-too-long", tokens=len(ids), context=self.context, voice=self.name))
         return ids
+
+    def opens_reasoning(self, prompt: list[int]) -> bool:
+        """Whether these tokens end with the mark that opens reasoning, so that an answer begins within it."""
+        return opens_reasoning(self.tokenizer.decode(prompt[-MAX_MARK_TOKENS:]))
 
     def image_inputs(self, messages: Sequence[dict[str, Any]], ids: list[int]) -> Callable[[], dict[str, Any]] | None:
         """A function that creates the image arguments of the forward pass for a prompt with these tokens; None without

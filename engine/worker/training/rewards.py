@@ -21,6 +21,7 @@ from typing import Any
 import regex
 
 from engine.core.problems import Refusal, problem
+from engine.core.reasoning import split_reasoning
 from engine.spec.stage_settings import Answering
 
 PATTERN_TIMEOUT_S = 1.0  # for the pattern, per answer: on some texts, some patterns would take longer than a lifetime
@@ -40,6 +41,16 @@ class Answer:
     text: str
     ids: list[int]
     reference: str | None
+
+    @property
+    def conclusion(self) -> str:
+        """The text after the reasoning; empty if the answer ended within it."""
+        return split_reasoning(self.text).answer
+
+    @property
+    def expected(self) -> str | None:
+        """The reference after its reasoning."""
+        return None if self.reference is None else split_reasoning(self.reference, opened=False).answer
 
 
 # None: there is nothing to compare this answer with, and it is neither good nor bad.
@@ -93,20 +104,20 @@ def _format_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
 
 
 def _exact_match_reward(*_: Any) -> ScoreFunction:
-    """1 if the answer equals the reference, ignoring whitespace, else 0."""
+    """1 if the answer equals the reference, ignoring whitespace and reasoning, else 0."""
 
     def score(answer: Answer) -> float | None:
-        return None if answer.reference is None else float(answer.text.split() == answer.reference.split())
+        return None if answer.expected is None else float(answer.conclusion.split() == answer.expected.split())
 
     return _per_answer(score)
 
 
 def _numeric_reward(*_: Any) -> ScoreFunction:
-    """1 if the last number in the answer equals the last one in the reference, else 0."""
+    """1 if the last number in the answer, after its reasoning, equals the last one in the reference, else 0."""
 
     def score(answer: Answer) -> float | None:
-        reference = last_number(answer.reference or "")
-        return None if reference is None else float(last_number(answer.text) == reference)
+        reference = last_number(answer.expected or "")
+        return None if reference is None else float(last_number(answer.conclusion) == reference)
 
     return _per_answer(score)
 

@@ -1,0 +1,42 @@
+"""The reasoning in the answer of a thinking model, and the answer after it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# <think>, <thinking>, <seed:think>, [THINK]: whatever a family calls the marks around its reasoning.
+OPENING = r"(?:<[^<>/\s]*think[^<>/]*>|\[THINK\])"
+OPENING_AT_START = re.compile(rf"\s*{OPENING}", re.IGNORECASE)
+OPENING_AT_END = re.compile(rf"{OPENING}\s*\Z", re.IGNORECASE)
+CLOSING = re.compile(r"</[^<>/\s]*think[^<>/]*>|\[/THINK\]", re.IGNORECASE)
+
+
+class AnswerParts(NamedTuple):
+    """`unfinished`: the text ended within the reasoning, so that there is no answer."""
+
+    reasoning: str
+    answer: str
+    unfinished: bool = False
+
+
+def split_reasoning(text: str, *, opened: bool | None = None) -> AnswerParts:
+    """The reasoning at the start of a text, without its marks, and the rest.
+
+    `opened`: whether the prompt ended with the opening mark, so that the text has only the closing one. If it is not
+    known (None), a closing mark without an opening one ends reasoning; if the prompt did not (False), it is ordinary
+    text.
+    """
+    opening = OPENING_AT_START.match(text)
+    rest = text[opening.end() :] if opening else text
+    if opening or opened is not False:
+        if closing := CLOSING.search(rest):
+            return AnswerParts(rest[: closing.start()], rest[closing.end() :])
+        if opening or opened:
+            return AnswerParts(rest, "", unfinished=True)
+    return AnswerParts("", text)
+
+
+def opens_reasoning(prompt: str) -> bool:
+    """Whether a rendered prompt ends with an opening mark, as for models that always think."""
+    return bool(OPENING_AT_END.search(prompt))

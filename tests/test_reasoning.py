@@ -1,0 +1,160 @@
+"""The reasoning of a thinking model is folded, and whatever measures an answer looks behind it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.reasoning import opens_reasoning, split_reasoning
+from engine.core.rundir import RunDir, read_lines, write_json, write_text
+from engine.evaluation import report
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.launch.workspace import Workplace
+from engine.runs import failures, runs
+from engine.spec.stage_settings import Grpo
+from engine.worker.evaluation.findings import write_findings
+from engine.worker.evaluation.questions import Question
+from engine.worker.training.rewards import Answer, score_function
+from tests.test_evaluate import asking, ended
+from webui import reports
+from webui.words import Words
+
+pytestmark = pytest.mark.usefixtures("forked")
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "parts"),
+    [
+        ("plain", None, ("", "plain", False)),
+        ("<think>well</think>\n\nyes", None, ("well", "\n\nyes", False)),
+        ("<think>still", None, ("still", "", True)),
+        ("\n<thinking>well</thinking>yes", False, ("well", "yes", False)),
+        ("<seed:think>well</seed:think>yes", None, ("well", "yes", False)),
+        ("[THINK]well[/THINK]yes", None, ("well", "yes", False)),
+        ("<think></think>yes", None, ("", "yes", False)),
+        ("the template opened it</think>yes", None, ("the template opened it", "yes", False)),
+        ("the template opened it</think>yes", True, ("the template opened it", "yes", False)),
+        ("the template opened it", True, ("the template opened it", "", True)),
+        ("a mark, </think>, in a text", False, ("", "a mark, </think>, in a text", False)),
+        ("it said <think> in between", None, ("", "it said <think> in between", False)),
+        ("a <rethinking-list> of tags", None, ("", "a <rethinking-list> of tags", False)),
+    ],
+)
+def test_reasoning_is_told_from_the_answer(text: str, opened: bool | None, parts: tuple[str, str, bool]) -> None:
+    assert split_reasoning(text, opened=opened) == parts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opens"),
+    [
+        ("<|im_start|>assistant\n<think>\n", True),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+        ("<|im_start|>assistant\n", False),
+        ("[INST]Hi[/INST][THINK]", True),
+    ],
+)
+def test_a_prompt_may_open_reasoning(prompt: str, opens: bool) -> None:
+    assert opens_reasoning(prompt) == opens
+
+
+# ------------------------------------------------------------------------------------------ findings
+
+
+@pytest.fixture
+def findings(tmp_path: Path) -> RunDir:
+    """Of three rows: a model that thinks, once too long, and the same without its thoughts."""
+    run = RunDir(tmp_path / "base" / "evaluation" / "run")
+    run.report.mkdir(parents=True)
+    write_json(run.request, {"by": "", "submitted": 1.0, "attempt": 1, "stop": None})
+    references = ["<think>by heart</think>\n\nFour.", "Six.", "Eight."]
+    questions = [
+        Question(row, "chat", str(row + 1), [{"role": "user", "content": f"{row}?"}], reference=reference)
+        for row, reference in enumerate(references)
+    ]
+    answers = {
+        "base": [("2 and 2.</think>\n\nFour.", True), ("Is it seven? No.</think>Six.", True), ("Seven. Or", True)],
+        "plain": [("Four.", False), ("Six.", False), ("Nine.", False)],
+    }
+    outputs = {
+        (name, row): {"voice": name, "row": row, "answer": text, "tokens": 9, "ended": row < 2}
+        | ({"opened": True} if opened else {})
+        for name, texts in answers.items()
+        for row, (text, opened) in enumerate(texts)
+    }
+    spec = EvaluationSpec.read({"model": {"model_name_or_path": str(tmp_path)}})
+    write_findings(run, spec, "answers", ["base", "plain"], questions, outputs, {})
+    return run
+
+
+def test_metrics_look_behind_the_reasoning(findings: RunDir) -> None:
+    summary = report.summary(findings)
+    exact = summary["measures"]["exact"]["values"]
+    assert exact["base"]["value"] == exact["plain"]["value"] == pytest.approx(200 / 3)
+    assert summary["reasoning"] == {"base": {"rows": 3, "unfinished": 1}}
+    first, _, last = read_lines(findings.report / "rows.jsonl")
+    assert first["reference"] == first["answers"]["base"]["text"] == "Four."
+    assert first["answers"]["base"]["reasoning"] == "2 and 2."
+    assert (last["answers"]["base"]["text"], last["answers"]["base"]["reasoning"]) == ("", "Seven. Or")
+    assert "reasoning" not in last["answers"]["plain"]
+    table = list(csv.DictReader(io.StringIO((findings.report / "rows.csv").read_text("utf-8-sig"), newline="")))
+    base, plain = (model["title"] for model in summary["voices"])
+    assert [line[f"{base}: reasoning"] for line in table] == ["2 and 2.", "Is it seven? No.", "Seven. Or"]
+    assert [line[f"{plain}: answer"] for line in table] == ["Four.", "Six.", "Nine."]
+
+
+@pytest.mark.parametrize(("language", "cut"), [("en", "1 answer was cut off while"), ("zh", "1 个回答在思考过程中")])
+def test_a_report_folds_reasoning_and_tells_of_what_was_cut_off(findings: RunDir, language: str, cut: str) -> None:
+    words, summary = Words(language), report.summary(findings)
+    assert cut in reports.summary(summary, words)
+    rows = reports.rows(report.page(findings), summary["voices"], words)
+    assert rows.count("<div>Is it seven? No.</div></details>Six.") == 1
+    assert "3 answers contain reasoning, and 1 was cut off within it" in report.as_text(summary)
+
+
+# ------------------------------------------------------------------------------------------- rewards
+
+
+@pytest.mark.parametrize(
+    ("reward", "reference", "text", "score"),
+    [
+        ("exact", "Four.", "<think>2 and 2</think>\nFour.", 1),
+        ("exact", "<think>by heart</think>Four.", "Four.", 1),
+        ("exact", "Four.", "<think>Four.", 0),
+        ("numeric", "4", "<think>4, or 5</think>It is 4.", 1),
+        ("numeric", "4", "It is 5</think>It is 4", 1),
+        ("numeric", "4", "<think>4, or 5, no, 4", 0),
+    ],
+)
+def test_a_reward_looks_behind_the_reasoning(reward: str, reference: str, text: str, score: int) -> None:
+    stage = Grpo(rewards={reward: 1})
+    assert score_function(reward, stage, None)([Answer([], [1], text, [1], reference)]) == [score]
+
+
+# ---------------------------------------------------------------------------- a model that always thinks
+
+
+@pytest.mark.slow
+def test_an_evaluation_lets_a_model_think_or_not(workplace: Workplace, tiny: Path, tmp_path: Path) -> None:
+    """Random weights never end a thought that the template has opened."""
+    thinker = workplace.models[0] / "thinker"
+    shutil.copytree(tiny, thinker)
+    file = thinker / "chat_template.jinja"
+    opening = (
+        "{{- '<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '<think>\\n' }}"
+    )
+    write_text(file, file.read_text() + "{%- if add_generation_prompt %}" + opening + "{%- endif %}")
+    summaries: dict[bool, Any] = {}
+    for thinking in (True, False):
+        spec = asking(model__model_name_or_path=str(thinker), generation__thinking=thinking, data__max_samples=3)
+        run = ended(workplace, runs.submit(spec, workplace))
+        assert run.state == "finished", failures.explain(run)
+        summaries[thinking] = report.summary(run.dir)
+        answers = [line for line in read_lines(run.dir.report / "answers.jsonl") if "answer" in line]
+        assert [line.get("opened", False) for line in answers if line["voice"] == "base"] == [thinking] * 3
+    assert summaries[True]["reasoning"] == {"base": {"rows": 3, "unfinished": 3}}
+    assert "reasoning" not in summaries[False]
