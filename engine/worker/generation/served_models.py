@@ -83,7 +83,7 @@ class ServedModel:
 
     def opens_reasoning(self, prompt: list[int]) -> bool:
         """Whether these tokens end with the mark that opens reasoning, so that an answer begins within it."""
-        return opens_reasoning(self.tokenizer.decode(prompt[-MAX_MARK_TOKENS:]))
+        return opens_reasoning(str(self.tokenizer.decode(prompt[-MAX_MARK_TOKENS:])))
 
     def image_inputs(self, messages: Sequence[dict[str, Any]], ids: list[int]) -> Callable[[], dict[str, Any]] | None:
         """A function that creates the image arguments of the forward pass for a prompt with these tokens; None without
