@@ -74,12 +74,7 @@ class Generation(Part):
     """How answers are generated."""
 
     max_new_tokens: int = setting(
-        256,
-        "Max answer length",
-        "In tokens. Longer answers are cut off here.",
-        essential=True,
-        ge=1,
-        le=10**5,
+        256, "Max answer length", "In tokens. Longer answers are cut off here.", essential=True, ge=1, le=10**5
     )
     temperature: float = setting(
         0.0,
