@@ -683,3 +683,23 @@ def test_hostile_text_is_refused_or_read_and_never_an_error(text: str) -> None:
     except Refusal as refusal:
         outcome = refusal
     assert isinstance(outcome, Imported) or outcome.text("zh")
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("freeze_vision_tower: false", ("adapter", "frozen", "method")),
+        ("freeze_vision_tower: false\nfinetuning_type: full", ("trained", "frozen", "method")),
+        ("freeze_multi_modal_projector: false\nfreeze_vision_tower: true", ("frozen", "adapter", "method")),
+        ("finetuning_type: full\ntrain_mm_proj_only: true", ("frozen", "trained", "frozen")),
+        (
+            "finetuning_type: full\nfreeze_language_model: true\nfreeze_vision_tower: false",
+            ("trained", "frozen", "frozen"),
+        ),
+    ],
+)
+def test_parts_of_a_vision_model_that_are_not_frozen_are_imported(text: str, chosen: tuple[str, str, str]) -> None:
+    imported = sft(text)
+    vision = imported.spec.vision
+    assert (vision.tower, vision.projector, vision.language_part) == chosen
+    assert "import-missing" not in set(told(imported).values())

@@ -181,3 +181,32 @@ def test_the_exported_model_answers_like_base_and_adapter(results: dict[str, Any
 @slow
 def test_a_resumed_run_ends_with_the_same_weights(results: dict[str, Any]) -> None:
     assert results["resumed"] == 0
+
+
+@slow
+@pytest.mark.parametrize(
+    ("family", "vision", "projectors"),
+    [
+        (
+            "llava_next",
+            ["vision_tower", "multi_modal_projector", "image_newline"],
+            ["multi_modal_projector", "image_newline"],
+        ),
+        ("idefics3", ["vision_model", "connector"], ["connector"]),
+        (
+            "llama4",
+            ["vision_model", "multi_modal_projector"],
+            ["multi_modal_projector", "vision_model.vision_adapter"],
+        ),
+        ("gemma4", ["vision_tower", "embed_vision"], ["embed_vision"]),  # it also has an audio tower
+        ("minicpmv4_6", ["vision_tower", "merger"], ["merger", "vision_tower.vit_merger"]),
+        ("video_llava", ["image_tower", "multi_modal_projector"], ["multi_modal_projector"]),
+        ("janus", ["vision_model", "aligner"], ["aligner"]),  # what makes images is trained by nothing
+        ("llama", [], []),
+    ],
+)
+def test_towers_and_projectors_are_recognized_in_other_families(
+    results: dict[str, Any], family: str, vision: list[str], projectors: list[str]
+) -> None:
+    names = {part: [name.removeprefix("model.") for name in names] for part, names in results["parts"][family].items()}
+    assert names == {"vision": vision, "projectors": projectors}

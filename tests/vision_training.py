@@ -22,8 +22,10 @@ from engine.core.rundir import RunDir, read_lines, write_json
 from engine.export.export_spec import ExportSpec
 from engine.preflight.model_checks import adapted_modules, trained_parameters
 from engine.worker.export import export
+from engine.worker.models.structure import structure_of
 from engine.worker.prepare import prepare
 from engine.worker.train import train
+from tests import zoo
 from tests.conftest import short_training
 from tests.image_training import FAMILIES, ROWS, inputs_by_hand, write_data, write_model
 from tests.train_many import lay_out
@@ -43,6 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "layer and tower": {"method": {"kind": "freeze", "trainable_layers": 1}, "vision__tower": "trained"},
 }
 RUNS_OF = {"qwen2_5_vl": tuple(RUNS), "gemma3": ("mixed", "full")}
+OTHER_FAMILIES = ("llava_next", "idefics3", "llama4", "gemma4", "minicpmv4_6", "video_llava", "janus", "llama")
 
 
 def spec_of(root: Path, family: str, **changes: Any) -> Any:
@@ -115,6 +118,14 @@ def merged(root: Path, family: str, run: RunDir) -> list[float]:
     return [loss_of(family, model, root) for model in (adapted, whole, base_of(root, family))]
 
 
+def parts_of(family: str) -> dict[str, list[str]]:
+    """What a model of the family is made of, without memory for its weights."""
+    config, _ = zoo.tiny_config(family)
+    with torch.device("meta"):
+        structure = structure_of(zoo.model_class(family, config)(config))
+    return {"vision": list(structure.vision), "projectors": list(structure.projectors)}
+
+
 def main(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     write_data(root)
@@ -137,6 +148,7 @@ def main(root: Path) -> None:
     family = FAMILIES[0]
     results["merged"] = merged(root, family, RunDir(root / family / "mixed"))
     results["resumed"] = resumed(root, family, **RUNS["mixed"])
+    results["parts"] = {name: parts_of(name) for name in OTHER_FAMILIES}
     print("\n" + json.dumps(results))
 
 

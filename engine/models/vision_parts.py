@@ -53,6 +53,8 @@ def vision_plan(structure: Structure, vision: Vision) -> VisionPlan:
 def _largest_modules(structure: Structure, parameters: frozenset[str]) -> tuple[str, ...]:
     """The largest modules of which all parameters are among these; none is a list of modules, which has no forward pass
     that peft could replace."""
+    if not parameters:
+        return ()
     below: dict[str, list[str]] = {}
     children: dict[str, set[str]] = {}
     for name in structure.shapes:
