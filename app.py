@@ -115,7 +115,7 @@ def add_standby_argument(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("ATHANOR_NO_STANDBY", "") not in ("", "0"),
         help=(
             "import no libraries before a run starts; by default a process does so while somebody looks at a form that "
-            "is ready to start, and takes about 400 MB until then [ATHANOR_NO_STANDBY]"
+            "is ready to start, and takes about 450 MB until then [ATHANOR_NO_STANDBY]"
         ),
     )
 
