@@ -26,6 +26,7 @@ from engine.data.images import IMAGE_MARK
 from engine.data.row_images import images_of
 from engine.data.uploads import receive, safe_name
 from engine.launch.workspace import PROJECT
+from webui.data_tab.data_folder import DataFolder
 
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -683,3 +684,20 @@ def test_images_without_labels_are_refused(tmp_path, data, images, texts, code):
         receive(file, "x.zip", data)
     assert [problem.code for problem in refusal.value.problems] == [code]
     assert not (data / "x").exists()
+
+
+def test_a_folder_of_images_in_the_data_folder_is_offered_and_becomes_rows_when_it_is_opened(data):
+    for name in ("cat/1.png", "dog/2.png"):
+        (data / "pets" / name).parent.mkdir(parents=True)
+        (data / "pets" / name).write_bytes(png())
+    (data / "bare").mkdir()
+    (data / "bare" / "1.png").write_bytes(png())
+    write_json(data / "dataset_info.json", {})
+    folder = DataFolder(data)
+    assert folder.loose_files() == ["pets"]
+    for _ in range(2):  # the page goes on to ask for what was clicked
+        selection = folder.select("file:pets")
+        assert (selection.name, selection.readable) == ("pets/rows.jsonl", True)
+        rows = list(examples(selection.dataset, lambda bad: pytest.fail(bad.text())))
+        assert [row["messages"][1]["content"] for row in rows] == ["cat", "dog"]
+    assert folder.loose_files() == ["pets/rows.jsonl"]

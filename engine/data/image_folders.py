@@ -8,6 +8,7 @@ the label or text. Folders called train, test and so on become a data file each.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,34 @@ ANSWER_NAMES = (
     "标签",
     "类别",
 )
+MAX_FILES_SEEN = 20_000  # to find out what is in a folder
+DATA_FILES = ("train.jsonl", "rows.jsonl")  # the one to train on
 SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether a folder has images in folders, or next to metadata, and no data file yet; of a very large one, as far as
+    the first files show."""
+    described = labelled = False
+    seen = 0
+    for path, _, names in os.walk(folder):
+        seen += len(names)
+        files = [Path(path, name) for name in names if not name.startswith(".")]
+        if any(file.suffix.lower() in row_files.SUFFIXES and not is_metadata(file) for file in files):
+            return False
+        described |= any(map(is_metadata, files))
+        labelled |= Path(path) != folder and any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+        if seen > MAX_FILES_SEEN:
+            break
+    return described or labelled
 
 
 def write_rows(folder: Path) -> Path:
     """Write the data files of a folder of images into it; returns the one to train on. Raises Refusal if its images
     have no labels."""
     files: dict[str, list[dict[str, Any]]] = {}
-    metadata = [file for file in sorted(folder.rglob("*")) if is_metadata(file)]
+    files_inside = (file for file in sorted(folder.rglob("*")) if file.resolve().is_relative_to(folder.resolve()))
+    metadata = list(filter(is_metadata, files_inside))
     pairs = _described(folder, metadata) if metadata else _labelled(folder)
     for path, row in pairs:
         split = SPLITS.get(path.relative_to(folder).parts[0].casefold(), "")

@@ -22,6 +22,8 @@ from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import image_folders, unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
+from engine.data.image_folders import is_image_folder
+from engine.data.images import IMAGE_SUFFIXES, is_metadata
 from engine.data.parquet_probe import prove_bounded
 from engine.data.row_files import SUFFIXES
 from engine.data.unpacking import PACKED_SUFFIXES
@@ -201,7 +203,8 @@ def safe_name(original_name: str) -> str:
 
 
 def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
-    """Data files in the data folder that are in no data set, by their path inside it, newest first."""
+    """Data files in the data folder that are in no data set, and folders of images from which data files can be made,
+    by their path inside it, newest first."""
     known = {file.resolve() for dataset in catalogue for file in dataset.files}
     candidates: list[tuple[float, str]] = []
     for folder, folders, files in os.walk(data_dir):
@@ -211,10 +214,15 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
             for subfolder in folders
             if not subfolder.startswith(".") and depth < 2 and not _is_model(folder, subfolder)
         ]
+        for name in [name for name in folders if not depth and is_image_folder(Path(folder, name))]:
+            folders.remove(name)
+            if _is_encodable(Path(name)) and Path(folder, name).resolve().is_relative_to(data_dir.resolve()):
+                candidates.append((-Path(folder, name).stat().st_mtime, name))
+        pictured = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files)
         for name in files:
             file = Path(folder, name)
-            if not _is_encodable(file):
-                continue  # no page could refer to it
+            if not _is_encodable(file) or (pictured and is_metadata(file)):
+                continue  # no page could refer to it; or its rows are in another file
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
                 continue
             if file.is_file() and file.resolve() not in known and file.resolve().is_relative_to(data_dir.resolve()):

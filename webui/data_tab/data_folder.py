@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.data import dataset_info_edits, uploads
+from engine.data import dataset_info_edits, image_folders, uploads
 from engine.data.datasets import Dataset, count_rows, dataset_of, find, read_dataset_info
 from engine.data.encodings import encoding_key
 from engine.data.soundness import sound_names
@@ -81,9 +81,25 @@ class DataFolder:
         id = id or ""
         if is_set(id):
             return Selection(id, find(self.path, name_of(id)))
-        if not is_file(id) or name_of(id) not in self.loose_files():
+        name = self._data_file(name_of(id)) if is_file(id) else ""
+        if not name or name not in self.loose_files():
             raise Refusal(problem("set-unknown", name=name_of(id) or "—"))
-        return Selection(id, self._dataset_of_file(name_of(id), encoding))
+        return Selection(file_id(name), self._dataset_of_file(name, encoding))
+
+    def _data_file(self, name: str) -> str:
+        """The path of a file itself; of a listed folder of images, that of its data file, written when it is first
+        opened. Raises Refusal if that is not possible."""
+        loose = self.loose_files()
+        written = (f"{name}/{file}" for file in image_folders.DATA_FILES)
+        if name not in loose:
+            return next((file for file in written if file in loose), name)
+        folder = self.path / name
+        if not folder.is_dir():
+            return name
+        try:
+            return str(image_folders.write_rows(folder).relative_to(self.path))
+        except OSError as error:
+            raise Refusal(problem("data-not-writable", folder=folder, why=error.strerror or error)) from error
 
     def _dataset_of_file(self, name: str, encoding: str) -> Dataset:
         encoding = encoding_key(encoding) if encoding else ""
