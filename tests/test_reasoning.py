@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.core.problems import Refusal
 from engine.core.reasoning import opens_reasoning, split_reasoning
 from engine.core.rundir import RunDir, read_lines, write_json, write_text
+from engine.data.datasets import examples, find
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.right_answers import save_right_answers
 from engine.launch.workspace import Workplace
 from engine.runs import failures, runs
 from engine.spec.stage_settings import Grpo
@@ -86,6 +91,7 @@ def findings(tmp_path: Path) -> RunDir:
         for name, texts in answers.items()
         for row, (text, opened) in enumerate(texts)
     }
+    write_text(run.report / "questions.jsonl", "".join(json.dumps(asdict(question)) + "\n" for question in questions))
     spec = EvaluationSpec.read({"model": {"model_name_or_path": str(tmp_path)}})
     write_findings(run, spec, "answers", ["base", "plain"], questions, outputs, {})
     return run
@@ -114,6 +120,40 @@ def test_a_report_folds_reasoning_and_tells_of_what_was_cut_off(findings: RunDir
     rows = reports.rows(report.page(findings), summary["voices"], words)
     assert rows.count("<div>Is it seven? No.</div></details>Six.") == 1
     assert "3 answers contain reasoning, and 1 was cut off within it" in report.as_text(summary)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "answers"),
+    [("exact", [("Four.", "2 and 2."), ("Six.", "Is it seven? No.")]), ("number", [("It is 6", "Or 7?")])],
+)
+def test_right_answers_become_a_data_set_with_their_reasoning(
+    findings: RunDir, data: Path, comparison: str, answers: list[tuple[str, str]]
+) -> None:
+    if comparison == "number":
+        lines = read_lines(findings.report / "rows.jsonl")
+        lines[1] |= {"reference": "Half of 12 is 6."}
+        lines[1]["answers"]["base"] |= {"text": "It is 6", "reasoning": "Or 7?"}
+        write_text(findings.report / "rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    saved = save_right_answers(findings, "base", data, comparison)
+    assert (saved.rows, saved.with_reasoning, saved.answers) == (len(answers), len(answers), 3)
+    rows = list(examples(find(data, saved.dataset), lambda bad: pytest.fail(bad.text())))
+    written = [row["messages"][-1] for row in rows]
+    assert [(message["content"], message["reasoning_content"]) for message in written] == answers
+    assert all(row["messages"][0]["content"].endswith("?") for row in rows)
+    assert save_right_answers(findings, "base", data, comparison).dataset != saved.dataset
+
+
+def test_no_right_answer_makes_no_data_set(findings: RunDir, data: Path) -> None:
+    before = sorted(data.iterdir())
+    for model, comparison, code in (
+        ("plain", "number", "right-answers-none"),
+        ("plain", "luck", "right-answers-gone"),
+        ("nobody", "exact", "right-answers-gone"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            save_right_answers(findings, model, data, comparison)
+        assert refused.value.problems[0].code == code
+    assert sorted(data.iterdir()) == before
 
 
 # ------------------------------------------------------------------------------------------- rewards

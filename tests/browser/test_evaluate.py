@@ -78,6 +78,13 @@ def read_rows_and_take_them_away(page: Page) -> None:
     assert table.startswith(b"\xef\xbb\xbfrow,set,place,prompt,reference")
 
 
+def make_a_data_set_of_right_answers(page: Page) -> None:
+    panel = page.locator("#right-answers")
+    panel.get_by_role("button", name="Make a data set").click()
+    choose(page, "#right-answers-by", "its last number equals the reference's")
+    click_until_told(page.locator("#right-answers-save"), page.locator(".toast"), "right")
+
+
 def find_the_report_again(page: Page) -> None:
     page.reload()  # the report is in the address
     expect(page.locator("#report table.report")).to_be_visible()
@@ -105,6 +112,7 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         type_numbers_out_of_bounds(page)
         evaluate_to_a_verdict(page)
         read_rows_and_take_them_away(page)
+        make_a_data_set_of_right_answers(page)
         find_the_report_again(page)
     finally:
         studio.kill()

@@ -4,7 +4,7 @@
     questions_panel  data sets and rows                 report_panel  progress and findings of the open evaluation
     tasks_panel      tasks of lm-evaluation-harness     rows_panel    the rows with all answers
     sampling_panel   name and sampling                  tab_view      opening the tab
-    form_panel       the form as a spec; starting it
+    form_panel       the form as a spec; starting it    right_answers_panel  a data set of right answers
 
 An evaluation is a run like any other, so the state is in its folder; the page keeps only the id of the open one.
 `evaluation_models` has no components: it lists the models that can be evaluated.
@@ -28,6 +28,7 @@ from webui.evaluate_tab.models_panel import ModelsPanel
 from webui.evaluate_tab.panel import Context
 from webui.evaluate_tab.questions_panel import QuestionsPanel
 from webui.evaluate_tab.report_panel import ReportPanel
+from webui.evaluate_tab.right_answers_panel import RightAnswersPanel
 from webui.evaluate_tab.rows_panel import RowsPanel
 from webui.evaluate_tab.sampling_panel import SamplingPanel
 from webui.evaluate_tab.tab_view import TabView
@@ -63,8 +64,8 @@ def build(
     progress, the state and the failure of a run as HTML."""
     models = EvaluationModels(words, workplace, bases)
     context = Context(words, workplace, root, message, user, progress_of, models, opened=hidden_value())
-    listing, rows = ListPanel(context), RowsPanel(context)
-    report = ReportPanel(context, listing, rows)
+    listing, rows, right_answers = ListPanel(context), RowsPanel(context), RightAnswersPanel(context)
+    report = ReportPanel(context, listing, rows, right_answers)
     questions, tasks, sampling = QuestionsPanel(context), TasksPanel(context), SamplingPanel(context)
     measured = ModelsPanel(context, questions)
     form = FormPanel(context, measured, questions, tasks, sampling, report)
@@ -77,10 +78,10 @@ def build(
             for part in (measured, questions, tasks, sampling, form):
                 part.layout()
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
-            for shown in (listing, report, rows):
+            for shown in (listing, report, right_answers, rows):
                 shown.layout()
 
-    for wired in (measured, form, report, rows):
+    for wired in (measured, form, report, right_answers, rows):
         wired.wire()
     questions.wire(measured.base, measured.results)
 

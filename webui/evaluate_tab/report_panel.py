@@ -17,6 +17,7 @@ from engine.runs.runs import Run
 from webui import reports
 from webui.evaluate_tab.list_panel import ListPanel
 from webui.evaluate_tab.panel import Context, Panel
+from webui.evaluate_tab.right_answers_panel import RightAnswersPanel
 from webui.evaluate_tab.rows_panel import RowsPanel
 from webui.events import QUIET
 from webui.panels import Updates, hidden_value
@@ -25,9 +26,9 @@ EVALUATION_POLL_SECONDS = 2  # how often a running evaluation is refreshed
 
 
 class ReportPanel(Panel):
-    def __init__(self, context: Context, listing: ListPanel, rows: RowsPanel):
+    def __init__(self, context: Context, listing: ListPanel, rows: RowsPanel, right_answers: RightAnswersPanel):
         super().__init__(context)
-        self.listing, self.rows = listing, rows
+        self.listing, self.rows, self.right_answers = listing, rows, right_answers
         self.stamp = hidden_value()  # identifies the state of the evaluation that is shown
         self.timer = gr.Timer(EVALUATION_POLL_SECONDS, active=False)
 
@@ -48,7 +49,16 @@ class ReportPanel(Panel):
 
     @property
     def outputs(self) -> list[Block]:
-        return [self.stamp, self.timer, self.nothing, self.head, self.failure, self.summary, *self.rows.outputs]
+        return [
+            self.stamp,
+            self.timer,
+            self.nothing,
+            self.head,
+            self.failure,
+            self.summary,
+            *self.rows.outputs,
+            *self.right_answers.outputs,
+        ]
 
     def open(self, id: str, order: str, text: str, number: str) -> Updates:
         """Show an evaluation and a page of its rows; nothing if there is none with the id."""
@@ -71,6 +81,7 @@ class ReportPanel(Panel):
             self.summary: summary_html,
             self.rows.part: gr.update(visible=bool(summary and summary["measures"])),
             **self.rows.show(run.id, order, text, number),
+            **self.right_answers.show(summary),
         }
 
     def _closed(self) -> Updates:
@@ -82,6 +93,7 @@ class ReportPanel(Panel):
             self.failure: "",
             self.summary: "",
             **self.rows.closed(),
+            **self.right_answers.show(None),
         }
 
     def _downloads(self, run: Run) -> str:

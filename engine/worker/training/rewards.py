@@ -8,11 +8,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import numbers
-import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +20,7 @@ import regex
 
 from engine.core.problems import Refusal, problem
 from engine.core.reasoning import split_reasoning
+from engine.evaluation.numeric_answers import last_number
 from engine.spec.stage_settings import Answering
 
 PATTERN_TIMEOUT_S = 1.0  # for the pattern, per answer: on some texts, some patterns would take longer than a lifetime
@@ -120,17 +119,6 @@ def _numeric_reward(*_: Any) -> ScoreFunction:
         return None if reference is None else float(last_number(answer.conclusion) == reference)
 
     return _per_answer(score)
-
-
-# 7 · -3 · 1,234.5 · .5 · 2e-3; a minus sign after a digit is a dash, as in 3-5.
-NUMBER = re.compile(r"(?<![\d.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
-ASCII_SIGNS = str.maketrans("−－＋．", "--+.")
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text, with thousands separators; a unit or a % after it is ignored."""
-    matches = NUMBER.findall(text.translate(ASCII_SIGNS))
-    return Decimal(matches[-1].replace(",", "")) if matches else None
 
 
 def _length_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
