@@ -29,6 +29,7 @@ from webui.evaluate_tab.models_panel import ModelsPanel
 from webui.evaluate_tab.panel import Context
 from webui.evaluate_tab.questions_panel import QuestionsPanel
 from webui.evaluate_tab.report_panel import ReportPanel
+from webui.evaluate_tab.right_answers_panel import RightAnswersPanel
 from webui.evaluate_tab.rows_panel import RowsPanel, page_number
 from webui.evaluate_tab.sampling_panel import SamplingPanel
 from webui.evaluate_tab.tab_view import TabView
@@ -78,7 +79,8 @@ class Tab:
                 gr.Textbox(),
             )
             self.listing, self.rows = ListPanel(context), RowsPanel(context)
-            self.report = ReportPanel(context, self.listing, self.rows)
+            self.right_answers = RightAnswersPanel(context)
+            self.report = ReportPanel(context, self.listing, self.rows, self.right_answers)
             self.questions, self.tasks = QuestionsPanel(context), TasksPanel(context)
             self.sampling, self.measured = SamplingPanel(context), ModelsPanel(context, self.questions)
             self.form = FormPanel(context, self.measured, self.questions, self.tasks, self.sampling, self.report)
@@ -89,6 +91,7 @@ class Tab:
                 self.sampling,
                 self.form,
                 self.listing,
+                self.right_answers,
                 self.report,
                 self.rows,
             ):
