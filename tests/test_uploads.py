@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import subprocess
 import sys
 import zipfile
@@ -20,7 +22,7 @@ from PIL import Image
 
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import write_json
-from engine.data import limited_process, uploads
+from engine.data import image_folders, limited_process, uploads
 from engine.data.datasets import dataset_of, examples, find, read_dataset_info
 from engine.data.images import IMAGE_MARK
 from engine.data.row_images import images_of
@@ -676,6 +678,12 @@ def test_metadata_next_to_images_becomes_rows(tmp_path, data):
         (["1.png"], {"metadata_csv": "name,text\n1.png,a\n"}, "imagefolder-no-file"),
         (["1.png"], {"metadata_csv": "file_name,size\n1.png,4\n"}, "imagefolder-no-answers"),
         (["1.png"], {"metadata_csv": "file_name,text\n"}, "imagefolder-empty"),
+        (["1.png"], {"metadata_csv": "file_name,text\n1.png,a\n1.png,b,c\n"}, "row-cells"),
+        (["1.png"], {"metadata_jsonl": '{"file_name": "1.png", "text": "a"}\n{broken\n'}, "row-not-json"),
+        (["1.png"], {"metadata_jsonl": '{"file_name": "1.png", "text": null}'}, "imagefolder-answer-empty"),
+        (["1.png"], {"metadata_csv": "file_name,text\n/etc/1.png,a\n"}, "imagefolder-outside"),
+        (["1.png"], {"a__metadata_csv": "file_name,text\n../../1.png,a\n"}, "imagefolder-outside"),
+        (["1.png"], {"metadata_csv": "file_name,text\n.,a\n"}, "imagefolder-outside"),
     ],
 )
 def test_images_without_labels_are_refused(tmp_path, data, images, texts, code):
@@ -684,6 +692,63 @@ def test_images_without_labels_are_refused(tmp_path, data, images, texts, code):
         receive(file, "x.zip", data)
     assert [problem.code for problem in refusal.value.problems] == [code]
     assert not (data / "x").exists()
+
+
+def image_folder(folder: Path, *images: str, **texts: str) -> Path:
+    """A folder with these images and texts; of a text's name, __ is a slash and the last _ the dot."""
+    for name in images:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png())
+    for name, text in texts.items():
+        file = folder / ".".join(name.replace("__", "/").rsplit("_", 1))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def test_a_broken_row_of_metadata_is_named_with_its_line(tmp_path):
+    table = image_folder(tmp_path / "x", "1.png", metadata_csv="file_name,text\n1.png,a\n1.png,b,c\n")
+    with pytest.raises(Refusal, match=r"metadata\.csv:3"):
+        image_folders.write_rows(table)
+    assert not list(table.glob("*.jsonl"))
+
+
+def test_an_answer_is_taken_from_the_first_column_that_has_one(tmp_path):
+    row = '{"file_name": "1.png", "caption": null, "text": " ", "label": 0}'
+    rows = image_folders.write_rows(image_folder(tmp_path / "x", "1.png", metadata_jsonl=row))
+    assert json.loads(rows.read_text())["output"] == "0"
+
+
+def test_paths_of_metadata_are_normalized(tmp_path):
+    folder = image_folder(tmp_path / "x", "b/1.png", a__metadata_csv="file_name,text\n../b/./1.png,A cat.\n")
+    assert json.loads(image_folders.write_rows(folder).read_text())["images"] == ["b/1.png"]
+
+
+def test_hidden_images_are_no_rows(tmp_path):
+    folder = image_folder(tmp_path / "x", "cat/1.png", "cat/._1.png", ".thumbnails/1.png", "cat/.small/2.png")
+    assert json.loads(image_folders.write_rows(folder).read_text())["images"] == ["cat/1.png"]
+
+
+def test_no_file_of_rows_remains_if_another_cannot_be_written(tmp_path, monkeypatch):
+    folder = image_folder(tmp_path / "x", "train/cat/1.png", "test/cat/2.png")
+    replace = os.replace
+
+    def full_disk(source: str, target: Path) -> None:
+        if target.name == "train.jsonl":  # the second one
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        image_folders.write_rows(folder)
+    assert [path.name for path in sorted(folder.iterdir())] == ["test", "train"]
+
+
+def test_an_image_whose_name_is_not_utf8_is_refused(tmp_path):
+    folder = image_folder(tmp_path / "x", "cat/1.png", os.fsdecode(b"cat/\xff.png"))
+    with pytest.raises(Refusal, match=r"cat/\\udcff\.png is not valid UTF-8"):
+        image_folders.write_rows(folder)
+    assert [path.name for path in folder.iterdir()] == ["cat"]
 
 
 def test_a_folder_of_images_in_the_data_folder_is_offered_and_becomes_rows_when_it_is_opened(data):

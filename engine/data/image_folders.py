@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.core.problems import Refusal, problem
+from engine.core import rundir
+from engine.core.problems import Problem, Refusal, problem
 from engine.data import row_files
 from engine.data.columns import USUAL_COLUMN_NAMES, first_turns
 from engine.data.dataset_info import SPLIT_NAMES
@@ -55,31 +56,66 @@ def is_image_folder(folder: Path) -> bool:
 
 
 def write_rows(folder: Path) -> Path:
-    """Write the data files of a folder of images into it; returns the one to train on. Raises Refusal if its images
-    have no labels."""
+    """Write the data files of a folder of images into it, all or none; returns the one to train on. Raises Refusal if
+    its images have no labels, or a row cannot be used, and OSError if nothing can be written."""
     files: dict[str, list[dict[str, Any]]] = {}
-    files_inside = (file for file in sorted(folder.rglob("*")) if file.resolve().is_relative_to(folder.resolve()))
-    metadata = list(filter(is_metadata, files_inside))
+    metadata = [file for file in _files(folder) if is_metadata(file)]
     pairs = _described(folder, metadata) if metadata else _labelled(folder)
     for path, row in pairs:
-        split = SPLITS.get(path.relative_to(folder).parts[0].casefold(), "")
-        files.setdefault(split, []).append(row)
+        inside = path.relative_to(folder)
+        if not is_encodable(inside):
+            raise Refusal(problem("imagefolder-name", file=inside))
+        files.setdefault(SPLITS.get(inside.parts[0].casefold(), ""), []).append(row)
     if not files:
         raise Refusal(problem("imagefolder-empty", folder=folder.name))
-    for split, rows in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _data_file(folder, split).write_text(text, encoding="utf-8")
+    texts = {
+        _data_file(folder, split): "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for split, rows in files.items()
+    }
+    _write_all(texts)
     return _data_file(folder, next((split for split in ("train", "") if split in files), next(iter(files))))
+
+
+def _write_all(texts: Mapping[Path, str]) -> None:
+    """Write these files; none of them remains if one cannot be written."""
+    written: list[Path] = []
+    try:
+        for file, text in texts.items():
+            rundir.write_text(file, text)
+            written.append(file)
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def is_encodable(path: Path) -> bool:
+    """Whether a path is UTF-8: no page and no data file could refer to another one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _data_file(folder: Path, split: str) -> Path:
     return folder / f"{split or 'rows'}.jsonl"
 
 
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and below that are neither hidden nor links out of it, sorted."""
+    files: list[Path] = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += (Path(path, name) for name in names if not name.startswith("."))
+    root = folder.resolve()
+    return sorted(file for file in files if not file.is_symlink() or file.resolve().is_relative_to(root))
+
+
 def _labelled(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The images in folders named by their label."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+    for path in _files(folder):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             label = path.parent.name
             inside = path.relative_to(folder).parts[:-1]
             if not inside or (len(inside) == 1 and label.casefold() in SPLITS):
@@ -90,29 +126,39 @@ def _labelled(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def _described(folder: Path, metadata: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The images that the rows of these files name."""
     for file in metadata:
-        rows = [row for _, row in row_files.entries(file) if isinstance(row, dict)]
-        for row in rows:
+        for place, row in row_files.entries(file):
+            if isinstance(row, Problem):
+                raise Refusal(row)
             name = row.get(FILE_COLUMN)
             if not isinstance(name, str) or not name:
-                raise Refusal(problem("imagefolder-no-file", file=file.name, column=FILE_COLUMN))
-            yield file.parent / name, _row_of_metadata(folder, file, row, name)
+                raise Refusal(problem("imagefolder-no-file", place=str(place), column=FILE_COLUMN))
+            path = Path(os.path.normpath(file.parent / name))
+            if folder not in path.parents:
+                raise Refusal(problem("imagefolder-outside", place=str(place), image=name, folder=folder.name))
+            yield path, _row_of_metadata(folder, path, row, place)
 
 
-def _row_of_metadata(folder: Path, file: Path, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _row_of_metadata(folder: Path, path: Path, row: Mapping[str, Any], place: row_files.Place) -> dict[str, Any]:
     others = {column: value for column, value in row.items() if column != FILE_COLUMN}
     turns = next((column for column in others if first_turns([dict(row)], column)), None)
-    path = file.parent / name
     if turns:
         rest = {column: value for column, value in others.items() if column != turns}
         return {turns: _with_mark(others[turns]), "images": [str(path.relative_to(folder))], **rest}
     known = {column.casefold(): column for column in others}
     question = next((known[each] for each in USUAL_COLUMN_NAMES["prompt"] if each in known), None)
-    answer = next((known[each] for each in ANSWER_NAMES if each in known and known[each] != question), None)
+    answers = [known[each] for each in ANSWER_NAMES if each in known and known[each] != question]
+    if not answers:
+        values = {"columns": ", ".join(row), "known": ", ".join(ANSWER_NAMES)}
+        raise Refusal(problem("imagefolder-no-answers", place=str(place), **values))
+    answer = next((column for column in answers if not _is_empty(others[column])), None)
     if answer is None:
-        columns = ", ".join(row)
-        raise Refusal(problem("imagefolder-no-answers", file=file.name, columns=columns, known=", ".join(ANSWER_NAMES)))
+        raise Refusal(problem("imagefolder-answer-empty", place=str(place), columns=", ".join(answers)))
     text = others.pop(question) if question else ""
     return _row(folder, path, text, others.pop(answer)) | others
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _with_mark(turns: Any) -> Any:

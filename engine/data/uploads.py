@@ -22,7 +22,7 @@ from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import image_folders, unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
-from engine.data.image_folders import is_image_folder
+from engine.data.image_folders import is_encodable, is_image_folder
 from engine.data.images import IMAGE_SUFFIXES, is_metadata
 from engine.data.parquet_probe import prove_bounded
 from engine.data.row_files import SUFFIXES
@@ -216,26 +216,18 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
         ]
         for name in [name for name in folders if not depth and is_image_folder(Path(folder, name))]:
             folders.remove(name)
-            if _is_encodable(Path(name)) and Path(folder, name).resolve().is_relative_to(data_dir.resolve()):
+            if is_encodable(Path(name)) and Path(folder, name).resolve().is_relative_to(data_dir.resolve()):
                 candidates.append((-Path(folder, name).stat().st_mtime, name))
         pictured = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files)
         for name in files:
             file = Path(folder, name)
-            if not _is_encodable(file) or (pictured and is_metadata(file)):
+            if not is_encodable(file) or (pictured and is_metadata(file)):
                 continue  # no page could refer to it; or its rows are in another file
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
                 continue
             if file.is_file() and file.resolve() not in known and file.resolve().is_relative_to(data_dir.resolve()):
                 candidates.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
     return [name for _, name in sorted(candidates)[:MAX_FILES_LISTED]]
-
-
-def _is_encodable(file: Path) -> bool:
-    try:
-        str(file).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_model(folder: str, name: str) -> bool:
