@@ -715,18 +715,18 @@ def test_a_broken_row_of_metadata_is_named_with_its_line(tmp_path):
 
 def test_an_answer_is_taken_from_the_first_column_that_has_one(tmp_path):
     row = '{"file_name": "1.png", "caption": null, "text": " ", "label": 0}'
-    rows = image_folders.write_rows(image_folder(tmp_path / "x", "1.png", metadata_jsonl=row))
+    (rows,) = image_folders.write_rows(image_folder(tmp_path / "x", "1.png", metadata_jsonl=row))
     assert json.loads(rows.read_text())["output"] == "0"
 
 
 def test_paths_of_metadata_are_normalized(tmp_path):
     folder = image_folder(tmp_path / "x", "b/1.png", a__metadata_csv="file_name,text\n../b/./1.png,A cat.\n")
-    assert json.loads(image_folders.write_rows(folder).read_text())["images"] == ["b/1.png"]
+    assert json.loads(image_folders.write_rows(folder)[0].read_text())["images"] == ["b/1.png"]
 
 
 def test_hidden_images_are_no_rows(tmp_path):
     folder = image_folder(tmp_path / "x", "cat/1.png", "cat/._1.png", ".thumbnails/1.png", "cat/.small/2.png")
-    assert json.loads(image_folders.write_rows(folder).read_text())["images"] == ["cat/1.png"]
+    assert json.loads(image_folders.write_rows(folder)[0].read_text())["images"] == ["cat/1.png"]
 
 
 def test_no_file_of_rows_remains_if_another_cannot_be_written(tmp_path, monkeypatch):
@@ -751,6 +751,60 @@ def test_an_image_whose_name_is_not_utf8_is_refused(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["cat"]
 
 
+def loose(data: Path, entries: dict[str, Any] | None = None) -> set[str]:
+    write_json(data / "dataset_info.json", entries or {})
+    return set(DataFolder(data).loose_files())
+
+
+def test_folders_that_are_no_image_folders_are_not_offered(data):
+    image_folder(data / "coco", "train2017/1.png", "train2017/2.png")
+    image_folder(data / "used", "a/1.png", "b/1.png")
+    row = {"instruction": "<image>What?", "output": "It.", "images": ["used/a/1.png"]}
+    (data / "rows.jsonl").write_text(json.dumps(row))
+    assert loose(data, {"rows": {"file_name": "rows.jsonl"}}) == set()
+    assert loose(data) == {"rows.jsonl", "used"}
+
+
+def test_data_files_in_a_folder_too_large_to_be_seen_whole_are_still_offered(data, monkeypatch):
+    monkeypatch.setattr(image_folders, "MAX_FILES_SEEN", 2)
+    image_folder(data / "large", "a/1.png", "a/2.png", "b/3.png", z__rows_jsonl='{"text": "A."}')
+    monkeypatch.setattr(os, "walk", lambda top, walk=os.walk: map(in_order, walk(top)))
+    assert loose(data) == {"large", "large/z/rows.jsonl"}
+
+
+def in_order(step: tuple[str, list[str], list[str]]) -> tuple[str, list[str], list[str]]:
+    step[1].sort()
+    return step
+
+
+def test_metadata_and_notes_are_hidden_only_next_to_rows_made_of_images(data):
+    table = "file_name,text\n1.png,A cat.\n"
+    image_folder(data / "made", "a/1.png", a__metadata_csv=table, classes_txt="cat", rows_jsonl="{}")
+    image_folder(data / "plain", metadata_csv=table, rows_jsonl="{}", notes_txt="A text.")
+    image_folder(data, "1.png", metadata_csv=table, notes_txt="A text.")
+    plain = {"plain/metadata.csv", "plain/rows.jsonl", "plain/notes.txt"}
+    assert loose(data) == plain | {"metadata.csv", "notes.txt", "made/rows.jsonl"}
+
+
+def test_a_link_out_of_the_data_folder_is_not_surveyed(data, tmp_path, monkeypatch):
+    image_folder(tmp_path / "elsewhere", "a/1.png", "b/2.png")
+    (data / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(image_folders, "survey", lambda folder: pytest.fail(f"{folder} was walked"))
+    assert loose(data) == set()
+
+
+def test_notes_beside_images_are_no_data(tmp_path, data):
+    notes = {"pets__classes_txt": "cat\ndog\n", "pets__README_txt": "About."}
+    image_folder(data / "here", "cat/1.png", "dog/2.png", classes_txt="cat", README_txt="About.")
+    image_folder(data / "captions", "a/1.png", "b/2.png", a__1_txt="A cat.")
+    assert loose(data) == {"here", "captions/a/1.txt"}
+    file = tmp_path / "pets.zip"
+    with zipfile.ZipFile(zip_of_images(file, "pets/train/cat/1.png", "pets/train/dog/2.png"), "a") as archive:
+        for name, text in notes.items():
+            archive.writestr(".".join(name.replace("__", "/").rsplit("_", 1)), text)
+    assert rows_received(file, data)[0] == "train.jsonl"
+
+
 def test_a_folder_of_images_in_the_data_folder_is_offered_and_becomes_rows_when_it_is_opened(data):
     for name in ("cat/1.png", "dog/2.png"):
         (data / "pets" / name).parent.mkdir(parents=True)
@@ -760,9 +814,12 @@ def test_a_folder_of_images_in_the_data_folder_is_offered_and_becomes_rows_when_
     write_json(data / "dataset_info.json", {})
     folder = DataFolder(data)
     assert folder.loose_files() == ["pets"]
+    written: tuple[str, ...] = ("pets/rows.jsonl",)  # which the page reports
     for _ in range(2):  # the page goes on to ask for what was clicked
         selection = folder.select("file:pets")
         assert (selection.name, selection.readable) == ("pets/rows.jsonl", True)
+        assert selection.written == written
+        written = ()
         rows = list(examples(selection.dataset, lambda bad: pytest.fail(bad.text())))
         assert [row["messages"][1]["content"] for row in rows] == ["cat", "dog"]
     assert folder.loose_files() == ["pets/rows.jsonl"]

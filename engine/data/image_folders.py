@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +37,77 @@ ANSWER_NAMES = (
     "类别",
 )
 MAX_FILES_SEEN = 20_000  # to find out what is in a folder
+ROWS_SEEN = 20  # of a data file, to find out where its images are
 DATA_FILES = ("train.jsonl", "rows.jsonl")  # the one to train on
 SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
-def is_image_folder(folder: Path) -> bool:
-    """Whether a folder has images in folders, or next to metadata, and no data file yet; of a very large one, as far as
-    the first files show."""
-    described = labelled = False
-    seen = 0
-    for path, _, names in os.walk(folder):
+@dataclass(frozen=True)
+class Survey:
+    """What is in a folder. `makes_rows`: rows can be made of it, because it has images in folders with different names,
+    or metadata, and no data file. `complete`: all of it was seen; of a very large one, only the first files are."""
+
+    makes_rows: bool
+    complete: bool
+
+
+def survey(folder: Path) -> Survey:
+    """What is in a folder, as far as the first MAX_FILES_SEEN files show."""
+    described, labels, seen = False, set(), 0
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         seen += len(names)
         files = [Path(path, name) for name in names if not name.startswith(".")]
-        if any(file.suffix.lower() in row_files.SUFFIXES and not is_metadata(file) for file in files):
-            return False
+        pictures = {file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+        if any(is_data_file(file, pictures) for file in files):
+            return Survey(False, True)
         described |= any(map(is_metadata, files))
-        labelled |= Path(path) != folder and any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+        labels |= {Path(path).name} if pictures and Path(path) != folder else set()
         if seen > MAX_FILES_SEEN:
             break
-    return described or labelled
+    # A folder whose images are all in one other is just where they are kept: its name tells nothing about any of them.
+    return Survey(described or len(labels) > 1, seen <= MAX_FILES_SEEN)
 
 
-def write_rows(folder: Path) -> Path:
-    """Write the data files of a folder of images into it, all or none; returns the one to train on. Raises Refusal if
-    its images have no labels, or a row cannot be used, and OSError if nothing can be written."""
+def is_data_file(file: Path, pictures: Collection[str]) -> bool:
+    """Whether a file in a folder of images has rows. Texts are notes on the images (classes.txt, README.txt), unless
+    they are called like one of the `pictures` next to them, without suffix: those are captions."""
+    suffix = file.suffix.lower()
+    if suffix == ".txt":
+        return file.stem in pictures
+    return suffix in row_files.SUFFIXES and not is_metadata(file)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image among the first files of a folder and those below."""
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in islice(names, MAX_FILES_SEEN))
+
+
+def image_paths(file: Path, encoding: str = "") -> tuple[str, ...]:
+    """The paths of images in the first rows of a data file; cached until it changes."""
+    return _image_paths(file, encoding, *row_files.version(file))
+
+
+@lru_cache(maxsize=1024)
+def _image_paths(file: Path, encoding: str, mtime_ns: int, size: int) -> tuple[str, ...]:
+    if file.suffix.lower() not in (".json", ".jsonl", ".csv", ".tsv"):
+        return ()  # a table in Parquet usually has the images themselves, and would have to be read with them
+    rows = (row for _, row in islice(row_files.entries(file, encoding=encoding), ROWS_SEEN))
+    return tuple(text for row in rows for text in _texts(row) if text.lower().endswith(IMAGE_SUFFIXES))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def write_rows(folder: Path) -> list[Path]:
+    """Write the data files of a folder of images into it, all or none; returns them, the one to train on first. Raises
+    Refusal if its images have no labels, or a row cannot be used, and OSError if nothing can be written."""
     files: dict[str, list[dict[str, Any]]] = {}
     metadata = [file for file in _files(folder) if is_metadata(file)]
     pairs = _described(folder, metadata) if metadata else _labelled(folder)
@@ -73,7 +123,7 @@ def write_rows(folder: Path) -> Path:
         for split, rows in files.items()
     }
     _write_all(texts)
-    return _data_file(folder, next((split for split in ("train", "") if split in files), next(iter(files))))
+    return sorted(texts, key=lambda file: file.name not in DATA_FILES)
 
 
 def _write_all(texts: Mapping[Path, str]) -> None:

@@ -75,7 +75,7 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
         with zipfile.ZipFile(source) as packed:
             members = [member for member in packed.infolist() if not member.is_dir() and not _hidden(member.filename)]
             if _is_of_images(members):
-                return _unpack_tree(packed, members, folder, name, limit)
+                return _unpack_tree(packed, _without_notes(members), folder, name, limit)
             if len(members) != 1:
                 names = ", ".join(member.filename for member in members[:10]) or "(none)"
                 raise Refusal(problem("upload-zip", file=name, names=names))
@@ -87,11 +87,22 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
 
 
 def _is_of_images(members: Sequence[zipfile.ZipInfo]) -> bool:
-    """Whether a zip has images, and besides them at most one data file, or descriptions of the images."""
-    rows = _data_files(members)
+    """Whether a zip has images, and besides them notes on them, and at most one data file or descriptions of them."""
+    useful = _without_notes(members)
+    rows = _data_files(useful)
     described = all(is_metadata(Path(member.filename)) for member in rows)
-    images = sum(_suffix(member) in IMAGE_SUFFIXES for member in members)
-    return images > 0 and images + len(rows) == len(members) and (len(rows) <= 1 or described)
+    images = sum(_suffix(member) in IMAGE_SUFFIXES for member in useful)
+    return images > 0 and images + len(rows) == len(useful) and (len(rows) <= 1 or described)
+
+
+def _without_notes(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """All but texts like classes.txt. A text called like an image is its caption, and no note."""
+    images = {str(PurePosixPath(each.filename).with_suffix("")) for each in members if _suffix(each) in IMAGE_SUFFIXES}
+    return [
+        member
+        for member in members
+        if _suffix(member) != ".txt" or str(PurePosixPath(member.filename).with_suffix("")) in images
+    ]
 
 
 def _data_files(members: Sequence[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:

@@ -22,8 +22,8 @@ from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import image_folders, unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
-from engine.data.image_folders import is_encodable, is_image_folder
-from engine.data.images import IMAGE_SUFFIXES, is_metadata
+from engine.data.image_folders import is_data_file, is_encodable
+from engine.data.images import is_metadata
 from engine.data.parquet_probe import prove_bounded
 from engine.data.row_files import SUFFIXES
 from engine.data.unpacking import PACKED_SUFFIXES
@@ -63,7 +63,7 @@ def receive(
                     source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
                 )
                 if (tree := Path(folder) / unpacking.TREE).is_dir():
-                    source = image_folders.write_rows(tree) if source == tree else source
+                    source = image_folders.write_rows(tree)[0] if source == tree else source
                     return _place_tree(tree, source, name, data_dir)
                 if source.suffix.lower() in PACKED_SUFFIXES:
                     raise Refusal(problem("upload-packed-twice", file=name, inner=source.name))
@@ -206,28 +206,62 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
     """Data files in the data folder that are in no data set, and folders of images from which data files can be made,
     by their path inside it, newest first."""
     known = {file.resolve() for dataset in catalogue for file in dataset.files}
-    candidates: list[tuple[float, str]] = []
+    candidates: list[Path] = []
     for folder, folders, files in os.walk(data_dir):
-        depth = len(Path(folder).relative_to(data_dir).parts)
+        here = Path(folder)
+        depth = len(here.relative_to(data_dir).parts)
         folders[:] = [
             subfolder
             for subfolder in folders
             if not subfolder.startswith(".") and depth < 2 and not _is_model(folder, subfolder)
         ]
-        for name in [name for name in folders if not depth and is_image_folder(Path(folder, name))]:
-            folders.remove(name)
-            if is_encodable(Path(name)) and Path(folder, name).resolve().is_relative_to(data_dir.resolve()):
-                candidates.append((-Path(folder, name).stat().st_mtime, name))
-        pictured = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files)
-        for name in files:
-            file = Path(folder, name)
-            if not is_encodable(file) or (pictured and is_metadata(file)):
-                continue  # no page could refer to it; or its rows are in another file
-            if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
+        if not depth:
+            made_of, complete = _image_folders(data_dir, folders, catalogue)
+            candidates += made_of
+            folders[:] = [name for name in folders if here / name not in complete]
+        for file in (here / name for name in files):
+            if file.name.startswith(".") or file.suffix.lower() not in SUFFIXES or file.name == INFO_FILE:
                 continue
-            if file.is_file() and file.resolve() not in known and file.resolve().is_relative_to(data_dir.resolve()):
-                candidates.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
-    return [name for _, name in sorted(candidates)[:MAX_FILES_LISTED]]
+            if _is_offered(file, data_dir) and file.resolve() not in known and not _is_beside_rows(file, data_dir):
+                candidates.append(file)
+    dated = sorted((-path.stat().st_mtime, str(path.relative_to(data_dir))) for path in candidates)
+    return [name for _, name in dated[:MAX_FILES_LISTED]]
+
+
+def _is_offered(path: Path, data_dir: Path) -> bool:
+    """Whether a page can refer to it, and it is really in the data folder."""
+    return path.exists() and is_encodable(path) and path.resolve().is_relative_to(data_dir.resolve())
+
+
+def _image_folders(data_dir: Path, names: Sequence[str], catalogue: Sequence[Dataset]) -> tuple[list[Path], list[Path]]:
+    """The folders among these of which rows can be made, except for those with the images of a data set; and those of
+    them that have been seen completely, in which there is no data file."""
+    inside = [folder for name in names if _is_offered(folder := data_dir / name, data_dir)]
+    surveys = {folder: seen for folder in inside if (seen := image_folders.survey(folder)).makes_rows}
+    used = _folders_with_images_of(catalogue, data_dir) if surveys else set()
+    made_of = [folder for folder in surveys if folder not in used]
+    return made_of, [folder for folder in made_of if surveys[folder].complete]
+
+
+def _folders_with_images_of(catalogue: Sequence[Dataset], data_dir: Path) -> set[Path]:
+    """The folders in the data folder with images to which the first rows of its data sets refer."""
+    used = set()
+    for dataset in catalogue:
+        for file in filter(Path.is_file, dataset.files):
+            for text in image_folders.image_paths(file, dataset.encoding):
+                for path in (Path(os.path.normpath(start / text)) for start in (data_dir, file.parent)):
+                    if data_dir in path.parents:
+                        used.add(data_dir / path.relative_to(data_dir).parts[0])
+    return used
+
+
+def _is_beside_rows(file: Path, data_dir: Path) -> bool:
+    """Whether it is metadata or a note in a folder of images whose rows are in another file, there or above."""
+    if not (is_metadata(file) or file.suffix.lower() == ".txt"):
+        return False
+    above = [folder for folder in file.parents if data_dir in folder.parents]
+    rows = (other for folder in above for other in folder.iterdir() if not other.name.startswith("."))
+    return any(is_data_file(other, ()) for other in rows) and image_folders.has_images(file.parent)
 
 
 def _is_model(folder: str, name: str) -> bool:

@@ -41,10 +41,11 @@ def name_of(id: str) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """The open set or file."""
+    """The open set or file. `written`: the files just made of a folder of images, by their path in the data folder."""
 
     id: str
     dataset: Dataset
+    written: tuple[str, ...] = ()
 
     @property
     def is_set(self) -> bool:
@@ -82,22 +83,26 @@ class DataFolder:
         if is_set(id):
             return Selection(id, find(self.path, name_of(id)))
         name = self._data_file(name_of(id)) if is_file(id) else ""
+        written: tuple[str, ...] = ()
+        if name and (self.path / name).is_dir():
+            written = self._rows_of_images(name)
+            name = written[0]
         if not name or name not in self.loose_files():
             raise Refusal(problem("set-unknown", name=name_of(id) or "—"))
-        return Selection(file_id(name), self._dataset_of_file(name, encoding))
+        return Selection(file_id(name), self._dataset_of_file(name, encoding), written)
 
     def _data_file(self, name: str) -> str:
-        """The path of a file itself; of a listed folder of images, that of its data file, written when it is first
-        opened. Raises Refusal if that is not possible."""
+        """The path of a file or folder itself, or of the data file that was made of a folder of images before."""
         loose = self.loose_files()
         written = (f"{name}/{file}" for file in image_folders.DATA_FILES)
-        if name not in loose:
-            return next((file for file in written if file in loose), name)
+        return name if name in loose else next((file for file in written if file in loose), "")
+
+    def _rows_of_images(self, name: str) -> tuple[str, ...]:
+        """The data files made of a folder of images, the one to train on first. Raises Refusal if that is not
+        possible."""
         folder = self.path / name
-        if not folder.is_dir():
-            return name
         try:
-            return str(image_folders.write_rows(folder).relative_to(self.path))
+            return tuple(str(file.relative_to(self.path)) for file in image_folders.write_rows(folder))
         except OSError as error:
             raise Refusal(problem("data-not-writable", folder=folder, why=error.strerror or error)) from error
 

@@ -48,6 +48,9 @@ class SetView(Panel):
         updates: Updates = {self.tabs: gr.Tabs(visible=bool(selection.dataset.files), selected=part)}
         for panel in self.panels:
             updates |= panel.opened(selection)
+        if selection.written:
+            text = self.words("rows-of-images", files=", ".join(selection.written))
+            updates |= {self.message: notices.toast(text)}
         return updates
 
     def closed(self) -> Updates:
