@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 MAX_BYTES = 64 << 20  # of a file that is read as a whole
@@ -53,6 +53,25 @@ def list_folders(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """The folders in a folder, including links to folders. Circular links are left out. Empty if the folder cannot be
     listed."""
     return _entries(path, lambda entry: entry.is_dir())
+
+
+def modification_times(path: str | os.PathLike[str]) -> Iterator[tuple[str, int]]:
+    """The names of the folders in a folder, like `list_folders`, and when each was last modified (ns). For thousands of
+    folders: their paths are not resolved anew for each."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_dir():
+                        yield entry.name, entry.stat().st_mtime_ns
+                except OSError:  # a circular link, or deleted in the meantime
+                    continue
+    finally:
+        os.close(descriptor)
 
 
 def list_files(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

@@ -6,7 +6,6 @@ about processes or training.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
@@ -106,20 +105,18 @@ def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
     return titles
 
 
-def scan_runs(saves: Path) -> Iterator[tuple[str, str, int]]:
-    """Every folder in `saves` that may be a run, saves/<model>/<method>/<run id>: its id, its path, and its
-    modification time (ns). Folders that cannot be accessed are left out."""
+def scan_methods(saves: Path) -> Iterator[tuple[str, str]]:
+    """Every folder in `saves` that may contain runs, saves/<model>/<method>: the start of their ids, and its path."""
     for model in list_folders(saves):
         if not model.name.startswith("."):
             for method in list_folders(model.path):
-                for run in list_folders(method.path):
-                    with contextlib.suppress(OSError):  # deleted in the meantime
-                        yield f"{model.name}/{method.name}/{run.name}", run.path, run.stat().st_mtime_ns
+                yield f"{model.name}/{method.name}", method.path
 
 
 def run_folders(saves: Path) -> list[Path]:
     """Every completely submitted run in `saves`."""
-    return [Path(path) for _, path, _ in scan_runs(saves) if os.path.lexists(f"{path}/request.json")]
+    folders = (run.path for _, method in scan_methods(saves) for run in list_folders(method))
+    return [Path(folder) for folder in folders if os.path.lexists(f"{folder}/request.json")]
 
 
 def any_run_alive(saves: Path) -> bool:

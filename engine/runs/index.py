@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -16,15 +17,18 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
-from engine.core.rundir import read_object, scan_runs, stamp, write_text
+from engine.core.regular_files import modification_times
+from engine.core.rundir import read_object, scan_methods, stamp, write_text
 from engine.runs.facts import RunFacts
-from engine.runs.run import Run, has_ended, read
+from engine.runs.run import Run, read_with_end
 
 FILE = ".runs.json"  # inside the saves folder
 VERSION = 1  # of the file; raised together with RunFacts
 RECHECK_SECONDS = 30.0  # after which a run's files are also checked: only people edit them in place
 SETTLED_SECONDS = 2.0  # a folder changed since then may change again within the same tick of the file system's clock
+NEVER = -math.inf  # when a run was last compared that was read from the file
 WRITE_AFTER_RUNS = 200  # number of newly read runs after which the file is written
 
 
@@ -44,7 +48,8 @@ class RunIndex:
 
     def __init__(self, saves: Path):
         self.saves, self.busy = saves, threading.Lock()
-        self.entries: dict[str, _Entry] | None = None  # None before the file has been read
+        # By the start of their ids (model/method), then by the names of their folders; None before the file was read.
+        self.entries: dict[str, dict[str, _Entry]] | None = None
         self.unwritten = 0
 
     def look(self) -> tuple[list[Run], list[Run]]:
@@ -53,40 +58,56 @@ class RunIndex:
             before = self.entries if self.entries is not None else self._load()
             ended: list[Run] = []
             others: list[Run] = []
-            self.entries = entries = {}
-            for id, folder, changed in scan_runs(self.saves):
-                if entry := _still_true(before.get(id), folder, changed):
-                    entries[id] = entry
-                    ended.append(entry.run)
-                elif (run := self._read(folder)) and run.request:
-                    others.append(run)
-                    self._keep(run, changed, entries)
+            self.entries = {}
+            for method, path in scan_methods(self.saves):
+                known, kept = before.get(method, {}), self.entries.setdefault(method, {})
+                now = time.monotonic()
+                for name, changed in modification_times(path):
+                    entry = known.get(name)
+                    if entry and entry.changed == changed and now - entry.checked >= RECHECK_SECONDS:
+                        entry = _compared(entry, now)
+                    if entry and entry.changed == changed:
+                        kept[name] = entry
+                        ended.append(entry.run)
+                        continue
+                    run, has_ended = self._read(f"{path}/{name}")
+                    if run and run.request:
+                        others.append(run)
+                        if has_ended and (new := self._entry(run, changed)):
+                            kept[name] = new
             if self.unwritten >= WRITE_AFTER_RUNS:
-                self._write(entries)
+                self._write(self.entries)
             return ended, others
 
-    def _read(self, folder: str) -> Run | None:
-        """The run in a folder; None if it no longer exists, or cannot be accessed, so that it hides no other run."""
+    def _read(self, folder: str) -> tuple[Run | None, bool]:
+        """The run in a folder, and whether it has ended for good; None if it no longer exists, or cannot be accessed,
+        so that it hides no other run."""
         try:
-            return read(Path(folder), self.saves)
+            return read_with_end(Path(folder), self.saves)
         except OSError:
+            return None, False
+
+    def _entry(self, run: Run, changed: int) -> _Entry | None:
+        """What to remember of a run that has ended, unless its folder has just changed."""
+        if time.time_ns() - changed <= SETTLED_SECONDS * 1e9:
             return None
+        before = _stamp(str(run.path))
+        run.facts  # noqa: B018  # read now, between two looks at the stamp
+        if _stamp(str(run.path)) != before:
+            return None
+        self.unwritten += 1
+        return _Entry(changed, before, time.monotonic() - _spread(run.id), run)
 
-    def _keep(self, run: Run, changed: int, entries: dict[str, _Entry]) -> None:
-        settled = time.time_ns() - changed > SETTLED_SECONDS * 1e9
-        if settled and has_ended(run):
-            before = _stamp(str(run.path))
-            run.facts  # noqa: B018  # read now, between two looks at the stamp
-            if _stamp(str(run.path)) == before:
-                entries[run.id] = _Entry(changed, before, time.monotonic(), run)
-                self.unwritten += 1
-
-    def _load(self) -> dict[str, _Entry]:
+    def _load(self) -> dict[str, dict[str, _Entry]]:
         written = read_object(self.saves / FILE)
         if written.get("version") != VERSION:
             return {}
         try:
-            return dict(self._entries(written["runs"]))
+            entries: dict[str, dict[str, _Entry]] = {}
+            for id, entry in self._entries(written["runs"]):
+                method, _, name = id.rpartition("/")
+                entries.setdefault(method, {})[name] = entry
+            return entries
         except (TypeError, ValueError, LookupError, AttributeError):  # damaged: it is rebuilt
             return {}
 
@@ -96,12 +117,12 @@ class RunIndex:
                 raise TypeError("no entry of an index")
             known = RunFacts(**facts | {"data": tuple(facts["data"])})
             run = Run(id, self.saves / id, state, request, exit, known)
-            yield id, _Entry(changed, files, -RECHECK_SECONDS, run)  # compared before it is used
+            yield id, _Entry(changed, files, NEVER, run)  # compared before it is used
 
-    def _write(self, entries: dict[str, _Entry]) -> None:
+    def _write(self, entries: dict[str, dict[str, _Entry]]) -> None:
         """Write the file atomically."""
         written = {
-            id: (
+            entry.run.id: (
                 entry.changed,
                 entry.stamp,
                 entry.run.state,
@@ -109,7 +130,8 @@ class RunIndex:
                 entry.run.exit,
                 asdict(entry.run.facts),
             )
-            for id, entry in entries.items()
+            for known in entries.values()
+            for entry in known.values()
         }
         with contextlib.suppress(OSError):  # then each process reads the folders again
             write_text(self.saves / FILE, json.dumps({"version": VERSION, "runs": written}), durable=False)
@@ -120,13 +142,17 @@ def _stamp(folder: str) -> str:
     return stamp(f"{folder}/{name}" for name in ("request.json", "exit.json", "spec.yaml", "metrics.jsonl"))
 
 
-def _still_true(entry: _Entry | None, folder: str, changed: int) -> _Entry | None:
-    if entry is None or entry.changed != changed:
+def _compared(entry: _Entry, now: float) -> _Entry | None:
+    """The entry as of now; None if one of the run's files has changed."""
+    if _stamp(str(entry.run.path)) != entry.stamp:
         return None
-    now = time.monotonic()
-    if now - entry.checked < RECHECK_SECONDS:
-        return entry
-    return _Entry(changed, entry.stamp, now, entry.run) if _stamp(folder) == entry.stamp else None
+    checked = now - _spread(entry.run.id) if entry.checked == NEVER else now
+    return _Entry(entry.changed, entry.stamp, checked, entry.run)
+
+
+def _spread(id: str) -> float:
+    """By how much sooner a run is compared for the first time (s), so that ten thousand are not due in one look."""
+    return crc32(id.encode()) % 1000 / 1000 * RECHECK_SECONDS
 
 
 @lru_cache(maxsize=16)

@@ -140,35 +140,41 @@ def _changed(path: Path) -> float:
 
 def state(run: RunDir) -> str:
     """The state according to the folder: see docs/architecture.md."""
+    return _observed(run)[0]
+
+
+def _observed(run: RunDir) -> tuple[str, dict[str, Any] | None, bool]:
+    """The state, the content of exit.json, and whether any process of the run was alive just before."""
     # In this order: a supervisor takes the lock, writes keeper.json, then exit.json, and releases the lock. Reading
     # keeper.json only at the end could return that of a supervisor that started after the lock was checked.
     supervised = os.path.lexists(run.keeper)
     alive = run.alive()
     if exit := _exit_of(run):
-        return exit["outcome"]
+        return exit["outcome"], exit, alive
     if alive:
-        if read_object(run.request).get("stop"):
-            return "stopping"
-        phase = read_object(run.progress).get("phase")
-        return (
-            "running"
-            if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
-            else "preparing"
-        )
+        return _state_alive(run), None, True
     # Both times: resume removes keeper.json before exit.json.
-    return "interrupted" if supervised and os.path.lexists(run.keeper) else "queued"
+    return "interrupted" if supervised and os.path.lexists(run.keeper) else "queued", None, False
+
+
+def _state_alive(run: RunDir) -> str:
+    if read_object(run.request).get("stop"):
+        return "stopping"
+    phase = read_object(run.progress).get("phase")
+    working = ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
+    return "running" if phase in working else "preparing"
 
 
 def read(folder: Path, saves: Path) -> Run:
     """The run in `folder` in its current state."""
+    return read_with_end(folder, saves)[0]
+
+
+def read_with_end(folder: Path, saves: Path) -> tuple[Run, bool]:
+    """The run in `folder`, and whether it has ended for good: its exit.json is complete, and none of its processes was
+    alive before that was read, so that only resume or deletion can change it."""
     run = RunDir(folder)
-    now = state(run)
-    return Run(
-        id=folder.relative_to(saves).as_posix(), path=folder, state=now, request=_request_of(run), exit=_exit_of(run)
-    )
-
-
-def has_ended(run: Run) -> bool:
-    """Whether only resume or deletion can change it: its exit.json is complete, and none of its processes is alive."""
-    damaged = run.exit in (None, DAMAGED_EXIT) or run.request.get("damaged")
-    return not damaged and not run.dir.alive()
+    state, exit, alive = _observed(run)
+    request = _request_of(run)
+    ended = not alive and exit not in (None, DAMAGED_EXIT) and not request.get("damaged")
+    return Run(folder.relative_to(saves).as_posix(), folder, state, request, exit), ended
