@@ -60,7 +60,7 @@ sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open"
 for _ in range(2):
     opened.clear()
     count = len(runs.find(saves))
-    print(count, sum(path.startswith(str(saves)) for path in opened))
+    print(count, sum(path.startswith(str(saves)) and Path(path).is_file() for path in opened))
 """
 
 
@@ -137,6 +137,21 @@ def test_a_file_edited_in_place_is_seen_when_files_are_compared(saves: Path, mon
     assert run.path.stat().st_mtime_ns == folder_changed
     monkeypatch.setattr(index, "RECHECK_SECONDS", 0.0)
     assert runs.find(saves)[0].title == "edited"
+
+
+def test_files_are_not_all_compared_in_one_look(saves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that were read at the same time, some are compared sooner than others, and all in time."""
+    clock = [1000.0]
+    monkeypatch.setattr(index.time, "monotonic", lambda: clock[0])
+    runs.find(saves)
+    compared: list[tuple[str, float]] = []
+    stamp = index._stamp
+    monkeypatch.setattr(index, "_stamp", lambda folder: compared.append((folder, clock[0])) or stamp(folder))
+    for _ in range(30):
+        clock[0] += 1
+        runs.find(saves)
+    assert {folder for folder, _ in compared} == {str(run.path) for run in runs.find(saves)}
+    assert len({at for _, at in compared}) == 5
 
 
 def test_a_folder_that_has_just_changed_is_not_relied_on(saves: Path) -> None:

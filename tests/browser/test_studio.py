@@ -42,7 +42,8 @@ def test_the_page_is_complete_without_a_network_and_all_chinese_in_a_chinese_bro
     page.goto(untouched[0])
     ready(page)
     for fold in page.locator("button.label-wrap").all():
-        fold.click()
+        if fold.is_visible():  # some are only for models that also see
+            fold.click()
     seen = page.locator("body").inner_text()
     for path, info in fields().items():
         if Words("zh").label(path) != info.title:  # some names are the same in both: DoRA
