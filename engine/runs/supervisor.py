@@ -81,34 +81,27 @@ def supervise(run: RunDir, launcher: StandbyLauncher | None = None) -> None:
         launcher.end()
         launcher = None
     code = 0
-    early = {
-        number: (launcher and _hand_over(launcher, step, environment, run)) or _start(step, environment, run)
+    # Preparation begins first: the launcher of a standby may be importing, and answer only after some seconds.
+    children = {
+        number: _start(step, environment, run, launcher if step.waits else None)
         for number, step in enumerate(steps)
-        if step.waits
+        if number == 0 or step.waits
     }
     for number, step in enumerate(steps):
         if code == 0 and not requested_stop(run):
-            code = _wait_for_child(step, early.get(number) or _start(step, environment, run), run, watch)
+            code = _wait_for_child(step, children.get(number) or _start(step, environment, run), run, watch)
     end_processes(run.path)
     write_json(run.exit, determine_outcome(run, code))
 
 
-def _hand_over(
-    launcher: StandbyLauncher, step: Step, environment: dict[str, str], run: RunDir
-) -> subprocess.Popen[bytes] | None:
-    """Let a launcher that exists already take the step. None if it does not, and has ended."""
-    _print_command(step)
-    return launcher.hand_over(run, step, environment | dict(step.environment))
-
-
-def _print_command(step: Step) -> None:
+def _start(
+    step: Step, environment: dict[str, str], run: RunDir, launcher: StandbyLauncher | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a child of the run, or let a `launcher` that exists already take the step if it answers. A child that waits
+    has a pipe (or socket) as its standard input, which closes if the supervisor ends."""
     print(f"$ {' '.join(step.arguments)}", flush=True)
-
-
-def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
-    """Start a child of the run; one that waits has a pipe as its standard input, which closes if the supervisor
-    ends."""
-    _print_command(step)
+    if launcher and (child := launcher.hand_over(run, step, environment | dict(step.environment))):
+        return child
     # The descriptor of the lock is passed on: programs that take no lock themselves must count as alive, too.
     lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert lock is not None  # nobody locks this byte exclusively
