@@ -21,7 +21,7 @@ from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
-from engine.runs import queue, standby
+from engine.runs import standby
 from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
@@ -187,7 +187,7 @@ def serve(options: argparse.Namespace) -> None:
     )
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)
-    repeat(lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors do the same when they end
+    repeat(lambda: standby.tick(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors, too, let the queue move on
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)
     if not options.no_standby:

@@ -1,5 +1,5 @@
-"""A studio without a page, for tests that kill it: offers a standby for the spec in a file, and submits that spec when
-a line is written to its standard input. `python -m tests.offering SPEC MODELS DATA SAVES`."""
+"""A studio without a page, for tests that kill it: offers a standby for the spec in a file, and submits that spec, with
+another name, when a line is written to its standard input. `python -m tests.offering SPEC MODELS DATA SAVES`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def main() -> None:
     standby.offer(spec, workplace)
     print(standby._standby._reported().pid, flush=True)
     for _ in sys.stdin:
-        print(runs.submit(spec, workplace).id, flush=True)
+        # What is not the launcher's business may still change.
+        print(runs.submit(spec.change("name", "other"), workplace).id, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,20 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from engine.core.rundir import read_json, read_lines
+from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, read_lines, try_lock
 from engine.launch import handover
+from engine.launch.command import Step
 from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
-from engine.runs import queue, runs, standby
+from engine.runs import queue, runs, standby, standby_launcher, supervisor
 from engine.runs.runs import Run
+from engine.runs.standby_launcher import StandbyLauncher
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, wait_until
 from tests.living import living
@@ -55,12 +58,12 @@ def launcher(mark: str) -> Callable[[], psutil.Process]:
 
 
 @pytest.fixture
-def offer(monkeypatch: pytest.MonkeyPatch, workplace: Workplace) -> Iterator[Callable[[RunSpec], None]]:
-    """This process is a studio at whose form somebody looks."""
+def offer(monkeypatch: pytest.MonkeyPatch, workplace: Workplace) -> Iterator[Callable[..., bool]]:
+    """This process is a studio at whose form somebody looks: (spec, who it is)."""
     monkeypatch.setattr(standby, "_enabled", True)
     monkeypatch.setattr(standby, "_standby", None)
     monkeypatch.setattr(standby, "_not_before", 0.0)
-    yield lambda spec: standby.offer(spec, workplace)
+    yield lambda spec, viewer="": standby.offer(spec, workplace, viewer)
     if standby._standby:
         standby._standby.end()
 
@@ -70,7 +73,7 @@ def short(make_spec: Callable[..., RunSpec]) -> RunSpec:
     return make_spec(training__max_steps=3, method__lora_dropout=0.1)
 
 
-def supervisor() -> psutil.Process:
+def supervisor_process() -> psutil.Process:
     return standby._standby._reported()
 
 
@@ -97,30 +100,6 @@ def log(run: Run) -> list[str]:
     return [re.sub(r"[\d.]+", "N", line) for line in lines]
 
 
-@slow
-def test_a_run_that_is_handed_over_is_the_same_run(
-    workplace: Workplace, short: RunSpec, offer: Callable[[RunSpec], None], launcher: Callable[[], psutil.Process]
-) -> None:
-    as_ever = ended(runs.submit(short, workplace))
-    offer(short)
-    first = supervisor()
-    imported = launcher()
-    # What is not the launcher's business may still change.
-    run = runs.submit(short.change("name", "other"), workplace)
-    assert keeper(run) == first.pid
-    assert str(run.path) in command_line(first)
-    words = wait_until(lambda: str(run.path) in command_line(imported) and command_line(imported))
-    assert words[: words.index(str(run.path))][-2:] == ["--module", "engine.worker.train"]
-    assert imported in find_processes(run.path)
-    run = ended(run)
-    assert run.state == "finished"
-    assert losses(run) == losses(as_ever)
-    assert len(losses(run)) == 3
-    assert log(run) == log(as_ever)
-    assert standby._standby is None
-    wait_until(lambda: gone(first) and gone(imported))
-
-
 def start_studio(spec: RunSpec, workplace: Workplace, folder: Path) -> subprocess.Popen[str]:
     file = folder / "spec.yaml"
     file.write_text(spec.to_yaml(), encoding="utf-8")
@@ -141,25 +120,30 @@ def test_without_a_run_it_ends_with_its_studio(
 
 
 @slow
-def test_with_a_run_it_survives_its_studio(
-    workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path, launcher: Callable[[], psutil.Process]
+def test_a_run_that_is_handed_over_is_the_same_run_and_survives_its_studio(
+    workplace: Workplace, short: RunSpec, tmp_path: Path, launcher: Callable[[], psutil.Process]
 ) -> None:
     """Real processes, which import while the run begins."""
-    studio = start_studio(make_spec(training__max_steps=100_000), workplace, tmp_path)
+    as_ever = ended(runs.submit(short, workplace))
+    studio = start_studio(short, workplace, tmp_path)
     first = psutil.Process(int(studio.stdout.readline()))
-    launcher()
+    imported = launcher()
     studio.stdin.write("submit\n")
     studio.stdin.flush()
     run = runs.get(workplace.saves, studio.stdout.readline().strip())
     studio.kill()
     studio.wait()
     assert keeper(run) == first.pid
-    reached = wait_until(lambda: len(losses(run)))
-    wait_until(lambda: len(losses(run)) > reached + 3)
     assert_detached(first, run, studio.pid)
-    runs.stop(runs.read(run.path, workplace.saves), "save")
-    assert ended(run).state == "stopped"
-    wait_until(lambda: gone(first))
+    assert str(run.path) in command_line(first)
+    words = wait_until(lambda: str(run.path) in command_line(imported) and command_line(imported))
+    assert words[: words.index(str(run.path))][-2:] == ["--module", "engine.worker.train"]
+    assert imported in find_processes(run.path)
+    assert ended(run).state == "finished"
+    assert losses(run) == losses(as_ever)
+    assert len(losses(run)) == 3
+    assert log(run) == log(as_ever)
+    wait_until(lambda: gone(first) and gone(imported))
 
 
 def assert_detached(process: psutil.Process, run: Run, studio: int) -> None:
@@ -168,55 +152,47 @@ def assert_detached(process: psutil.Process, run: Run, studio: int) -> None:
     assert process.ppid() != studio
     assert Path(process.cwd()) == PROJECT
     assert "ATHANOR_RUN" not in process.environ()
-    opened = {os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir()}
+
+    def opened() -> set[str]:
+        return {os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir()}
+
     places = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
     assert places == [os.devnull, str(run.dir.log), str(run.dir.log)]
-    assert str(run.dir.lock) in opened
-    assert not any(path.endswith(".queue.lock") or path.startswith("socket:") for path in opened), opened
+    assert str(run.dir.lock) in opened()
+    assert not any(path.endswith(".queue.lock") for path in opened())
+    # The socket to its launcher is closed when the launcher may begin.
+    wait_until(lambda: not any(path.startswith("socket:") for path in opened()), every=0.02)
 
 
 @slow
 def test_it_ends_after_a_while_in_which_nobody_has_looked(
-    short: RunSpec, offer: Callable[[RunSpec], None], monkeypatch: pytest.MonkeyPatch
+    short: RunSpec, offer: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standby, "IDLE_SECONDS", 1.5)
     offer(short)
-    first = supervisor()
-    for _ in range(4):
-        time.sleep(0.6)
+    first = supervisor_process()
+    for _ in range(2):
+        time.sleep(0.9)
         offer(short)
-        assert supervisor() == first
+        assert supervisor_process() == first
     wait_until(lambda: gone(first), 5)
-    time.sleep(0.2)
-    offer(short)
-    assert supervisor() != first  # somebody has come back
-
-
-@slow
-def test_there_is_one_at_most(
-    short: RunSpec, make_spec: Callable[..., RunSpec], offer: Callable[[RunSpec], None]
-) -> None:
-    offer(short)
-    first = supervisor()
-    offer(short.change("training.learning_rate", 1e-5))
-    assert supervisor() == first
-    offer(make_spec(stage={"kind": "dpo"}))  # needs other imports
-    second = supervisor()
-    assert second != first
-    wait_until(lambda: gone(first), 5)
-    offer(make_spec(hardware__num_processes=2))  # its processes import by themselves
-    assert standby._standby is None
-    wait_until(lambda: gone(second), 5)
 
 
 @slow
 @pytest.mark.parametrize(
-    ("whom", "how"), [("supervisor", "SIGKILL"), ("supervisor", "SIGSTOP"), ("launcher", "SIGKILL"), ("", "")]
+    ("whom", "how"),
+    [
+        ("supervisor", "SIGKILL"),
+        ("supervisor", "SIGSTOP"),
+        ("launcher", "SIGKILL"),
+        ("code", "changed"),
+        ("run", "of two processes"),
+    ],
 )
-def test_a_run_that_cannot_be_handed_over_starts_as_ever(
+def test_a_run_that_cannot_be_handed_over_has_another_supervisor(
     workplace: Workplace,
     short: RunSpec,
-    offer: Callable[[RunSpec], None],
+    offer: Callable[..., bool],
     launcher: Callable[[], psutil.Process],
     monkeypatch: pytest.MonkeyPatch,
     whom: str,
@@ -224,52 +200,196 @@ def test_a_run_that_cannot_be_handed_over_starts_as_ever(
 ) -> None:
     monkeypatch.setattr(standby, "ANSWER_SECONDS", 1.0)
     offer(short)
-    first = supervisor()
-    child = launcher()
-    if whom:
-        (first if whom == "supervisor" else child).send_signal(signal.Signals[how])
-    else:
+    processes = {"supervisor": supervisor_process(), "launcher": launcher()}
+    if whom in processes:
+        processes[whom].send_signal(signal.Signals[how])
+    elif whom == "code":
         monkeypatch.setattr(standby, "code_stamp", lambda: "as in another version")
+    else:
+        short = short.change("hardware.num_processes", 2)
     run = runs.submit(short, workplace)
-    assert keeper(run) != first.pid
-    assert ended(run).state == "finished"
-    assert len(losses(run)) == 3
-    wait_until(lambda: gone(first) and gone(child), 5)
+    assert keeper(run) != processes["supervisor"].pid
+    assert run.dir.alive()
+    wait_until(lambda: all(map(gone, processes.values())), 5)  # the run needs the memory
 
 
-@slow
-def test_a_launcher_that_hangs_is_replaced(
-    workplace: Workplace, short: RunSpec, offer: Callable[[RunSpec], None], launcher: Callable[[], psutil.Process]
+# ------------------------------------------------------------------------------- whom it waits for, and how long
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby does nothing but wait for its studio to close the channel, and no run starts."""
+    monkeypatch.setattr(queue, "supervisor_command", lambda _folder: ["cat"])
+    monkeypatch.setattr(queue, "_start", lambda _run, _lock: True)
+
+
+def waiting_run(spec: RunSpec, workplace: Workplace) -> Run:
+    """A run that was submitted elsewhere, and that nobody has started yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, "advance", lambda *_: None)
+        return runs.submit(spec, workplace)
+
+
+def current() -> psutil.Process | None:
+    return standby._standby and psutil.Process(standby._standby.starter.pid)
+
+
+@pytest.mark.parametrize("fault", ["spec", "code", "answer"])
+def test_a_standby_prevents_no_start(
+    workplace: Workplace,
+    short: RunSpec,
+    offer: Callable[..., bool],
+    stand_in: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a fault")
+
+    offer(short)
+    first, run = current(), waiting_run(short, workplace)
+    if fault == "spec":
+        run.dir.spec.write_bytes(b"name: \xff")
+    else:
+        monkeypatch.setattr(*{"code": (standby, "code_stamp"), "answer": (handover, "receive")}[fault], fail)
+    started = []
+    monkeypatch.setattr(queue, "_start", lambda run, _lock: started.append(run.path) or True)
+    runs.submit(short, workplace)
+    assert started == [run.path]
+    assert ("UnicodeDecodeError" if fault == "spec" else "a fault") in capfd.readouterr().err
+    assert standby._standby is None
+    wait_until(lambda: gone(first), 5)
+
+
+def test_none_is_started_while_a_run_waits(
+    workplace: Workplace, short: RunSpec, offer: Callable[..., bool], stand_in: None
+) -> None:
+    """Between its submission and its lock, a run is not alive."""
+    assert offer(short)
+    first, run = current(), waiting_run(short, workplace)
+    assert offer(short)
+    assert current() == first  # it may be about to be handed that run
+    standby._standby.end()
+    wait_until(lambda: gone(first), 5)
+    standby._standby = None
+    assert not offer(short)
+    runs.stop(run, "kill")
+    assert offer(short)
+
+
+def test_it_ends_when_a_run_is_started_elsewhere(
+    workplace: Workplace, short: RunSpec, offer: Callable[..., bool], stand_in: None
 ) -> None:
     offer(short)
-    first = supervisor()
-    child = launcher()
-    child.suspend()
-    run = runs.submit(short, workplace)
-    assert keeper(run) == first.pid
-    assert ended(run).state == "finished"
-    assert gone(child)
+    first, run = current(), waiting_run(short, workplace)
+    lock = try_lock(run.dir.lock, ALIVE_BYTE, shared=True)
+    standby.tick(workplace.saves)
+    assert standby._standby is None
+    wait_until(lambda: gone(first), 5)
+    assert not offer(short)
+    os.close(lock)
 
 
-@slow
-def test_a_run_that_needs_another_launcher_starts_as_ever(
-    workplace: Workplace, short: RunSpec, offer: Callable[[RunSpec], None]
+def test_a_tick_hands_over_what_waits(
+    workplace: Workplace,
+    short: RunSpec,
+    offer: Callable[..., bool],
+    stand_in: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    handed_over = []
+    monkeypatch.setattr(standby.Standby, "take", lambda _, run, _lock: not handed_over.append(run.path))
     offer(short)
-    first = supervisor()
-    run = runs.submit(short.change("hardware.num_processes", 2), workplace)
-    assert keeper(run) != first.pid
-    wait_until(lambda: gone(first), 5)  # the run needs the memory
+    run = waiting_run(short, workplace)
+    standby.tick(workplace.saves)
+    assert handed_over == [run.path]
+
+
+def test_two_people_do_not_end_each_others(
+    short: RunSpec,
+    make_spec: Callable[..., RunSpec],
+    offer: Callable[..., bool],
+    stand_in: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dpo = make_spec(stage={"kind": "dpo"})  # needs other imports
+    assert offer(short, "Ann")
+    first = current()
+    assert offer(short.change("training.learning_rate", 1e-5), "Ann")
+    assert not offer(dpo, "Bob")
+    assert offer(short, "Ann")
+    assert current() == first
+    monkeypatch.setattr(standby, "LOOK_SECONDS", 0.0)  # Ann has not looked for longer
+    assert offer(dpo, "Bob")
+    assert current() != first
+    wait_until(lambda: gone(first), 5)
+
+
+def test_who_changes_the_form_has_another(
+    short: RunSpec,
+    make_spec: Callable[..., RunSpec],
+    offer: Callable[..., bool],
+    stand_in: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dpo = make_spec(stage={"kind": "dpo"})
+    offer(short, "Ann")
+    offer(short, "Bob")
+    first = current()
+    assert not offer(dpo, "Ann")
+    assert current() == first  # Bob looks at a form that it fits
+    assert offer(dpo, "Bob")
+    second = current()
+    assert second != first
+    monkeypatch.setattr(standby, "code_stamp", lambda: "as in another version")
+    assert offer(dpo, "Ann")
+    assert current() != second
+    offer(make_spec(hardware__num_processes=2), "Bob")  # its processes import by themselves
+    offer(make_spec(hardware__num_processes=2), "Ann")
+    assert standby._standby is None
+
+
+@pytest.mark.parametrize("idle_seconds", [0, 120])
+def test_one_that_has_ended_is_replaced_if_it_was_idle(
+    short: RunSpec, offer: Callable[..., bool], stand_in: None, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+) -> None:
+    monkeypatch.setattr(standby, "IDLE_SECONDS", idle_seconds)
     offer(short)
-    assert standby._standby is None  # while a run is alive
-    runs.stop(runs.read(run.path, workplace.saves), "kill")
-    ended(run)
+    first = current()
+    first.kill()
+    wait_until(lambda: gone(first), 5)
+    assert offer(short) == (idle_seconds == 0)
+
+
+def test_preparation_does_not_wait_for_a_launcher_that_hangs(
+    workplace: Workplace, short: RunSpec, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = waiting_run(short, workplace)
+    run.dir.log.touch()
+    done = workplace.saves.parent / "done"
+    steps = [
+        Step(["sh", "-c", f"echo prepared > {done}"], waits=False, saves=False),
+        Step(["sh", "-c", f"read line; echo $line >> {done}"], waits=True, saves=True),
+    ]
+    monkeypatch.setitem(
+        supervisor.kinds.KINDS, "training", replace(supervisor.kinds.KINDS["training"], steps=lambda *_: steps)
+    )
+    monkeypatch.setattr(standby_launcher, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(StandbyLauncher, "fits", lambda *_: True)
+    hanging = StandbyLauncher(Step(["sleep", "60"], waits=True, saves=True))
+    before = hanging.end
+    seen = []
+    monkeypatch.setattr(hanging, "end", lambda: seen.append(done.exists()) or before())
+    supervisor.supervise(RunDir(run.path), hanging)
+    assert seen == [True]
+    assert done.read_text() == "prepared\nbegin\n"
+    assert capfd.readouterr().out.splitlines() == [f"$ {' '.join(step.arguments)}" for step in steps]
+    assert hanging.process.poll() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("why", ["no memory", "disabled"])
-def test_there_is_none(
-    short: RunSpec, offer: Callable[[RunSpec], None], monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
+def test_there_is_none(short: RunSpec, offer: Callable[..., bool], monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     if why == "disabled":
         monkeypatch.setattr(standby, "_enabled", False)
     else:

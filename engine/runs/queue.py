@@ -53,6 +53,21 @@ def _waiting(open_runs: Iterable[Run]) -> list[Path]:
     return [folder for _, folder in sorted(queued)]
 
 
+def is_occupied(saves: Path) -> bool:
+    """Whether a run is alive."""
+    return _any_alive(index.open_runs(saves))
+
+
+def is_busy(saves: Path) -> bool:
+    """Whether a run is alive or waiting to start."""
+    open_runs = index.open_runs(saves)
+    return bool(_waiting(open_runs)) or _any_alive(open_runs)  # in this order: one that waits may start meanwhile
+
+
+def _any_alive(open_runs: Iterable[Run]) -> bool:
+    return any(run.dir.alive() for run in open_runs)
+
+
 def position(run: Run) -> int | None:
     """1 for the run that is alive, 2 for the first one waiting behind it; None if it is not waiting."""
     if run.state != "queued":
@@ -68,7 +83,7 @@ def advance(saves: Path, hand_over: Callable[[RunDir, int], bool] = lambda run, 
         open_runs = index.open_runs(saves)
         # If the longest-waiting run cannot get a supervisor, it is put aside, and the next one has its turn.
         for folder in _waiting(open_runs):
-            if any(run.dir.alive() for run in open_runs):
+            if _any_alive(open_runs):
                 return
             if hand_over(RunDir(folder), lock) or _start(RunDir(folder), lock):
                 return

@@ -1,37 +1,41 @@
 """The studio's standby: a supervisor without a run, whose launcher imports the libraries of a training in advance.
 
 Started while somebody looks at a form that is ready, it takes the seconds of the imports from the time between the
-start of a run and its first step. There is at most one per studio, it holds no lock and no device, and it ends with the
-studio, after two minutes in which nobody has looked, or when another run starts. A run that it cannot take starts as
-ever, in processes of its own.
+start of a run and its first step. There is at most one per studio, and it holds no lock and no device. It ends with the
+studio; after two minutes in which nobody has looked; at once if its studio starts a run that it does not fit; and
+within two seconds (a tick of the studio) if a run is resumed, or started by anybody else. Whatever goes wrong, the run
+starts as ever, in processes of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
 from engine.core import hardware, regular_files
-from engine.core.problems import Refusal
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, stamp
 from engine.launch import handover
 from engine.launch.command import Step
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight.machine import Finding
-from engine.runs import index, kinds, queue
+from engine.runs import kinds, queue
 from engine.runs.standby_launcher import standby_step
 from engine.spec.run_spec import RunSpec
 
 IDLE_SECONDS = 120.0  # without a look at a form that is ready
-ANSWER_SECONDS = 8.0  # longer than its launcher may take (`standby_launcher.ANSWER_SECONDS`)
+LOOK_SECONDS = 25.0  # for which a look counts: while somebody looks, there is one every 20 s (`LOOK_MS` in page.js)
+ANSWER_SECONDS = 8.0  # until its supervisor holds the lock of the run; it may have just been started
 LOW_MEMORY_BYTES = 2 << 30  # of available memory; with less, there is no standby
 RETRY_SECONDS = 600.0  # after one has ended by itself, such as for lack of memory
 
@@ -47,24 +51,36 @@ def enable() -> None:
     _enabled = True
 
 
-def offer(spec: RunSpec, workplace: Workplace) -> bool:
-    """Somebody is looking at a form that is ready to start `spec`. Returns immediately: whether there is a standby."""
+def offer(spec: RunSpec, workplace: Workplace, viewer: str = "") -> bool:
+    """Somebody is looking at a form that is ready to start `spec`. Returns immediately: whether there is a standby for
+    it. As long as another `viewer` looks at a form that needs another one, that one stays."""
     global _standby, _not_before
     if not _enabled:
         return False
     spec = workplace.frozen(spec)
     step = _step(spec)
     with _turn, contextlib.suppress(OSError):
-        if _standby and not _standby.notice_look():
+        if _standby and _standby.has_ended():
             _not_before = 0 if _standby.is_idle() else time.monotonic() + RETRY_SECONDS
             _standby = None
-        busy = any(run.dir.alive() for run in index.open_runs(workplace.saves))
-        if _standby and (busy or not _standby.fits(step)):
+        if _standby and (queue.is_occupied(workplace.saves) or not _standby.notice_look(step, viewer)):
             _standby.end()
             _standby = None
-        if _standby is None and not busy and _is_possible(spec):
-            _standby = Standby(step)
-    return _standby is not None
+        # A run that waits now is about to start: it may even be this studio's, on its way to a standby.
+        if _standby is None and _is_possible(spec) and not queue.is_busy(workplace.saves):
+            _standby = Standby(step, viewer)
+        return _standby is not None and _standby.step == step
+    return False
+
+
+def tick(saves: Path) -> None:
+    """Let the queue move on, and end the standby if a run is alive that has been started elsewhere."""
+    global _standby
+    queue.advance(saves, hand_over)
+    with _turn:
+        if _standby and queue.is_occupied(saves):
+            _standby.end()
+            _standby = None
 
 
 def _is_possible(spec: RunSpec) -> bool:
@@ -75,7 +91,8 @@ def _is_possible(spec: RunSpec) -> bool:
 
 def hand_over(run: RunDir, lock: int) -> bool:
     """Let the standby have a run that starts now, if there is one and it fits; otherwise it ends, since the run needs
-    the memory. `lock`: the descriptor of the queue's lock. Returns whether the run has a supervisor."""
+    the memory. `lock`: the descriptor of the queue's lock. Returns whether the run has a supervisor. Raises nothing: an
+    error is printed, and the run starts as if there had been no standby."""
     global _standby
     with _turn:
         standby, _standby = _standby, None
@@ -83,12 +100,12 @@ def hand_over(run: RunDir, lock: int) -> bool:
         return False
     try:
         spec = kinds.read(regular_files.read_text(run.spec))
-    except (OSError, Refusal):  # as its own supervisor will report
-        spec = None
-    if not isinstance(spec, RunSpec) or not standby.fits(_step(spec)):
-        standby.end()
-        return False
-    return standby.take(run, lock)
+        if isinstance(spec, RunSpec) and standby.fits(_step(spec)):
+            return standby.take(run, lock)
+    except Exception:  # if the run has it, too, its own supervisor will report it
+        traceback.print_exc()
+    standby.end()
+    return False
 
 
 def findings() -> Iterator[Finding]:
@@ -112,10 +129,10 @@ def code_stamp() -> str:
 class Standby:
     """A standby from its start until it is handed a run or ends."""
 
-    def __init__(self, step: Step):
+    def __init__(self, step: Step, viewer: str = ""):
         """Start it. Returns before it has begun."""
         self.step, self.code = step, code_stamp()
-        self.looked = time.monotonic()
+        self.looks = {viewer: time.monotonic()}  # the newest of each viewer who may still be looking
         self.process: psutil.Process | None = None  # known once it has reported itself
         self.channel, end = socket.socketpair()
         self.channel.settimeout(ANSWER_SECONDS)
@@ -136,18 +153,31 @@ class Standby:
         """Whether it is what would be started now for a run with that step."""
         return step == self.step and code_stamp() == self.code
 
-    def notice_look(self) -> bool:
-        """Let it wait for another two minutes. Returns False if it has ended."""
-        try:
+    def notice_look(self, step: Step, viewer: str) -> bool:
+        """A viewer looks at a form that needs `step`: if that is this one, let it wait for another two minutes. Returns
+        False if nobody needs it any more. Raises OSError if it has ended."""
+        now = time.monotonic()
+        others = {
+            other: looked for other, looked in self.looks.items() if other != viewer and looked > now - LOOK_SECONDS
+        }
+        if self.fits(step):
+            self.looks = others | {viewer: now}
             handover.send(self.channel, {"look": True})
-        except OSError:
+        elif self.step == step or not others:  # with other code on disk, it is of no use to anybody
             return False
-        self.looked = time.monotonic()
+        else:
+            self.looks = others
         return True
+
+    def has_ended(self) -> bool:
+        """Whether its supervisor is gone, so that the other end of the channel is closed."""
+        poll = select.poll()
+        poll.register(self.channel, 0)  # POLLHUP is reported even so
+        return bool(poll.poll(0))
 
     def is_idle(self) -> bool:
         """Whether nobody has looked for so long that it ends by itself."""
-        return time.monotonic() > self.looked + IDLE_SECONDS
+        return time.monotonic() > max(self.looks.values()) + IDLE_SECONDS
 
     def take(self, run: RunDir, lock: int) -> bool:
         """Hand it a run. Returns whether the run has a supervisor; if not, the standby no longer exists."""
@@ -156,7 +186,9 @@ class Standby:
             handover.send(self.channel, {"run": str(run.path)}, [lock])
             handover.receive(self.channel)  # it holds the lock of the run
             return True
-        except (OSError, EOFError, ValueError, psutil.Error):
+        except Exception as error:
+            if not isinstance(error, (OSError, EOFError, psutil.Error)):  # it has ended, or does not answer
+                traceback.print_exc()
             if is_locked(run.lock, SUPERVISED_BYTE):
                 return True
             self._kill()  # it may hang, with the lock of the queue

@@ -102,10 +102,10 @@ class SummaryPanel(Panel):
             self.trial_timer: gr.Timer(active=plan.unusable is None),
         } | self.settings.conversion.offer(spec.model)
 
-    def offer_standby(self, *held: Any) -> None:
+    def offer_standby(self, request: gr.Request, *held: Any) -> None:
         """Somebody is looking at the form, which is ready: what a start has to wait for can be done now."""
         spec, problems = self.settings.read(held)
-        if not problems and standby.offer(spec, self.workplace):
+        if not problems and standby.offer(spec, self.workplace, request.session_hash or ""):
             rows_refused_by_template(spec, self.workplace)  # remembered until the start
 
     def submit(self, request: gr.Request, *held: Any) -> Updates:
