@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,13 +15,16 @@ import openai
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.core.rundir import read_json
 from engine.data.datasets import count_rows, find
+from engine.launch.handover import PLACE
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import progress, runs
 from engine.runs.runs import Run
 from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside
-from tests.conftest import by_hand, flags_of, start_studio
+from tests.conftest import by_hand, flags_of, start_studio, wait_until
+from tests.living import living
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -41,15 +45,19 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
     fresh: Workplace, open_page: OpenPage, outside: Outside
 ) -> None:
     """With a kill -9 of the studio in the middle of the training, and a second person watching in Chinese."""
-    studio, address = start_studio(fresh)
+    studio, address = start_studio(fresh, ATHANOR_NO_STANDBY="", STANDBY_TEST="story")
     try:
         page = open_page(address)
         expect(page.locator("#summary")).to_contain_text("240")  # optimizer steps
+        standby = looks_at_the_form(page)
         page.locator("#start").click()
         expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"), timeout=60_000)
         expect(page.locator("#curves svg").first).to_be_visible()
         run_address = page.url
         assert "?run=demo_model" in run_address
+        [run] = runs.find(fresh.saves)
+        assert read_json(run.dir.keeper)["pid"] == standby
+        assert not standbys()
     finally:
         studio.kill()
         studio.wait()
@@ -90,6 +98,22 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
     assert before["exact"] < 0.1
     assert after["exact"] >= 0.9
     assert served(fresh, run) == ANSWER
+
+
+def standbys() -> list[int]:
+    """Supervisors that have no run yet; the process that starts one has no session of its own."""
+    waiting = (process for process in living("STANDBY_TEST=story") if process.supervises and PLACE in process.words)
+    return [process.pid for process in waiting if os.getsid(process.pid) == process.pid]
+
+
+def looks_at_the_form(page: Page) -> int:
+    """The supervisor that is started when somebody looks at a form that is ready."""
+    expect(page.locator("#summary .state.right")).to_be_visible()
+    assert not standbys()  # a page may be open that nobody looks at
+    page.mouse.move(300, 300)
+    page.mouse.move(310, 310)
+    (supervisor,) = wait_until(standbys, 10)
+    return supervisor
 
 
 def zooms(page: Page) -> None:
