@@ -14,7 +14,10 @@ import pytest
 
 from engine.core.problems import Refusal
 from engine.export import ollama, vllm_command
+from engine.export.export_spec import ExportSpec
 from engine.export.ollama import message
+from engine.runs.lineage import adapts_vision
+from engine.spec.run_spec import RunSpec
 from engine.worker.templates.chat_template import render
 from tests import families
 
@@ -140,6 +143,23 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"], "bias": "none"}
 )
 def test_vllm_is_told_what_it_would_refuse(changes: dict, codes: list[str]) -> None:
     assert [one.code for one in vllm_command.adapter_problems(LORA | changes)] == codes
+
+
+def test_vllm_is_told_that_it_would_ignore_adapters_on_vision_parts(tmp_path: Path) -> None:
+    assert [issue.code for issue in vllm_command.adapter_problems(LORA, on_vision=True)] == ["vllm-vision"]
+    specs = {
+        "plain": RunSpec.read({}),
+        "tower": RunSpec.read({"vision": {"tower": "adapter"}}),
+        "continued": RunSpec.read({"model": {"adapter_path": str(tmp_path / "tower" / "adapter")}}),
+        "whole": RunSpec.read({"vision": {"tower": "trained"}}),
+        "combined": ExportSpec.read({"adapters": {str(tmp_path / "continued" / "adapter"): 1.0}}),
+        "itself": RunSpec.read({"model": {"adapter_path": str(tmp_path / "itself" / "adapter")}}),
+    }
+    for name, spec in specs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "spec.yaml").write_text(spec.to_yaml())
+    ignored = [name for name in specs if adapts_vision(tmp_path / name / "adapter")]
+    assert ignored == ["tower", "continued", "combined"]
 
 
 def test_vllm_gets_the_smallest_rank_that_it_takes(tmp_path: Path) -> None:

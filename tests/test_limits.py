@@ -174,6 +174,12 @@ def test_what_does_not_do_what_is_expected_is_told_and_can_start(
         assert next(one for one in doubts if one.code == code).values["largest"] == largest
 
 
+def test_memory_of_a_trained_tower_is_said_to_be_left_out(check: Callable[..., Checked], make_spec: Any) -> None:
+    for tower, expected in (("frozen", False), ("trained", True)):
+        doubts = limits.limit_warnings(make_spec(vision__tower=tower), [])
+        assert (("vision.tower", "memory-without-tower") in codes(doubts)) is expected
+
+
 def test_a_batch_beyond_the_memory_is_told_with_the_largest_that_fits(
     check: Callable[..., Checked],
     workplace: Workplace,

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, write_text
+from engine.launch.workspace import Workplace
+from engine.models import trainable_modules, vision_parts
+from engine.models.facts import ModelFacts
 from engine.models.structure import Structure
-from engine.models.vision_parts import name_in_base, vision_plan
+from engine.models.trainable_modules import saved_part_problems
+from engine.models.vision_parts import name_in_base, vision_plan, vision_problems
+from engine.preflight.data_checks import dataset_problems, vision_rows_problem
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.vision_settings import Vision
+from engine.worker.data.images_column import IMAGES_COLUMN
+from engine.worker.prepare import prepare, refuse_rows_without_images
 from tests.image_training import FAMILIES
 from tests.preloaded import run_python
 from tests.vision_training import PROJECTOR_RATE, RATE, RUNS_OF, TOWER_RATE
@@ -84,6 +96,28 @@ def test_names_of_adapted_parameters_are_traced_to_the_base() -> None:
             "vision-continued",
             "vision.tower",
         ),
+        (
+            {
+                "vision": {"projector": "trained", "language_part": "frozen"},
+                "method": "full",
+                "model": {"model_name_or_path": "m", "add_tokens": ["<new>"]},
+            },
+            "vision-new-rows",
+            "vision.language_part",
+        ),
+        (
+            {"vision": {"tower": "adapter"}, "model": {"quantization": "8bit", "model_name_or_path": "m"}},
+            "vision-8bit",
+            "vision.tower",
+        ),
+        (
+            {
+                "vision": {"tower": "adapter", "language_part": "frozen"},
+                "method": {"kind": "lora", "modules_to_save": ["lm_head"]},
+            },
+            "vision-saved-frozen",
+            "method.modules_to_save",
+        ),
         ({"vision": {"tower_learning_rate": 1e-5}}, "vision-rate-unused", "vision.tower_learning_rate"),
         (
             {"vision": {"tower": "adapter", "tower_learning_rate": 1e-5}, "training": {"optim": "lomo"}},
@@ -97,6 +131,88 @@ def test_choices_that_contradict_others_are_reported_at_their_field(
 ) -> None:
     plain = {"model": {"model_name_or_path": "m"}, "data": {"datasets": ["d"]}} | changes
     assert (code, field) in {(problem.code, problem.field) for problem in spec_problems(RunSpec.read(plain))}
+
+
+def test_eight_bits_without_recomputation_may_have_adapters_in_the_tower() -> None:
+    plain = {"vision": {"tower": "adapter"}, "model": {"quantization": "8bit", "model_name_or_path": "m"}}
+    spec = RunSpec.read(plain | {"data": {"datasets": ["d"]}, "training": {"gradient_checkpointing": False}})
+    assert "vision-8bit" not in {problem.code for problem in spec_problems(spec)}
+
+
+FACTS = ModelFacts("", "m", architecture="SomeModel")
+
+
+@pytest.mark.parametrize(
+    ("vision", "structure", "codes"),
+    [
+        ({"tower": "adapter"}, MODEL, []),
+        ({"projector": "trained"}, MODEL, []),
+        ({"tower": "adapter"}, replace(MODEL, vision=(), projectors=()), ["no-vision"]),
+        ({"projector": "adapter"}, replace(MODEL, projectors=()), ["no-projector"]),
+        ({"tower": "adapter"}, replace(MODEL, vision_linear=()), ["vision-nothing-adapted"]),
+        # LoRA can only save modules, and this projector is a parameter among those of another.
+        (
+            {"projector": "trained"},
+            replace(MODEL, projectors=("model.visual.class_token",)),
+            ["vision-nothing-trained"],
+        ),
+    ],
+)
+def test_choices_that_the_model_does_not_have_are_reported(
+    monkeypatch: pytest.MonkeyPatch, vision: dict[str, Any], structure: Structure, codes: list[str]
+) -> None:
+    monkeypatch.setattr(vision_parts, "structure_of", lambda model: structure)
+    assert [problem.code for problem in vision_problems(FACTS, Vision(**vision), "lora")] == codes
+
+
+@pytest.mark.parametrize(
+    ("vision", "saved", "codes"),
+    [
+        ({"projector": "trained"}, ["merger"], ["vision-saved-twice"]),
+        ({"projector": "adapter"}, ["visual"], ["vision-saved-twice"]),
+        ({"tower": "trained"}, ["merger", "q_proj"], []),
+        ({}, ["merger"], []),
+    ],
+)
+def test_a_vision_part_with_a_setting_of_its_own_is_not_saved_once_more(
+    monkeypatch: pytest.MonkeyPatch, vision: dict[str, Any], saved: list[str], codes: list[str]
+) -> None:
+    monkeypatch.setattr(trainable_modules, "structure_of", lambda model: MODEL)
+    assert [problem.code for problem in saved_part_problems(FACTS, Vision(**vision), saved)] == codes
+
+
+@pytest.mark.parametrize(
+    ("vision", "pictured", "code"),
+    [
+        ({}, 0, None),
+        ({"tower": "trained"}, 0, "vision-without-images"),
+        ({"tower": "trained"}, 1, None),
+        ({"tower": "trained", "language_part": "frozen"}, 2, "vision-rows-without-images"),
+        ({"tower": "trained", "language_part": "frozen"}, 3, None),
+    ],
+)
+def test_trained_vision_parts_need_images(vision: dict[str, Any], pictured: int, code: str | None) -> None:
+    problem = vision_rows_problem(Vision(**vision), 3, pictured)
+    assert (problem and problem.code) == code
+
+
+def test_trained_vision_parts_need_images_before_the_start_and_when_rows_are_prepared(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(vision__projector="trained", vision__language_part="frozen", method="full")
+    assert "vision-without-images" in {problem.code for problem in dataset_problems(spec)}
+    run = RunDir(workplace.saves / "tiny" / "full" / "run")
+    run.path.mkdir(parents=True)
+    write_text(run.spec, spec.to_yaml())
+    with pytest.raises(Refusal) as refusal:
+        prepare(run)
+    assert [problem.code for problem in refusal.value.problems] == ["vision-without-images"]
+    assert not (run.prepared / "summary.json").exists()
+    columns = pa.record_batch({"input_ids": [[1]] * 3, IMAGES_COLUMN: pa.array([[], [{}], []])})
+    with pa.OSFile(str(run.path / "rows"), "wb") as sink, pa.ipc.new_stream(sink, columns.schema) as stream:
+        stream.write_batch(columns)
+    with pytest.raises(Refusal, match="2 of 3 rows have none"):
+        refuse_rows_without_images(spec, run.path / "rows")
 
 
 # --- what a training does ---------------------------------------------------------------------------
@@ -176,6 +292,11 @@ def test_the_exported_model_answers_like_base_and_adapter(results: dict[str, Any
     adapted, merged, base = results["merged"]
     assert merged == pytest.approx(adapted, abs=1e-5)
     assert base != pytest.approx(adapted, abs=1e-4)
+
+
+@slow
+def test_an_adapter_of_which_a_part_has_learned_nothing_is_not_saved(results: dict[str, Any]) -> None:
+    assert results["empty"] == {"tower": ["vision.tower"], "projector": ["vision.projector"], "nothing": []}
 
 
 @slow

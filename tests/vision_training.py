@@ -18,10 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from engine.core.rundir import RunDir, read_lines, write_json
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, read_json, read_lines, write_json
 from engine.export.export_spec import ExportSpec
+from engine.models.vision_parts import name_in_base
 from engine.preflight.model_checks import adapted_modules, trained_parameters
 from engine.worker.export import export
+from engine.worker.models.loading import load_model, save_weights
 from engine.worker.models.structure import structure_of
 from engine.worker.prepare import prepare
 from engine.worker.train import train
@@ -50,7 +53,9 @@ OTHER_FAMILIES = ("llava_next", "idefics3", "llama4", "gemma4", "minicpmv4_6", "
 
 def spec_of(root: Path, family: str, **changes: Any) -> Any:
     settings = {"training__per_device_train_batch_size": len(ROWS), "data__max_length": 256} | ONE_STEP
-    return short_training(root / family / "base", root, **settings | changes).change("data.datasets", ["seen"])
+    # What trains vision parts alone needs an image in every row.
+    name = "pictured" if changes.get("vision__language_part") == "frozen" else "seen"
+    return short_training(root / family / "base", root, **settings | changes).change("data.datasets", [name])
 
 
 def run_of(root: Path, family: str, name: str, **changes: Any) -> RunDir:
@@ -118,6 +123,20 @@ def merged(root: Path, family: str, run: RunDir) -> list[float]:
     return [loss_of(family, model, root) for model in (adapted, whole, base_of(root, family))]
 
 
+def empty_part(root: Path, family: str, part: str) -> list[str]:
+    """The fields of the problem with which an adapter is refused that has learned everything but this part."""
+    spec = spec_of(root, family, **RUNS["adapters"])
+    model = load_model(spec, str(root / family / "base"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name and model.structure.part_of(name_in_base(name)) != part:
+            torch.nn.init.ones_(weight)
+    try:
+        save_weights(spec, model, root / f"without-{part}", root / "no-initial")
+    except Refusal as refusal:
+        return [problem.field for problem in refusal.problems]
+    return []
+
+
 def parts_of(family: str) -> dict[str, list[str]]:
     """What a model of the family is made of, without memory for its weights."""
     config, _ = zoo.tiny_config(family)
@@ -129,6 +148,9 @@ def parts_of(family: str) -> dict[str, list[str]]:
 def main(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     write_data(root)
+    pictured = [row for row in read_json(root / "seen.json") if row["images"]]
+    write_json(root / "pictured.json", pictured)
+    write_json(root / "dataset_info.json", {name: {"file_name": f"{name}.json"} for name in ("seen", "pictured")})
     results: dict[str, Any] = {}
     for family in FAMILIES:
         write_model(family, root / family / "base")
@@ -147,6 +169,7 @@ def main(root: Path) -> None:
             }  # fmt: skip
     family = FAMILIES[0]
     results["merged"] = merged(root, family, RunDir(root / family / "mixed"))
+    results["empty"] = {part: empty_part(root, family, part) for part in ("tower", "projector", "nothing")}
     results["resumed"] = resumed(root, family, **RUNS["mixed"])
     results["parts"] = {name: parts_of(name) for name in OTHER_FAMILIES}
     print("\n" + json.dumps(results))

@@ -31,10 +31,13 @@ def max_lora_rank(adapter: Mapping[str, Any]) -> int | None:
     return next((rank for rank in MAX_LORA_RANKS if rank >= largest), None)
 
 
-def adapter_problems(adapter: Mapping[str, Any]) -> list[Problem]:
+def adapter_problems(adapter: Mapping[str, Any], *, on_vision: bool = False) -> list[Problem]:
     """Features of an adapter (its adapter_config.json) that vLLM does not support (vllm/lora/peft_helper.py). Empty: it
-    can be served with its base. A merged model always can, if vLLM supports its architecture."""
+    can be served with its base. A merged model always can, if vLLM supports its architecture. `on_vision`: it also
+    adapts the tower or the projector."""
     problems = []
+    if on_vision:
+        problems.append(problem("vllm-vision"))
     if adapter.get("task_type") == "SEQ_CLS":
         problems.append(problem("vllm-judge"))
     if whole := [*(adapter.get("modules_to_save") or ()), *(adapter.get("trainable_token_indices") or ())]:

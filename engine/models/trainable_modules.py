@@ -27,6 +27,7 @@ from engine.models.structure import (
     structure_of,
 )
 from engine.models.vision_parts import NO_VISION, VisionPlan
+from engine.spec.vision_settings import Vision
 
 ALL_LINEAR = "all-linear"
 CONV1D_FAMILIES = {"gpt2", "openai-gpt", "gpt-sw3"}  # store their linear weights as (in, out)
@@ -183,6 +184,19 @@ def trainable_parameters(
 
     beside = sum(math.prod(structure.shapes[name]) for name in vision.trained(method))
     return {"full": full, "freeze": freeze, "lora": lora}[method]() + beside + score
+
+
+def saved_part_problems(model: ModelFacts, vision: Vision, modules_to_save: Sequence[str]) -> list[Problem]:
+    """Modules to be trained in full that belong to a vision part which has a setting of its own, and would be counted
+    and wrapped twice."""
+    structure = structure_of(model)
+    chosen = {part for part in ("tower", "projector") if getattr(vision, part) != "frozen"}
+    twice = [
+        saved
+        for saved in modules_to_save
+        if any(structure.part_of(name) in chosen and _is_saved(name, [saved]) for name in structure.shapes)
+    ]
+    return [problem("vision-saved-twice", "method.modules_to_save", names=", ".join(twice))] if twice else []
 
 
 def _with_tied_head(model: ModelFacts) -> Structure:

@@ -94,5 +94,6 @@ def vision_problems(model: ModelFacts, vision: Vision, method: str) -> list[Prob
         training = getattr(vision, part)
         names = plan.adapters if training == "adapter" else plan.trained(method)
         if training != "frozen" and not any(structure.part_of(name) == part for name in names):
-            return [problem("vision-nothing", f"vision.{part}", training=training)]
+            code = "vision-nothing-adapted" if training == "adapter" else "vision-nothing-trained"
+            return [problem(code, f"vision.{part}")]
     return []

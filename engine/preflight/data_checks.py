@@ -18,6 +18,7 @@ from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
 from engine.models.processor_files import has_image_processor, pixel_limits
 from engine.spec.run_spec import RunSpec
+from engine.spec.vision_settings import Vision
 
 ROWS_CHECKED = 20_000  # rows of a data set checked before the start; preparation checks all
 MAX_BAD_ROWS_LISTED = 5  # number of bad rows reported in full
@@ -45,7 +46,7 @@ def dataset_problems(spec: RunSpec) -> list[Problem]:
     there = [known[name] for names in chosen.values() for name in names if name in known]
     if any(check_first_rows(folder, dataset, spec.stage.kind).pictured for dataset in there):
         problems += _image_problems(spec)
-    return problems or _label_problems(spec, known, folder)
+    return problems or _label_problems(spec, known, folder) + _vision_problems(spec, known, folder)
 
 
 def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) -> list[Problem]:
@@ -75,6 +76,31 @@ def _image_problems(spec: RunSpec) -> list[Problem]:
             values = {"least": least or limits[0], "most": most or limits[1]}
             problems.append(problem("image-pixels-crossed", "data.image_min_pixels", **values))
     return problems
+
+
+def _vision_problems(spec: RunSpec, known: Mapping[str, Dataset], folder: Path) -> list[Problem]:
+    """`vision_rows_problem` of the training data, unless it is too large to be read here, or partly unused."""
+    if spec.stage.kind != "sft" or not spec.vision.trains_beside_language:
+        return []
+    reports = [check_first_rows(folder, known[name], spec.stage.kind) for name in spec.data.datasets]
+    if spec.data.max_samples or any(report.good + report.bad >= ROWS_CHECKED for report in reports):
+        return []
+    counts = sum(report.good for report in reports), sum(report.pictured for report in reports)
+    wrong = vision_rows_problem(spec.vision, *counts)
+    return [wrong] if wrong else []
+
+
+def vision_rows_problem(vision: Vision, rows: int, pictured: int) -> Problem | None:
+    """The problem that a trained vision part has nothing to learn from, because none of the training rows, or not
+    every one, has an image. A batch without images trains neither tower nor projector: if they are all that is trained,
+    it has no gradient at all."""
+    if not vision.trains_beside_language or pictured == rows:
+        return None
+    if not pictured:
+        return problem("vision-without-images", f"vision.{vision.first_change}", rows=rows)
+    if vision.language_part == "frozen":
+        return problem("vision-rows-without-images", "vision.language_part", without=rows - pictured, rows=rows)
+    return None
 
 
 def _label_problems(spec: RunSpec, known: Mapping[str, Dataset], folder: Path) -> list[Problem]:

@@ -116,6 +116,8 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         model = inspect_model(spec.model.model_name_or_path)
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
+        if spec.vision.tower != "frozen":
+            warnings.append(problem("memory-without-tower", "vision.tower"))
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
             warnings.append(problem("rank-beyond-width", "method.r", given=rank, width=width))

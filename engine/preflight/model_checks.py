@@ -21,6 +21,7 @@ from engine.models.trainable_modules import (
     adapter_targets,
     freeze_problems,
     lora_problems,
+    saved_part_problems,
     trainable_parameters,
 )
 from engine.models.vision_parts import vision_plan, vision_problems
@@ -108,6 +109,8 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
     problems += vision_problems(model, spec.vision, spec.method.kind)
+    if spec.method.kind == "lora":
+        problems += saved_part_problems(model, spec.vision, spec.method.modules_to_save)
     resized, adapter = spec.model.makes_rows, spec.model.adapter_path
     problems += vocabulary_problems(model, resized=resized, adapter=adapter)
     problems += special_token_problems(model, spec.stage.kind) + _continued_token_problems(spec, model)

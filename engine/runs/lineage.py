@@ -49,6 +49,19 @@ def learned(folders: Iterable[str | Path]) -> set[tuple[str, str]]:
     }
 
 
+def adapts_vision(folder: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
+    """Whether the adapter in `folder`, or one that it continues or combines, is also on vision tower or projector, as
+    far as the runs behind it still exist."""
+    run = RunDir(Path(os.path.realpath(folder)).parent)
+    spec = None if run.path in seen else _spec(run)
+    if isinstance(spec, ExportSpec):
+        return any(adapts_vision(adapter, seen | {run.path}) for adapter in spec.adapters)
+    if not isinstance(spec, RunSpec):
+        return False
+    before = spec.model.adapter_path
+    return spec.vision.has_adapter or bool(before and adapts_vision(before, seen | {run.path}))
+
+
 def _spec(run: RunDir) -> Spec | None:
     try:
         return kinds.read(regular_files.read_text(run.spec))

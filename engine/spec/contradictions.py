@@ -61,7 +61,7 @@ def _vision_problems(spec: RunSpec) -> list[Problem]:
         return []
     field = f"vision.{vision.first_change}"
     chosen = {"vision.tower": vision.tower, "vision.projector": vision.projector}
-    frozen, adapters = vision.language_part == "frozen", "adapter" in chosen.values()
+    frozen = vision.language_part == "frozen"
     if spec.stage.kind != "sft":
         return [problem("vision-not-here", field)]
     if spec.model.adapter_path:
@@ -69,8 +69,10 @@ def _vision_problems(spec: RunSpec) -> list[Problem]:
     problems = []
     if frozen and not vision.trains_beside_language:
         problems.append(problem("vision-all-frozen", "vision.language_part"))
-    elif frozen and method == "lora" and not adapters:
+    elif frozen and method == "lora" and not vision.has_adapter:
         problems.append(problem("vision-without-adapter", "method"))
+    if frozen and getattr(spec.method, "modules_to_save", None):
+        problems.append(problem("vision-saved-frozen", "method.modules_to_save"))
     if frozen and spec.model.makes_rows:
         problems.append(problem("vision-new-rows", "vision.language_part"))
     for path, training in chosen.items():
@@ -78,6 +80,8 @@ def _vision_problems(spec: RunSpec) -> list[Problem]:
             problems.append(problem("vision-adapter-needs-lora", path))
         if training == "trained" and spec.model.quantization.kind != "none":
             problems.append(problem("vision-quantized", path))
+        if training == "adapter" and spec.model.quantization.kind == "8bit" and spec.training.gradient_checkpointing:
+            problems.append(problem("vision-8bit", path))
     for name in ("tower", "projector"):
         if getattr(vision, f"{name}_learning_rate") is not None:
             path = f"vision.{name}_learning_rate"

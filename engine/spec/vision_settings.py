@@ -43,6 +43,11 @@ class Vision(Part):
         return {self.tower, self.projector} != {"frozen"}
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether tower or projector get an adapter."""
+        return "adapter" in (self.tower, self.projector)
+
+    @property
     def first_change(self) -> str | None:
         """The first setting that is not its default; None if all are."""
         return next((name for name, value in self if value != getattr(Vision(), name)), None)

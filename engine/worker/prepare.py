@@ -27,6 +27,7 @@ from engine.data.datasets import Dataset, files_of, read_dataset_info
 from engine.data.mixing import held_out, repeats
 from engine.models.facts import inspect_model
 from engine.models.vocabulary import embedding_rows, rows_of_adapter
+from engine.preflight.data_checks import vision_rows_problem
 from engine.spec.contradictions import has_validation
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
@@ -63,6 +64,8 @@ def prepare(run: RunDir) -> None:
             build(spec, model_path, datasets, folder, report)
             summary = cache.link_into_run(folder, run.prepared, look_at_images=False)
         assert summary is not None  # written a moment ago, and still locked
+    if spec.vision.trains_beside_language:
+        refuse_rows_without_images(spec, run.prepared / "train.arrow")
     write_json(run.prepared / cache.SUMMARY_FILE, {"model_path": model_path, "key": key, **summary})
     _print_summary(summary)
     report("preparing", 1, 1)
@@ -77,6 +80,24 @@ def _prepared_before(run: RunDir) -> dict[str, Any] | None:
         return summary
     print("Prepared rows are missing from this run's folder, so they are prepared again.", flush=True)
     return None
+
+
+def refuse_rows_without_images(spec: RunSpec, file: Path) -> None:
+    """Raises Refusal if the trained vision parts would have nothing to learn from these rows. It is not part of what is
+    prepared, which other settings of the vision parts share."""
+    import pyarrow as pa
+
+    from engine.worker.data.images_column import IMAGES_COLUMN
+
+    rows = pictured = 0
+    with pa.memory_map(str(file)) as source:
+        for batch in pa.ipc.open_stream(source):
+            rows += batch.num_rows
+            if IMAGES_COLUMN in batch.schema.names:
+                lengths = batch.column(IMAGES_COLUMN).value_lengths().to_numpy(zero_copy_only=False)
+                pictured += int((lengths > 0).sum())
+    if wrong := vision_rows_problem(spec.vision, rows, pictured):
+        raise Refusal(wrong)
 
 
 def _model_path(spec: RunSpec, report: ProgressReport) -> str:

@@ -15,6 +15,7 @@ from engine.export import ollama, vllm_command
 from engine.models.adapters import adapter_config
 from engine.runs import progress, publish, queue, runs
 from engine.runs.failures import explain
+from engine.runs.lineage import adapts_vision
 from engine.runs.runs import Run
 from webui import notices
 from webui.export_tab.comparison_html import comparison, folded
@@ -96,7 +97,7 @@ def _programs(run: Run, result_folder: Path, number: int, root: str, words: Word
     """How other programs run it."""
     name, base = ollama.model_name(run.title), str(run.spec.model.model_name_or_path)
     adapter = adapter_config(result_folder) if result_folder == run.dir.adapter else {}
-    wrong = vllm_command.adapter_problems(adapter) if adapter else []
+    wrong = vllm_command.adapter_problems(adapter, on_vision=adapts_vision(result_folder)) if adapter else []
     serve = notices.code(
         f"vllm-{number}", vllm_command.serve_command(result_folder, name, base, adapter or None), words
     )

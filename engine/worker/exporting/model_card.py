@@ -21,6 +21,7 @@ from engine.export.export_spec import ExportSpec, model_title, needs_combination
 from engine.models.adapters import adapter_config
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import inspect_model
+from engine.runs.lineage import adapts_vision
 from engine.spec.run_spec import RunSpec
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.tokenizer import end_ids
@@ -273,7 +274,8 @@ def _usage(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, titl
     lines.append("```")
     if sources.stage != "rm":
         adapter = adapter_config(folder) if spec.form == "adapter" else None
-        issues = vllm_command.adapter_problems(adapter) if adapter else []
+        on_vision = any(map(adapts_vision, sources.adapters))
+        issues = vllm_command.adapter_problems(adapter, on_vision=on_vision) if adapter else []
         serve = vllm_command.serve_command(lasting, name, str(sources.base), adapter)
         lines += [
             "",

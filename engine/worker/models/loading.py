@@ -32,7 +32,7 @@ from transformers import (
 from engine.core.problems import Refusal, problem
 from engine.models.structure import is_or_below, remember
 from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
-from engine.models.vision_parts import VisionPlan, vision_plan
+from engine.models.vision_parts import VisionPlan, name_in_base, vision_plan
 from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
@@ -373,9 +373,7 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
     options: dict[str, Any] = {}
     _turn_off_router_loss(model)  # which TRL has turned on
     if spec.method.kind == "lora":
-        learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]
-        if learned and not any(p.detach().any() for p in learned):
-            raise Refusal(problem("adapter-empty"))
+        _refuse_empty_adapter(spec, model)
         for config in model.peft_config.values():
             # The name that others can download; a hub's model was loaded from a cache of this machine.
             config.base_model_name_or_path = spec.model.model_name_or_path
@@ -387,6 +385,19 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
     model.save_pretrained(folder, safe_serialization=True, **options)
     if "path_initial_model_for_weight_conversion" in options:
         _add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)
+
+
+def _refuse_empty_adapter(spec: RunSpec, model: Any) -> None:
+    """Raises Refusal if an adapter has learned nothing, or nothing in a vision part that was to get one."""
+    weights = {name: weight for name, weight in model.named_parameters() if "lora_B.default" in name}
+    learned = {name: bool(weight.detach().any()) for name, weight in weights.items()}
+    if learned and not any(learned.values()):
+        raise Refusal(problem("adapter-empty"))
+    for part in ("tower", "projector"):
+        if getattr(spec.vision, part) == "adapter":
+            names = [name for name in learned if model.structure.part_of(name_in_base(name)) == part]
+            if not any(learned[name] for name in names):
+                raise Refusal(problem("adapter-part-empty", f"vision.{part}"))
 
 
 def _add_whole_modules(model: PeftModel, file: Path) -> None:
