@@ -154,6 +154,21 @@ def test_a_file_is_described_becomes_a_set_and_is_taken_out_again(tab: Tab, plac
     assert list(json.loads(info.read_text())) == ["away", "numbers"]
 
 
+def test_rows_are_made_of_a_folder_of_images_by_a_button(tab: Tab, place: Workplace) -> None:
+    for name in ("cat", "dog"):
+        (place.data / "pets" / name).mkdir(parents=True)
+        (place.data / "pets" / name / "1.png").write_bytes(b"")
+    opened = tab.view.open("file:pets")
+    assert "pets" in opened[tab.head.title]
+    assert opened[tab.head.of_folder]["visible"]
+    assert not (place.data / "pets" / "rows.jsonl").exists()
+    made = tab.head.make_rows("file:pets")
+    assert made[tab.context.chosen] == "file:pets/rows.jsonl"
+    assert "pets/rows.jsonl" in made[tab.context.message]
+    assert not tab.view.open("file:pets/rows.jsonl")[tab.head.of_folder]["visible"]
+    assert "toast bad" in tab.head.make_rows("file:pets")[tab.context.message]
+
+
 def test_a_file_takes_no_set_s_place_by_its_name(tab: Tab, place: Workplace) -> None:
     info = place.data / "dataset_info.json"
     info.write_text(info.read_text().replace('"numbers":', '"loose":'))

@@ -805,21 +805,20 @@ def test_notes_beside_images_are_no_data(tmp_path, data):
     assert rows_received(file, data)[0] == "train.jsonl"
 
 
-def test_a_folder_of_images_in_the_data_folder_is_offered_and_becomes_rows_when_it_is_opened(data):
-    for name in ("cat/1.png", "dog/2.png"):
-        (data / "pets" / name).parent.mkdir(parents=True)
-        (data / "pets" / name).write_bytes(png())
-    (data / "bare").mkdir()
-    (data / "bare" / "1.png").write_bytes(png())
+def test_a_folder_of_images_in_the_data_folder_becomes_rows_when_this_is_asked_for(data):
+    image_folder(data / "pets", "train/cat/1.png", "train/dog/2.png", "test/cat/3.png")
+    image_folder(data / "bare", "1.png")
     write_json(data / "dataset_info.json", {})
     folder = DataFolder(data)
     assert folder.loose_files() == ["pets"]
-    written: tuple[str, ...] = ("pets/rows.jsonl",)  # which the page reports
-    for _ in range(2):  # the page goes on to ask for what was clicked
-        selection = folder.select("file:pets")
-        assert (selection.name, selection.readable) == ("pets/rows.jsonl", True)
-        assert selection.written == written
-        written = ()
-        rows = list(examples(selection.dataset, lambda bad: pytest.fail(bad.text())))
-        assert [row["messages"][1]["content"] for row in rows] == ["cat", "dog"]
-    assert folder.loose_files() == ["pets/rows.jsonl"]
+    assert [folder.image_folder(id) for id in ("file:pets", "file:bare", "set:pets", "")] == ["pets", "", "", ""]
+    with pytest.raises(Refusal, match="without rows"):
+        folder.select("file:pets")
+    assert not list((data / "pets").glob("*.jsonl"))  # looking at it writes nothing
+    assert folder.make_rows("file:pets") == ["pets/train.jsonl", "pets/test.jsonl"]
+    selection = folder.select("file:pets/train.jsonl")
+    rows = list(examples(selection.dataset, lambda bad: pytest.fail(bad.text())))
+    assert [row["messages"][1]["content"] for row in rows] == ["cat", "dog"]
+    assert set(folder.loose_files()) == {"pets/test.jsonl", "pets/train.jsonl"}
+    with pytest.raises(Refusal):
+        folder.make_rows("file:pets")

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from engine.launch.workspace import Workplace
 from tests.browser.conftest import Outside
-from tests.test_uploads import several_sheets
+from tests.test_uploads import image_folder, several_sheets
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -157,6 +157,7 @@ def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
 def test_a_file_is_no_set_of_its_name_and_a_search_goes_through_all_rows_hit_by_hit(
     place: Workplace, data_studio: str, open_page: OpenPage
 ) -> None:
+    image_folder(place.data / "pets", "cat/1.png", "dog/1.png")
     rows = [{"question": f"number {n}", "answer": "even" if n % 2 == 0 else "odd"} for n in range(60)]
     (place.data / "identity.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = open_page(f"{data_studio}/?tab=data&set=identity")
@@ -187,6 +188,12 @@ def test_a_file_is_no_set_of_its_name_and_a_search_goes_through_all_rows_hit_by_
     page.locator("#sets a[data-set='set:identity']").click()
     expect(page.locator("#set-head h1")).to_have_text("identity")
     expect(search).to_have_value("")
+    page.locator("#sets a[data-set='file:pets']").click()
+    expect(page.locator("#set-head h1")).to_have_text("pets")
+    page.locator("#make-rows").click()
+    expect(page.locator("#set-head h1")).to_have_text("pets/rows.jsonl")
+    expect(page.locator("#make-rows")).to_be_hidden()
+    expect(page.locator("#sets a.on b")).to_have_text("pets/rows.jsonl")
 
 
 def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_sentence(

@@ -41,11 +41,10 @@ def name_of(id: str) -> str:
 
 @dataclass(frozen=True)
 class Selection:
-    """The open set or file. `written`: the files just made of a folder of images, by their path in the data folder."""
+    """The open set or file."""
 
     id: str
     dataset: Dataset
-    written: tuple[str, ...] = ()
 
     @property
     def is_set(self) -> bool:
@@ -82,29 +81,28 @@ class DataFolder:
         id = id or ""
         if is_set(id):
             return Selection(id, find(self.path, name_of(id)))
-        name = self._data_file(name_of(id)) if is_file(id) else ""
-        written: tuple[str, ...] = ()
-        if name and (self.path / name).is_dir():
-            written = self._rows_of_images(name)
-            name = written[0]
+        name = name_of(id) if is_file(id) else ""
         if not name or name not in self.loose_files():
             raise Refusal(problem("set-unknown", name=name_of(id) or "—"))
-        return Selection(file_id(name), self._dataset_of_file(name, encoding), written)
+        if (self.path / name).is_dir():
+            raise Refusal(problem("imagefolder-no-rows", folder=name))
+        return Selection(file_id(name), self._dataset_of_file(name, encoding))
 
-    def _data_file(self, name: str) -> str:
-        """The path of a file or folder itself, or of the data file that was made of a folder of images before."""
-        loose = self.loose_files()
-        written = (f"{name}/{file}" for file in image_folders.DATA_FILES)
-        return name if name in loose else next((file for file in written if file in loose), "")
+    def image_folder(self, id: str) -> str:
+        """The path of the listed folder of images with this id; "" if it is none."""
+        name = name_of(id or "") if is_file(id or "") else ""
+        return name if name in self.loose_files() and (self.path / name).is_dir() else ""
 
-    def _rows_of_images(self, name: str) -> tuple[str, ...]:
-        """The data files made of a folder of images, the one to train on first. Raises Refusal if that is not
-        possible."""
-        folder = self.path / name
+    def make_rows(self, id: str) -> list[str]:
+        """Write the data files of a listed folder of images into it; returns their paths, the one to train on first.
+        Raises Refusal if that is not possible."""
+        name = self.image_folder(id)
+        if not name:
+            raise Refusal(problem("set-unknown", name=name_of(id or "") or "—"))
         try:
-            return tuple(str(file.relative_to(self.path)) for file in image_folders.write_rows(folder))
+            return [str(file.relative_to(self.path)) for file in image_folders.write_rows(self.path / name)]
         except OSError as error:
-            raise Refusal(problem("data-not-writable", folder=folder, why=error.strerror or error)) from error
+            raise Refusal(problem("data-not-writable", folder=self.path / name, why=error.strerror or error)) from error
 
     def _dataset_of_file(self, name: str, encoding: str) -> Dataset:
         encoding = encoding_key(encoding) if encoding else ""

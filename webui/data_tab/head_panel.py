@@ -10,7 +10,7 @@ from gradio.blocks import Block
 from engine.data import dataset_info_edits
 from webui import notices
 from webui.data_tab import set_html
-from webui.data_tab.data_folder import Selection, row_count
+from webui.data_tab.data_folder import Selection, file_id, row_count
 from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
@@ -28,6 +28,8 @@ class HeadPanel(Panel):
             f'<div class="empty"><b>{escape(words("set-none"))}</b><p>{escape(words("set-none-help"))}</p></div>'
         )
         self.title = gr.HTML(elem_id="set-head")
+        with gr.Row(elem_classes="buttons actions", visible=False) as self.of_folder:
+            self.make = gr.Button(words("make-rows"), variant="primary", size="sm", elem_id="make-rows")
         with gr.Row(elem_classes="buttons actions", visible=False) as self.actions:
             self.use = gr.Button(words("use-set"), variant="primary", size="sm", elem_id="use-set")
             self.fetch = gr.Button(words("hub-fetch"), size="sm", visible=False, elem_id="get-set")
@@ -38,19 +40,21 @@ class HeadPanel(Panel):
             self.no = gr.Button(words("cancel"), size="sm", scale=0)
 
     def wire(self) -> None:
+        self.make.click(self.make_rows, self.chosen, [self.message, self.chosen, self.sets.html], **QUIET)
         self.remove.click(lambda: gr.update(visible=True), None, self.question, **QUIET)
         self.no.click(lambda: gr.update(visible=False), None, self.question, **QUIET)
         self.yes.click(self.remove_set, self.chosen, [self.message, self.chosen, self.sets.html], **QUIET)
 
     @property
     def outputs(self) -> list[Block]:
-        return [self.nothing_open, self.title, self.actions, self.fetch, self.use, self.question]
+        return [self.nothing_open, self.title, self.of_folder, self.actions, self.fetch, self.use, self.question]
 
     def opened(self, selection: Selection) -> Updates:
         count = row_count(selection.dataset) if selection.is_set else None
         return {
             self.nothing_open: gr.update(visible=False),
             self.title: set_html.title(selection, count, self.words),
+            self.of_folder: gr.update(visible=False),
             self.actions: gr.update(visible=selection.is_set),
             self.fetch: gr.update(visible=bool(selection.dataset.hub)),
             self.use: gr.update(visible=selection.readable),
@@ -58,8 +62,24 @@ class HeadPanel(Panel):
         }
 
     def closed(self) -> Updates:
-        hidden = dict.fromkeys([self.actions, self.fetch, self.use, self.question], gr.update(visible=False))
+        parts = [self.of_folder, self.actions, self.fetch, self.use, self.question]
+        hidden = dict.fromkeys(parts, gr.update(visible=False))
         return {self.nothing_open: gr.update(visible=True), self.title: ""} | hidden
+
+    def folder_opened(self, id: str, name: str) -> Updates:
+        """A folder of images, of which rows can be made."""
+        return self.sets.marking(id) | {
+            self.nothing_open: gr.update(visible=False),
+            self.title: set_html.folder_head(name, self.words),
+            self.of_folder: gr.update(visible=True),
+        }
+
+    @refusal_as_message
+    def make_rows(self, id: str) -> Updates:
+        """Make rows of the images in the open folder, and open them."""
+        written = self.folder.make_rows(id)
+        toast = notices.toast(self.words("rows-of-images", files=", ".join(written)))
+        return self.sets.opening(file_id(written[0])) | {self.message: toast}
 
     @refusal_as_message
     def remove_set(self, id: str) -> Updates:

@@ -89,6 +89,14 @@ def head(dataset: Dataset, count: int | None, words: Words) -> str:
     )
 
 
+def folder_head(name: str, words: Words) -> str:
+    """A folder of images that has no rows yet."""
+    return (
+        f'<div class="run-title"><h1>{escape(name)}</h1></div>'
+        f'<p class="quiet">{escape(words("imagefolder-help", folder=name))}</p>'
+    )
+
+
 def file_head(name: str, dataset: Dataset, words: Words) -> str:
     """What is known about a file that is in no set yet."""
     read = sources.described(dataset, words)

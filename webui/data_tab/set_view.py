@@ -11,6 +11,7 @@ from engine.core.problems import Refusal
 from engine.data import uploads
 from webui import notices
 from webui.data_tab.data_folder import Selection
+from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
@@ -22,6 +23,7 @@ class SetView(Panel):
     def __init__(self, context: Context, tabs: gr.Tabs, panels: Sequence[Panel]):
         super().__init__(context)
         self.tabs, self.panels = tabs, panels
+        self.head = next(panel for panel in panels if isinstance(panel, HeadPanel))
 
     def wire(self, sheet: gr.Dropdown) -> None:
         self.chosen.change(
@@ -34,9 +36,11 @@ class SetView(Panel):
         return [self.tabs, *(output for panel in self.panels for output in panel.outputs), self.message]
 
     def open(self, id: str) -> Updates:
-        """Everything about one set or file; nothing if there is none."""
+        """Everything about one set or file; nothing if there is none; of a folder of images, that it has no rows."""
         if not id:
             return self.closed()
+        if name := self.folder.image_folder(id):
+            return self.closed() | self.head.folder_opened(id, name)
         try:
             selection = self.folder.select(id)
         except Refusal as refusal:
@@ -48,9 +52,6 @@ class SetView(Panel):
         updates: Updates = {self.tabs: gr.Tabs(visible=bool(selection.dataset.files), selected=part)}
         for panel in self.panels:
             updates |= panel.opened(selection)
-        if selection.written:
-            text = self.words("rows-of-images", files=", ".join(selection.written))
-            updates |= {self.message: notices.toast(text)}
         return updates
 
     def closed(self) -> Updates:
