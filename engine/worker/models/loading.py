@@ -16,12 +16,10 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model,
-    get_peft_model_state_dict,
     load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -32,10 +30,11 @@ from transformers import (
 from engine.core.problems import Refusal, problem
 from engine.models.structure import is_or_below, remember
 from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
-from engine.models.vision_parts import VisionPlan, name_in_base, vision_plan
+from engine.models.vision_parts import VisionPlan, vision_plan
 from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
+from engine.worker.models.adapter_weights import add_whole_modules, refuse_empty_adapter
 from engine.worker.models.dequantization import dequantization, forget_quantization, refuse_unread_scales
 from engine.worker.models.embeddings import (
     fit_vocabulary,
@@ -373,7 +372,7 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
     options: dict[str, Any] = {}
     _turn_off_router_loss(model)  # which TRL has turned on
     if spec.method.kind == "lora":
-        _refuse_empty_adapter(spec, model)
+        refuse_empty_adapter(spec, model)
         for config in model.peft_config.values():
             # The name that others can download; a hub's model was loaded from a cache of this machine.
             config.base_model_name_or_path = spec.model.model_name_or_path
@@ -384,25 +383,4 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
         options["selected_adapters"] = ["default"]
     model.save_pretrained(folder, safe_serialization=True, **options)
     if "path_initial_model_for_weight_conversion" in options:
-        _add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)
-
-
-def _refuse_empty_adapter(spec: RunSpec, model: Any) -> None:
-    """Raises Refusal if an adapter has learned nothing, or nothing in a vision part that was to get one."""
-    weights = {name: weight for name, weight in model.named_parameters() if "lora_B.default" in name}
-    learned = {name: bool(weight.detach().any()) for name, weight in weights.items()}
-    if learned and not any(learned.values()):
-        raise Refusal(problem("adapter-empty"))
-    for part in ("tower", "projector"):
-        if getattr(spec.vision, part) == "adapter":
-            names = [name for name in learned if model.structure.part_of(name_in_base(name)) == part]
-            if not any(learned[name] for name in names):
-                raise Refusal(problem("adapter-part-empty", f"vision.{part}"))
-
-
-def _add_whole_modules(model: PeftModel, file: Path) -> None:
-    """Add the modules trained in full to an adapter that peft has converted, since peft writes only the converted
-    matrices."""
-    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-    whole = {name: tensor.contiguous() for name, tensor in adapter.items() if "lora_" not in name}
-    save_file(load_file(file) | whole, file, metadata={"format": "pt"})
+        add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)
