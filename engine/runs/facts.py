@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from engine.spec.yaml_text import read_yaml
 AXES = ("step", "epoch", "time")  # keys of every line of a metrics file that are not metrics
 TAIL_BYTES = (1 << 13, 1 << 18)  # last bytes of a metrics file that are searched first, and then
 NEWEST_VALUES = 3  # last points of a curve that are searched for a number
+MAX_REMEMBERED_CHARACTERS = 1000  # of a part of a spec
 # The part of a spec, as written by `Spec.to_yaml`, that lists show: a tenth of its lines, read in a tenth of the time.
 _LISTED_PARTS = re.compile(
     r"^(?:stage|model|method|data|harness):\n(?:[ \n].*\n)*|^name:.*\n(?:[ \n].*\n)*", re.MULTILINE
@@ -113,23 +115,33 @@ def _listed_parts(path: Path) -> dict[str, Any]:
         return {}
     # A text with line breaks is written with empty lines, and a long key with a question mark: then all of it is read.
     plain_layout = "\n\n" not in text and "  ? " not in text
-    listed = (
-        ""
-        if not plain_layout
-        else "".join(line for part in _LISTED_PARTS.findall(text) for line in _listed_lines(part))
-    )
-    for yaml in (listed, text):
+    listed = [_listed_lines(part) for part in _LISTED_PARTS.findall(text)] if plain_layout else []
+    for parts in (listed, [text]):
         try:
-            plain = read_yaml(yaml)
+            plain = _read_parts(parts)
         except (Refusal, RecursionError):
             continue
-        if isinstance(plain, dict) and isinstance(plain.get("model"), dict):
+        if isinstance(plain.get("model"), dict):
             return plain
     return {}
 
 
-def _listed_lines(part: str) -> list[str]:
-    return [part] if part.startswith("name:") else _LISTED_LINES.findall(part)
+def _listed_lines(part: str) -> str:
+    return part if part.startswith("name:") else "".join(_LISTED_LINES.findall(part))
+
+
+def _read_parts(parts: list[str]) -> dict[str, Any]:
+    """The parts of a spec together. Of thousands of runs, most parts are the same, and each is parsed once."""
+    plain: dict[str, Any] = {}
+    for part in parts:
+        content = _read_part(part) if len(part) < MAX_REMEMBERED_CHARACTERS else read_yaml(part)
+        plain |= _mapping(content)
+    return plain
+
+
+@lru_cache(maxsize=512)
+def _read_part(part: str) -> Any:
+    return read_yaml(part)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
