@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from engine.core.problems import Refusal
-from engine.core.reasoning import opens_reasoning, split_reasoning
+from engine.core.reasoning import opens_reasoning, split_reasoning, without_reasoning
 from engine.core.rundir import RunDir, read_lines, write_json, write_text
 from engine.data.datasets import examples, find
 from engine.evaluation import report
@@ -24,6 +26,8 @@ from engine.runs import failures, runs
 from engine.spec.stage_settings import Grpo
 from engine.worker.evaluation.findings import write_findings
 from engine.worker.evaluation.questions import Question
+from engine.worker.generation.detokenizer import Detokenizer
+from engine.worker.generation.reasoning_marks import with_visible_marks
 from engine.worker.training.rewards import Answer, score_function
 from tests.test_evaluate import asking, ended
 from webui import reports
@@ -65,6 +69,29 @@ def test_reasoning_is_told_from_the_answer(text: str, opened: bool | None, parts
 )
 def test_a_prompt_may_open_reasoning(prompt: str, opens: bool) -> None:
     assert opens_reasoning(prompt) == opens
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("plain\n", "plain\n"),
+        ("<think></think>4", "4"),
+        ("<think>by heart</think>\n\n4", "4"),
+        ("2</think>4", "2</think>4"),
+    ],
+)
+def test_a_reference_is_what_stands_after_its_reasoning(text: str, answer: str) -> None:
+    assert without_reasoning(text) == answer
+
+
+def test_marks_that_are_special_tokens_stay_in_the_text_of_an_answer() -> None:
+    backend = Tokenizer(WordLevel({"<unk>": 0, "well": 1, "yes": 2}, unk_token="<unk>"))
+    assert with_visible_marks(backend) is backend
+    backend.add_special_tokens(["[THINK]", "[/THINK]", "</s>"])
+    answer = Detokenizer(with_visible_marks(backend))
+    text = "".join(answer.add(backend.token_to_id(word)) for word in ("[THINK]", "well", "[/THINK]", "yes", "</s>"))
+    assert "".join((text + answer.rest()).split()) == "[THINK]well[/THINK]yes"
+    assert backend.decode([3, 1, 4, 2, 5]) == "well yes"
 
 
 # ------------------------------------------------------------------------------------------ findings
@@ -133,6 +160,8 @@ def test_right_answers_become_a_data_set_with_their_reasoning(
         lines = read_lines(findings.report / "rows.jsonl")
         lines[1] |= {"reference": "Half of 12 is 6."}
         lines[1]["answers"]["base"] |= {"text": "It is 6", "reasoning": "Or 7?"}
+        lines[2] |= {"reference": "8"}
+        lines[2]["answers"]["base"] |= {"text": "It is 8", "reasoning": "It was cut off."}
         write_text(findings.report / "rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     saved = save_right_answers(findings, "base", data, comparison)
     assert (saved.rows, saved.with_reasoning, saved.answers) == (len(answers), len(answers), 3)
@@ -160,19 +189,21 @@ def test_no_right_answer_makes_no_data_set(findings: RunDir, data: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("reward", "reference", "text", "score"),
+    ("reward", "reference", "text", "opened", "score"),
     [
-        ("exact", "Four.", "<think>2 and 2</think>\nFour.", 1),
-        ("exact", "<think>by heart</think>Four.", "Four.", 1),
-        ("exact", "Four.", "<think>Four.", 0),
-        ("numeric", "4", "<think>4, or 5</think>It is 4.", 1),
-        ("numeric", "4", "It is 5</think>It is 4", 1),
-        ("numeric", "4", "<think>4, or 5, no, 4", 0),
+        ("exact", "Four.", "<think>2 and 2</think>\nFour.", False, 1),
+        ("exact", "<think>by heart</think>Four.", "Four.", False, 1),
+        ("exact", "Four.", "<think>Four.", False, 0),
+        ("numeric", "4", "<think>4, or 5</think>It is 4.", False, 1),
+        ("numeric", "4", "It is 5</think>It is 4", True, 1),
+        ("numeric", "4", "<think>4, or 5, no, 4", False, 0),
+        ("numeric", "4", "4, or 5, no, 4", True, 0),
+        ("numeric", "4", "4, or 5, no, 4", False, 1),
     ],
 )
-def test_a_reward_looks_behind_the_reasoning(reward: str, reference: str, text: str, score: int) -> None:
+def test_a_reward_looks_behind_the_reasoning(reward: str, reference: str, text: str, opened: bool, score: int) -> None:
     stage = Grpo(rewards={reward: 1})
-    assert score_function(reward, stage, None)([Answer([], [1], text, [1], reference)]) == [score]
+    assert score_function(reward, stage, None)([Answer([], [1], text, [1], reference, opened)]) == [score]
 
 
 # ---------------------------------------------------------------------------- a model that always thinks

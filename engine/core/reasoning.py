@@ -37,6 +37,17 @@ def split_reasoning(text: str, *, opened: bool | None = None) -> AnswerParts:
     return AnswerParts("", text)
 
 
+def without_reasoning(text: str) -> str:
+    """An answer from the data, without the reasoning that may be written before it."""
+    answer = split_reasoning(text, opened=False).answer
+    return text if answer == text else answer.strip("\n")
+
+
+def is_mark(text: str) -> bool:
+    """Whether a text is nothing but a mark that opens or closes reasoning."""
+    return bool(OPENING_AT_START.fullmatch(text) or CLOSING.fullmatch(text))
+
+
 def opens_reasoning(prompt: str) -> bool:
     """Whether a rendered prompt ends with an opening mark, as for models that always think."""
     return bool(OPENING_AT_END.search(prompt))

@@ -293,7 +293,7 @@ JOB_MODULES = {"download": "engine.worker.data.download", "convert": "engine.wor
 def main() -> int:
     with job_process(sys.argv[1]) as (folder, arguments, report):
         what = read_json(folder / "request.json")["what"]
-        write_json(folder / "result.json", JOBS[what](folder, arguments, report), durable=False)
+        write_json(folder / "result.json", JOBS[what](folder, arguments, report))
     return 0
 
 

@@ -34,7 +34,8 @@ def save_right_answers(run: RunDir, model: str, data_dir: Path, comparison: str 
     """Write the right answers of a model in a finished evaluation as conversations into a new data set.
 
     By "exact", an answer is right if it equals the reference as the metric compares them, and is written as in the
-    data; by "number", if both come to the same number, and is written as the model did. Rows with images are left out.
+    data; by "number", if it was completed and both come to the same number, and is written as the model did. Rows with
+    images are left out.
     Raises Refusal if no answer is right, or the data folder cannot be written to.
     """
     summary = report.summary(run) or {}
@@ -77,5 +78,6 @@ def is_right(answer: Mapping[str, Any], row: Mapping[str, Any], comparison: str)
     """Whether an answer of a report's row is right."""
     if comparison == "exact":
         return any(answer["scores"].get(name) == 100 for name in ("exact", "accuracy"))
-    number = last_number(row["reference"])
+    # Of an answer that was cut off, training would learn to stop there.
+    number = last_number(row["reference"]) if answer["scores"].get("ended") else None
     return number is not None and last_number(answer["text"]) == number

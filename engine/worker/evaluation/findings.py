@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal, problem
-from engine.core.reasoning import AnswerParts, split_reasoning
+from engine.core.reasoning import AnswerParts, split_reasoning, without_reasoning
 from engine.core.rundir import RESULT_FILE, RunDir, distinct_titles, write_json, write_text
 from engine.data.row_images import readable
 from engine.evaluation.evaluation_spec import EvaluationSpec, TrainedResult
@@ -136,10 +136,7 @@ def _answer_report(
 
 def _reference(question: Question) -> str | None:
     """The expected answer, without reasoning that is written before it."""
-    if question.reference is None:
-        return None
-    parts = split_reasoning(question.reference, opened=False)
-    return parts.answer.strip("\n") if parts.reasoning else question.reference
+    return None if question.reference is None else without_reasoning(question.reference)
 
 
 def _row(question: Question) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.reasoning import opens_reasoning
 from engine.data.images import decode
 from engine.models.processor_files import has_image_processor
 from engine.spec.run_spec import RunSpec
+from engine.worker.generation.reasoning_marks import prompt_opens_reasoning, with_visible_marks
 from engine.worker.generation.sampling import Sampling
 from engine.worker.models.processor import image_tokens_or_problem
 from engine.worker.models.tokenizer import load_tokenizer
@@ -29,7 +30,6 @@ from engine.worker.templates.image_tokens import ImageTokens
 from engine.worker.templates.tool_calls import CallPrefix, ToolCallFormat
 
 THINKING_SWITCH = "enable_thinking"  # common names of the switch in templates of reasoning models
-MAX_MARK_TOKENS = 16  # in the mark that opens reasoning, with the line break after it
 
 
 @dataclass
@@ -51,9 +51,10 @@ class ServedModel:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.conversations.tokenizer
 
-    @property
+    @cached_property
     def backend_tokenizer(self) -> Tokenizer:
-        return self.tokenizer.backend_tokenizer
+        """For the texts of answers."""
+        return with_visible_marks(self.tokenizer.backend_tokenizer)
 
     def prompt(
         self,
@@ -83,7 +84,7 @@ class ServedModel:
 
     def opens_reasoning(self, prompt: list[int]) -> bool:
         """Whether these tokens end with the mark that opens reasoning, so that an answer begins within it."""
-        return opens_reasoning(str(self.tokenizer.decode(prompt[-MAX_MARK_TOKENS:])))
+        return prompt_opens_reasoning(self.tokenizer, prompt)
 
     def image_inputs(self, messages: Sequence[dict[str, Any]], ids: list[int]) -> Callable[[], dict[str, Any]] | None:
         """A function that creates the image arguments of the forward pass for a prompt with these tokens; None without

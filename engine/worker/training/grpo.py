@@ -23,6 +23,7 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
 from engine.spec.stage_settings import Grpo
 from engine.spec.steps import examples_per_step
+from engine.worker.generation.reasoning_marks import prompt_opens_reasoning
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.training.context import TrainingContext, reference_adapter
 from engine.worker.training.result import generation_config
@@ -46,7 +47,7 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
         raise Refusal(problem("too-few-prompts", "training.gradient_accumulation_steps", rows=rows, needed=questions))
     for split in context.data.values():
         check_references(list(stage.rewards), split["answer"])
-    rewards = [_trl_reward_function(name, score_function(name, stage, tokenizer)) for name in stage.rewards]
+    rewards = [_trl_reward_function(name, score_function(name, stage, tokenizer), tokenizer) for name in stage.rewards]
     compared = stage.grpo_beta and spec.method.kind != "lora"
     arguments = context.arguments(
         GRPOConfig,
@@ -73,7 +74,7 @@ def _with_trl_columns(rows: Any) -> Any:
     return rows.rename_columns({"prompt": "messages", "prompt_ids": "prompt"})
 
 
-def _trl_reward_function(name: str, score: ScoreFunction) -> Callable[..., list[float | None]]:
+def _trl_reward_function(name: str, score: ScoreFunction, tokenizer: Any) -> Callable[..., list[float | None]]:
     """A reward function as TRL calls it; its name becomes that of the curve."""
 
     def function(
@@ -85,7 +86,8 @@ def _trl_reward_function(name: str, score: ScoreFunction) -> Callable[..., list[
         **_: Any,
     ) -> list[float | None]:
         conversations = map(json.loads, messages)
-        rows = zip(conversations, prompts, completions, completion_ids, answer, strict=True)
+        opened = [prompt_opens_reasoning(tokenizer, prompt) for prompt in prompts]
+        rows = zip(conversations, prompts, completions, completion_ids, answer, opened, strict=True)
         return score([Answer(*row) for row in rows])
 
     function.__name__ = name

@@ -19,7 +19,7 @@ from typing import Any
 import regex
 
 from engine.core.problems import Refusal, problem
-from engine.core.reasoning import split_reasoning
+from engine.core.reasoning import split_reasoning, without_reasoning
 from engine.evaluation.numeric_answers import last_number
 from engine.spec.stage_settings import Answering
 
@@ -32,7 +32,7 @@ class Answer:
     """One answer, and its context.
 
     `text` has no special tokens; `ids` are as generated, including the end-of-turn token, if there is one. `reference`
-    is the answer in the data.
+    is the answer in the data; `opened`: the prompt ended within reasoning.
     """
 
     prompt: list[dict[str, Any]]
@@ -40,16 +40,17 @@ class Answer:
     text: str
     ids: list[int]
     reference: str | None
+    opened: bool | None = None
 
     @property
     def conclusion(self) -> str:
         """The text after the reasoning; empty if the answer ended within it."""
-        return split_reasoning(self.text).answer
+        return split_reasoning(self.text, opened=self.opened).answer
 
     @property
     def expected(self) -> str | None:
         """The reference after its reasoning."""
-        return None if self.reference is None else split_reasoning(self.reference, opened=False).answer
+        return None if self.reference is None else without_reasoning(self.reference)
 
 
 # None: there is nothing to compare this answer with, and it is neither good nor bad.

@@ -1,0 +1,29 @@
+"""The marks around the reasoning of a model, as its tokenizer has them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from engine.core.reasoning import is_mark, opens_reasoning
+
+MAX_MARK_TOKENS = 16  # in the mark that opens reasoning, with the line break after it
+
+
+def prompt_opens_reasoning(tokenizer: Any, prompt: list[int]) -> bool:
+    """Whether these tokens end with the mark that opens reasoning, so that an answer begins within it."""
+    return opens_reasoning(str(tokenizer.decode(prompt[-MAX_MARK_TOKENS:])))
+
+
+def with_visible_marks(backend: Tokenizer) -> Tokenizer:
+    """A tokenizer for the text of answers. Where the marks are special tokens, which are left out of texts, a copy in
+    which they are ordinary ones: without them, reasoning could not be told from the answer."""
+    tokens = backend.get_added_tokens_decoder().values()
+    if not any(token.special and is_mark(token.content) for token in tokens):
+        return backend
+    plain = json.loads(backend.to_str())
+    for token in plain["added_tokens"]:
+        token["special"] = token["special"] and not is_mark(token["content"])
+    return Tokenizer.from_str(json.dumps(plain))
