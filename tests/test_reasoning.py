@@ -172,6 +172,14 @@ def test_right_answers_become_a_data_set_with_their_reasoning(
     assert save_right_answers(findings, "base", data, comparison).dataset != saved.dataset
 
 
+def test_answers_about_images_are_left_out_of_the_data_set_and_its_count(findings: RunDir, data: Path) -> None:
+    lines = read_lines(findings.report / "questions.jsonl")
+    lines[0]["messages"][0]["images"] = [{"path": "a.png"}]
+    write_text(findings.report / "questions.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    saved = save_right_answers(findings, "base", data)
+    assert (saved.rows, saved.answers) == (1, 2)
+
+
 def test_no_right_answer_makes_no_data_set(findings: RunDir, data: Path) -> None:
     before = sorted(data.iterdir())
     for model, comparison, code in (

@@ -42,8 +42,13 @@ def save_right_answers(run: RunDir, model: str, data_dir: Path, comparison: str 
     titles = {known["id"]: known["title"] for known in summary.get("voices", ())}
     if model not in titles or comparison not in COMPARISONS:
         raise Refusal(problem("right-answers-gone"))
-    answers = [row for row in report.rows(run) if model in row["answers"] and row["reference"] is not None]
-    conversations = list(_conversations(run, answers, model, comparison))
+    questions = {line["row"] + 1: line for line in read_lines(run.report / "questions.jsonl")}
+    answers = [
+        row
+        for row in report.rows(run)
+        if model in row["answers"] and row["reference"] is not None and not _has_images(questions[row["row"]])
+    ]
+    conversations = list(_conversations(questions, answers, model, comparison))
     if not conversations:
         raise Refusal(problem("right-answers-none", name=titles[model], answers=len(answers)))
     name = uploads.safe_name(f"{titles[model]}-right-answers")
@@ -61,11 +66,16 @@ def save_right_answers(run: RunDir, model: str, data_dir: Path, comparison: str 
     return SavedAnswers(name, len(conversations), thinking, len(answers))
 
 
-def _conversations(run: RunDir, rows: list[Mapping[str, Any]], model: str, comparison: str) -> Iterator[dict[str, Any]]:
-    questions = {line["row"] + 1: line for line in read_lines(run.report / "questions.jsonl")}
+def _has_images(question: Mapping[str, Any]) -> bool:
+    return any("images" in message for message in question["messages"])
+
+
+def _conversations(
+    questions: Mapping[int, Mapping[str, Any]], rows: list[Mapping[str, Any]], model: str, comparison: str
+) -> Iterator[dict[str, Any]]:
     for row in rows:
         answer, question = row["answers"][model], questions[row["row"]]
-        if any("images" in message for message in question["messages"]) or not is_right(answer, row, comparison):
+        if not is_right(answer, row, comparison):
             continue
         message = {"role": "assistant", "content": row["reference"] if comparison == "exact" else answer["text"]}
         if answer.get("reasoning"):
