@@ -46,6 +46,8 @@ pytestmark = pytest.mark.usefixtures("forked")
         ("<seed:think>well</seed:think>yes", None, ("well", "yes", False)),
         ("[THINK]well[/THINK]yes", None, ("well", "yes", False)),
         ("<think></think>yes", None, ("", "yes", False)),
+        ("<|START_THINKING|>well<|END_THINKING|>yes", None, ("well", "yes", False)),
+        ("<rethinking-list> is a tag", None, ("", "<rethinking-list> is a tag", False)),
         ("the template opened it</think>yes", None, ("the template opened it", "yes", False)),
         ("the template opened it</think>yes", True, ("the template opened it", "yes", False)),
         ("the template opened it", True, ("the template opened it", "", True)),
@@ -65,6 +67,8 @@ def test_reasoning_is_told_from_the_answer(text: str, opened: bool | None, parts
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
         ("<|im_start|>assistant\n", False),
         ("[INST]Hi[/INST][THINK]", True),
+        ("<|START_THINKING|>", True),
+        ("<|START_THINKING|><|END_THINKING|>", False),
     ],
 )
 def test_a_prompt_may_open_reasoning(prompt: str, opens: bool) -> None:
@@ -78,6 +82,7 @@ def test_a_prompt_may_open_reasoning(prompt: str, opens: bool) -> None:
         ("<think></think>4", "4"),
         ("<think>by heart</think>\n\n4", "4"),
         ("2</think>4", "2</think>4"),
+        ("<think> opens a thought", "<think> opens a thought"),
     ],
 )
 def test_a_reference_is_what_stands_after_its_reasoning(text: str, answer: str) -> None:
@@ -180,12 +185,24 @@ def test_answers_about_images_are_left_out_of_the_data_set_and_its_count(finding
     assert (saved.rows, saved.answers) == (1, 2)
 
 
+def test_a_report_of_pairs_or_without_its_questions_makes_no_data_set(findings: RunDir, data: Path) -> None:
+    lines = read_lines(findings.report / "rows.jsonl")
+    del lines[0]["reference"]  # as in a report of pairs
+    write_text(findings.report / "rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert save_right_answers(findings, "base", data).answers == 2
+    (findings.report / "questions.jsonl").unlink()
+    with pytest.raises(Refusal) as refused:
+        save_right_answers(findings, "base", data)
+    assert refused.value.problems[0].code == "right-answers-none"
+
+
 def test_no_right_answer_makes_no_data_set(findings: RunDir, data: Path) -> None:
     before = sorted(data.iterdir())
     for model, comparison, code in (
         ("plain", "number", "right-answers-none"),
         ("plain", "luck", "right-answers-gone"),
         ("nobody", "exact", "right-answers-gone"),
+        ("", "", "right-answers-gone"),
     ):
         with pytest.raises(Refusal) as refused:
             save_right_answers(findings, model, data, comparison)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# <think>, <thinking>, <seed:think>, [THINK]: whatever a family calls the marks around its reasoning.
-OPENING = r"(?:<[^<>/\s]*think[^<>/]*>|\[THINK\])"
-OPENING_AT_START = re.compile(rf"\s*{OPENING}", re.IGNORECASE)
-OPENING_AT_END = re.compile(rf"{OPENING}\s*\Z", re.IGNORECASE)
-CLOSING = re.compile(r"</[^<>/\s]*think[^<>/]*>|\[/THINK\]", re.IGNORECASE)
+# The marks of most families, with names such as seed:think; then those of Magistral and of Cohere's Command models.
+OPENING = r"(?:<(?:\w+:)?think(?:ing)?>|\[THINK\]|<\|START_THINKING\|>)"
+OPENING_AT_START = re.compile(rf"\s*{OPENING}")
+OPENING_AT_END = re.compile(rf"{OPENING}\s*\Z")
+CLOSING = re.compile(r"</(?:\w+:)?think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
 
 
 class AnswerParts(NamedTuple):
@@ -38,9 +38,10 @@ def split_reasoning(text: str, *, opened: bool | None = None) -> AnswerParts:
 
 
 def without_reasoning(text: str) -> str:
-    """An answer from the data, without the reasoning that may be written before it."""
-    answer = split_reasoning(text, opened=False).answer
-    return text if answer == text else answer.strip("\n")
+    """An answer from the data, without the reasoning that may be written before it. A mark that is never closed is
+    ordinary text there."""
+    parts = split_reasoning(text, opened=False)
+    return text if parts.unfinished or parts.answer == text else parts.answer.strip("\n")
 
 
 def is_mark(text: str) -> bool:

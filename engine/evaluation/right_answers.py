@@ -46,7 +46,8 @@ def save_right_answers(run: RunDir, model: str, data_dir: Path, comparison: str 
     answers = [
         row
         for row in report.rows(run)
-        if model in row["answers"] and row["reference"] is not None and not _has_images(questions[row["row"]])
+        if model in row["answers"] and row.get("reference") is not None and row["row"] in questions
+        if not _has_images(questions[row["row"]])
     ]
     conversations = list(_conversations(questions, answers, model, comparison))
     if not conversations:
