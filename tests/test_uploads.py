@@ -684,6 +684,7 @@ def test_metadata_next_to_images_becomes_rows(tmp_path, data):
         (["1.png"], {"metadata_csv": "file_name,text\n/etc/1.png,a\n"}, "imagefolder-outside"),
         (["1.png"], {"a__metadata_csv": "file_name,text\n../../1.png,a\n"}, "imagefolder-outside"),
         (["1.png"], {"metadata_csv": "file_name,text\n.,a\n"}, "imagefolder-outside"),
+        (["1.png"], {"metadata_jsonl": '["1.png", "a"]'}, "row-type"),
     ],
 )
 def test_images_without_labels_are_refused(tmp_path, data, images, texts, code):
@@ -727,6 +728,14 @@ def test_paths_of_metadata_are_normalized(tmp_path):
 def test_hidden_images_are_no_rows(tmp_path):
     folder = image_folder(tmp_path / "x", "cat/1.png", "cat/._1.png", ".thumbnails/1.png", "cat/.small/2.png")
     assert json.loads(image_folders.write_rows(folder)[0].read_text())["images"] == ["cat/1.png"]
+
+
+def test_a_file_of_rows_is_never_written_over(tmp_path):
+    folder = image_folder(tmp_path / "x", "train/cat/1.png", "test/cat/2.png", train_jsonl="mine")
+    with pytest.raises(FileExistsError):
+        image_folders.write_rows(folder)
+    assert (folder / "train.jsonl").read_text() == "mine"
+    assert not (folder / "test.jsonl").exists()
 
 
 def test_no_file_of_rows_remains_if_another_cannot_be_written(tmp_path, monkeypatch):

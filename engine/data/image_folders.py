@@ -7,6 +7,7 @@ the label or text. Folders called train, test and so on become a data file each.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -127,7 +128,10 @@ def write_rows(folder: Path) -> list[Path]:
 
 
 def _write_all(texts: Mapping[Path, str]) -> None:
-    """Write these files; none of them remains if one cannot be written."""
+    """Write these files; none of them remains if one cannot be written. Raises FileExistsError rather than overwrite
+    one, which may have come since the folder was looked at."""
+    if taken := next((file for file in texts if os.path.lexists(file)), None):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), taken)
     written: list[Path] = []
     try:
         for file, text in texts.items():
