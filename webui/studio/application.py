@@ -24,6 +24,7 @@ from webui.page_sessions import keep_little
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.studio import page
+from webui.studio.assets import Assets
 from webui.words import LANGUAGES
 
 
@@ -47,7 +48,7 @@ def application(
             yield
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
-    routes = [healthy, *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
+    routes = [healthy, Assets(), *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
     guarded = auth(whole) if auth else whole

@@ -1,0 +1,56 @@
+"""The scripts and styles of gradio's page, compressed once and kept by browsers.
+
+Gradio reads and compresses each of them again for each visitor, some eighty per page.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from functools import cache
+from pathlib import Path
+
+import brotli
+from gradio.route_utils import BUILD_PATH_LIB
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
+
+FOLDER = Path(BUILD_PATH_LIB)
+COMPRESSED_SUFFIXES = (".js", ".css")
+QUALITY = 6  # of brotli, up to 11: a few ms for most of the files; 9 would save 1 %
+# A new version of gradio has new names: each contains a hash of the file's content.
+CACHE_CONTROL = "public, max-age=31536000, immutable"
+
+
+class Assets(Route):
+    """`/assets/<file>` for a browser that reads brotli; gradio answers all other requests."""
+
+    def __init__(self) -> None:
+        super().__init__("/assets/{name}", _respond, methods=["GET"])
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        if match is Match.FULL and not _is_ours(Request(scope), child_scope["path_params"]["name"]):
+            match = Match.NONE
+        return match, child_scope
+
+
+async def _respond(request: Request) -> Response:
+    name = request.path_params["name"]
+    headers = {"Content-Encoding": "br", "Cache-Control": CACHE_CONTROL, "Vary": "Accept-Encoding"}
+    return Response(_compressed(name), headers=headers, media_type=mimetypes.guess_type(name)[0])
+
+
+def _is_ours(request: Request, name: str) -> bool:
+    return "br" in request.headers.get("Accept-Encoding", "") and name in _names()
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(path.name for path in FOLDER.iterdir() if path.suffix in COMPRESSED_SUFFIXES)
+
+
+@cache  # at most the files of the package: 6 MB
+def _compressed(name: str) -> bytes:
+    return brotli.compress((FOLDER / name).read_bytes(), brotli.MODE_TEXT, QUALITY)
