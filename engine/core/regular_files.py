@@ -28,8 +28,14 @@ def append_to_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
     """The whole content of a file. Raises OSError, also if it has more than `limit` bytes."""
-    with open_regular(path) as file:
-        content = file.read(limit + 1)
+    descriptor = open_descriptor(path, os.O_RDONLY)
+    try:
+        # Its size and one more byte: asking for up to the limit would reserve that much memory each time.
+        content = os.read(descriptor, min(os.fstat(descriptor).st_size, limit) + 1)
+        while more := os.read(descriptor, min(len(content), limit + 1 - len(content))):  # it is growing
+            content += more
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return content
