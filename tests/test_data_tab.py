@@ -43,6 +43,7 @@ def place(tmp_path: Path) -> Workplace:
         "numbers": {"file_name": "numbers.json", "columns": COLUMNS},
     }
     (data / "dataset_info.json").write_text(json.dumps(entries))
+    (tmp_path / "secret.json").write_text(json.dumps(ROWS))
     return Workplace(data=data, saves=tmp_path / "saves")
 
 
@@ -94,7 +95,7 @@ def test_a_set_opens_with_its_rows_and_a_file_with_its_columns(tab: Tab) -> None
     assert numbers[tab.columns.roles["prompt"]]["value"] == "question"
     loose = tab.view.open("file:loose.json")
     assert loose[tab.view.tabs].selected == "columns"
-    assert loose[tab.head.actions]["visible"] is False
+    assert (loose[tab.head.use]["visible"], loose[tab.head.remove]) == (False, ENGLISH("remove-file"))
     assert "loose.json" in loose[tab.check.findings]  # it is in no set yet, which is why it cannot be checked
     away = tab.view.open("set:away")
     assert (away[tab.view.tabs].visible, away[tab.head.fetch]["visible"]) == (False, True)
@@ -133,7 +134,9 @@ def test_pages_are_turned_and_a_search_goes_on_where_it_has_stopped(tab: Tab) ->
 def test_a_refusal_becomes_a_message_and_changes_nothing_else(tab: Tab) -> None:
     for updates in (
         tab.rows.search("set:gone", "x"),
-        tab.head.remove_set("file:loose.json"),
+        tab.head.remove_opened("set:gone"),
+        tab.head.remove_opened("file:numbers.json"),
+        tab.head.remove_opened("file:../secret.json"),
         tab.derive.split("set:numbers", "many", "42"),
         tab.derive.deduplicate("set:gone"),
         tab.check.check("file:loose.json", []),
@@ -150,8 +153,13 @@ def test_a_file_is_described_becomes_a_set_and_is_taken_out_again(tab: Tab, plac
     assert 'data-set="set:mine" class="on"' in updates[tab.sets.html]
     info = place.data / "dataset_info.json"
     assert json.loads(info.read_text())["mine"] == {"file_name": "loose.json", "columns": COLUMNS}
-    assert tab.head.remove_set("set:mine")[tab.context.chosen] == ""
+    assert tab.head.remove_opened("set:mine")[tab.context.chosen] == ""
     assert list(json.loads(info.read_text())) == ["away", "numbers"]
+    asked = tab.view.open("file:loose.json")[tab.head.sure]
+    assert "loose.json" in asked
+    removed = tab.head.remove_opened("file:loose.json")
+    assert (removed[tab.context.chosen], "loose.json" in removed[tab.sets.html]) == ("", False)
+    assert {file.name for file in place.data.glob("*.json")} == {"dataset_info.json", "numbers.json"}
 
 
 def test_rows_are_made_of_a_folder_of_images_by_a_button(tab: Tab, place: Workplace) -> None:

@@ -486,6 +486,20 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
     assert [file.name for file in data.iterdir()] == ["book.jsonl"]
 
 
+def test_a_file_in_no_set_is_removed_with_its_workbook_and_nothing_else_is(tmp_path, data):
+    received(several_sheets(tmp_path / "book.xlsx"), data)
+    (tmp_path / "outside.json").write_text("[]")
+    (data / "link.json").symlink_to(tmp_path / "outside.json")
+    (data / "used.json").write_text("[]")
+    (data / "dataset_info.json").write_text('{"used": {"file_name": "used.json"}}')
+    for name in ("used.json", "../outside.json", "link.json", "dataset_info.json", ".book.jsonl.xlsx", "gone.json", ""):
+        with pytest.raises(Refusal):
+            uploads.remove(data, name)
+    uploads.remove(data, "book.jsonl")
+    assert {file.name for file in data.iterdir()} == {"dataset_info.json", "link.json", "used.json"}
+    assert (tmp_path / "outside.json").exists()
+
+
 def test_a_sheet_that_is_still_read_when_its_workbook_is_forgotten_changes_nothing(tmp_path, data, monkeypatch):
     received(several_sheets(tmp_path / "book.xlsx"), data)
     arrived, read = data / "book.jsonl", uploads.workbooks.to_jsonl

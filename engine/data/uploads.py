@@ -21,7 +21,7 @@ from engine.core import hardware
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import image_folders, unpacking, workbooks
-from engine.data.datasets import INFO_FILE, Dataset
+from engine.data.datasets import INFO_FILE, Dataset, read_dataset_info
 from engine.data.image_folders import is_data_file, is_encodable
 from engine.data.images import is_metadata
 from engine.data.parquet_probe import prove_bounded
@@ -200,6 +200,21 @@ def safe_name(original_name: str) -> str:
     while len(stem.encode()) > 150:  # file systems limit names to 255 bytes, and copies get a number
         stem = stem[:-1]
     return (stem.strip(" .") or "data") + suffix.lower()
+
+
+def remove(data_dir: Path, name: str) -> None:
+    """Delete a file that is in no data set, and the workbook kept for it; `name` is its path in the data folder.
+
+    Raises Refusal if it is not one of those files, or cannot be deleted.
+    """
+    file = data_dir / name
+    if name not in unregistered(data_dir, read_dataset_info(data_dir)[0]) or not file.is_file():
+        raise Refusal(problem("set-unknown", name=name))
+    try:
+        forget_workbook(file)
+        file.unlink()
+    except OSError as error:
+        raise Refusal(problem("data-not-writable", folder=file.parent, why=error.strerror or error)) from error
 
 
 def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:

@@ -149,6 +149,12 @@ def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
     expect(page.locator("#sets a[data-set='file:identity-train.jsonl']")).to_have_count(1)
     assert "identity-train" not in json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))
     assert (place.data / "identity-train.jsonl").exists()
+    page.locator("#sets a[data-set='file:identity-train.jsonl']").click()
+    expect(page.locator("#remove-set")).to_have_text("删除文件")
+    page.locator("#remove-set").click()
+    page.locator("#yes-remove").click()
+    expect(page.locator("#sets a[data-set='file:identity-train.jsonl']")).to_have_count(0)
+    assert not (place.data / "identity-train.jsonl").exists()
     seen = page.locator("body").inner_text()
     for english in ("Data set", "Rows", "Check", "What the model sees", "Search", "Remove", "Upload", "Drop"):
         assert english not in seen, english

@@ -7,7 +7,7 @@ from html import escape
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.data import dataset_info_edits
+from engine.data import dataset_info_edits, uploads
 from webui import notices
 from webui.data_tab import set_html
 from webui.data_tab.data_folder import Selection, file_id, row_count
@@ -35,19 +35,20 @@ class HeadPanel(Panel):
             self.fetch = gr.Button(words("hub-fetch"), size="sm", visible=False, elem_id="get-set")
             self.remove = gr.Button(words("remove-set"), size="sm", elem_classes="hurts", elem_id="remove-set")
         with gr.Row(visible=False, elem_classes="sure") as self.question:
-            gr.HTML(f"<p>{escape(words('sure-remove'))}</p>")
-            self.yes = gr.Button(words("yes-remove"), variant="stop", size="sm", elem_id="yes-remove", scale=0)
+            self.sure = gr.HTML()
+            self.yes = gr.Button(words("yes-remove-set"), variant="stop", size="sm", elem_id="yes-remove", scale=0)
             self.no = gr.Button(words("cancel"), size="sm", scale=0)
 
     def wire(self) -> None:
         self.make.click(self.make_rows, self.chosen, [self.message, self.chosen, self.sets.html], **QUIET)
         self.remove.click(lambda: gr.update(visible=True), None, self.question, **QUIET)
         self.no.click(lambda: gr.update(visible=False), None, self.question, **QUIET)
-        self.yes.click(self.remove_set, self.chosen, [self.message, self.chosen, self.sets.html], **QUIET)
+        self.yes.click(self.remove_opened, self.chosen, [self.message, self.chosen, self.sets.html], **QUIET)
 
     @property
     def outputs(self) -> list[Block]:
-        return [self.nothing_open, self.title, self.of_folder, self.actions, self.fetch, self.use, self.question]
+        shown = [self.nothing_open, self.title, self.of_folder, self.actions, self.fetch, self.use, self.question]
+        return [*shown, self.remove, self.sure, self.yes]
 
     def opened(self, selection: Selection) -> Updates:
         count = row_count(selection.dataset) if selection.is_set else None
@@ -55,10 +56,19 @@ class HeadPanel(Panel):
             self.nothing_open: gr.update(visible=False),
             self.title: set_html.title(selection, count, self.words),
             self.of_folder: gr.update(visible=False),
-            self.actions: gr.update(visible=selection.is_set),
+            self.actions: gr.update(visible=True),
             self.fetch: gr.update(visible=bool(selection.dataset.hub)),
-            self.use: gr.update(visible=selection.readable),
+            self.use: gr.update(visible=selection.is_set and selection.readable),
             self.question: gr.update(visible=False),
+        } | self._removal(selection)
+
+    def _removal(self, selection: Selection) -> Updates:
+        """A set leaves the list and its files stay; a file in no set can only be deleted."""
+        what, words = "set" if selection.is_set else "file", self.words
+        return {
+            self.remove: words(f"remove-{what}"),
+            self.sure: f"<p>{escape(words(f'sure-remove-{what}', name=selection.name))}</p>",
+            self.yes: words(f"yes-remove-{what}"),
         }
 
     def closed(self) -> Updates:
@@ -82,9 +92,12 @@ class HeadPanel(Panel):
         return self.sets.opening(file_id(written[0])) | {self.message: toast}
 
     @refusal_as_message
-    def remove_set(self, id: str) -> Updates:
-        """Remove the set from the list; its files stay."""
-        name = self.folder.saved_set(id).name
-        dataset_info_edits.remove(self.folder.path, name)
-        toast = notices.toast(self.words("set-removed", name=name))
+    def remove_opened(self, id: str) -> Updates:
+        """Remove the set from the list, where its files stay; delete a file that is in no set."""
+        selection = self.folder.select(id)
+        if selection.is_set:
+            dataset_info_edits.remove(self.folder.path, selection.name)
+        else:
+            uploads.remove(self.folder.path, selection.name)
+        toast = notices.toast(self.words("set-removed" if selection.is_set else "file-removed", name=selection.name))
         return self.sets.opening("") | {self.message: toast}
