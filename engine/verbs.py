@@ -128,16 +128,17 @@ def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """List all problems of a spec, without starting it."""
-    spec = kinds.read(_text(arguments.spec))
+    """List all problems of a spec, without starting it: what prevents the start, settings that do not exist last; then
+    warnings, on standard error."""
+    spec, unknown = kinds.read_known(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
-    obstacles = kind.problems(spec, workplace)
+    obstacles = kind.problems(spec, workplace) + unknown
     notes: list[Problem] = []
     if not obstacles and isinstance(spec, RunSpec):
         obstacles, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
+    print("\n".join(map(sentence, obstacles)) or "ready to start", flush=True)
     print_doubts([*kind.doubts(spec, obstacles), *notes])
-    print("\n".join(map(sentence, obstacles)) or "ready to start")
     return 1 if obstacles else 0
 
 

@@ -108,6 +108,12 @@ def test_nothing_is_said_of_a_plain_run(check: Callable[..., Checked]) -> None:
             "attention-not-trained-on-cpu",
             None,
         ),
+        (
+            {"model__attn_implementation": "flash_attention_2"},  # there is no need to install anything
+            "model.attn_implementation",
+            "attention-needs-card",
+            None,
+        ),
         ({"method__r": 4096, "method__init_lora_weights": "pissa"}, "method.r", "rank-beyond-matrix", 32),
     ],
 )
@@ -298,6 +304,29 @@ def test_check_tells_doubts_beside_its_answer(workplace: Workplace, make_spec: C
     checked = engine(workplace, "check", "-", input=spec)
     assert checked.returncode == 1
     assert "data.validation_share: " in checked.stdout
+
+
+def test_what_stops_a_run_comes_before_settings_that_do_not_exist(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    spec = make_spec(data__datasets={"nonesuch": 1}, extra={"epochs": 3}, training__per_device_train_batch_size=65536)
+    checked = engine(workplace, "check", "-", input="foo: 1\n" + spec.to_yaml())
+    first, second, third = checked.stdout.splitlines()
+    assert (checked.returncode, first.split(":")[0]) == (1, "data.datasets")
+    assert "no argument 'epochs'" in second
+    assert "no setting 'foo'" in third
+
+
+def test_a_wrong_value_comes_before_however_many_settings_do_not_exist() -> None:
+    unknown = "".join(f"  x{number}: 1\n" for number in range(60))
+    with pytest.raises(Refusal) as refused:
+        kinds.read_known(f"data:\n{unknown}training:\n  learning_rate: fast\n")
+    first, *others = refused.value.problems
+    assert (first.field, others[-1].code) == ("training.learning_rate", "spec-more-problems")
+    spec, unknown_keys = kinds.read_known("method: {kind: full, r: 8}\ntraining: {seed: 7, epochs: 2}\n")
+    assert isinstance(spec, RunSpec)
+    assert (spec.method.kind, spec.training.seed) == ("full", 7)
+    assert {wrong.field for wrong in unknown_keys} == {"method.r", "training.epochs"}
 
 
 def test_the_plan_of_the_page_has_both(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:

@@ -50,7 +50,7 @@ def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
     ]
     optimizer = spec.training.optim
     requirements += [(optimizer, module, "training.optim") for module in optimizer_modules(optimizer)]
-    if spec.model.attn_implementation == "flash_attention_2":
+    if spec.model.attn_implementation == "flash_attention_2" and doctor.device_of(spec).kind == "cuda":
         requirements.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
     if spec.model.quantization.kind != "none":
         requirements.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))

@@ -18,6 +18,7 @@ from engine.launch.workspace import Workplace
 from engine.preflight import checks, limits
 from engine.preflight.remarks import remarks
 from engine.spec.contradictions import spec_problems
+from engine.spec.explanations import UNKNOWN_KEY_CODES, unknown_last
 from engine.spec.run_spec import RunSpec, Spec
 from engine.spec.yaml_text import read_yaml
 
@@ -38,7 +39,7 @@ class Kind:
 def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     """Everything that prevents a training from running here: in the spec, on this machine, and in its numbers."""
     obstacles = spec_problems(spec) + checks.preflight_problems(spec, workplace)
-    return obstacles + limits.limit_problems(spec, workplace, obstacles)
+    return unknown_last(obstacles + limits.limit_problems(spec, workplace, obstacles))
 
 
 def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
@@ -72,8 +73,34 @@ KINDS = {
 
 def read(text: str, default: str = RunSpec.kind) -> Spec:
     """The spec in a YAML text, of the kind that it states, otherwise of the kind `default`. Raises Refusal."""
+    type_, plain = _type_and_settings(text, default)
+    return type_.read(plain)
+
+
+def read_known(text: str) -> tuple[Spec, list[Problem]]:
+    """The spec in a YAML text without the settings that do not exist, and a problem for each of these. Raises Refusal
+    if there are other problems."""
+    type_, plain = _type_and_settings(text, RunSpec.kind)
+    try:
+        return type_.read(plain), []
+    except Refusal as refusal:
+        unknown = refusal.problems
+        if not all(problem.code in UNKNOWN_KEY_CODES and _remove(plain, problem.field) for problem in unknown):
+            raise
+    return type_.read(plain), unknown
+
+
+def _type_and_settings(text: str, default: str) -> tuple[type[Spec], Any]:
     plain = read_yaml(text)
     kind = plain.pop("kind", default) if isinstance(plain, dict) else default
     if kind not in list(KINDS):
         raise Refusal(problem("spec-choice", "kind", given=kind, choices=", ".join(KINDS)))
-    return KINDS[kind].spec.read(plain)
+    return KINDS[kind].spec, plain
+
+
+def _remove(plain: Any, path: str) -> bool:
+    """Remove the setting at this path, its steps separated by dots; whether there was one."""
+    *parts, name = path.split(".")
+    for part in parts:
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return isinstance(plain, dict) and plain.pop(name, plain) is not plain

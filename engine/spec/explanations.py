@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,7 +15,15 @@ from engine.spec.fields import choices_of, fields_of
 MAX_PROBLEMS_SAID = 50  # per spec; nobody reads more, and finding suggestions takes time
 NO_VALUE = "(nothing)"  # translated by engine/core/reasons.yaml
 MAX_CHOICES_LISTED, MAX_NEAREST_LISTED = 12, 5  # a longer list is shortened to this many
+UNKNOWN_KEY_CODES = ("spec-other-kind", "spec-unknown-key", "spec-key-for-extra", "spec-no-such-key")
+UNKNOWN_CODES = (*UNKNOWN_KEY_CODES, "extra-unknown", "spec-more-problems")
 WEIGHTED_FIELDS = ("data.datasets", "stage.rewards")  # mappings for which a list is a short form
+
+
+def unknown_last(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems in their order, except that settings that do not exist come last: many may be left over from another
+    program, and they would hide the others."""
+    return sorted(problems, key=lambda problem: problem.code in UNKNOWN_CODES)
 
 
 def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:

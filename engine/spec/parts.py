@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.spec.explanations import MAX_PROBLEMS_SAID, problem_from_error, shortened
+from engine.spec.explanations import MAX_PROBLEMS_SAID, problem_from_error, shortened, unknown_last
 from engine.spec.fields import fields_of
 
 # Half characters, cut off by some program, and NUL.
@@ -34,13 +34,13 @@ class Part(BaseModel):
             part = cls.model_validate(plain)
         except ValidationError as error:
             known = {wrong.field for wrong in problems}
-            errors = error.errors()
+            errors = sorted(error.errors(), key=lambda details: details["type"] == "extra_forbidden")
             explained = (problem_from_error(details, cls) for details in errors[:MAX_PROBLEMS_SAID])
             problems += [wrong for wrong in explained if wrong.field not in known]
             if more := len(errors[MAX_PROBLEMS_SAID:]):
                 problems.append(problem("spec-more-problems", count=more))
         if problems:
-            raise Refusal(problems)
+            raise Refusal(unknown_last(problems))
         return part
 
 
