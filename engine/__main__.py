@@ -21,7 +21,10 @@ VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.evaluate, verbs.conver
 VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor)
 
 
-OPERANDS = {"run": "a run's ID as printed by list, or its name", "model": "a GGUF file, or a model folder"}
+OPERANDS = {
+    "run": "a run's ID as printed by list, or its name; the beginning or end is enough, except for stop and delete",
+    "model": "a GGUF file, or a model folder",
+}
 
 
 def _workplace(arguments: argparse.Namespace) -> Workplace:

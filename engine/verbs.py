@@ -53,7 +53,7 @@ def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> Evaluati
     else:
         if what and not workplace.saves.is_dir():
             raise Refusal(problem("saves-missing", folder=workplace.saves))
-        ids = [runs.get(workplace.saves, name, _has_result).id for name in what]
+        ids = [_trained(workplace, name).id for name in what]
         spec = EvaluationSpec.read({"results": ids})
     for path, value in flags.changes(arguments).items():
         spec = spec.change(path, value)
@@ -206,7 +206,7 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     for argument in arguments.runs:
         run, equals, weight = argument.partition("=")
         try:
-            weights[runs.get(workplace.saves, run, _has_result).id] = float(weight) if equals else 1.0
+            weights[_trained(workplace, run).id] = float(weight) if equals else 1.0
         except ValueError:
             raise Refusal(problem("spec-type-float", "adapters", given=weight)) from None
     names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
@@ -236,7 +236,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         key = _text(arguments.api_key_file).strip()
     if not is_loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
-    ids = [runs.get(workplace.saves, name, _has_result).id for name in arguments.runs]
+    ids = [_trained(workplace, name).id for name in arguments.runs]
     settings = servers.serve_settings(
         workplace, servers.choose(workplace, arguments.base, ids, arguments.engine), user_name()
     )
@@ -268,7 +268,9 @@ def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
     """The run given to a verb; of several with that name, the one that the verb can be applied to."""
-    return runs.get(workplace.saves, arguments.run, TAKES_RUN.get(arguments.function, lambda _: True))
+    verb = arguments.function
+    fits = TAKES_RUN.get(verb, lambda _: True)
+    return runs.get(workplace.saves, arguments.run, fits, abbreviated=verb not in NEED_WHOLE_NAME)
 
 
 def _text(file: str) -> str:
@@ -293,6 +295,11 @@ def _context(model: str) -> int | None:
     return inspect_model(Path(model)).context_length if Path(model).is_dir() else None
 
 
+def _trained(workplace: Workplace, name: str) -> runs.Run:
+    """The run called like that, of several the one with a result."""
+    return runs.get(workplace.saves, name, _has_result, abbreviated=True)
+
+
 def _has_result(run: runs.Run) -> bool:
     """Whether it is a training run with a result."""
     return run.kind == "training" and results.result_of(run) is not None
@@ -305,3 +312,5 @@ TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
     follow: lambda run: bool(results.possible_next_stages(run)),
     delete: lambda run: "delete" in run.can,
 }
+# What these do cannot be undone, and an abbreviation of a run that is gone may be one of another.
+NEED_WHOLE_NAME = (stop, delete)

@@ -17,7 +17,7 @@ import pytest
 from engine.core.rundir import RunDir, write_json
 from engine.launch.processes import end_processes, find_processes
 from engine.launch.workspace import Workplace
-from engine.runs import failures, progress, queue, runs, supervisor
+from engine.runs import attempts, failures, progress, queue, runs, supervisor
 from engine.runs.run import ALIVE_STATES, state
 from engine.spec.run_spec import RunSpec
 from tests import stand_in
@@ -142,7 +142,8 @@ def test_an_old_result_does_not_make_a_new_attempt_finished(run_program: Callabl
     assert run.state == "failed"  # a result was written, but the exit code was 1
     runs.resume(run)
     run = ended(run)
-    assert run.request["attempt"] == 2
+    assert (run.request["attempt"], attempts.resumed_from(run)) == (2, 0)  # it has no checkpoint
+    assert attempts.seconds_before(run) > 0
     assert (run.state, run.exit["reason"]) == ("failed", "no-result")
 
 
@@ -316,7 +317,7 @@ sys.exit(subprocess.call({words!r}))
 """
 ADVANCE = """
 from pathlib import Path
-from engine.runs import queue
+from engine.runs import attempts, queue
 queue.supervisor_command = lambda _: {words!r}
 queue.advance(Path({saves!r}))
 """

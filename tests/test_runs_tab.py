@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.core.rundir import write_json
+from engine.core.rundir import RunDir, write_json
 from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.runs.runs import Run
@@ -25,7 +25,7 @@ from webui.runs_tab.head_panel import HeadPanel
 from webui.runs_tab.output_panel import OutputPanel
 from webui.runs_tab.panel import Context, CurveView
 from webui.runs_tab.run_actions import RunActions
-from webui.runs_tab.run_view import RunView
+from webui.runs_tab.run_view import ENDED_POLL_SECONDS, RunView
 from webui.runs_tab.table_panel import TABLE_ROWS, TablePanel, row_limit
 from webui.words import Words
 
@@ -101,7 +101,7 @@ def test_a_finished_run_opens_with_all_that_it_has_left(tab: Tab, past: Callable
     run = past("first")
     updates = tab.view.open(run.id, *VIEW)
     assert (visible(updates, tab.view.column), visible(updates, tab.table.column)) == (True, False)
-    assert (updates[tab.view.timer].active, updates[tab.table.timer].active) == (False, False)
+    assert (updates[tab.view.timer].value, updates[tab.table.timer].active) == (ENDED_POLL_SECONDS, False)
     assert "<h1>first</h1>" in updates[tab.head.head]
     assert updates[tab.curves.html].count("<figure") == 2  # loss with its validation, tokens
     assert "name: first" in updates[tab.output.settings]
@@ -144,7 +144,35 @@ def test_a_look_at_a_run_answers_only_what_has_changed(tab: Tab, past: Callable[
     assert updates.keys() <= set(tab.view.moving)
     assert updates[tab.view.stamp] != stamp
     assert "0.125" in updates[tab.curves.html]
-    assert tab.view.tick("no/such/run", stamp, *CURVES)[tab.view.timer].active is False
+
+
+def test_a_run_that_was_deleted_elsewhere_says_so_and_offers_nothing(tab: Tab, past: Callable[..., Run]) -> None:
+    run = past("first")
+    opened = tab.view.open(run.id, *VIEW)
+    assert visible(opened, tab.buttons.compare)
+    runs.delete(run)
+    updates = tab.view.tick(run.id, opened[tab.view.stamp], *CURVES)
+    assert updates.keys() <= {*tab.view.moving, *tab.view.still}
+    assert updates[tab.view.timer].active is False
+    assert ENGLISH("run-deleted") in updates[tab.head.head]
+    assert "first" in updates[tab.head.head]
+    assert not any(visible(updates, button) for button in [*tab.buttons.moving, *tab.buttons.still])
+    assert "href" not in updates[tab.output.files] + updates[tab.output.log_link]
+
+
+def test_a_resumed_run_says_from_where_and_how_long_it_took_in_all(tab: Tab, past: Callable[..., Run]) -> None:
+    run = past("going on")
+    write_json(run.dir.request, run.request | {"attempt": 3, "resumed_from": 40})
+    for number, file in ((1, "exit"), (2, "progress")):  # the second was interrupted
+        attempt = RunDir(run.dir.attempts / str(number))
+        attempt.path.mkdir(parents=True)
+        write_json(attempt.keeper, {"started": 1e9})
+        write_json(getattr(attempt, file), {"ended": 1e9 + 120} if file == "exit" else {"at": 1e9 + 30.0})
+    head = tab.view.open(run.id, *VIEW)[tab.head.head]
+    assert "took 3 min 30 s in all, 1 min 0 s since it was resumed" in head
+    assert "continued from step 40" in head
+    write_json(run.dir.request, run.request | {"attempt": 3, "resumed_from": 0})
+    assert ENGLISH("continued-from-start") in tab.view.open(run.id, *VIEW)[tab.head.head]
 
 
 def test_pages_that_look_at_one_run_share_what_has_changed(

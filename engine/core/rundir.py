@@ -80,7 +80,7 @@ class RunDir:
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. A checkpoint without its marker was interrupted while being written."""
         checkpoints = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE_FILE}")]
-        return sorted(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+        return sorted(checkpoints, key=step_of)
 
     def result(self) -> Path | None:
         """The folder with the weights that this run has produced, if any."""
@@ -89,6 +89,11 @@ class RunDir:
     def left(self) -> Path | None:
         """The folder with the result of this run: weights, or the report of an evaluation."""
         return _folder_with_result(self.adapter, self.model, self.report)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps after which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[-1])
 
 
 def _folder_with_result(*folders: Path) -> Path | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, read_json, write_json, write_text
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, read_json, step_of, write_json, write_text
 from engine.launch import command
 from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT, Workplace
@@ -23,6 +23,8 @@ from engine.runs.run import Run, read, state
 from engine.spec.run_spec import Spec
 from engine.spec.yaml_text import MAX_YAML_CHARACTERS
 
+MAX_NAMED = 10  # runs that a message lists
+
 
 def find(saves: Path, *kinds: str) -> list[Run]:
     """All runs, or those of some kinds, newest first."""
@@ -30,28 +32,45 @@ def find(saves: Path, *kinds: str) -> list[Run]:
     return sorted(selected, key=lambda run: run.submitted, reverse=True)
 
 
-def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> Run:
-    """The run with that id, or the only run with that folder name or name. If there are several, only those that `fits`
-    accepts are considered. Raises Refusal if there is none in `saves`, or still several."""
-    if id and "/" not in id:
-        called = _named(find(saves), id, fits)
-        if len(called) > 1:
-            ids = ", ".join(run.id for run in called)
-            raise Refusal(problem("run-several", name=id, ids=ids))
-        id = called[0].id if called else id
+def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True, *, abbreviated: bool = False) -> Run:
+    """The run with that id, or the only run with that folder name or name or, if it may be `abbreviated`, whose id,
+    folder name or name begins or ends like that. If there are several, only those that `fits` accepts are considered.
+    Raises Refusal if there is none in `saves`, or still several."""
+    if run := _with_id(saves, id):
+        return run
+    named = _named(find(saves), id, fits, abbreviated) if id and (abbreviated or "/" not in id) else []
+    if len(named) > 1:
+        ids = ", ".join([run.id for run in named[:MAX_NAMED]] + ["…"] * (len(named) > MAX_NAMED))
+        raise Refusal(problem("run-several", name=id, ids=ids))
+    if run := _with_id(saves, named[0].id if named else ""):
+        return run
+    raise Refusal(problem("run-unknown", id=id))
+
+
+def _with_id(saves: Path, id: str) -> Run | None:
     if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+", id or "") and not {"..", "."} & set(id.split("/")):
         folder = saves / id
         if (folder / "request.json").exists() and folder.resolve().is_relative_to(saves.resolve()):
             return read(folder, saves)
-    raise Refusal(problem("run-unknown", id=id))
+    return None
 
 
-def _named(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
-    """Those with this folder name, otherwise those with this name; runs that do not fit only if none does."""
-    by_folder = [run for run in among if run.path.name == name]
-    by_name = [run for run in among if run.facts.name == name]
-    fitting = ([run for run in runs if fits(run)] for runs in (by_folder, by_name))
-    return next((runs for runs in (*fitting, by_folder, by_name) if runs), [])
+def _named(among: list[Run], name: str, fits: Callable[[Run], bool], abbreviated: bool) -> list[Run]:
+    """Those with this folder name, otherwise those with this name, otherwise those that it abbreviates; runs that
+    do not fit only if none does."""
+    groups = [
+        [run for run in among if run.path.name == name],
+        [run for run in among if run.facts.name == name],
+        [run for run in among if abbreviated and _abbreviates(name, run)],
+    ]
+    fitting = ([run for run in runs if fits(run)] for runs in groups)
+    return next((runs for runs in (*fitting, *groups) if runs), [])
+
+
+def _abbreviates(text: str, run: Run) -> bool:
+    """Whether the run's id, folder name or name begins with the text, or ends with it as a whole word."""
+    names = (run.id, run.path.name, run.facts.name)
+    return any(name.startswith(text) or re.search(rf"(?<!\w){re.escape(text)}$", name) for name in names)
 
 
 def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
@@ -150,12 +169,19 @@ def resume(run: Run, by: str = "") -> None:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
         if left := find_processes(run.path):
             raise Refusal(problem("run-still-there", pids=", ".join(str(process.pid) for process in left)))
-        number = run.request["attempt"]
+        number, checkpoints = run.request["attempt"], run.dir.checkpoints()
         past = run.dir.attempts / str(number)
         past.mkdir(parents=True, exist_ok=True)
         write_json(
             run.dir.request,
-            run.request | {"attempt": number + 1, "queued": time.time_ns(), "stop": None, "resumed_by": by},
+            run.request
+            | {
+                "attempt": number + 1,
+                "queued": time.time_ns(),
+                "stop": None,
+                "resumed_by": by,
+                "resumed_from": step_of(checkpoints[-1]) if checkpoints else 0,
+            },
         )
         # exit.json is removed last: until then the state of the run does not change.
         for file in (run.dir.error, run.dir.progress, run.dir.keeper, run.dir.exit):

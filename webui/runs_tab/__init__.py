@@ -6,7 +6,7 @@
     run_actions     stop, kill, resume, delete
 
 `run_facts` and the modules that write HTML have no components: they are functions of their arguments. A short poll
-every two seconds returns nothing if nothing has changed.
+every two seconds (every ten once the run has ended) returns nothing if nothing has changed.
 """
 
 from __future__ import annotations

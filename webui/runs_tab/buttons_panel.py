@@ -84,7 +84,7 @@ class ButtonsPanel(Panel):
 
     @property
     def still(self) -> list[Block]:
-        return [self.sure_kill, self.sure_delete]
+        return [self.sure_kill, self.sure_delete, self.compare]
 
     def now(self, run: Run, view: CurveView) -> Updates:
         can, left = run.can, gr.update(visible=result_of(run) is not None)
@@ -101,8 +101,11 @@ class ButtonsPanel(Panel):
             self.follow: self._next_stages(run),
         }
 
+    def gone(self, run_id: str) -> Updates:
+        return self.without_questions() | dict.fromkeys([*self.moving, self.compare], gr.update(visible=False))
+
     def opened(self, run: Run) -> Updates:
-        return self.without_questions()
+        return self.without_questions() | {self.compare: gr.update(visible=True)}
 
     def without_questions(self) -> Updates:
         return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))

@@ -54,6 +54,9 @@ class CurvesPanel(Panel):
     def now(self, run: Run, view: CurveView) -> Updates:
         return {self.tools: gr.update(visible=run.kind == "training"), self.html: self._draw(run, view)}
 
+    def gone(self, run_id: str) -> Updates:
+        return {self.tools: gr.update(visible=False)}
+
     def redraw(self, run_id: str, *view: Any) -> Updates:
         try:
             run = runs.get(self.saves, run_id)

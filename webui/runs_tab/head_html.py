@@ -7,7 +7,7 @@ from html import escape
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
-from engine.runs import progress, queue
+from engine.runs import attempts, progress, queue
 from engine.runs.failures import explain
 from engine.runs.progress import Progress
 from engine.runs.runs import Run
@@ -44,6 +44,16 @@ def head(run: Run, words: Words) -> str:
     )
 
 
+def gone(run_id: str, words: Words) -> str:
+    """The head of a run that was deleted while it was open."""
+    badge = f'<span class="dot interrupted"></span><span>{escape(words("state-deleted"))}</span>'
+    return (
+        f'<a class="back" href="?tab=runs" data-run="">← {escape(words("all-runs"))}</a>'
+        f'<div class="run-title"><h1>{escape(run_id.rpartition("/")[2])}</h1><span class="badge">{badge}</span></div>'
+        f'<div class="failure caution" role="status"><p>{escape(words("run-deleted"))}</p></div>'
+    )
+
+
 def progress_bar(run: Run, now: Progress, words: Words) -> str:
     """Phase, progress bar and speed while it is running; its duration when it has ended."""
     wide = 100 * min(max(now.fraction or 0.0, 0.0), 1.0)
@@ -72,8 +82,17 @@ def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
     if now.eta_s is not None and now.eta_s > 0:
         parts.append(words("eta", time=duration(now.eta_s, words)))
     if run.started and run.ended:
-        parts.append(words("took", time=duration(run.ended - run.started, words)))
+        parts.append(_time_taken(run.ended - run.started, attempts.seconds_before(run), words))
+    if run.state != "queued" and (step := attempts.resumed_from(run)) is not None:
+        parts.append(words("continued-from", step=f"{step:,}") if step else words("continued-from-start"))
     return parts
+
+
+def _time_taken(seconds: float, before: float, words: Words) -> str:
+    """How long the run took; if it was resumed, in all and since then."""
+    if not before:
+        return words("took", time=duration(seconds, words))
+    return words("took-in-all", total=duration(before + seconds, words), time=duration(seconds, words))
 
 
 def failure(run: Run, words: Words) -> str:

@@ -32,6 +32,10 @@ class HeadPanel(Panel):
     def moving(self) -> list[Block]:
         return [self.head, self.failure, self.cautions, self.findings]
 
+    def gone(self, run_id: str) -> Updates:
+        head: Updates = {self.head: head_html.gone(run_id, self.words)}
+        return head | dict.fromkeys([self.failure, self.cautions, self.findings], "")
+
     def now(self, run: Run, view: CurveView) -> Updates:
         return {
             self.head: head_html.head(run, self.words),

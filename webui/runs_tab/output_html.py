@@ -39,7 +39,7 @@ def files(run: Run, root: str, words: Words) -> str:
     """The run's files; each link leads to a route on which the engine checks the name."""
     of_run = runs.files(run)
     if not of_run:
-        return f'<p class="quiet">{escape(words("files-none"))}</p>'
+        return no_files(words)
     rows = "".join(
         (
             f'<tr><td><a download href="{escape(address(run, name, root))}">'
@@ -54,6 +54,10 @@ def files(run: Run, root: str, words: Words) -> str:
     )
     heads = f"<th>{escape(words('file-name'))}</th><th>{escape(words('file-size'))}</th>"
     return f'<table class="files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{rest}'
+
+
+def no_files(words: Words) -> str:
+    return f'<p class="quiet">{escape(words("files-none"))}</p>'
 
 
 def address(run: Run, name: str, root: str) -> str:

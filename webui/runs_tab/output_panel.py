@@ -42,6 +42,9 @@ class OutputPanel(Panel):
             self.files: output_html.files(run, self.context.root, self.words),
         }
 
+    def gone(self, run_id: str) -> Updates:
+        return {self.files: output_html.no_files(self.words), self.log_link: ""}
+
     def opened(self, run: Run) -> Updates:
         return {
             self.settings: output_html.settings(run, self.words),

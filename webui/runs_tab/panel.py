@@ -58,6 +58,10 @@ class Panel(panels.Panel):
         """The changing parts in their current state."""
         return {}
 
+    def gone(self, run_id: str) -> Updates:
+        """The parts that can no longer be used when the open run has been deleted elsewhere."""
+        return {}
+
     def opened(self, run: Run) -> Updates:
         """The parts that stay the same as long as the run is open."""
         return {}

@@ -22,6 +22,7 @@ from webui.runs_tab.table_panel import TablePanel
 from webui.shared_answers import SharedAnswers
 
 POLL_SECONDS = 2  # between two refreshes of the open run
+ENDED_POLL_SECONDS = 10  # if it has ended: it can only be resumed or deleted, by somebody else
 
 
 class RunView(Panel):
@@ -44,7 +45,7 @@ class RunView(Panel):
 
     def wire(self) -> None:
         inputs = [self.selected, self.stamp, *self.curves.view]
-        self.timer.tick(self.tick, inputs, self.moving, **QUIET)
+        self.timer.tick(self.tick, inputs, [*self.moving, *self.still], **QUIET)
 
     @property
     def view(self) -> list[Block]:
@@ -56,10 +57,13 @@ class RunView(Panel):
         return [self.stamp, self.timer, *(output for panel in self.panels for output in panel.moving)]
 
     @property
+    def still(self) -> list[Block]:
+        return [output for panel in self.panels for output in panel.still]
+
+    @property
     def outputs(self) -> list[Block]:
         """The outputs of `open`."""
-        still = [self.column, *(output for panel in self.panels for output in panel.still)]
-        return [self.message, self.selected, *self.moving, *still, *self.table.outputs]
+        return [self.message, self.selected, self.column, *self.moving, *self.still, *self.table.outputs]
 
     def open(
         self, run_id: str, x: str, smoothing: float, log: bool, zoom: str, text: str | None, limit: str
@@ -83,9 +87,16 @@ class RunView(Panel):
         return away | self.buttons.without_questions() | self.table.shown(text, limit)
 
     def now(self, run: Run, view: CurveView) -> Updates:
-        updates: Updates = {self.stamp: stamp_of(run), self.timer: gr.Timer(active=not run.final)}
+        updates: Updates = {self.stamp: stamp_of(run), self.timer: timer_for(run)}
         for panel in self.panels:
             updates |= panel.now(run, view)
+        return updates
+
+    def deleted(self, run_id: str) -> Updates:
+        """What is shown stays, and nothing of it can be used."""
+        updates: Updates = {self.timer: gr.Timer(active=False)}
+        for panel in self.panels:
+            updates |= panel.gone(run_id)
         return updates
 
     def tick(self, run_id: str, known: str, *view: Any) -> Updates:
@@ -97,9 +108,13 @@ class RunView(Panel):
             question = run_id, stamp, repr(view)
             return self.shared.get(question, lambda: self.now(run, CurveView(*view)))
         except Refusal:
-            return {self.timer: gr.Timer(active=False)}
+            return self.deleted(run_id)
         except FileNotFoundError:  # a file was deleted meanwhile; the next refresh shows what is left
             return gr.skip()
+
+
+def timer_for(run: Run) -> gr.Timer:
+    return gr.Timer(ENDED_POLL_SECONDS if run.final else POLL_SECONDS, active=True)
 
 
 def stamp_of(run: Run) -> str:
