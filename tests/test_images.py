@@ -157,24 +157,83 @@ def test_whether_there_is_a_file_elsewhere_is_not_told(tmp_path: Path) -> None:
     assert there.replace("out.png", "off.png") == absent
 
 
-@pytest.mark.parametrize("form", ["text", "pairs", "thumbs"])
-def test_a_stage_that_trains_on_no_images_says_so(tmp_path: Path, form: Any) -> None:
-    picture(tmp_path / "a.png")
-    row = asking({"type": "image", "image": "a.png"}, WHAT)
-    row["messages"] = row["messages"][: 1 if form == "pairs" else 2]
-    row |= {"text": "?", "label": True, "chosen": [RIGHT], "rejected": [RIGHT | {"content": "Five."}]}
-    entry = {"pairs": {"ranking": True}, "thumbs": {"columns": {"messages": "messages", "kto_tag": "label"}}}
-    more = {"formatting": "openai", **entry.get(form, {})}
-    if form == "text":
-        row, more = {"text": "<image>?", "images": ["a.png"]}, {"columns": {"prompt": "text"}}
-    (text,) = refused(tmp_path, row, form=form, entry=more)
-    assert "Only supervised fine-tuning (SFT) trains on images" in text
+PAIR = {"chosen": [RIGHT], "rejected": [RIGHT | {"content": "Five."}]}
+ASKED = {"role": "user", "content": "<image>What?"}
+WRITTEN = {"role": "user", "content": [{"type": "image", "image": "a.png"}, WHAT]}
+PAIRS = {
+    "LLaMA-Factory": (
+        {
+            "conversations": [{"from": "human", "value": "<image>What?"}],
+            "chosen": {"from": "gpt", "value": "Red."},
+            "rejected": {"from": "gpt", "value": "Blue."},
+            "images": ["a.png"],
+        },
+        {"formatting": "sharegpt", "columns": {"messages": "conversations"} | {n: n for n in (*PAIR, "images")}},
+    ),
+    "Alpaca": ({"instruction": "<image>What?", "chosen": "Red.", "rejected": "Blue.", "images": ["a.png"]}, {}),
+    "messages": ({"messages": [ASKED], **PAIR, "image": "a.png"}, {"formatting": "openai"}),
+    "parts": ({"messages": [WRITTEN], **PAIR}, {"formatting": "openai"}),
+    "whole conversations": (
+        {side: [WRITTEN, *answer] for side, answer in PAIR.items()},
+        {"formatting": "openai", "columns": {side: side for side in PAIR}},
+    ),
+    "TRL": (
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image"}, WHAT]}],
+            **PAIR,
+            "images": [{"bytes": png(), "path": None}],
+        },
+        {},
+    ),
+}
 
 
-def test_a_stage_that_answers_questions_trains_on_no_images_yet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelling", PAIRS)
+def test_the_image_of_a_pair_is_read_in_every_spelling(tmp_path: Path, spelling: str) -> None:
     picture(tmp_path / "a.png")
-    report = check(dataset(tmp_path, marked("<image>What?", "a.png")), "prompts")
-    assert [problem.code for problem in report.problems] == ["row-images-stage"]
+    row, entry = PAIRS[spelling]
+    file = "rows.parquet" if spelling == "TRL" else "rows.jsonl"
+    (example,) = read(tmp_path, row, entry={"ranking": True} | entry, form="pairs", file=file)
+    assert [message["content"] for message in example["messages"]] == [f"{IMAGE_MARK}What?"]
+    (image,) = images_of(example)
+    assert decode(image).getpixel((5, 3)) == RED
+    assert not any("images" in message for side in PAIR for message in example[side])
+
+
+BAD_PAIRS = {
+    "refer to 2 images": {"messages": [ASKED | {"content": "<image><image>What?"}], **PAIR, "images": ["a.png"]},
+    "refer to 0 images": {"messages": [ASKED | {"content": "What?"}], **PAIR, "images": ["a.png"]},
+    "is neither in": {"messages": [ASKED], **PAIR, "images": ["none.png"]},
+    "a message from 'assistant' has an image": {
+        "messages": [ASKED], **PAIR, "chosen": [RIGHT | {"content": "<image>"}], "images": ["a.png", "a.png"]
+    },
+    "after the point where the two answers differ": {
+        "messages": [ASKED], "rejected": [RIGHT], "chosen": [RIGHT | {"content": "Sure?"}, WRITTEN, RIGHT],
+        "images": ["a.png"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "row"), BAD_PAIRS.items())
+def test_a_pair_whose_image_cannot_be_used_is_named(tmp_path: Path, reason: str, row: dict[str, Any]) -> None:
+    picture(tmp_path / "a.png")
+    entry = {"formatting": "openai", "ranking": True}
+    (text,) = refused(tmp_path, row, entry=entry, form="pairs")
+    assert text.startswith("rows.jsonl:1: ")
+    assert reason in text
+
+
+def test_texts_with_images_are_refused(tmp_path: Path) -> None:
+    entry = {"columns": {"prompt": "text"}}
+    (text,) = refused(tmp_path, {"text": "<image>?", "images": ["a.png"]}, form="text", entry=entry)
+    assert "train on images" in text
+
+
+def test_rows_with_images_are_bad_for_a_stage_that_trains_on_none(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    rows = dataset(tmp_path, marked("<image>What?", "a.png"))
+    assert [problem.code for problem in check(rows, "prompts", images=False).problems] == ["row-images-stage"]
+    assert check(rows, "prompts").pictured == 1
 
 
 def test_a_request_has_its_images_with_it() -> None:

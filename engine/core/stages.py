@@ -28,6 +28,7 @@ class Stage:
     `best`: the validation metric that identifies the best checkpoint: the lowest loss, otherwise the highest value.
     `answers`: whether the model generates answers during training. `follows`: the stages whose results are a good
     start for this one, the most common first. `pace`: the usual learning rate, as a multiple of that of SFT.
+    `images`: whether it trains on rows with images.
     """
 
     form: Form
@@ -37,22 +38,24 @@ class Stage:
     answers: bool = False
     follows: tuple[str, ...] = ()
     pace: float = 1.0
+    images: bool = False
 
 
 _PREFERENCE = ("rewards/margins", "rewards/accuracies", "loss", "rewards/chosen", "rewards/rejected")
 STAGES: dict[str, Stage] = {
     "pt": Stage("text"),
-    "sft": Stage("chat", follows=("pt",)),
+    "sft": Stage("chat", follows=("pt",), images=True),
     "rm": Stage("pairs", ("accuracy", "margin", "loss"), tells="accuracy", follows=("sft",)),
-    "dpo": Stage("pairs", _PREFERENCE, follows=("sft", "ppo", "grpo"), pace=0.1),
+    "dpo": Stage("pairs", _PREFERENCE, follows=("sft", "ppo", "grpo"), pace=0.1, images=True),
     "kto": Stage(
         "thumbs",
         ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"),
         follows=("sft",),
         pace=0.1,
+        images=True,
     ),
-    "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft"), pace=0.2),
-    "simpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
+    "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft"), pace=0.2, images=True),
+    "simpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1, images=True),
     "ppo": Stage(
         "prompts",
         ("reward", "kl", "entropy", "value_loss", "clip_fraction", "answer_length"),

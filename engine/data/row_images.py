@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from engine.core.problems import Refusal
+from engine.core.problems import Problem, Refusal
 from engine.core.stages import Form
-from engine.data.images import IMAGE_MARK, ImageSource, image_in_bytes, image_in_file, image_in_url
+from engine.data.images import IMAGE_MARK, ImageSource, decoding_problem, image_in_bytes, image_in_file, image_in_url
 from engine.data.row_values import Row
 
 TEXT_MARK = "<image>"
-FORMS_WITH_IMAGES: tuple[Form, ...] = ("chat", "prompts")  # prompts without answers are only used by evaluations
+FORMS_WITHOUT_IMAGES: tuple[Form, ...] = ("text",)
 IMAGE_COLUMNS = frozenset(("images", "image"))
 PART_TYPES = ("image", "image_url", "input_image")
 REFERENCE_KEYS = ("image", "image_url", "url", "path", "data", "base64", "source")
@@ -63,9 +63,10 @@ def attach_images(row: Row, example: dict[str, Any], form: Form) -> None:
         in_column = in_column[0]
     if not row.pictured and not in_column and (not column or TEXT_MARK not in str(row.values)):
         return
-    if form not in FORMS_WITH_IMAGES:
+    if form in FORMS_WITHOUT_IMAGES:
         raise row.bad("row-images-stage")
     marks = NAMED_MARK if column else ANY_MARK
+    _refuse_images_of_answers(row, example, marks)
     waiting, used = iter(in_column), 0
     for message in example["messages"]:
         references = iter(message.pop("images", ()))
@@ -88,6 +89,15 @@ def attach_images(row: Row, example: dict[str, Any], form: Form) -> None:
         raise _uneven(row, example, marks, len(in_column))
 
 
+def _refuse_images_of_answers(row: Row, example: dict[str, Any], marks: re.Pattern[str]) -> None:
+    """Raises Refusal for an image after the point where the two answers of a pair begin to differ, since the images of
+    a row are those of its prompt."""
+    for message in [*example.get("chosen", ()), *example.get("rejected", ())]:
+        if marks.search(message["content"]):
+            role = message["role"]
+            raise row.bad("row-image-answer") if role == "user" else row.bad("row-image-role", role=role)
+
+
 def _uneven(row: Row, example: dict[str, Any], marks: re.Pattern[str], images: int) -> Refusal:
     count = sum(len(marks.findall(message["content"])) for message in example["messages"])
     return row.bad("row-image-marks", marks=count, images=images)
@@ -97,6 +107,11 @@ def images_of(example: Mapping[str, Any]) -> Iterator[ImageSource]:
     """All images of a canonical row, in order."""
     for message in example.get("messages", ()):
         yield from message.get("images", ())
+
+
+def broken_image(example: Mapping[str, Any]) -> Problem | None:
+    """What is wrong with the first image of a row that cannot be decoded, without a place."""
+    return next(filter(None, map(decoding_problem, images_of(example))), None)
 
 
 def readable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -22,10 +22,9 @@ from engine.core.stages import KINDS_BY_FORM, Form
 from engine.data import row_files
 from engine.data.columns import label_columns
 from engine.data.datasets import Dataset, Example, convert_rows, entries, example, rows
-from engine.data.images import decoding_problem
 from engine.data.loss_marks import ROW_MARK_COLUMNS
 from engine.data.row_files import Place
-from engine.data.row_images import IMAGE_COLUMNS, images_of
+from engine.data.row_images import IMAGE_COLUMNS, broken_image, images_of
 from engine.data.soundness import flaw
 
 MAX_ROWS_COMPARED = 50_000_000  # rows of a set that are compared with each other
@@ -84,6 +83,7 @@ def check(
     datasets: Sequence[Dataset] = (),
     max_problems: int = 20,
     *,
+    images: bool = True,
     against: Iterable[Dataset] = (),
     on_bad: OnBad | None = None,
     on_rows: OnRows | None = None,
@@ -91,9 +91,10 @@ def check(
     """Read up to `limit` rows and report which can be used for a stage that needs `form`.
 
     At most `max_problems` problems, and as many warnings of each kind, are kept; `bad` counts all. `datasets`: where to
-    recommend other data sets from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
-    this one, since they are used for evaluation. `on_bad` gets every bad row, `on_rows` now and then the number of rows
-    read. Images are decoded if all rows are checked; otherwise only their headers are read.
+    recommend other data sets from, if this one is of the wrong kind. `images`: the stage trains on images; otherwise
+    rows with images are bad. `against`: sets whose questions must not occur in this one, since they are used for
+    evaluation. `on_bad` gets every bad row, `on_rows` now and then the number of rows read. Images are decoded if all
+    rows are checked; otherwise only their headers are read.
     """
     if dataset.problem is None and dataset.kind not in KINDS_BY_FORM[form]:
         fitting = ", ".join(recommended(datasets, form)) or "—"
@@ -111,10 +112,7 @@ def check(
                 if isinstance(row, Problem):
                     raise Refusal(row)
                 canonical_row = example(dataset, place, row, form)
-                if (has_images := any(images_of(canonical_row))) and form == "prompts":
-                    raise Refusal(problem("row-images-stage", place=str(place)))
-                if limit is None:
-                    _check_decoding(place, canonical_row)
+                has_images = _check_images(place, canonical_row, images, decode=limit is None)
                 collector.check_row(place, canonical_row)
                 pictured += has_images
                 collector.note_unread(row, read | IMAGE_COLUMNS if has_images else read)
@@ -138,11 +136,14 @@ def check(
     return ValidationReport(good, bad, tuple(problems), warnings, counts, dict(collector.scripts), pictured)
 
 
-def _check_decoding(place: Place, row: Example) -> None:
-    """Raises Refusal if an image of the row is broken after its header."""
-    for image in images_of(row):
-        if wrong := decoding_problem(image):
-            raise Refusal(wrong.at(place))
+def _check_images(place: Place, row: Example, allowed: bool, decode: bool) -> bool:
+    """Whether the row has images. Raises Refusal if it may not, or if `decode` finds a broken one."""
+    pictured = any(images_of(row))
+    if pictured and not allowed:
+        raise Refusal(problem("row-images-stage", place=str(place)))
+    if decode and (wrong := broken_image(row)):
+        raise Refusal(wrong.at(place))
+    return pictured
 
 
 def _file_warnings(dataset: Dataset) -> list[Problem]:

@@ -144,7 +144,8 @@ def _check_first_rows(folder: Path, name: str, stage: str, _of: Stamps) -> Valid
     dataset = next(dataset for dataset in catalogue if dataset.name == name)
     if dataset.problem:
         return ValidationReport(0, 0, (dataset.problem,))
-    return check(dataset, STAGES[stage].form, limit=ROWS_CHECKED, datasets=catalogue)
+    facts = STAGES[stage]
+    return check(dataset, facts.form, limit=ROWS_CHECKED, datasets=catalogue, images=facts.images)
 
 
 def any_dataset_has_answers(spec: RunSpec) -> bool:

@@ -62,6 +62,7 @@ def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache
     made_of = {
         "version": [PREPARATION_VERSION, version("transformers"), version("tokenizers")],
         "form": STAGES[spec.stage.kind].form,
+        "images": STAGES[spec.stage.kind].images,
         "train_on": getattr(spec.stage, "train_on", None),
         "data": data,
         "seed": spec.training.seed if chance else None,

@@ -4,12 +4,11 @@
     chat     → input_ids, labels                              the answers trained, including their end tokens,
                                                               weighted by the row (engine.worker.data.turn_weights)
     pairs    → prompt_ids, chosen_ids, rejected_ids           prompt + answer are the template's ids of the two together
-                                                              and of a row with images, image_sources: where each is
     thumbs   → prompt_ids, completion_ids, label
     prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
 
-No example is longer than `max_length`. Reading the data is left to `engine.data.datasets`, storing to
-`engine.worker.prepare`.
+If any row has images, each also has image_sources: where its images are. No example is longer than `max_length`.
+Reading the data is left to `engine.data.datasets`, storing to `engine.worker.prepare`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import STAGES, Form
-from engine.data.images import ImageSource, decoding_problem
-from engine.data.row_images import images_of
+from engine.data.images import ImageSource
+from engine.data.row_images import broken_image, images_of, readable
 from engine.data.template_losses import LOSSES
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.images_column import IMAGES_COLUMN, images_column
@@ -111,9 +110,10 @@ class Encoder:
         """The encoder of a run of `spec`; with `max_length` instead of the spec's."""
         train_on: TrainOn = getattr(spec.stage, "train_on", "answers")
         data, length = spec.data, max_length or spec.data.max_length
-        form = STAGES[spec.stage.kind].form
+        stage = STAGES[spec.stage.kind]
         mask = MaskSettings(data.end_last_answer, data.train_empty_thoughts)
-        return cls(tokenizer, form, length, train_on, data.too_long, mask=mask, images=images)
+        images = images if stage.images else problem("row-images-stage")
+        return cls(tokenizer, stage.form, length, train_on, data.too_long, mask=mask, images=images)
 
     def __post_init__(self) -> None:
         if self.form == "text":
@@ -206,7 +206,7 @@ def _chat_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         ids, answers, ended, lost, image_spans = tokens
         images = tuple(images_of(row))
         status, weights = "kept", row.get("weights")
-        if broken := images and encoder.decode_images and next(filter(None, map(decoding_problem, images)), None):
+        if broken := encoder.decode_images and broken_image(row):
             examples.append(_refused("chat", broken))
             continue
         if weights is not None and len(weights) != len(answers):
@@ -246,7 +246,7 @@ def _pair_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         [{**row, "messages": row["messages"] + row[side]} for side in ("chosen", "rejected") for row in rows]
     )
     examples = []
-    for chosen, rejected in zip(sides[: len(rows)], sides[len(rows) :], strict=True):
+    for row, chosen, rejected in zip(rows, sides[: len(rows)], sides[len(rows) :], strict=True):
         if isinstance(chosen, Problem):
             examples.append(_refused("pairs", chosen))
             continue
@@ -254,7 +254,7 @@ def _pair_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
             examples.append(_refused("pairs", rejected))
             continue
         at = _common_prompt_length(chosen, rejected)
-        example = _prompt_and_answers(encoder, "pairs", at, chosen, rejected)
+        example = _prompt_and_answers(encoder, "pairs", row, at, chosen, rejected)
         _, *answers = example.values
         if example.status in ROW_STATUSES[:USABLE_STATUSES] and np.array_equal(*answers):
             example = _unusable("pairs", "equal")
@@ -276,23 +276,30 @@ def _kto_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("thumbs", tokens))
             continue
-        example = _prompt_and_answers(encoder, "thumbs", tokens.answers[-1][0], tokens)
+        example = _prompt_and_answers(encoder, "thumbs", row, tokens.answers[-1][0], tokens)
         if example.status in ROW_STATUSES[:USABLE_STATUSES]:
             example = example._replace(values=(*example.values, row["label"]))
         examples.append(example)
     return examples
 
 
-def _prompt_and_answers(encoder: Encoder, form: Form, at: int, *sides: TokenizedConversation) -> Example:
-    """A prompt that ends at `at`, and the last answer of each side."""
-    prompt = sides[0].ids[:at]
+def _prompt_and_answers(encoder: Encoder, form: Form, row: Row, at: int, *sides: TokenizedConversation) -> Example:
+    """A prompt that ends at `at`, and the last answer of each side. The prompt is never truncated, and has all images
+    of the row."""
+    if broken := encoder.decode_images and broken_image(row):
+        return _refused(form, broken)
+    spans = sides[0].images
+    if any(end > at for _, end in spans):
+        return _refused(form, problem("row-image-answer"))
+    prompt, images = sides[0].ids[:at], tuple(images_of(row))
     answers = [side.ids[at : side.answers[-1][1]] for side in sides]
     room, lost = encoder.max_length - at, tuple(dict.fromkeys(word for side in sides for word in side.lost))
+    seen: dict[str, Any] = {"lost": lost, "images": images, "image_spans": spans}
     if max(map(len, answers)) <= room:
-        return Example((prompt, *answers), ended=all(side.ended for side in sides), lost=lost)
+        return Example((prompt, *answers), ended=all(side.ended for side in sides), **seen)
     if room <= 0 or encoder.too_long == "drop":
         return _unusable(form, "too_long")
-    return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False, lost=lost)
+    return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False, **seen)
 
 
 def _prompt_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
@@ -300,13 +307,14 @@ def _prompt_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     for row, tokens in zip(rows, encoder.conversations.encode(rows, add_generation_prompt=True), strict=True):
         if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("prompts", tokens))
-        elif tokens.images:
-            examples.append(_refused("prompts", problem("row-images-stage")))
+        elif broken := encoder.decode_images and broken_image(row):
+            examples.append(_refused("prompts", broken))
         elif len(tokens.ids) > encoder.max_length:
             examples.append(_unusable("prompts", "too_long"))
         else:
-            messages = json.dumps(row["messages"], ensure_ascii=False)
-            examples.append(Example((tokens.ids, messages, row.get("answer")), lost=tokens.lost))
+            messages = json.dumps(readable(row["messages"]), ensure_ascii=False)
+            seen: dict[str, Any] = {"images": tuple(images_of(row)), "image_spans": tokens.images}
+            examples.append(Example((tokens.ids, messages, row.get("answer")), lost=tokens.lost, **seen))
     return examples
 
 

@@ -92,20 +92,29 @@ def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
 def _pair_sides(example: Any) -> tuple[Side, ...]:
     prompt, *answers = example.values
     return tuple(
-        Side(name, [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))])
+        _answer_side(name, prompt, answer, example)
         for name, answer in zip(("chosen", "rejected"), answers, strict=True)
     )
 
 
 def _kto_side(example: Any) -> tuple[Side, ...]:
     prompt, answer, _ = example.values
-    return (Side("", [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))]),)
+    return (_answer_side("", prompt, answer, example),)
+
+
+def _answer_side(name: str, prompt: Any, answer: Any, example: Any) -> Side:
+    ids = [*prompt.tolist(), *answer.tolist()]
+    return Side(name, ids, [(len(prompt), len(ids))], images=_images(example))
 
 
 def _whole_side(example: Any) -> tuple[Side, ...]:
+    return (Side("", example.values[0].tolist(), example.trained, example.weights, _images(example)),)
+
+
+def _images(example: Any) -> list[tuple[int, str]]:
+    """The first token of each image, and its identity."""
     pairs = zip(example.image_spans, example.images, strict=True)
-    images = [(begin, image.identity) for (begin, _), image in pairs]
-    return (Side("", example.values[0].tolist(), example.trained, example.weights, images),)
+    return [(begin, image.identity) for (begin, _), image in pairs]
 
 
 SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
@@ -141,15 +150,8 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for entry, row in made:
         if isinstance(row, Problem):
-            rows.append(
-                {
-                    "number": entry.number,
-                    "place": str(entry.place),
-                    "fate": "bad",
-                    "reason": _problem_as_json(row),
-                    "sides": [],
-                }
-            )
+            bad = {"number": entry.number, "place": str(entry.place), "fate": "bad", "sides": []}
+            rows.append(bad | {"reason": _problem_as_json(row)})
             continue
         all_of_it, left = next(whole), next(kept)
         encoded = left if left.sides else all_of_it

@@ -31,6 +31,7 @@ from engine.core.rundir import read_json, write_json
 from engine.preflight.data_checks import single_label_problem
 from engine.spec.stage_settings import Dpo, Orpo, Simpo
 from engine.worker.training.context import TrainingContext, reference_adapter
+from engine.worker.training.image_batches import with_images, without_images
 
 
 class _PreparedRows:
@@ -126,9 +127,10 @@ def dpo_trainer(context: TrainingContext) -> Trainer:
     rejected_ids."""
     stage = context.spec.stage
     assert isinstance(stage, Dpo)
-    kind = _Bco if stage.loss_type == "bco_pair" else _Dpo
+    kind: type[DPOTrainer] = _Bco if stage.loss_type == "bco_pair" else _Dpo
     collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
-    return _reference_trainer(context, kind, context.arguments(DPOConfig), collator)
+    kind, collator, changes = with_images(context, kind, collator, answers=2)
+    return _reference_trainer(context, kind, context.arguments(DPOConfig, **changes), collator)
 
 
 def kto_trainer(context: TrainingContext) -> Trainer:
@@ -138,9 +140,11 @@ def kto_trainer(context: TrainingContext) -> Trainer:
         raise Refusal(single_label_problem(bool(good), len(rows)))
     # TRL needs the rows in order, since it pairs up the answers of a batch before the training; our collator does so
     # when the batch is formed. So rows can be shuffled, and a data set with all good answers first works equally well.
-    arguments = context.arguments(KTOConfig, train_sampling_strategy="sequential")
-    collator = _KlCollator(context.tokenizer.pad_token_id, spares=list(islice(rows, 16)))
-    trainer = _reference_trainer(context, _Kto, arguments, collator)
+    spares = list(map(without_images, islice(rows, 16)))
+    collator: Any = _KlCollator(context.tokenizer.pad_token_id, spares=spares)
+    kind, collator, changes = with_images(context, _Kto, collator)
+    arguments = context.arguments(KTOConfig, train_sampling_strategy="sequential", **changes)
+    trainer = _reference_trainer(context, kind, arguments, collator)
     trainer.args.train_sampling_strategy = context.spec.extra.get("train_sampling_strategy", "random")
     return trainer
 
@@ -274,13 +278,8 @@ class _ReferenceFreeTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
         answers = inputs["completion_mask"][:, 1:]
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        scored = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
+        inner = {name: value for name, value in inputs.items() if name != "completion_mask"}
+        scored = model(**inner, labels=labels, use_cache=False, fused_lm_head=True)
         chosen, rejected = (scored.log_probs.float().sum(1) / answers.sum(1).clamp(min=1)).chunk(2)
         result = self.loss_function(self.stage, chosen, rejected)
         self._record_metrics(
@@ -319,6 +318,7 @@ class _ReferenceFreeTrainer(Trainer):
 
 def reference_free_trainer(context: TrainingContext) -> Trainer:
     """ORPO or SimPO, from rows of prompt_ids, chosen_ids, rejected_ids."""
-    arguments = context.arguments(TrainingArguments, remove_unused_columns=False)
     collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
-    return context.trainer(_ReferenceFreeTrainer, arguments, stage=context.spec.stage, data_collator=collator)
+    kind, collator, changes = with_images(context, _ReferenceFreeTrainer, collator, answers=2)
+    arguments = context.arguments(TrainingArguments, remove_unused_columns=False, **changes)
+    return context.trainer(kind, arguments, stage=context.spec.stage, data_collator=collator)

@@ -1,0 +1,109 @@
+"""Preferences over images on the demo vision model: losses are those by hand, and a resumed run ends the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from engine.data.images import IMAGE_MARK, image_in_file
+from engine.launch.workspace import DEMO_VISION_MODEL
+from engine.spec.run_spec import RunSpec
+from engine.worker.data.examples import Encoder
+from engine.worker.data.preview import encode
+from engine.worker.models.processor import load_image_tokens
+from engine.worker.models.tokenizer import load_tokenizer
+from tests.forked import run_forking
+from tests.test_images import picture
+
+pytestmark = pytest.mark.usefixtures("forked")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("images")
+    return json.loads(run_forking("-m", "tests.image_preferences", root).splitlines()[-1])
+
+
+def close_to(rows: list[list[float]]) -> list[Any]:
+    return [pytest.approx(row, abs=2e-5) for row in rows]
+
+
+def test_the_loss_of_pairs_with_images_is_that_by_hand(results: dict[str, Any]) -> None:
+    """Of the model as it was, and after a step; of rows with no image, with one and with two."""
+    by_hand, logged = results["dpo"]["by_hand"], results["dpo"]["logged"]
+    assert logged == close_to(by_hand)
+    assert by_hand[1][0] < 0.5 < by_hand[0][0]
+
+
+def test_the_loss_and_drift_of_rated_answers_about_images_are_those_by_hand(results: dict[str, Any]) -> None:
+    by_hand, logged = results["kto"]["by_hand"], results["kto"]["logged"]
+    assert logged == close_to(by_hand)
+    assert by_hand[0] == [0.5, 0]
+    assert by_hand[1][0] < 0.45
+    assert by_hand[1][1] > 0.5
+
+
+def test_the_loss_without_a_reference_is_that_by_hand(results: dict[str, Any]) -> None:
+    assert results["orpo"]["logged"] == close_to(results["orpo"]["by_hand"])
+
+
+def test_the_images_play_a_part_in_the_loss_of_pairs(results: dict[str, Any]) -> None:
+    before, others = results["dpo"]["by_hand"][0], results["dpo"]["other_images"]
+    assert before[1] != pytest.approx(others[0], abs=1e-2)
+
+
+def test_a_resumed_run_over_images_ends_as_if_nothing_had_happened(results: dict[str, Any]) -> None:
+    assert results["dpo"]["resumed_steps"] == [2]
+    assert results["dpo"]["resumed"] == 0
+
+
+def test_the_result_of_preferences_over_images_reads_images(results: dict[str, Any]) -> None:
+    assert "preprocessor_config.json" in results["dpo"]["files"]
+
+
+def encoder_of(stage: dict[str, Any], max_length: int = 64) -> Encoder:
+    spec = RunSpec.read({"stage": stage, "model": {"model_name_or_path": str(DEMO_VISION_MODEL)}})
+    spec = spec.change("data.max_length", max_length)
+    tokenizer = load_tokenizer(spec, str(DEMO_VISION_MODEL))
+    return Encoder.of(spec, tokenizer, images=load_image_tokens(str(DEMO_VISION_MODEL), tokenizer))
+
+
+def pair_about(file: Path) -> dict[str, Any]:
+    question = {"role": "user", "content": f"{IMAGE_MARK}What is it?", "images": [image_in_file(file)]}
+    sides = {"chosen": "A red ring.", "rejected": "No."}
+    return {"messages": [question]} | {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+
+
+def test_what_the_model_sees_of_a_pair_shows_the_image_of_both_sides(tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png", (48, 48))
+    (encoded,) = encode(encoder_of({"kind": "dpo"}), [pair_about(file)])
+    image = encoder_of({"kind": "dpo"}).tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    for side in encoded.sides:
+        ((begin, identity),) = side.images
+        assert (identity, [*side.ids].count(image)) == (str(file), 9)
+        assert [*side.ids[begin : begin + 9]] == [image] * 9
+        assert side.trained[0][0] > begin + 9
+
+
+def test_images_of_pairs_are_decoded_and_count_in_lengths(tmp_path: Path) -> None:
+    row = pair_about(picture(tmp_path / "a.png", (48, 48)))
+    (whole,) = encoder_of({"kind": "dpo"}).examples([row])
+    prompt, chosen, _ = map(len, whole.values)
+    lengths = (prompt + chosen, prompt + chosen - 1, prompt)
+    made = [encoder_of({"kind": "dpo"}, length).examples([row])[0] for length in lengths]
+    assert [example.status for example in made] == ["kept", "cut", "too_long"]
+    assert [len(example.images) for example in made] == [1, 1, 0]
+    file = tmp_path / "b.jpg"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (broken,) = encoder_of({"kind": "dpo"}).examples([pair_about(file)])
+    assert broken.reason.code == "row-image-broken"
+
+
+def test_a_reward_model_is_not_trained_on_images(tmp_path: Path) -> None:
+    (made,) = encoder_of({"kind": "rm"}).examples([pair_about(picture(tmp_path / "a.png"))])
+    assert made.reason.code == "row-images-stage"
