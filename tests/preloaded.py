@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import functools
 import gc
 import importlib
@@ -18,6 +19,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,8 +28,11 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
+
+import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = (
@@ -35,6 +40,7 @@ LIBRARIES = (
     "transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2",
 )  # fmt: skip
 REAL_POPEN = subprocess.Popen
+OWNER = "ATHANOR_TEST_OWNER"  # a variable: the process with which a forking process ends
 ROOM_BYTES = 1 << 15  # of an argument and a variable of a forking process, which its children write over
 
 
@@ -63,19 +69,40 @@ def run_python(*words: object, input: str = "", timeout_s: int = 500, env: Mappi
     return printed
 
 
+def run_ranks(count: int, *words: object, env: Mapping[str, str]) -> None:
+    """`run_python` for each of several processes that train together, as the launcher would start them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    meeting = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def run(rank: int) -> None:
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+        run_python(*words, env=os.environ | env | meeting | place)
+
+    with ThreadPoolExecutor(count) as ranks:
+        list(ranks.map(run, range(count)))
+
+
 @functools.cache
 def forking_process(module: str) -> Path:
-    """The socket of a forking process `python -m MODULE`, started when it is first asked for. It ends with this
-    process, whose end closes its standard input."""
-    address = Path(tempfile.mkdtemp(prefix="forking-")) / "socket"
-    process = REAL_POPEN(
-        [sys.executable, "-m", module, str(address), "x" * ROOM_BYTES],
-        cwd=PROJECT,
-        env=os.environ | {"ROOM": "x" * ROOM_BYTES},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout.readline() == b"ready\n", f"{module} could not be started"
+    """The socket of a forking process `python -m MODULE`, started when it is first asked for by any of the processes
+    that test side by side. It ends with the process that has started these."""
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    began = int(100 * psutil.Process(owner).create_time())  # a number may have been another process's before
+    folder = Path(tempfile.gettempdir(), f"forking-{os.getuid()}-{owner}-{began}-{module}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    address = folder / "socket"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not address.exists():
+            process = REAL_POPEN(
+                [sys.executable, "-m", module, str(address), "x" * ROOM_BYTES],
+                cwd=PROJECT,
+                env=os.environ | {"ROOM": "x" * ROOM_BYTES, OWNER: str(owner)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            assert process.stdout.readline() == b"ready\n", f"{module} could not be started"
     return address
 
 
@@ -129,7 +156,8 @@ PIPE_ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite"
 
 
 def serve(libraries: Iterable[str]) -> None:
-    """Import the libraries, then fork a process for each program that is asked for, until standard input ends."""
+    """Import the libraries, then fork a process for each program that is asked for, until OWNER has ended."""
+    owner = psutil.Process(int(os.environ.pop(OWNER)))
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # as in conftest.py
     gc.disable()
     for name in libraries:
@@ -144,12 +172,15 @@ def serve(libraries: Iterable[str]) -> None:
         listener.bind(sys.argv[1])
         listener.listen()
         os.write(1, b"ready\n")
-        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        while owner.is_running():
+            if not select.select([listener], [], [], 1)[0]:
+                continue
             channel, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
                 _start_and_wait(channel)
             channel.close()
+    shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)
 
 
 def _start_and_wait(channel: socket.socket) -> NoReturn:

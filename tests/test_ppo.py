@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from engine.launch import command
 from engine.launch.workspace import Workplace
 from engine.models.reward_models import reward_model_problems
 from engine.preflight.checks import preflight_problems
-from engine.runs import progress, queue, runs, supervisor
+from engine.runs import progress, queue, runs
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.worker.training import ppo_math
 from engine.worker.training.ppo_monitor import BATCHES_MONITORED, PpoMonitor
 from tests.conftest import by_hand, wait_until
-from tests.preloaded import run_python
+from tests.preloaded import run_python, run_ranks
 from tests.train_many import train_many
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -192,18 +190,8 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
 ) -> None:
     together = story("share", tiny, tmp_path / "one", processes=1)
     assert together["grad_norm"] > 0.01
-    environment = os.environ | command.environment(
-        make_spec(hardware__num_processes=2), tmp_path, gpu_indices=(), threads=2
-    )
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(supervisor.free_port())}
-
-    def train(rank: str) -> str:
-        words = ("tests.ppo_toy", "share", tiny, tmp_path / "two", '{"processes": 2}')
-        place = {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
-        return run_python("-m", *words, env=environment | meeting | place)
-
-    with ThreadPoolExecutor() as ranks:
-        list(ranks.map(train, ("0", "1")))
+    environment = command.environment(make_spec(hardware__num_processes=2), tmp_path, gpu_indices=(), threads=2)
+    run_ranks(2, "-m", "tests.ppo_toy", "share", tiny, tmp_path / "two", '{"processes": 2}', env=environment)
     shared = read_lines(tmp_path / "two" / "metrics.jsonl")[-1]
     names = set(together) - {"time"}
     assert {name: shared[name] for name in names} == pytest.approx(

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ import pytest
 
 from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_text
 from engine.launch import command
-from engine.launch.workspace import PROJECT
 from engine.models.safetensors_headers import read_header
 from engine.preflight.model_checks import trained_parameters
-from engine.runs import supervisor
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, Dpo
-from tests.preloaded import run_python
+from tests.preloaded import run_python, run_ranks
 from tests.train_many import train_many
 
 pytestmark = pytest.mark.slow
@@ -170,7 +167,7 @@ def test_a_dpo_loss_has_the_value_of_its_formula(judged: dict[str, dict[str, Any
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+    tiny: Path, tmp_path: Path, processes: int
 ) -> None:
     spec = RunSpec.read(
         {
@@ -185,16 +182,8 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     batches = [pairs(4, seed=3), pairs(4, seed=4)]
     write_text(tmp_path / "spec.yaml", spec.to_yaml())
     write_json(tmp_path / "batches.json", batches)
-    for name, value in command.environment(spec, tmp_path, gpu_indices=(), threads=2).items():
-        monkeypatch.setenv(name, value)
-    if processes == 1:
-        run_python("-m", "tests.shifted", tmp_path)
-    else:
-        words = command.train_command(spec, tmp_path, supervisor.free_port(), gpu_count=0)
-        words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
-        words[words.index("engine.worker.train")] = "tests.shifted"
-        done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    environment = command.environment(spec, tmp_path, gpu_indices=(), threads=2)
+    run_ranks(processes, "-m", "tests.shifted", tmp_path, env=environment)
     ranks = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(processes)]
     rewards: list[float] = []
     for number, batch in enumerate(batches):
