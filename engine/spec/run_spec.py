@@ -56,9 +56,8 @@ class Data(Part):
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = setting(
         "concat",
         "Mixing",
-        "concat: all rows, repeated according to the weights. interleave: the next row comes from a random "
-        "data set, with the weights as probabilities, until the first set is used up (under) or all are "
-        "(over).",
+        "Uses all rows, repeated according to the weights, or interleaves the sets: the next row comes from a random "
+        "one, with the weights as probabilities, until one set is used up, or all are.",
     )
     max_samples: int | None = setting(
         None,
@@ -78,8 +77,8 @@ class Data(Part):
     too_long: Literal["cut_end", "cut_start", "drop"] = setting(
         "cut_end",
         "Over-length rows",
-        "cut_end: drops the last turns that do not fit, and truncates the first answer if necessary. "
-        "cut_start: keeps the end and drops the oldest turns after the system message. drop: skips the row.",
+        "Truncating the end drops the last turns that do not fit, and truncates the first answer if necessary. "
+        "Keeping the end drops the oldest turns after the system message.",
     )
     end_last_answer: bool = setting(
         True,

@@ -23,7 +23,7 @@ class Sft(Part):
     train_on: Literal["answers", "last_answer", "everything"] = setting(
         "answers",
         "Trained turns",
-        "answers: every assistant turn. last_answer: only the last. everything: the questions too.",
+        "Every assistant turn, only the last one, or the questions too.",
     )
 
 
