@@ -34,7 +34,7 @@ class StoragePanel(Panel):
             self.kinds = gr.CheckboxGroup(
                 named, value=list(prune.KINDS), show_label=False, container=False, elem_id="storage-kinds"
             )
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_classes="buttons beside-a-field"):
             self.days = gr.Number(
                 USUAL_DAYS, label=words("storage-days"), minimum=0, maximum=100_000, scale=0, min_width=220
             )
