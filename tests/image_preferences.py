@@ -6,9 +6,11 @@ processor and model, one sequence at a time, and the papers' formulas. What ther
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from trl import GRPOTrainer
 
+from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_lines, write_json
 from engine.launch.workspace import DEMO_VISION_MODEL
 from engine.worker.prepare import prepare
@@ -82,20 +87,38 @@ class ByHand:
         self.tokenizer = AutoTokenizer.from_pretrained(DEMO_VISION_MODEL)
         self.images, self.folder = AutoImageProcessor.from_pretrained(DEMO_VISION_MODEL), folder
 
-    def log_prob(self, question: str, images: list[str], answer: str) -> float:
-        """The sum of log p over the tokens of the answer and the one that ends it."""
+    def prompt(self, question: str, images: list[str]) -> tuple[list[int], dict[str, Any]]:
+        """The ids up to the answer, and the arguments of the model for the images."""
         made = [self.images(Image.open(self.folder / f"{name}.png"), return_tensors="pt") for name in images]
         for each in made:
             tokens = "<|image_pad|>" * (int(each["image_grid_thw"].prod()) // 4)
             question = question.replace("<image>", f"<|vision_start|>{tokens}<|vision_end|>", 1)
-        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        ids = torch.tensor([self.tokenizer(f"{prompt}{answer}<|im_end|>")["input_ids"]])
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         pictures = {key: torch.cat([each[key] for each in made]) for key in ("pixel_values", "image_grid_thw") if made}
+        return self.tokenizer(text)["input_ids"], pictures
+
+    def shares(self, question: str, images: list[str], answer: list[int], temperature: float = 1) -> Tensor:
+        """log p of every token (tokens of the answer, vocabulary)."""
+        prompt, pictures = self.prompt(question, images)
+        ids = torch.tensor([prompt + answer])
         marks = (ids == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")).long()
         with torch.no_grad():
-            shares = self.model(input_ids=ids, mm_token_type_ids=marks, **pictures).logits[0].log_softmax(-1)
-        begin = len(self.tokenizer(prompt)["input_ids"])
-        return sum(float(shares[at - 1, ids[0, at]]) for at in range(begin, ids.shape[1]))
+            logits = self.model(input_ids=ids, mm_token_type_ids=marks, **pictures).logits[0]
+        return (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+
+    def log_prob(self, question: str, images: list[str], answer: str) -> float:
+        """The sum of log p over the tokens of the answer and the one that ends it."""
+        ids = self.tokenizer(f"{answer}<|im_end|>")["input_ids"]
+        shares = self.shares(question, images, ids)
+        return sum(float(share[token]) for share, token in zip(shares, ids, strict=True))
+
+    def greedy(self, question: str, images: list[str], length: int) -> list[int]:
+        """The answer without chance, up to its end."""
+        written: list[int] = []
+        ends = self.model.generation_config.eos_token_id
+        while len(written) < length and not (written and written[-1] in ends):
+            written.append(int(self.shares(question, images, [*written, 0])[-1].argmax()))
+        return written
 
     def tokens(self, answer: str) -> int:
         """Of an answer, with the one that ends it."""
@@ -126,6 +149,12 @@ def logged(run: RunDir, *names: str) -> list[list[float]]:
     return [[line[name] for name in names] for line in read_lines(run.metrics) if names[0] in line]
 
 
+def distance(run: RunDir, other: RunDir) -> float:
+    """The largest difference between the weights of two adapters."""
+    weights, others = (load_file(each.adapter / "adapter_model.safetensors") for each in (run, other))
+    return max(float((others[name] - weight).abs().max()) for name, weight in weights.items())
+
+
 def dpo(root: Path) -> dict[str, Any]:
     """Loss, log-probabilities and margins of both steps, by the run and by hand; a resumed run's distance from it."""
     stage = {"kind": "dpo", "beta": BETA}
@@ -139,12 +168,11 @@ def dpo(root: Path) -> dict[str, Any]:
         margins = rewards[:, 0] - rewards[:, 1]
         by_hand.append([float(-logsigmoid(margins).mean()), *policy.mean(0).tolist(), float(margins.mean())])
     again = trained(root, "resumed", run.path / "checkpoint-1", stage=stage)
-    weights, others = (load_file(each.adapter / "adapter_model.safetensors") for each in (run, again))
     return {
         "by_hand": by_hand,
         "logged": logged(run, "loss", "logps/chosen", "logps/rejected", "rewards/margins"),
         "other_images": swapped.mean(0).tolist(),
-        "resumed": max(float((others[name] - weight).abs().max()) for name, weight in weights.items()),
+        "resumed": distance(run, again),
         "resumed_steps": [line["step"] for line in read_lines(again.metrics) if "loss" in line],
         "files": sorted(file.name for file in run.adapter.iterdir()),
     }
@@ -182,11 +210,74 @@ def orpo(root: Path) -> dict[str, Any]:
     return {"by_hand": by_hand, "logged": logged(run, "loss", "logps/chosen", "logps/rejected")}
 
 
+LENGTH, TEMPERATURE = 6, 2.0  # tokens of a generated answer; surer answers would all be equal
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[dict[str, Any]]]:
+    """What the losses of GRPO are computed from inside the context."""
+    inputs: list[dict[str, Any]] = []
+    compute = GRPOTrainer._compute_loss
+
+    def record(self: Any, model: Any, batch: dict[str, Any]) -> Any:
+        inputs.append(batch)
+        return compute(self, model, batch)
+
+    GRPOTrainer._compute_loss = record
+    yield inputs
+    GRPOTrainer._compute_loss = compute
+
+
+def answers_in(batch: dict[str, Any], base: ByHand) -> list[tuple[Row, list[int]]]:
+    """Each row of a batch, known by its prompt, and the ids of its answer."""
+    known = {tuple(base.prompt(row[0], row[1])[0]): row for row in ROWS}
+    parts = [batch[f"{part}_{kind}"] for part in ("prompt", "completion") for kind in ("ids", "mask")]
+    return [
+        (known[tuple(prompt[shown.bool()].tolist())], answer[counted.bool()].tolist())
+        for prompt, shown, answer, counted in zip(*parts, strict=True)
+    ]
+
+
+def grpo(root: Path) -> dict[str, Any]:
+    """Answers without chance by a run and by hand; the mean entropy of the first step's tokens, and KL of the second's,
+    by another run and by hand; and the distance from it of one that is resumed in the middle of a round."""
+    stage = {"kind": "grpo", "rewards": {"length": 1}, "reward_length": 3, "num_generations": 2, "grpo_beta": 0.1}
+    stage |= {"max_new_tokens": LENGTH, "temperature": TEMPERATURE, "sample_steps": 1, "num_iterations": 2}
+    changes: dict[str, Any] = {"training__per_device_train_batch_size": 2 * len(ROWS), "stage": stage}
+    base, certain = ByHand(root), {"generation_kwargs": {"do_sample": False}}
+    with recorded() as batches, contextlib.suppress(Refusal):  # nothing is learned from equal answers
+        trained(root, "greedy", **changes, training__max_steps=1, extra=certain)
+    written = [(answer, base.greedy(row[0], row[1], LENGTH)) for row, answer in answers_in(batches[0], base)]
+    with recorded() as batches:
+        run = trained(root, "grpo", **changes)
+    again = trained(root, "rest", run.path / "checkpoint-1", **changes)
+    after = ByHand(root, run.path / "checkpoint-1")
+    entropies, divergences = [], []
+    for row, answer in answers_in(batches[0], base):
+        shares = base.shares(row[0], row[1], answer, TEMPERATURE)
+        entropies += (-(shares.exp() * shares).sum(-1)).tolist()
+    for row, answer in answers_in(batches[1], base):
+        chosen = torch.tensor(answer)[:, None]
+        policy, reference = (
+            model.shares(row[0], row[1], answer, TEMPERATURE).gather(1, chosen) for model in (after, base)
+        )
+        lead = policy - reference  # TRL's KL has the ratio to the model that wrote the answers as a factor
+        divergences += (lead.exp() * ((-lead).exp() + lead - 1)).flatten().tolist()
+    return {
+        "written": written,
+        "by_hand": [sum(entropies) / len(entropies), sum(divergences) / len(divergences)],
+        "logged": [logged(run, "entropy")[0][0], logged(run, "kl")[1][0]],
+        "resumed": distance(run, again),
+        "resumed_steps": [line["step"] for line in read_lines(again.metrics) if "loss" in line],
+        "samples": read_lines(run.samples),
+    }
+
+
 def main(root: Path) -> None:
     torch.set_num_threads(1)  # the model is too small for more to help
     root.mkdir(parents=True, exist_ok=True)
     write_data(root)
-    print("\n" + json.dumps({stage.__name__: stage(root) for stage in (dpo, kto, orpo)}))
+    print("\n" + json.dumps({stage.__name__: stage(root) for stage in (dpo, kto, orpo, grpo)}))
 
 
 if __name__ == "__main__":

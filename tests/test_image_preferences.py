@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 from PIL import Image
 
 from engine.data.images import IMAGE_MARK, image_in_file
-from engine.launch.workspace import DEMO_VISION_MODEL
+from engine.launch.workspace import DEMO_VISION_MODEL, Workplace
+from engine.preflight.checks import preflight_problems
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import Encoder
 from engine.worker.data.preview import encode
 from engine.worker.models.processor import load_image_tokens
 from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.templates.image_tokens import ImageTokens
 from tests.forked import run_forking
 from tests.test_images import picture
 
@@ -56,20 +59,41 @@ def test_the_images_play_a_part_in_the_loss_of_pairs(results: dict[str, Any]) ->
     assert before[1] != pytest.approx(others[0], abs=1e-2)
 
 
-def test_a_resumed_run_over_images_ends_as_if_nothing_had_happened(results: dict[str, Any]) -> None:
-    assert results["dpo"]["resumed_steps"] == [2]
-    assert results["dpo"]["resumed"] == 0
+def test_answers_to_questions_about_images_are_written_and_scored_as_by_hand(results: dict[str, Any]) -> None:
+    made = results["grpo"]
+    assert len({tuple(ours) for ours, _ in made["written"]}) > 1
+    for ours, by_hand in made["written"]:
+        assert ours == by_hand
+    assert made["logged"] == pytest.approx(made["by_hand"], abs=2e-5)
+    assert min(made["by_hand"]) > 0.01
+
+
+def test_sampled_answers_show_the_question_with_marks_for_its_images(results: dict[str, Any]) -> None:
+    questions = {sample["prompt"][0]["content"] for sample in results["grpo"]["samples"]}
+    assert questions == {"<image>What is in the picture?", "Is <image> like <image>", "Hello!"}
+
+
+@pytest.mark.parametrize("stage", ["dpo", "grpo"])  # GRPO in the middle of a round, with its answers and images
+def test_a_resumed_run_over_images_ends_as_if_nothing_had_happened(results: dict[str, Any], stage: str) -> None:
+    assert results[stage]["resumed_steps"] == [2]
+    assert results[stage]["resumed"] == 0
 
 
 def test_the_result_of_preferences_over_images_reads_images(results: dict[str, Any]) -> None:
     assert "preprocessor_config.json" in results["dpo"]["files"]
 
 
+@cache
+def image_tokens() -> ImageTokens:
+    model = {"model_name_or_path": str(DEMO_VISION_MODEL)}
+    return load_image_tokens(
+        str(DEMO_VISION_MODEL), load_tokenizer(RunSpec.read({"model": model}), str(DEMO_VISION_MODEL))
+    )
+
+
 def encoder_of(stage: dict[str, Any], max_length: int = 64) -> Encoder:
-    spec = RunSpec.read({"stage": stage, "model": {"model_name_or_path": str(DEMO_VISION_MODEL)}})
-    spec = spec.change("data.max_length", max_length)
-    tokenizer = load_tokenizer(spec, str(DEMO_VISION_MODEL))
-    return Encoder.of(spec, tokenizer, images=load_image_tokens(str(DEMO_VISION_MODEL), tokenizer))
+    spec = RunSpec.read({"stage": stage}).change("data.max_length", max_length)
+    return Encoder.of(spec, image_tokens().processor.tokenizer, images=image_tokens())
 
 
 def pair_about(file: Path) -> dict[str, Any]:
@@ -107,3 +131,14 @@ def test_images_of_pairs_are_decoded_and_count_in_lengths(tmp_path: Path) -> Non
 def test_a_reward_model_is_not_trained_on_images(tmp_path: Path) -> None:
     (made,) = encoder_of({"kind": "rm"}).examples([pair_about(picture(tmp_path / "a.png"))])
     assert made.reason.code == "row-images-stage"
+
+
+def test_a_reward_model_scores_no_questions_with_images(workplace: Workplace, make_spec: Any) -> None:
+    picture(workplace.data / "a.png")
+    (workplace.data / "seen.jsonl").write_text(json.dumps({"instruction": "<image>?", "output": "", "image": "a.png"}))
+    (workplace.data / "dataset_info.json").write_text(json.dumps({"seen": {"file_name": "seen.jsonl"}}))
+    spec: RunSpec = make_spec(data__datasets=["seen"])
+    for rewards, refused in ({"length": 1}, False), ({"length": 1, "reward_model": 1}, True):
+        stage = {"kind": "grpo", "rewards": rewards, "reward_length": 9}
+        codes = {problem.code for problem in preflight_problems(spec.change("stage", stage), workplace)}
+        assert ("reward-model-images" in codes) == refused

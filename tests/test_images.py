@@ -226,7 +226,7 @@ def test_a_pair_whose_image_cannot_be_used_is_named(tmp_path: Path, reason: str,
 def test_texts_with_images_are_refused(tmp_path: Path) -> None:
     entry = {"columns": {"prompt": "text"}}
     (text,) = refused(tmp_path, {"text": "<image>?", "images": ["a.png"]}, form="text", entry=entry)
-    assert "train on images" in text
+    assert "The row has images" in text
 
 
 def test_rows_with_images_are_bad_for_a_stage_that_trains_on_none(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ STAGES: dict[str, Stage] = {
         answers=True,
         follows=("sft", "dpo", "ppo", "grpo"),
         pace=0.1,
+        images=True,
     ),
 }
 

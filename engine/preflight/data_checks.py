@@ -67,6 +67,8 @@ def _image_problems(spec: RunSpec) -> list[Problem]:
     least, most = spec.data.image_min_pixels, spec.data.image_max_pixels
     if spec.data.packing:
         problems.append(problem("packing-with-images", "data.packing"))
+    if "reward_model" in getattr(spec.stage, "rewards", ()):
+        problems.append(problem("reward-model-images", "stage.rewards"))
     if model.is_dir() and not has_image_processor(model):
         problems.append(problem("model-without-images", "model.model_name_or_path"))
     elif model.is_dir() and (least or most):

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
@@ -26,6 +25,8 @@ from engine.spec.steps import examples_per_step
 from engine.worker.generation.reasoning_marks import prompt_opens_reasoning
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.training.context import TrainingContext, reference_adapter
+from engine.worker.training.grpo_prompts import PreparedPromptsTrainer
+from engine.worker.training.image_batches import has_images, images_of_model
 from engine.worker.training.result import generation_config
 from engine.worker.training.rewards import Answer, ScoreFunction, check_references, score_function
 from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
@@ -45,6 +46,8 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
     questions = examples_per_step(spec) // stage.num_generations
     if rows < questions:
         raise Refusal(problem("too-few-prompts", "training.gradient_accumulation_steps", rows=rows, needed=questions))
+    if has_images(context) and "reward_model" in stage.rewards:
+        raise Refusal(problem("reward-model-images", "stage.rewards"))
     for split in context.data.values():
         check_references(list(stage.rewards), split["answer"])
     rewards = [_trl_reward_function(name, score_function(name, stage, tokenizer), tokenizer) for name in stage.rewards]
@@ -60,7 +63,12 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
     renamed = replace(context, data={name: _with_trl_columns(split) for name, split in context.data.items()})
     with reference_adapter(spec, model):
         return renamed.trainer(
-            GroupTrainer, arguments, run=context.run, sample_steps=stage.sample_steps, reward_funcs=rewards
+            GroupTrainer,
+            arguments,
+            images=images_of_model(context) if has_images(context) else None,
+            run=context.run,
+            sample_steps=stage.sample_steps,
+            reward_funcs=rewards,
         )
 
 
@@ -94,14 +102,13 @@ def _trl_reward_function(name: str, score: ScoreFunction, tokenizer: Any) -> Cal
     return function
 
 
-class GroupTrainer(GRPOTrainer):
+class GroupTrainer(PreparedPromptsTrainer):
     """TRL's trainer on prompts that are already token ids, resumable at any step.
 
     The Trainer stores the random state in the checkpoint; this class adds the answers of an unfinished round, the step
     within it, and the order of the prompts.
     """
 
-    model: nn.Module
     args: GRPOConfig
 
     def __init__(self, run: RunDir, sample_steps: int, **arguments: Any):
@@ -114,9 +121,6 @@ class GroupTrainer(GRPOTrainer):
         """Forward passes that learn from the answers of one round."""
         assert self.args.steps_per_generation is not None  # TRL's configuration has filled it in
         return self.args.steps_per_generation * self.num_iterations
-
-    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return prompts, None, {}
 
     def _generate_single_turn(self, *arguments: Any, **keywords: Any) -> Any:
         """Generate answers without dropout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from transformers import Trainer
@@ -49,8 +50,9 @@ def without_images(example: Mapping[str, Any]) -> dict[str, Any]:
 def pixel_inputs(images: ImageTokens, rows: Sequence[Sequence[Mapping[str, Any]]], answers: int = 1) -> dict[str, Any]:
     """The pixels for a batch of prepared rows, each with its images as records of IMAGES_COLUMN; all of them `answers`
     times. Empty if no row has an image."""
-    decoded = [[decode(ImageSource(**image)) for image in row] for row in rows if row]
-    return images.pixels(decoded * answers) if decoded else {}
+    sources = [[ImageSource(**image) for image in row] for row in rows if row]
+    decoded = {source: decode(source) for source in set(chain.from_iterable(sources))}
+    return images.pixels([[decoded[source] for source in row] for row in sources] * answers) if sources else {}
 
 
 def has_images(context: TrainingContext) -> bool:
