@@ -52,6 +52,7 @@ ROWS: list[tuple[str, str]] = [  # question (with <image> for the next image) an
     ("Is this <image> like <image>", "No: blue, and green."),
     ("What comes after 3?", "4."),
 ]
+REJECTED = "It is not."  # the worse answer in pairs
 IMAGES = [["red"], ["blue", "green"], []]
 
 
@@ -88,10 +89,13 @@ def write_model(family: str, folder: Path) -> Path:
     return folder
 
 
-def tokens_by_hand(family: str, folder: Path, data: Path, row: int, answered: bool) -> tuple[list[int], list[Any]]:
-    """The ids of a row, or of its question alone, and what the image processor makes of its images."""
+def tokens_by_hand(
+    family: str, folder: Path, data: Path, row: int, answered: bool, another: str = ""
+) -> tuple[list[int], list[Any]]:
+    """The ids of a row, or of its question alone, and what the image processor makes of its images. `another`: answer
+    instead of its own."""
     tokenizer, images = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    text, answer = ROWS[row]
+    text, answer = ROWS[row][0], another or ROWS[row][1]
     pixels = []
     for name in IMAGES[row]:
         made = images(Image.open(data / f"{name}.png").convert("RGB"), return_tensors="pt")
@@ -129,11 +133,12 @@ def by_hand(family: str, folder: Path, data: Path) -> tuple[float, float, list[l
     return float(loss), float(other), ids, labels
 
 
-def trained(root: Path, family: str, **changes: Any) -> RunDir:
+def trained(root: Path, family: str, data: str = "seen", **changes: Any) -> RunDir:
     """A run over all rows as one batch."""
     settings = {"training__max_steps": 3, "training__per_device_train_batch_size": len(ROWS), "data__max_length": 256}
     spec = short_training(root / family / "base", root, **settings | changes)
-    run = lay_out(RunDir(root / family / f"run{len(changes)}"), spec.change("data.datasets", ["seen"]))
+    name = "-".join(["run", data, changes.get("stage", {}).get("kind", ""), *sorted(changes)])
+    run = lay_out(RunDir(root / family / name), spec.change("data.datasets", [data]))
     prepare(run)
     train(run)
     return run
@@ -211,9 +216,9 @@ def answers(root: Path, family: str) -> dict[str, Any]:
     }
 
 
-def inputs_by_hand(family: str, base: Path, data: Path, row: int, answered: bool) -> dict[str, Any]:
+def inputs_by_hand(family: str, base: Path, data: Path, row: int, answered: bool, answer: str = "") -> dict[str, Any]:
     """The arguments of a forward pass for one row alone."""
-    ids, pixels = tokens_by_hand(family, base, data, row, answered)
+    ids, pixels = tokens_by_hand(family, base, data, row, answered, answer)
     made: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
     image_id = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids("<image>")
     if not pixels:
@@ -230,15 +235,46 @@ def greedy(family: str, base: Path, data: Path, row: int) -> list[int]:
     return written[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def loss_of(family: str, base: Path, data: Path, row: int) -> float:
-    """Sum of -log p over the answer and the token that ends it."""
+def loss_of(family: str, base: Path, data: Path, row: int, answer: str = "") -> float:
+    """Sum of -log p over the answer, the row's own by default, and the token that ends it."""
     model = AutoModelForImageTextToText.from_pretrained(base).float().eval()
-    inputs = inputs_by_hand(family, base, data, row, answered=True)
+    inputs = inputs_by_hand(family, base, data, row, answered=True, answer=answer)
     begin = inputs_by_hand(family, base, data, row, answered=False)["input_ids"].shape[1]
     with torch.no_grad():
         shares = model(**inputs).logits[0].log_softmax(-1)
     ids = inputs["input_ids"][0]
     return -sum(float(shares[at - 1, ids[at]]) for at in range(begin, len(ids) - 1))
+
+
+def preferences(root: Path, family: str) -> dict[str, Any]:
+    """Mean log-probabilities of both answers in DPO, and that of the answers of KTO, by a run and by hand; and whether
+    GRPO learns from answers to questions with images."""
+    pairs = [row | {"chosen": row["output"], "rejected": REJECTED} for row in read_json(root / "seen.json")]
+    thumbs = [row | {"good": number != 1} for number, row in enumerate(read_json(root / "seen.json"))]
+    write_json(root / "pairs.json", pairs)
+    write_json(root / "thumbs.json", thumbs)
+    columns = {name: name for name in ("chosen", "rejected", "images")} | {"prompt": "instruction"}
+    rated = {"prompt": "instruction", "response": "output", "images": "images", "kto_tag": "good"}
+    entries = read_json(root / "dataset_info.json")
+    entries["pairs"] = {"file_name": "pairs.json", "ranking": True, "columns": columns}
+    write_json(root / "dataset_info.json", entries | {"thumbs": {"file_name": "thumbs.json", "columns": rated}})
+    grpo = {"kind": "grpo", "rewards": {"format": 1}, "reward_pattern": ".*[a-m].*", "num_generations": 4}
+    grpo |= {"max_new_tokens": 4}
+    batch = {"training__per_device_train_batch_size": 4 * len(ROWS)}
+    runs = {
+        "dpo": trained(root, family, "pairs", stage={"kind": "dpo"}),
+        "kto": trained(root, family, "thumbs", stage={"kind": "kto"}, training__max_steps=1),
+        "grpo": trained(root, family, "seen", stage=grpo, **batch),
+    }
+    first = {stage: read_lines(run.metrics)[0] for stage, run in runs.items()}
+    base = root / family / "base"
+    losses = [loss_of(family, base, root, number) for number in range(len(ROWS))]
+    rejected = [loss_of(family, base, root, number, REJECTED) for number in range(len(ROWS))]
+    return {
+        "by_hand": [-sum(losses) / 3, -sum(rejected) / 3, -(losses[0] + losses[2]) / 2, -losses[1]],
+        "logged": [first[stage][f"logps/{side}"] for stage in ("dpo", "kto") for side in ("chosen", "rejected")],
+        "grpo": sorted(file.name for file in runs["grpo"].adapter.iterdir()),
+    }
 
 
 def prepared_again(root: Path) -> list[bool]:
@@ -290,6 +326,7 @@ def main(root: Path) -> None:
         results[family] = (
             prepared_otherwise(root, family)
             | answers(root, family)
+            | {"preferences": preferences(root, family)}
             | {
                 "loss": [loss, *(line["loss"] for line in read_lines(run.metrics) if "loss" in line)],
                 "other_loss": other,

@@ -72,6 +72,15 @@ def test_answers_and_losses_of_rows_with_images_are_those_by_hand(results: dict[
 
 
 @slow
+@each_family
+def test_preferences_over_images_are_scored_as_by_hand(results: dict[str, Any], family: str) -> None:
+    """DPO's better and worse answers, and KTO's good and bad ones; GRPO ends with a result that reads images."""
+    made = results[family]["preferences"]
+    assert made["logged"] == pytest.approx(made["by_hand"], abs=2e-4)
+    assert any("processor" in name for name in made["grpo"])
+
+
+@slow
 def test_other_programs_ask_about_an_image(results: dict[str, Any], tmp_path: Path) -> None:
     base = results["root"] / "qwen2_5_vl" / "base"
     row, (ours, _) = results["qwen2_5_vl"]["request"], results["qwen2_5_vl"]["answers"]

@@ -11,9 +11,12 @@ import pytest
 
 from engine.core.problems import Refusal
 from engine.data.datasets import count_rows, examples, find, read_dataset_info
+from engine.data.images import IMAGE_MARK, decode
+from engine.data.row_images import images_of
 from engine.data.validation import check
 from engine.serving import conversation_tree
 from engine.serving.conversation_tree import Conversation, Reply, Turn
+from tests.test_images import RED, URL
 
 BOTH = (
     Conversation()
@@ -178,6 +181,17 @@ def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> Non
     row = json.loads((data / f"{conversation_tree.PREFERENCES_DATASET}.jsonl").read_text(encoding="utf-8"))
     assert (row["chosen"]["content"], row["rejected"]["content"]) == ("Two.", "Eleven.")
     assert [one["role"] for one in row["messages"]] == ["system", "user"]
+
+
+def test_ratings_of_answers_about_images_keep_the_images(data: Path) -> None:
+    asked = Turn("Which colour?", said={"base": Reply("Blue."), "tuned": Reply("Red.")}, images=(URL,))
+    rated = conversation_tree.rate(data, Conversation().add(asked), 0, "base", up=False)
+    conversation_tree.prefer(data, rated, 0, "tuned")
+    for name in (conversation_tree.RATINGS_DATASET, conversation_tree.PREFERENCES_DATASET):
+        (row,) = examples(find(data, name), lambda bad: pytest.fail(bad.text()))
+        assert row["messages"][0]["content"] == f"{IMAGE_MARK}Which colour?"
+        (image,) = images_of(row)
+        assert decode(image).getpixel((0, 0)) == RED
 
 
 def test_an_answer_is_rated_once_and_pairs_need_the_same_conversation(data: Path) -> None:

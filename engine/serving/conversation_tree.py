@@ -263,7 +263,6 @@ def _tools(turn: Turn) -> dict[str, Any]:
 def rate(data_dir: Path, conversation: Conversation, place: int, model: str, up: bool) -> Conversation:
     """Append an answer as good or bad, as a row for KTO; returns the conversation with the mark. Raises Refusal."""
     reply = _ratable_reply(conversation, place, model)
-    _check_no_images(conversation, place)
     if reply.rating:
         return conversation  # a row that has been written stays written
     exchange = [*prompt(conversation, model, place), reply.message]
@@ -279,7 +278,6 @@ def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -
     Raises Refusal if there is no different answer to the same conversation.
     """
     reply, turn = _ratable_reply(conversation, place, model), conversation.turns[place]
-    _check_no_images(conversation, place)
     if any(answer.preferred for answer in turn.said.values()):
         return conversation
     question = prompt(conversation, model, place)
@@ -306,12 +304,6 @@ def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -
     columns = {name: name for name in ("messages", "chosen", "rejected", "tools")}
     _append(data_dir, PREFERENCES_DATASET, rows, {"formatting": "openai", "ranking": True, "columns": columns})
     return _with_marks(conversation, place, model, preferred=True)
-
-
-def _check_no_images(conversation: Conversation, place: int) -> None:
-    """Raises Refusal for an answer after an image: the stages that train on ratings do not support images yet."""
-    if any(turn.images for turn in conversation.turns_on_path(place)):
-        raise Refusal(problem("rating-images"))
 
 
 def _ratable_reply(conversation: Conversation, place: int, model: str) -> Reply:
