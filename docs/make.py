@@ -1,12 +1,13 @@
 """Generate documentation pages from the program: docs/spec.md from the declarations in engine/spec/run_spec.py, and
-the pages of `docs.llamafactory`. Run `python -m docs.make`; tests compare the pages with the program."""
+the pages of `docs.llamafactory` and `docs.memory_table`. Run `python -m docs.make`; tests compare the pages with the
+program."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from docs import llamafactory
+from docs import llamafactory, memory_table
 from engine.spec.run_spec import SPEC_CHOICES, fields
 
 PAGE = Path(__file__).parent / "spec.md"
@@ -63,3 +64,4 @@ if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     for file, text in llamafactory.pages().items():
         (PAGE.parent / file).write_text(text, encoding="utf-8")
+    memory_table.PAGE.write_text(memory_table.page(memory_table.needs()), encoding="utf-8")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,8 @@ from typing import Any
 import pytest
 
 from bench.gpu import CASES, SHAPES, Case, spec_of
+from docs import memory_table
+from docs.memory_table import write_headers
 from engine.core import hardware
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
@@ -35,40 +34,9 @@ SEEN = {
 }
 
 
-def header_only(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> Path:
-    """A folder of which only config and header are written, in bf16: the weights are a hole in the file."""
-    folder.mkdir()
-    header, at = {}, 0
-    for name, size in sizes.items():
-        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [at, at := at + 2 * math.prod(size)]}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + at)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
-
-
 def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
     """A model of this shape of which only the header is written."""
-    hidden, inner, words = (shape[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
-    keys = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
-    linear = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    sizes = {"model.embed_tokens.weight": (words, hidden)}
-    if not shape["tie_word_embeddings"]:
-        sizes["lm_head.weight"] = (words, hidden)
-    for layer in range(shape["num_hidden_layers"]):
-        sizes |= {f"model.layers.{layer}.{name}.weight": size for name, size in linear.items()}
-    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **shape}
-    return header_only(folder, config, sizes)
+    return write_headers(folder, {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **shape})
 
 
 @pytest.fixture(scope="module")
@@ -200,24 +168,27 @@ def test_on_a_cpu_it_is_the_machines_memory(models: dict[str, Path]) -> None:
 @pytest.fixture(scope="module")
 def qwen3_30b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shape of Qwen3-30B-A3B, with its experts one by one as they are published."""
-    config = {
-        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "hidden_size": 2048,
-        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
-        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936,
-        "intermediate_size": 6144, "max_position_embeddings": 40960, "tie_word_embeddings": False,
-    }  # fmt: skip
-    sizes: dict[str, tuple[int, ...]] = {
-        name: (151936, 2048) for name in ("model.embed_tokens.weight", "lm_head.weight")
-    }
-    for layer in range(48):
-        start = f"model.layers.{layer}"
-        attention = {"q_proj": (4096, 2048), "k_proj": (512, 2048), "v_proj": (512, 2048), "o_proj": (2048, 4096)}
-        sizes |= {f"{start}.self_attn.{name}.weight": size for name, size in attention.items()}
-        sizes[f"{start}.mlp.gate.weight"] = (128, 2048)
-        for expert in range(128):
-            matrices = {"gate_proj": (768, 2048), "up_proj": (768, 2048), "down_proj": (2048, 768)}
-            sizes |= {f"{start}.mlp.experts.{expert}.{name}.weight": size for name, size in matrices.items()}
-    return header_only(tmp_path_factory.mktemp("moe") / "qwen3-30b", config, sizes)
+    return write_headers(tmp_path_factory.mktemp("moe") / "qwen3-30b", memory_table.SHAPES["Qwen3-30B-A3B"])
+
+
+@pytest.fixture(scope="module")
+def needs() -> dict[str, dict[str, memory.MemoryNeed]]:
+    return memory_table.needs()
+
+
+@pytest.mark.slow
+def test_the_page_of_the_documentation_shows_the_estimates(needs: dict[str, dict[str, memory.MemoryNeed]]) -> None:
+    assert memory_table.PAGE.read_text(encoding="utf-8") == memory_table.page(needs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", memory_table.PEER)
+def test_weights_gradients_and_optimizer_need_what_others_publish(
+    needs: dict[str, dict[str, memory.MemoryNeed]], method: str
+) -> None:
+    for name, published in zip(memory_table.PEER_SHAPES, memory_table.PEER[method], strict=True):
+        need = needs[name][method]
+        assert (need.weights + need.learning) / 1e9 == pytest.approx(published, rel=0.15), name
 
 
 @pytest.mark.slow

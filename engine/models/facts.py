@@ -33,6 +33,7 @@ from engine.models.safetensors_headers import Tensor, tensors_of
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYER_LIST_KEYS = ("layers_block_type", "layer_types", "hybrid_override_pattern")  # an entry for each layer
 HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 EXPERTS_PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 GENERATOR_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")
@@ -102,7 +103,7 @@ def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
         context_length=first_number(config, CONTEXT_KEYS),
         vocab_size=first_number(config, ("vocab_size", "padded_vocab_size")),
         hidden_size=first_number(config, HIDDEN_SIZE_KEYS),
-        layers=first_number(config, LAYER_COUNT_KEYS),
+        layers=_layer_count(config),
         tied=tied,
         rope=_rope(config),
         has_chat_template=_has_chat_template(folder),
@@ -148,6 +149,13 @@ def first_number(config: Mapping[str, Any], names: Sequence[str]) -> int | None:
             if type(part.get(name)) is int and part[name] > 0:
                 return part[name]
     return None
+
+
+def _layer_count(config: Mapping[str, Any]) -> int | None:
+    """The number of layers of the language part, or of the entries of a list or text that describes each of them."""
+    described = (part.get(name) for part in (config, _text_part(config)) for name in LAYER_LIST_KEYS)
+    lengths = (len(entries) for entries in described if isinstance(entries, (list, str)))
+    return first_number(config, LAYER_COUNT_KEYS) or next(filter(None, lengths), None)
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests import forked
 
 TIME_LIMIT_SECONDS = 180
 MAX_LOGIT_DIFFERENCE = 1e-3  # between base with adapter and merged model, both in fp32
+MAX_MEMORY_DIFFERENCE = 0.02  # between the estimate and what a training holds, as a share
 PROMPTS = ["What comes after 3?", "Hello"]
 
 
@@ -61,7 +62,10 @@ def go(family: str, method: str, place: Path) -> WholeWay:
             way.refusal = refusal
             return way
         step = "train"
+        held = _observe_memory()
         result = _train(spec, place / "saves" / "u" / "trained")
+        step = "memory"
+        _check_memory(spec, folder, held)
         step = "export"
         merged = _export(folder, result, method, place / "saves" / "u" / "exported")
         step = "compare"
@@ -131,6 +135,44 @@ def _train(spec: Any, folder: Path) -> Path:
     prepare(run)
     train(run)
     return run.adapter if spec.method.kind == "lora" else run.model
+
+
+def _observe_memory() -> dict[str, int]:
+    """What a training of this process will hold before its first step, in bytes: "weights", and what it learns with."""
+    import torch
+    from transformers import TrainerCallback, trainer
+
+    held: dict[str, int] = {}
+
+    def bytes_of(tensors: Iterable[Any]) -> int:
+        return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+    class Observer(TrainerCallback):
+        def on_optimizer_step(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+            parameters = list(model.parameters())
+            held["weights"] = bytes_of(parameters)
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            held["learning"] = bytes_of(value for value in states if torch.is_tensor(value))
+            for parameter in filter(lambda parameter: parameter.requires_grad, parameters):
+                # Layers for images get no gradient from text alone; they would also need Adam's two moments.
+                held["learning"] += parameter.nbytes * (3 if parameter.grad is None else 1)
+
+    trainer.DEFAULT_CALLBACKS.append(Observer)
+    return held
+
+
+def _check_memory(spec: Any, model: Path, held: dict[str, int]) -> None:
+    """Raises ValueError if the estimate before the start differs from what the training held."""
+    from engine.models.facts import inspect_model
+    from engine.preflight.memory import memory_needed
+
+    need = memory_needed(spec, inspect_model(model), gpu_count=0)
+    if need is None:
+        raise ValueError("the estimate says nothing")
+    for part, seen in held.items():
+        expected = getattr(need, part)
+        if abs(expected - seen) > MAX_MEMORY_DIFFERENCE * seen:
+            raise ValueError(f"{part}: {expected:,.0f} bytes estimated, {seen:,} held")
 
 
 def _export(base: Path, result: Path, method: str, folder: Path) -> Path:
