@@ -315,6 +315,28 @@ def test_the_last_question_is_asked_again_in_a_branch_of_its_own(tab: Tab, serve
     assert "2 / 2" in ended[tab.conversation.turns]
 
 
+@pytest.mark.parametrize(
+    ("said", "offered"),
+    [
+        ({"plain": Reply("All of it.", finish="stop")}, False),
+        ({"plain": Reply("As long as it may be", finish="length")}, False),
+        ({"plain": Reply("All of it.", finish="stop"), ONE: Reply("Some of", finish="error")}, True),
+        ({"plain": Reply("Stopped", finish="cancelled")}, True),
+        ({}, True),  # the page was closed
+    ],
+)
+def test_an_interrupted_answer_can_be_tried_again(tab: Tab, said: dict[str, Reply], offered: bool) -> None:
+    selection, button = ModelSelection(tab.plain, [ONE]), 'data-do="again"'
+    conversation = answered("First?").add(Turn("Really?", said=said))
+    assert (button in tab.conversation.show(conversation, selection)[tab.conversation.turns]) is offered
+    later = conversation.add(Turn("Then?", said={"plain": Reply("Yes.", finish="stop")}))
+    for shown in (
+        tab.conversation.show(later, selection),  # what came after it would become another branch
+        tab.conversation.show(conversation, selection, answering=True),
+    ):
+        assert button not in shown[tab.conversation.turns]
+
+
 def test_nothing_is_asked_where_nothing_is_typed(tab: Tab) -> None:
     values = tab.values(ModelSelection(tab.plain, [ONE]), "  ")
     assert list(tab.answers.ask(values, ADA)) == [gr.skip()]

@@ -112,7 +112,7 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
         if not stopped and len(now[0].text) > 10:
             chat_client.cancel(server, "me")
             stopped = True
-    assert now[0].finish == "stop"
+    assert now[0].finish == "cancelled"
     wait_until(lambda: b"aborted after" in (server.path / "vllm.log").read_bytes())
     with pytest.raises(Refusal, match="reward model cannot run alongside vLLM"):
         chat_client._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})

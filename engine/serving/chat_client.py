@@ -42,7 +42,7 @@ class Answer:
     tokens: int = 0
     first_s: float | None = None
     tokens_per_s: float | None = None
-    finish: str = ""  # "stop", "length", "error"
+    finish: str = ""  # "stop", "length", "tool_calls", "cancelled", "error"
     problem: Problem | None = None
 
 
@@ -136,7 +136,8 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
                 first = answer.first_s if answer.first_s is not None else time.monotonic() - began
                 answer = replace(answer, text=answer.text + text, first_s=first)
             if choice["finish_reason"]:
-                answer = replace(answer, **event["timing"], finish=choice["finish_reason"])
+                finish = "cancelled" if event.get("cancelled") else choice["finish_reason"]
+                answer = replace(answer, **event["timing"], finish=finish)
             if text or answer.finish:
                 tell(answer)
         if not answer.finish:

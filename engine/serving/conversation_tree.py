@@ -75,6 +75,11 @@ class Turn:
     images: tuple[str, ...] = ()  # data URLs
 
     @property
+    def interrupted(self) -> bool:
+        """Whether an answer was ended by an error or by the reader, or none was stored."""
+        return not self.said or any(reply.finish in ("error", "cancelled") for reply in self.said.values())
+
+    @property
     def message(self) -> Message:
         if not self.images:
             return {"role": self.role, "content": self.question}

@@ -120,6 +120,11 @@ def reload_in_the_middle_of_an_answer(page: Page) -> None:
     page.reload()
     expect(page.locator("#talk .turn")).to_have_count(3)
     expect(page.locator("#talk .question").last).to_have_text("And on")
+    page.locator("#talk [data-do=again]").click()  # with nothing to be typed
+    expect(page.locator("#live .said").nth(1)).not_to_be_empty()
+    page.locator("#chat-stop").click()
+    expect(page.locator("#talk .turn")).to_have_count(3)
+    expect(page.locator("#talk [data-do=again]")).to_be_visible()
     page.locator("#talk [data-do=edit]").nth(2).click()
     expect(page.locator("#talk .turn")).to_have_count(2)
     page.locator("#prompt textarea").fill("")

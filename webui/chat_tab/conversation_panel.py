@@ -24,6 +24,7 @@ CLICK_JS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-do]');
   if (!button || button.disabled) return;
+  if (button.dataset.do === 'again') return document.querySelector('#chat-again')?.click();
   trigger('select', { ...button.dataset });
   if (button.dataset.do === 'edit') document.querySelector('#prompt textarea')?.focus();
 });

@@ -14,10 +14,18 @@ from webui.words import Words
 
 
 def past_turns(conversation: Conversation, titles: Titles, words: Words, answering: bool = False) -> str:
-    """All finished turns on the path; without the button to later turns while a question is being answered."""
+    """All finished turns on the path. Then, unless a question is being answered: a button to ask the last one again, if
+    its answers were interrupted; a button to later turns."""
     turns = "".join(_turn(conversation, place, titles, words) for place in conversation.path())
+    if answering:
+        return turns
+    if conversation.tip >= 0 and conversation.turns[conversation.tip].interrupted:
+        turns += (
+            f'<p class="onward"><span class="quiet">{escape(words("chat-interrupted"))}</span> '
+            f'<button type="button" class="plain" data-do="again">{escape(words("chat-retry"))}</button></p>'
+        )
     later = conversation.children(conversation.tip)
-    if not later or answering:
+    if not later:
         return turns
     onward = (
         f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">'

@@ -186,7 +186,8 @@ async def _events(
         if completion.calls:
             numbered = [{"index": number, **call} for number, call in enumerate(completion.calls)]
             yield _event(completion.chunk({"tool_calls": numbered}))
-        yield _event(completion.chunk({}, finish=completion.finish_reason()) | {"timing": completion.timing()})
+        beyond_openai = {"timing": completion.timing(), "cancelled": completion.finish == "cancelled"}
+        yield _event(completion.chunk({}, finish=completion.finish_reason()) | beyond_openai)
         if completion.request.stream_options.include_usage:
             yield _event(completion.chunk(None) | {"choices": [], "usage": completion.usage()})
         yield "data: [DONE]\n\n"
