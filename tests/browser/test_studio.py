@@ -102,6 +102,7 @@ def test_on_a_narrow_screen_start_stays_in_view_and_in_front(untouched: tuple[st
     type_into(page, "training.learning_rate", "nan")
     expect(page.locator("#summary .state")).to_have_text("1 to fix before you can start")
     expect(page.locator("#summary .state")).to_be_in_viewport()
+    expect(page.locator("#summary .problems li")).to_be_in_viewport(ratio=1)  # and the reason, not only how many
 
 
 @pytest.fixture(scope="module")
