@@ -43,6 +43,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "gguf": "gguf.json",
         "warnings": "warnings.jsonl",
         "stalled": "stalled.txt",
+        "reserve": ".reserve",
     }
     assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 

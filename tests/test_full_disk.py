@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,24 +14,31 @@ from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
 from engine.runs import failures, queue, runs
+from engine.runs.run import ALIVE_STATES
 from engine.spec.run_spec import RunSpec
 from tests import stand_in
 from tests.conftest import wait_until
 
 
+@contextlib.contextmanager
+def mounted(folder: Path, megabytes: int) -> Iterator[bool]:
+    """A real file system of that size at `folder`; False where one may not be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    yield not done.returncode
+    if not done.returncode:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A real file system of two megabytes; where one may not be mounted, only the answer about free space is small."""
+    """Two megabytes; where nothing may be mounted, only the answer about free space is small."""
     folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        monkeypatch.setattr(hardware, "free_disk", lambda path: 2_000_000)
-    yield folder
-    if not mounted.returncode:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(folder, 2) as is_real:
+        if not is_real:
+            monkeypatch.setattr(hardware, "free_disk", lambda path: 2_000_000)
+        yield folder
 
 
 def test_a_run_that_cannot_fit_is_refused_with_both_sizes(
@@ -58,6 +66,27 @@ def test_a_disk_that_fills_up_during_a_run_is_named_as_the_reason(
     assert (run.state, why.code) == ("failed", "disk-full")
     assert "磁盘" in why.what("zh")
     assert "resume" in run.can
+
+
+def test_a_disk_of_runs_that_is_full_to_the_last_byte_is_the_reason_too(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then neither error.json nor the log nor anything new can be written, only what was reserved."""
+    saves = tmp_path / "small"
+    source = (
+        f"file = open({str(saves / 'filler')!r}, 'ab', buffering=0)\n"
+        "for size in (65536, 1):\n    try:\n        while True: file.write(b'x' * size)\n    except OSError: pass\n"
+        "raise SystemExit(1)"
+    )
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, source))
+    with mounted(saves, 64) as is_real:
+        if not is_real:
+            pytest.skip("no file system may be mounted")
+        run = runs.submit(make_spec(), dataclasses.replace(workplace, saves=saves))
+        run = wait_until(lambda: (now := runs.get(saves, run.id)).state not in ALIVE_STATES and now, 30)
+        assert (run.state, failures.explain(run).code) == ("failed", "disk-full")
+        assert not run.dir.reserve.exists()
+        assert "resume" in run.can
 
 
 def test_a_disk_that_is_full_at_submit_leaves_no_half_a_run(

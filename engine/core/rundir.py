@@ -64,6 +64,7 @@ class RunDir:
     error = _PathBelow("error.json")
     exit = _PathBelow("exit.json")
     attempts = _PathBelow("attempts")
+    reserve = _PathBelow(".reserve")
 
     def alive(self) -> bool:
         """Whether any process of the run is alive."""

@@ -11,7 +11,10 @@ import signal
 import time
 from typing import Any
 
+from engine.core import hardware
 from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_object
+
+FULL_BYTES = 1 << 20  # a disk with less space left is full
 
 
 def requested_stop(run: RunDir) -> str | None:
@@ -34,7 +37,8 @@ def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
     elif code == 0:
         outcome, reason = "failed", "no-result"
     else:
-        outcome, reason = "failed", "killed" if killed_by else "exit"
+        unreported = "disk-full" if not reported and disk_is_full(run) else "exit"
+        outcome, reason = "failed", "killed" if killed_by else unreported
     return {
         "outcome": outcome,
         "reason": reason,
@@ -44,6 +48,11 @@ def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
         "attempt": run.attempt(),
         "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     }
+
+
+def disk_is_full(run: RunDir) -> bool:
+    """Whether no reason for a failure could be written, neither to error.json nor to the log."""
+    return hardware.free_disk(run.path) < FULL_BYTES
 
 
 def _signal(code: int, run: RunDir) -> str | None:

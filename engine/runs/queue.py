@@ -122,13 +122,13 @@ def _start(run: RunDir, lock: int) -> bool:
     return False
 
 
-def give_up(run: RunDir, code: int) -> None:
+def give_up(run: RunDir, code: int, reason: str = "no-keeper") -> None:
     """Put a run aside that could not be supervised, so that it does not block the queue forever."""
     write_json(
         run.exit,
         {
             "outcome": "failed",
-            "reason": "no-keeper",
+            "reason": reason,
             "code": code,
             "signal": None,
             "ended": time.time(),

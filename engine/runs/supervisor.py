@@ -36,13 +36,14 @@ from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
 from engine.launch.workspace import PROJECT
 from engine.runs import kinds, queue
-from engine.runs.outcome import determine_outcome, requested_stop
+from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.progress import read_long_curves
 from engine.runs.stall import StallWatch
 from engine.runs.standby_launcher import StandbyLauncher
 from engine.spec.run_spec import RunSpec
 
 POLL_S = 0.3
+RESERVED_BYTES = 64 << 10  # for exit.json
 
 
 def free_port() -> int:
@@ -91,7 +92,33 @@ def supervise(run: RunDir, launcher: StandbyLauncher | None = None) -> None:
         if code == 0 and not requested_stop(run):
             code = _wait_for_child(step, children.get(number) or _start(step, environment, run), run, watch)
     end_processes(run.path)
-    write_json(run.exit, determine_outcome(run, code))
+    _write_exit(run, code)
+
+
+def _write_exit(run: RunDir, code: int) -> None:
+    """How the attempt ended; if the disk is full, in the space that was reserved for it."""
+    outcome = determine_outcome(run, code)
+    run.reserve.unlink(missing_ok=True)
+    write_json(run.exit, outcome)
+
+
+def _reserve_space(run: RunDir) -> None:
+    """Raises OSError if the disk is full."""
+    descriptor = regular_files.open_descriptor(run.reserve, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _give_up(run: RunDir) -> None:
+    """Record that the supervisor itself has failed; not if the disk is too full even for that."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+    reason = "disk-full" if disk_is_full(run) else "no-keeper"
+    with contextlib.suppress(OSError):
+        run.reserve.unlink(missing_ok=True)
+        queue.give_up(run, 1, reason)
 
 
 def _start(
@@ -205,15 +232,14 @@ def _supervise_to_end(run: RunDir, report: Callable[[], None], launcher: Standby
     # If the machine shuts down, the run is interrupted, not judged: no exit.json, and it can be resumed.
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
+        _reserve_space(run)
         supervise(run, launcher)
     except Refusal as refusal:
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(OSError):  # a rank has written one, or the disk is full
             write_error(run, refusal)
-        write_json(run.exit, determine_outcome(run, 1))
+        _write_exit(run, 1)
     except BaseException:
-        traceback.print_exc()
-        with contextlib.suppress(OSError):
-            queue.give_up(run, 1)
+        _give_up(run)
     os.close(alive_lock)
     os.close(supervisor_lock)
     if run.exit.exists():  # otherwise the disk is full, and a studio's tick will try again
@@ -243,7 +269,7 @@ def end_orphans(folder: Path) -> int:
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     end_processes(folder)
     if run.keeper.exists() and not run.exit.exists():
-        write_json(run.exit, determine_outcome(run, -signal.SIGKILL))
+        _write_exit(run, -signal.SIGKILL)
     for lock in filter(None, (alive_lock, supervisor_lock)):
         os.close(lock)
     queue.advance(queue.saves_of(folder))
