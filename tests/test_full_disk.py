@@ -26,9 +26,11 @@ def mounted(folder: Path, megabytes: int) -> Iterator[bool]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     done = subprocess.run(command, capture_output=True, check=False)
-    yield not done.returncode
-    if not done.returncode:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    try:
+        yield not done.returncode
+    finally:
+        if not done.returncode:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -187,7 +187,9 @@ def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Ru
 def test_kill_reaches_a_suspended_supervisor(run_program: Callable[[str], runs.Run]) -> None:
     run = run_program("import time; time.sleep(600)")
     wait_for_program(run)
-    psutil.Process(keeper_pid(run)).suspend()
+    keeper = psutil.Process(keeper_pid(run))
+    keeper.suspend()
+    wait_until(lambda: keeper.status() == psutil.STATUS_STOPPED, 20)  # it may not have had its turn yet
     runs.stop(fresh(run), "kill")
     run = ended(run)
     assert run.state == "stopped"
