@@ -131,6 +131,13 @@
   // ---- the open run is in the address; going back reloads the previous address
   const COMPARED = ['runs', 'curve', 'x', 'smooth', 'log', 'by'];
   let arrived = false; // until the page has read its address, nothing may change it
+  // and if the address leads elsewhere, the form is not shown before that: the built page begins with it
+  const show = () => root.classList.remove('arriving');
+  if (['run', 'tab'].some((name) => new URLSearchParams(location.search).get(name))) {
+    root.classList.add('arriving');
+    setTimeout(show, 10_000); // should the studio not answer
+  }
+  window.athanorArrived = () => { requestAnimationFrame(show); return []; };
   window.athanorArrive = () => {
     const query = new URLSearchParams(location.search);
     arrived = true;

@@ -122,6 +122,19 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Wor
         end_runs(saves)
 
 
+# At each frame: whether the form of the Train tab, with which every page is built, can be seen.
+NOTES_A_VISIBLE_FORM = """() => {
+  window.frames_seen = 0; window.form_seen = false;
+  const look = () => {
+    const form = document.querySelector('#start');
+    window.frames_seen += 1;
+    window.form_seen ||= Boolean(form?.checkVisibility({ visibilityProperty: true }));
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
 def test_after_login_a_link_to_a_run_shows_that_run(guarded: tuple[str, Workplace], open_page: OpenPage) -> None:
     address, workplace = guarded
     run = runs.submit(workplace.default_spec().change("name", "中文 & run"), workplace)
@@ -131,6 +144,10 @@ def test_after_login_a_link_to_a_run_shows_that_run(guarded: tuple[str, Workplac
     page.locator("input[name=password]").fill("correct horse")
     page.keyboard.press("Enter")
     expect(page.locator("#run-head h1")).to_have_text("中文 & run")
+    page.add_init_script(f"({NOTES_A_VISIBLE_FORM})()")
+    page.reload()
+    expect(page.locator("#run-head h1")).to_have_text("中文 & run")
+    assert page.evaluate("[window.frames_seen > 0, window.form_seen]") == [True, False]
 
 
 def test_a_studio_with_data_of_its_own_begins_with_a_set_that_is_there(

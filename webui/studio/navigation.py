@@ -15,6 +15,7 @@ from webui.studio.tabs import Frame, Tabs
 
 # The open run is in the page's address, so that a reload or a link shows the same.
 ARRIVE_JS = "() => athanorArrive()"
+ARRIVED_JS = "() => athanorArrived()"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
@@ -48,9 +49,9 @@ class Navigation:
             *tabs.compare.chosen,
             tabs.tabs,
         ]
-        blocks.load(train.list_choices, None, train.lists, **QUIET).then(
-            self.arrive, inputs, outputs, js=ARRIVE_JS, **QUIET
-        )
+        loaded = blocks.load(train.list_choices, None, train.lists, **QUIET)
+        arrived = loaded.then(self.arrive, inputs, outputs, js=ARRIVE_JS, **QUIET)
+        arrived.then(None, js=ARRIVED_JS, **QUIET)
 
     def _wire_tabs(self) -> None:
         frame, tabs, items = self.frame, self.tabs, self.tabs.items
