@@ -22,7 +22,7 @@ from PIL import Image
 
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import write_json
-from engine.data import image_folders, limited_process, uploads
+from engine.data import chunks, image_folders, limited_process, row_files, uploads
 from engine.data.datasets import dataset_of, examples, find, read_dataset_info
 from engine.data.images import IMAGE_MARK
 from engine.data.row_images import images_of
@@ -192,7 +192,7 @@ def test_a_workbook_becomes_rows_of_text(tmp_path, data):
         {"instruction": "", "output": "only <b> \n line", "column D": "beside"},
         {"instruction": "two", "output": ""},
     ]
-    assert [file.name for file in data.iterdir()] == ["表 1.jsonl"]
+    assert {file.name for file in data.iterdir()} == {"表 1.jsonl", ".表 1.jsonl.rows"}
 
 
 @pytest.mark.parametrize("where", ["sheet", "shared"])
@@ -483,7 +483,29 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
     assert uploads.unregistered(data, []) == ["book.jsonl"]
     uploads.forget_workbook(arrived)
     assert uploads.sheets_of(arrived) == ([], "")
-    assert [file.name for file in data.iterdir()] == ["book.jsonl"]
+    assert {file.name for file in data.iterdir()} == {"book.jsonl", ".book.jsonl.rows"}
+
+
+def test_rows_of_a_workbook_are_called_as_in_their_sheet(tmp_path, data):
+    table = (("Questions of 2026",), ("q", "a"), ("1", "2"), (), ("3", "4"), ("5", "6"))
+    received(workbook(tmp_path / "book.xlsx", sheet(*table)), data)
+    arrived = data / "book.jsonl"
+
+    def places() -> list[str]:
+        return [str(place) for place, _ in row_files.entries(arrived)]
+
+    assert places() == ["book.xlsx:数据!A3", "book.xlsx:数据!A5", "book.xlsx:数据!A6"]
+    [chunk] = chunks.blocks(arrived)
+    in_chunks = [str(place) for place, _ in chunk.rows(lambda issue: None)]
+    assert in_chunks == places()
+    with arrived.open("a") as file:
+        file.write('{"q": "7", "a": "8"}\n')  # by hand, after which the lines may be anywhere
+    assert places() == [f"book.jsonl:{line}" for line in (1, 2, 3, 4)]
+    received(several_sheets(tmp_path / "other.xlsx"), data)
+    arrived = data / "other.jsonl"
+    assert places() == ["other.xlsx:'two & co'!A2"]
+    uploads.choose_sheet(arrived, "three & co")
+    assert places() == ["other.xlsx:'three & co'!A2"]
 
 
 def test_a_file_in_no_set_is_removed_with_its_workbook_and_nothing_else_is(tmp_path, data):
@@ -514,7 +536,7 @@ def test_a_sheet_that_is_still_read_when_its_workbook_is_forgotten_changes_nothi
     with pytest.raises(Refusal):
         uploads.choose_sheet(arrived, "three & co")
     assert arrived.read_text() == before
-    assert [file.name for file in data.iterdir()] == ["book.jsonl"]
+    assert {file.name for file in data.iterdir()} == {"book.jsonl", ".book.jsonl.rows"}
 
 
 def packed(folder: Path, suffix: str, content: bytes) -> Path:

@@ -23,7 +23,7 @@ from engine.data import json_layout
 from engine.data.encodings import encoding_of
 from engine.data.json_layout import parse_line
 from engine.data.row_files import entries, valid_rows
-from engine.data.text_lines import MAX_ROW_BYTES, Entry, Located, OnBad, Row
+from engine.data.text_lines import MAX_ROW_BYTES, Entry, Located, OnBad, Row, name_of_line
 
 CHUNK_BYTES = 1 << 19  # approximate bytes of a block
 MAX_BLOCK_ROWS = 2000  # of a file that is read row by row; fewer if the rows are long (BLOCK_BYTES characters)
@@ -113,7 +113,7 @@ class _LazyPlace:
 
     def __str__(self) -> str:
         line, column = self.byte_range.places[self.row] if self.byte_range else (self.line, None)
-        return f"{self.file.name}:{line}:{column}" if column else f"{self.file.name}:{line}"
+        return f"{self.file.name}:{line}:{column}" if column or not line else name_of_line(self.file, line)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 from engine.core.problems import Problem, problem
 from engine.data.encodings import UNDECODABLE_MARK, open_utf8, version
+from engine.data.sheet_rows import place_in_sheet
 
 MAX_ROW_BYTES = 64 << 20  # bytes of one row, as UTF-8
 BUFFER_BYTES = 1 << 20  # bytes read at a time
@@ -38,7 +39,12 @@ class Place:
     def __str__(self) -> str:
         if self.column:
             return f"{self.file.name}:{self.line}:{self.column} (#{self.row})"
-        return f"{self.file.name}:{self.line}" if self.line else f"{self.file.name}#{self.row}"
+        return name_of_line(self.file, self.line) if self.line else f"{self.file.name}#{self.row}"
+
+
+def name_of_line(file: Path, line: int) -> str:
+    """A line in messages; of a converted workbook, the row of the sheet, which is what its owner can see."""
+    return place_in_sheet(file, line) or f"{file.name}:{line}"
 
 
 class Located(Protocol):

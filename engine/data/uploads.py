@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.core import hardware
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
-from engine.data import image_folders, unpacking, workbooks
+from engine.data import image_folders, sheet_rows, unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset, read_dataset_info
 from engine.data.image_folders import is_data_file, is_encodable
 from engine.data.images import is_metadata
@@ -108,6 +108,7 @@ def _receive_workbook(
     for note in table.notes:
         on_note(note)
     placed = place(arrived, data_dir)
+    sheet_rows.keep(placed, name, table.sheet, table.starts)
     if table.others:
         shutil.copyfile(source, placed.with_name(f".{placed.name}{called.suffix}"))
         _sheet_file(placed).write_text(table.sheet, encoding="utf-8")
@@ -156,6 +157,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
                 if workbook_of(file) is None:  # deleted while it was read: the previous sheet was chosen
                     raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
                 os.replace(arrived, file)
+                sheet_rows.keep(file, called.name, table.sheet, table.starts)
                 _sheet_file(file).write_text(table.sheet, encoding="utf-8")
             return list(table.notes)
     except OSError as error:
@@ -177,6 +179,7 @@ def place(file: Path, data_dir: Path) -> Path:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:
             continue
+        sheet_rows.forget(target)  # of a file of that name that somebody has deleted
         os.replace(file, target)
         apply_umask(target)
         return target
@@ -212,6 +215,7 @@ def remove(data_dir: Path, name: str) -> None:
         raise Refusal(problem("set-unknown", name=name))
     try:
         forget_workbook(file)
+        sheet_rows.forget(file)
         file.unlink()
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=file.parent, why=error.strerror or error)) from error

@@ -30,10 +30,12 @@ RATIO_FREE_BYTES = 16 << 20  # bytes of a part that are accepted whatever the ra
 BLOCK_BYTES = 1 << 20
 MAX_TITLE_ROWS = 5  # above a header, at most
 MAX_TITLE_CHARACTERS = 80  # characters
+MAX_GAPS = 10_000  # between rows of a sheet; with more of them, its rows are called by their lines in the data file
 # What readers raise for a damaged, truncated or encrypted file.
 READ_ERRORS = (CalamineError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, RuntimeError)
 CELL_LIMIT = "Cell limit exceeded"  # the start of calamine's message that a sheet has more than 100 million cells
 Row = dict[int, str]  # column, from 0 → its content
+Numbered = tuple[int, Row]  # with its number in the sheet, from 0
 OnNote = Callable[[Problem], None]
 
 
@@ -62,14 +64,18 @@ def _answer(workbook: Path, target: str, sheet: str) -> dict[str, Any]:
             raise Refusal(problem("sheet-empty", file=workbook.name))
         notes: list[Problem] = []
         chosen, count = sheet or tables[0], 0
+        starts: list[tuple[int, int]] = []
         with open(target, "w", encoding="utf-8") as lines:
-            for row in _rows(book.get_sheet_by_name(chosen), workbook.name, notes.append):
+            for number, row in _rows(book.get_sheet_by_name(chosen), workbook.name, notes.append):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
+                if not starts or number - count != starts[-1][1] - starts[-1][0]:
+                    starts.append((count, number))
     others = [name for name in tables if name != chosen]
     if others:
         notes.insert(0, problem("sheet-others", file=workbook.name, sheet=chosen, others=", ".join(others)))
-    return {"sheet": chosen, "rows": count, "others": others, "notes": [asdict(note) for note in notes]}
+    recorded = {"notes": [asdict(note) for note in notes], "starts": starts if len(starts) <= MAX_GAPS else []}
+    return {"sheet": chosen, "rows": count, "others": others} | recorded
 
 
 def _refuse_bomb(workbook: Path) -> None:
@@ -107,24 +113,25 @@ def _tables(book: CalamineWorkbook, sheets: Sequence[str]) -> list[str]:
     return wide or [sheet for sheet, rows in first.items() if len(rows) > 1]
 
 
-def _rows(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[dict[str, str]]:
-    """The rows below the header, by its names; columns without a name are called by their letters."""
+def _rows(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows below the header, by its names, each with its number from 1; columns without a name are called by their
+    letters."""
     above, below = _split_title(_unmerged(sheet, name, on_note))
     if above:
-        title = _cell_texts(above[0])[0]
+        title = _cell_texts(above[0][1])[0]
         on_note(problem("sheet-title", file=name, rows=len(above), title=title[:MAX_TITLE_CHARACTERS]))
-    header = {column: text.strip() for column, text in next(below, {}).items() if text.strip()}
+    _, names = next(below, (0, Row()))
+    header = {column: text.strip() for column, text in names.items() if text.strip()}
     twice = [label for label, count in Counter(header.values()).items() if count > 1]
     if twice:
         raise Refusal(problem("file-columns-twice", file=name, names=", ".join(twice)))
-    for cells in below:
+    for number, cells in below:
         row = {label: cells.get(column, "") for column, label in header.items()}
-        yield row | {
-            f"column {_letters(column)}": text for column, text in cells.items() if column not in header and text
-        }
+        unnamed = {f"column {_letters(column)}": text for column, text in cells.items() if column not in header}
+        yield number + 1, row | {label: text for label, text in unnamed.items() if text}
 
 
-def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]:
+def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Numbered]:
     """Every row with some content; vertically merged cells are repeated in each of their rows."""
     merged = {(first, column): last for (first, column), (last, _) in sheet.merged_cell_ranges or () if last > first}
     columns = {column for _, column in merged}
@@ -137,12 +144,12 @@ def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]
             elif not row.get(column) and number <= held.get(column, (-1, ""))[0]:
                 row[column] = held[column][1]
                 repeated += 1
-        yield row
+        yield number, row
     if repeated:
         on_note(problem("sheet-merged", file=name, cells=repeated))
 
 
-def _filled(sheet: CalamineSheet) -> Iterator[tuple[int, Row]]:
+def _filled(sheet: CalamineSheet) -> Iterator[Numbered]:
     """Every row with some content, by its number from 0. calamine includes empty rows above, but no empty columns
     before."""
     left = sheet.start[1] if sheet.start else 0
@@ -156,16 +163,16 @@ def _cell_texts(row: Mapping[int, str]) -> list[str]:
     return [text.strip() for text in row.values() if text.strip()]
 
 
-def _split_title(rows: Iterator[Row]) -> tuple[list[Row], Iterator[Row]]:
+def _split_title(rows: Iterator[Numbered]) -> tuple[list[Numbered], Iterator[Numbered]]:
     """The title rows above a table, and its rows from the header on.
 
     A title is a row with one cell above a header of several, followed by a row of several; in a sheet with one column
     there is no title.
     """
-    head: list[Row] = []
+    head: list[Numbered] = []
     for row in rows:
         head.append(row)
-        wide = [len(_cell_texts(head_row)) > 1 for head_row in head]
+        wide = [len(_cell_texts(cells)) > 1 for _, cells in head]
         if len(wide) > 1 and wide[-1] and wide[-2]:
             if not any(wide[:-2]):
                 return head[:-2], chain(head[-2:], rows)

@@ -20,13 +20,14 @@ READER = "engine.data.workbook_reader"
 
 @dataclass(frozen=True)
 class SheetTable:
-    """A sheet that was written out: its name, its number of rows, the other sheets with a table, and what a person
-    should know about how it was read."""
+    """A sheet that was written out: its name, its number of rows, the other sheets with a table, what a person should
+    know about how it was read, and where its rows are (`engine.data.sheet_rows`)."""
 
     sheet: str
     rows: int
     others: tuple[str, ...] = ()
     notes: tuple[Problem, ...] = ()
+    starts: tuple[tuple[int, int], ...] = ()
 
 
 def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> SheetTable:
@@ -37,7 +38,8 @@ def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> SheetTable:
     """
     answer = limited_process.ask(READER, workbook, target=str(target.absolute()), sheet=sheet)
     notes = tuple(Problem(**record) for record in answer["notes"])
-    return SheetTable(answer["sheet"], answer["rows"], tuple(answer["others"]), notes)
+    starts = tuple((line, row) for line, row in answer["starts"])
+    return SheetTable(answer["sheet"], answer["rows"], tuple(answer["others"]), notes, starts)
 
 
 def tables(workbook: Path) -> list[str]:

@@ -263,7 +263,9 @@ def test_the_encoding_and_the_sheet_of_a_file_are_chosen_where_they_are_open(
     page.locator("#save-set").click()
     expect(page.locator("#set-head h1")).to_have_text("book")
     assert (place.data / "book.jsonl").read_text() == '{"x": "3", "y": "4"}\n'
-    assert not list(place.data.glob(".book*"))
+    assert [file.name for file in place.data.glob(".book*")] == [".book.jsonl.rows"]
+    part(page, 0)
+    expect(page.locator("#rows article header")).to_contain_text("book.xlsx:'three & co'!A2")
 
 
 def test_on_a_narrow_screen_the_chosen_set_is_in_view_and_a_broken_one_says_why(
