@@ -264,7 +264,7 @@ def test_a_question_is_asked_with_its_images(tab: Tab, server: StandInServer, tm
     (file,) = edited[tab.question.images]["value"]
     assert image_in_file(Path(file)).size == (768, 256)
     rated = tab.conversation.click(click(do="up", turn="0", voice="plain"), ADA, kept, *selected)
-    assert "cannot be rated" in rated[tab.context.message]
+    assert conversation_tree.RATINGS_DATASET in rated[tab.context.message]
     (row,) = map(json.loads, conversation_tree.jsonl(tab.read(ended)).splitlines())
     assert row["messages"][0]["content"] == [image, text]
 
