@@ -40,12 +40,12 @@ LIBRARIES = (
     "transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2",
 )  # fmt: skip
 REAL_POPEN = subprocess.Popen
-OWNER = "ATHANOR_TEST_OWNER"  # a variable: the process with which a forking process ends
+OWNER = "ATHANOR_TEST_OWNER"  # a variable: the process with which forking processes end
 ROOM_BYTES = 1 << 15  # of an argument and a variable of a forking process, which its children write over
 
 
 def run_python(*words: object, input: str = "", timeout_s: int = 500, env: Mapping[str, str] | None = None) -> str:
-    """What `python WORDS…` prints, with the environment of this process or `env`; words[0] is -c or -m.
+    """What `python WORDS…` prints, with the environment of this process or `env`.
 
     None of our modules has been imported: a program that works out by hand what ours should do must not meet what they
     may have done to a library. Raises AssertionError with the end of its output if it fails or takes too long.
@@ -87,7 +87,8 @@ def run_ranks(count: int, *words: object, env: Mapping[str, str]) -> None:
 def forking_process(module: str) -> Path:
     """The socket of a forking process `python -m MODULE`, started when it is first asked for by any of the processes
     that test side by side. It ends with the process that has started these."""
-    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    tester = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    owner = int(os.environ.setdefault(OWNER, str(tester)))  # the programs of the tests have the same
     began = int(100 * psutil.Process(owner).create_time())  # a number may have been another process's before
     folder = Path(tempfile.gettempdir(), f"forking-{os.getuid()}-{owner}-{began}-{module}")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -98,7 +99,8 @@ def forking_process(module: str) -> Path:
             process = REAL_POPEN(
                 [sys.executable, "-m", module, str(address), "x" * ROOM_BYTES],
                 cwd=PROJECT,
-                env=os.environ | {"ROOM": "x" * ROOM_BYTES, OWNER: str(owner)},
+                # Threads wait for each other without keeping a core busy that another test has in use.
+                env=os.environ | {"ROOM": "x" * ROOM_BYTES, "OMP_WAIT_POLICY": "PASSIVE"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
             )
@@ -157,7 +159,7 @@ PIPE_ENDS = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite"
 
 def serve(libraries: Iterable[str]) -> None:
     """Import the libraries, then fork a process for each program that is asked for, until OWNER has ended."""
-    owner = psutil.Process(int(os.environ.pop(OWNER)))
+    owner = psutil.Process(int(os.environ[OWNER]))
     os.fsync = lambda _descriptor: None  # type: ignore[assignment]  # as in conftest.py
     gc.disable()
     for name in libraries:
@@ -277,6 +279,7 @@ def _run_program(first: str, *others: str) -> None:
         exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv = [first, *others]
+        sys.path[0] = str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")
 
 

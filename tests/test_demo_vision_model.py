@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 
 from engine.data import preview_client
 from engine.launch.workspace import DEMO_VISION_MODEL, Workplace
+from tests.preloaded import run_python
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -112,11 +112,9 @@ def test_what_the_model_sees_names_the_image_of_each_span_of_tokens(tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_recipe_still_works(tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"}
-    words = [sys.executable, str(DATA / "demo_vision_model_recipe.py"), str(tmp_path / "model"), "--steps", "30"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout.splitlines()[-1])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    printed = run_python(DATA / "demo_vision_model_recipe.py", tmp_path / "model", "--steps", 30, env=environment)
+    made = json.loads(printed.splitlines()[-1])
     assert made["steps"] == 30
     assert made["first_loss"] == pytest.approx(5.95, abs=0.3)  # ln 384: every token equally likely
     assert made["last_loss"] < 3.5

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from engine.launch.workspace import PROJECT
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import schedule_arguments, warmup_problems
+from tests.preloaded import run_python
 
 RATE = 1e-3
 # (schedule, its keywords): what transformers itself makes of each is the oracle.
@@ -94,15 +92,7 @@ def test_what_transformers_refuses_is_refused_and_what_it_takes_is_taken() -> No
         "    return False\n"
         "print(json.dumps([fails(*one) for one in json.load(sys.stdin)]))"
     )
-    asked = subprocess.run(
-        [sys.executable, "-c", ask],
-        input=json.dumps(GOOD + BAD),
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(asked.stdout) == [False] * len(GOOD) + [True] * len(BAD)
+    assert json.loads(run_python("-c", ask, input=json.dumps(GOOD + BAD))) == [False] * len(GOOD) + [True] * len(BAD)
     assert {str(one): told(*one) for one in GOOD} == {str(one): [] for one in GOOD}
     assert [one for one in BAD if not told(*one)] == []
 

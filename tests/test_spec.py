@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -16,7 +14,7 @@ import yaml
 from engine.core.problems import Refusal
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
-from engine.launch.workspace import PROJECT, Workplace
+from engine.launch.workspace import Workplace
 from engine.spec.contradictions import spec_problems
 from engine.spec.generation_settings import GenerationSettings
 from engine.spec.parts import Part
@@ -25,6 +23,7 @@ from engine.spec.schedules import schedule_arguments as schedule_arguments
 from engine.spec.steps import optimizer_steps
 from engine.spec.trainer_arguments import trainer_arguments
 from engine.spec.yaml_text import read_yaml, write_yaml
+from tests.preloaded import run_python
 
 
 def refused(given: Any, whole: type[Part] = RunSpec) -> dict[str, str]:
@@ -398,8 +397,7 @@ def test_what_is_offered_is_all_that_the_library_has() -> None:
         "print(json.dumps([[o.value for o in OptimizerNames], "
         "[s.value for s in SchedulerType], arguments(), schedules()]))"
     )
-    asked = subprocess.run([sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True)
-    optimizers, schedulers, arguments, schedules = json.loads(asked.stdout)
+    optimizers, schedulers, arguments, schedules = json.loads(run_python("-c", ask))
     assert set(Optimizer.__args__) == set(optimizers)
     assert set(Scheduler.__args__) == set(schedulers)
     assert trainer_arguments() == arguments

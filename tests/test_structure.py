@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from engine.core.problems import Problem
-from engine.launch.workspace import PROJECT
 from engine.models.checks import model_problems
 from engine.models.facts import inspect_model
 from engine.models.structure import Structure, structure_of
@@ -21,6 +18,7 @@ from engine.models.trainable_modules import (
     targeted_modules,
     trainable_parameters,
 )
+from tests.preloaded import run_python
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -99,10 +97,8 @@ FAMILIES = ("llama", "gemma3", "qwen3_vl", "llama4", "qwen3_moe", "qwen2_moe", "
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict]]:
     folder = tmp_path_factory.mktemp("zoo")
-    command = [sys.executable, "-c", BUILD_AND_ADAPT, str(folder), *FAMILIES]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed = run_python("-c", BUILD_AND_ADAPT, folder, *FAMILIES)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     return folder, dict(zip(FAMILIES, lines, strict=True))
 
 
@@ -177,7 +173,7 @@ def test_a_model_that_reads_no_text_alone_and_one_that_cannot_be_built_are_told(
     from engine.models.structure import structure_problems
 
     build = "import sys; from pathlib import Path; from tests import zoo; zoo.build('blip', Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path / "blip")], cwd=PROJECT, check=True, capture_output=True)
+    run_python("-c", build, tmp_path / "blip")
     needs = structure_problems(inspect_model(tmp_path / "blip"), "model.model_name_or_path")
     assert codes(needs) == ["model-needs-inputs"]
     assert "pixel_values" in str(needs[0])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from engine.launch.workspace import PROJECT
+from tests.preloaded import run_python
 from tests.zoo.whole_way import WholeWay, page
 
 FAMILIES = (
@@ -19,10 +16,8 @@ REFUSED = {"blip": "pixel_values"}
 
 @pytest.fixture(scope="module")
 def lines() -> dict[str, str]:
-    command = [sys.executable, "-m", "tests.zoo.whole_way", *FAMILIES, *REFUSED]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {line.split()[0]: line for line in done.stdout.splitlines() if "lora" in line}
+    printed = run_python("-m", "tests.zoo.whole_way", *FAMILIES, *REFUSED)
+    return {line.split()[0]: line for line in printed.splitlines() if "lora" in line}
 
 
 @pytest.mark.slow

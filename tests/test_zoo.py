@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from engine.launch.workspace import PROJECT
+from tests.preloaded import run_python
 
 FAMILIES = ("qwen3", "qwen3_moe", "gemma3")
 LARGEST_FILE_BYTES = 3_000_000
@@ -38,10 +36,8 @@ for family in sys.argv[2:]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict]]:
     folder = tmp_path_factory.mktemp("zoo")
-    command = [sys.executable, "-c", BUILD_AND_TRAIN, str(folder), *FAMILIES]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed = run_python("-c", BUILD_AND_TRAIN, folder, *FAMILIES)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     return folder, dict(zip(FAMILIES, lines, strict=True))
 
 

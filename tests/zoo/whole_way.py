@@ -229,6 +229,7 @@ def _reason(error: Exception) -> str:
 
 def _import_libraries() -> None:
     """All that a family needs, once for all forks."""
+    import torch
     import transformers
 
     from engine.worker.runtime.optional_packages import hide_unused_packages
@@ -240,6 +241,7 @@ def _import_libraries() -> None:
     import engine.worker.export
     import engine.worker.exporting.merge  # noqa: F401
 
+    torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
