@@ -93,6 +93,8 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
         ),
         ("training: {epochs: 1}", "Did you mean 'training.num_train_epochs'?", "num_train_epochs"),
         ("data: {dataset: a}", "Did you mean 'data.datasets'?", "data.datasets"),
+        ("dataset: a", "Did you mean 'data.datasets'?", "data.datasets"),
+        ("trainig: {}", "Did you mean 'training'?", "“training”"),
         (
             "nonsense: 1",
             "There is no setting 'nonsense'. If it is an argument of the trainer, put it under extra",

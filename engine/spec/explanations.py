@@ -109,6 +109,8 @@ def _did_you_mean(path: str, whole: type[BaseModel]) -> str:
     anywhere = {field.rpartition(".")[2]: field for field in reversed(known)}
     if last in anywhere:
         return anywhere[last]
+    if not parent and (parts := difflib.get_close_matches(last, whole.model_fields, 1, 0.85)):
+        return parts[0]
     for names in (beside, anywhere):
         short_for = [name for name in names if len(last) > 1 and _initials(name) == last]
         holding = [name for name in names if len(last) > 3 and f"_{last}_" in f"_{name}_"]
