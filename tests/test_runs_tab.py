@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from engine.core import hardware
 from engine.core.rundir import RunDir, write_json
 from engine.launch.workspace import Workplace
 from engine.runs import runs
@@ -238,6 +239,16 @@ def test_what_an_action_did_is_said_and_what_it_was_refused_for(tab: Tab, past: 
         assert "<h1>done</h1>" in updates[tab.head.head]
     gone = tab.actions.resume(ADA, "no/such/run", *VIEW)
     assert ("toast bad" in gone[message], gone[tab.context.selected]) == (True, "")
+
+
+def test_a_run_that_waits_because_the_disk_is_full_says_so(
+    tab: Tab, past: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = past("waiting", outcome=None)
+    run.dir.keeper.unlink()
+    assert tab.view.open(run.id, *VIEW)[tab.head.cautions] == ""
+    monkeypatch.setattr(hardware, "free_disk", lambda path: 4096)
+    assert ENGLISH("space-to-start") in tab.view.open(run.id, *VIEW)[tab.head.cautions]
 
 
 def test_a_waiting_run_is_killed_by_whoever_asks_and_then_deleted(

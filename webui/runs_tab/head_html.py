@@ -9,6 +9,7 @@ from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
 from engine.runs import attempts, progress, queue
 from engine.runs.failures import explain
+from engine.runs.outcome import disk_is_full
 from engine.runs.progress import Progress
 from engine.runs.runs import Run
 from webui import notices, probes, reports
@@ -114,11 +115,14 @@ def failure(run: Run, words: Words) -> str:
 
 
 def waiting_for_space(run: Run, words: Words) -> str:
-    """That the training waits for disk space, how much it needs, and what to do."""
+    """That the training waits for disk space, how much it needs, and what to do; or that a run cannot start."""
     reported = read_object(run.dir.progress)
-    if run.final or reported.get("phase") != WAITING_FOR_SPACE:
+    if run.state == "queued" and disk_is_full(run.dir):
+        text = words("space-to-start")
+    elif not run.final and reported.get("phase") == WAITING_FOR_SPACE:
+        text = words("space-needed", needed=size(reported["needed"]), free=size(reported["free"]))
+    else:
         return ""
-    text = words("space-needed", needed=size(reported["needed"]), free=size(reported["free"]))
     return f'<div class="failure caution" role="status"><p>{escape(text)}</p></div>'
 
 
