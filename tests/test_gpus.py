@@ -115,6 +115,19 @@ def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
     assert codes(auto.change("hardware.num_processes", 3)) == ["too-few-cards"]
 
 
+def test_threads_on_a_cpu_wait_without_keeping_a_core_busy(
+    monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., RunSpec]
+) -> None:
+    def variables(device: str) -> dict[str, str]:
+        return command.environment(make_spec(hardware__device=device), "run", [0], 4)
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert variables("cpu")["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in variables("cuda")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # by the operator, who has the machine alone
+    assert variables("cpu")["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 FAILING = [
     ({"gpus": [{"lost": True}]}, "gpu-driver-failed"),
     ({"error": "Driver/library version mismatch"}, "gpu-driver-failed"),

@@ -122,6 +122,20 @@ def test_facts_under_older_and_nested_names_are_found(root):
     assert (inspect_model(folder).layers, inspect_model(folder).dtype) == (3, "bfloat16")
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"layers_block_type": ["mamba", "moe", "attention"]}, {"text_config": {"layer_types": ["full_attention"] * 3}},
+        {"hybrid_override_pattern": "M*E"}, {"decoder_layers": 3, "layer_types": ["x"]},
+    ],
+)  # fmt: skip
+def test_layers_that_are_listed_are_counted(root, written):
+    folder = root / "listed"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "nemotron_h"} | written))
+    assert inspect_model(folder).layers == 3
+
+
 def test_without_a_word_on_the_type_the_weights_tell_it(root):
     assert inspect_model(make_model(root / "old", dtype=None)).dtype == "bfloat16"
 

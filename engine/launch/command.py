@@ -100,6 +100,8 @@ def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], thre
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": str(max(threads // spec.hardware.num_processes, 1)),
+            # Threads that spin while they wait for each other multiply the time where other work needs the cores.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
     else:
         chosen = spec.hardware.devices or gpu_indices[: spec.hardware.num_processes]
