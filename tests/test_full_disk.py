@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 
 from engine.core import hardware
 from engine.core.problems import Refusal
+from engine.core.rundir import RunDir
 from engine.launch.workspace import Workplace
-from engine.runs import failures, queue, runs
+from engine.runs import failures, queue, runs, supervisor
 from engine.runs.run import ALIVE_STATES
 from engine.spec.run_spec import RunSpec
 from tests import stand_in
@@ -101,3 +104,17 @@ def test_a_disk_that_is_full_at_submit_leaves_no_half_a_run(
     with pytest.raises(Refusal, match="No space left"):
         runs.submit(make_spec(), workplace)
     assert list(workplace.saves.glob("*/*/*")) == []
+
+
+@pytest.mark.parametrize(("error", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
+def test_only_a_full_disk_keeps_a_run_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, full: bool
+) -> None:
+    """Some file systems, such as those of other machines, cannot reserve space at all."""
+
+    def reserve(*_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    with pytest.raises(OSError, match=os.strerror(error)) if full else contextlib.nullcontext():
+        supervisor._reserve_space(RunDir(tmp_path))

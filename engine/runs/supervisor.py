@@ -13,6 +13,7 @@ Started by `engine.runs.standby`, with `handover.PLACE` for the folder, it waits
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -103,10 +104,13 @@ def _write_exit(run: RunDir, code: int) -> None:
 
 
 def _reserve_space(run: RunDir) -> None:
-    """Raises OSError if the disk is full."""
+    """Raises OSError if the disk is full. On a file system that cannot reserve space, nothing is reserved."""
     descriptor = regular_files.open_descriptor(run.reserve, os.O_WRONLY | os.O_CREAT)
     try:
         os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
     finally:
         os.close(descriptor)
 
