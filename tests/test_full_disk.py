@@ -14,7 +14,7 @@ import pytest
 
 from engine.core import hardware
 from engine.core.problems import Refusal
-from engine.core.rundir import RunDir
+from engine.core.rundir import RunDir, read_json, write_json
 from engine.launch.workspace import Workplace
 from engine.runs import failures, queue, runs, supervisor
 from engine.runs.run import ALIVE_STATES
@@ -106,8 +106,34 @@ def test_a_disk_that_is_full_at_submit_leaves_no_half_a_run(
     assert list(workplace.saves.glob("*/*/*")) == []
 
 
+def test_a_run_waits_for_space_on_a_disk_that_is_nearly_full(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing at once would let all runs that wait behind it fail, too."""
+    saves, started = tmp_path / "small", tmp_path / "started"
+    source = f"open({str(started)!r}, 'w').close(); raise SystemExit(1)"
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, source))
+    with mounted(saves, 64) as is_real:
+        if not is_real:
+            pytest.skip("no file system may be mounted")
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "advance", lambda *_: None)
+            run = runs.submit(make_spec(), dataclasses.replace(workplace, saves=saves))
+        with (saves / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):
+            while hardware.free_disk(saves) > 32_768:
+                filler.write(b"x" * 4096)
+        queue.advance(saves)
+        wait_until(lambda: not run.dir.alive(), 30)
+        assert runs.get(saves, run.id).state == "queued"
+        assert not started.exists()
+        (saves / "filler").unlink()
+        queue.advance(saves)
+        wait_until(lambda: runs.get(saves, run.id).final, 30)
+        assert started.exists()
+
+
 @pytest.mark.parametrize(("error", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EOPNOTSUPP, False)])
-def test_only_a_full_disk_keeps_a_run_from_starting(
+def test_only_a_full_disk_or_quota_keeps_a_run_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, full: bool
 ) -> None:
     """Some file systems, such as those of other machines, cannot reserve space at all."""
@@ -116,5 +142,11 @@ def test_only_a_full_disk_keeps_a_run_from_starting(
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "posix_fallocate", reserve)
-    with pytest.raises(OSError, match=os.strerror(error)) if full else contextlib.nullcontext():
-        supervisor._reserve_space(RunDir(tmp_path))
+    assert supervisor._reserve_space(RunDir(tmp_path)) is not full
+
+
+@pytest.mark.parametrize(("error", "reason"), [(errno.EDQUOT, "disk-full"), (errno.EACCES, "no-keeper")])
+def test_a_quota_that_is_used_up_is_the_reason(tmp_path: Path, error: int, reason: str) -> None:
+    write_json(RunDir(tmp_path).request, {"attempt": 1})
+    supervisor._give_up(RunDir(tmp_path), OSError(error, os.strerror(error)))
+    assert read_json(RunDir(tmp_path).exit)["reason"] == reason

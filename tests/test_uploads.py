@@ -517,6 +517,12 @@ def test_a_file_in_no_set_is_removed_with_its_workbook_and_nothing_else_is(tmp_p
     for name in ("used.json", "../outside.json", "link.json", "dataset_info.json", ".book.jsonl.xlsx", "gone.json", ""):
         with pytest.raises(Refusal):
             uploads.remove(data, name)
+    for broken in ("{", '{"other": {"file_name": "book.jsonl", "formatting": "lama"}}'):
+        sound = (data / "dataset_info.json").read_text()
+        (data / "dataset_info.json").write_text(broken)
+        with pytest.raises(Refusal, match="may use it"):
+            uploads.remove(data, "book.jsonl")
+        (data / "dataset_info.json").write_text(sound)
     uploads.remove(data, "book.jsonl")
     assert {file.name for file in data.iterdir()} == {"dataset_info.json", "link.json", "used.json"}
     assert (tmp_path / "outside.json").exists()

@@ -208,11 +208,17 @@ def safe_name(original_name: str) -> str:
 def remove(data_dir: Path, name: str) -> None:
     """Delete a file that is in no data set, and the workbook kept for it; `name` is its path in the data folder.
 
-    Raises Refusal if it is not one of those files, or cannot be deleted.
+    Raises Refusal if it is not one of those files, if an entry of dataset_info.json cannot be read, which may use it,
+    or if it cannot be deleted.
     """
     file = data_dir / name
-    if name not in unregistered(data_dir, read_dataset_info(data_dir)[0]) or not file.is_file():
-        raise Refusal(problem("set-unknown", name=name))
+    datasets, broken = read_dataset_info(data_dir)
+    if name not in unregistered(data_dir, datasets) or not file.is_file():
+        raise Refusal(problem("file-not-loose", name=name))
+    unread = [dataset.problem for dataset in datasets if dataset.problem and not dataset.files]
+    unread += [wrong for wrong in broken if wrong.code != "catalogue-missing"]
+    if unread:
+        raise Refusal([problem("file-perhaps-used", name=name), *unread])
     try:
         forget_workbook(file)
         sheet_rows.forget(file)

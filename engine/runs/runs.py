@@ -34,11 +34,14 @@ def find(saves: Path, *kinds: str) -> list[Run]:
 
 def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True, *, abbreviated: bool = False) -> Run:
     """The run with that id, or the only run with that folder name or name or, if it may be `abbreviated`, whose id,
-    folder name or name begins or ends like that. If there are several, only those that `fits` accepts are considered.
-    Raises Refusal if there is none in `saves`, or still several."""
+    folder name or name begins or ends like that. Of several with that name, only those that `fits` accepts are
+    considered, but an abbreviation must leave no choice. Raises Refusal if there is none in `saves`, or still several.
+    """
     if run := _with_id(saves, id):
         return run
-    named = _named(find(saves), id, fits, abbreviated) if id and (abbreviated or "/" not in id) else []
+    named = _named(find(saves), id, fits) if id and "/" not in id else []
+    if not named and id and abbreviated and id.count("/") < 2:  # a whole ID of a run that is gone means no other run
+        named = [run for run in find(saves) if _abbreviates(id, run)]
     if len(named) > 1:
         ids = ", ".join([run.id for run in named[:MAX_NAMED]] + ["…"] * (len(named) > MAX_NAMED))
         raise Refusal(problem("run-several", name=id, ids=ids))
@@ -55,16 +58,12 @@ def _with_id(saves: Path, id: str) -> Run | None:
     return None
 
 
-def _named(among: list[Run], name: str, fits: Callable[[Run], bool], abbreviated: bool) -> list[Run]:
-    """Those with this folder name, otherwise those with this name, otherwise those that it abbreviates; runs that
-    do not fit only if none does."""
-    groups = [
-        [run for run in among if run.path.name == name],
-        [run for run in among if run.facts.name == name],
-        [run for run in among if abbreviated and _abbreviates(name, run)],
-    ]
-    fitting = ([run for run in runs if fits(run)] for runs in groups)
-    return next((runs for runs in (*fitting, *groups) if runs), [])
+def _named(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
+    """Those with this folder name, otherwise those with this name; runs that do not fit only if none does."""
+    by_folder = [run for run in among if run.path.name == name]
+    by_name = [run for run in among if run.facts.name == name]
+    fitting = ([run for run in runs if fits(run)] for runs in (by_folder, by_name))
+    return next((runs for runs in (*fitting, by_folder, by_name) if runs), [])
 
 
 def _abbreviates(text: str, run: Run) -> bool:

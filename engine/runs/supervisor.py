@@ -45,6 +45,7 @@ from engine.spec.run_spec import RunSpec
 
 POLL_S = 0.3
 RESERVED_BYTES = 64 << 10  # for exit.json
+FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_port() -> int:
@@ -103,26 +104,30 @@ def _write_exit(run: RunDir, code: int) -> None:
     write_json(run.exit, outcome)
 
 
-def _reserve_space(run: RunDir) -> None:
-    """Raises OSError if the disk is full. On a file system that cannot reserve space, nothing is reserved."""
-    descriptor = regular_files.open_descriptor(run.reserve, os.O_WRONLY | os.O_CREAT)
+def _reserve_space(run: RunDir) -> bool:
+    """Whether the run can start, with space reserved for its end; not on a full disk, or with a quota that is used up.
+    On a file system that cannot reserve space, nothing is reserved."""
     try:
-        os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+        if disk_is_full(run):
+            return False
+        descriptor = regular_files.open_descriptor(run.reserve, os.O_WRONLY | os.O_CREAT)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-    finally:
-        os.close(descriptor)
+        return error.errno not in FULL_ERRORS
+    return True
 
 
-def _give_up(run: RunDir) -> None:
+def _give_up(run: RunDir, error: BaseException) -> None:
     """Record that the supervisor itself has failed; not if the disk is too full even for that."""
     with contextlib.suppress(OSError):
         traceback.print_exc()
-    reason = "disk-full" if disk_is_full(run) else "no-keeper"
+    full = isinstance(error, OSError) and error.errno in FULL_ERRORS
     with contextlib.suppress(OSError):
         run.reserve.unlink(missing_ok=True)
-        queue.give_up(run, 1, reason)
+        queue.give_up(run, 1, "disk-full" if full or disk_is_full(run) else "no-keeper")
 
 
 def _start(
@@ -236,21 +241,28 @@ def _supervise_to_end(run: RunDir, report: Callable[[], None], launcher: Standby
     # If the machine shuts down, the run is interrupted, not judged: no exit.json, and it can be resumed.
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
-        _reserve_space(run)
+        if _reserve_space(run):
+            _supervise_or_refuse(run, launcher)
+        else:  # it keeps waiting, as its page says
+            run.reserve.unlink(missing_ok=True)
+    except BaseException as error:
+        _give_up(run, error)
+    os.close(alive_lock)
+    os.close(supervisor_lock)
+    if run.exit.exists():  # otherwise the disk is full: no run can start, and a studio's tick will try again
+        with contextlib.suppress(OSError):
+            queue.advance(queue.saves_of(run.path))
+        read_long_curves(run)
+    os._exit(0)
+
+
+def _supervise_or_refuse(run: RunDir, launcher: StandbyLauncher | None) -> None:
+    try:
         supervise(run, launcher)
     except Refusal as refusal:
         with contextlib.suppress(OSError):  # a rank has written one, or the disk is full
             write_error(run, refusal)
         _write_exit(run, 1)
-    except BaseException:
-        _give_up(run)
-    os.close(alive_lock)
-    os.close(supervisor_lock)
-    if run.exit.exists():  # otherwise the disk is full, and a studio's tick will try again
-        with contextlib.suppress(OSError):
-            queue.advance(queue.saves_of(run.path))
-        read_long_curves(run)
-    os._exit(0)
 
 
 def main() -> int:
