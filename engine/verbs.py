@@ -133,10 +133,11 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     spec, unknown = kinds.read_known(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
-    obstacles = kind.problems(spec, workplace) + unknown
+    obstacles = kind.problems(spec, workplace)
     notes: list[Problem] = []
     if not obstacles and isinstance(spec, RunSpec):
         obstacles, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
+    obstacles += unknown
     print("\n".join(map(sentence, obstacles)) or "ready to start", flush=True)
     print_doubts([*kind.doubts(spec, obstacles), *notes])
     return 1 if obstacles else 0

@@ -6,6 +6,7 @@ labels or weights of the same rows has to raise it, or runs would be trained on 
 
 import hashlib
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -58,10 +59,12 @@ def fingerprints() -> dict[str, dict[str, str]]:
 
 
 def _examples(name: str) -> list[object]:
+    dated = tokenizer(name)
+    dated.chat_template = re.sub(r"strftime_now\([^)]*\)", "'2026-11-29'", dated.chat_template)  # on any day the same
     made: list[object] = []
     for settings in SETTINGS:
         for form, rows in ROWS.items():
-            encoder = Encoder(tokenizer(name), form, **{"max_length": 512, **settings})
+            encoder = Encoder(dated, form, **{"max_length": 512, **settings})
             examples = encoder.examples(rows)
             made += examples_table(form, examples).to_pylist()
             made += [example.reason.code for example in examples if example.reason]

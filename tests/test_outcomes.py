@@ -319,7 +319,7 @@ sys.exit(subprocess.call({words!r}))
 """
 ADVANCE = """
 from pathlib import Path
-from engine.runs import attempts, queue
+from engine.runs import queue
 queue.supervisor_command = lambda _: {words!r}
 queue.advance(Path({saves!r}))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -154,7 +155,11 @@ def assert_detached(process: psutil.Process, run: Run, studio: int) -> None:
     assert "ATHANOR_RUN" not in process.environ()
 
     def opened() -> set[str]:
-        return {os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir()}
+        links = set()
+        for file in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                links.add(os.readlink(file))
+        return links
 
     places = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
     assert places == [os.devnull, str(run.dir.log), str(run.dir.log)]

@@ -501,11 +501,13 @@ def test_rows_of_a_workbook_are_called_as_in_their_sheet(tmp_path, data):
     with arrived.open("a") as file:
         file.write('{"q": "7", "a": "8"}\n')  # by hand, after which the lines may be anywhere
     assert places() == [f"book.jsonl:{line}" for line in (1, 2, 3, 4)]
-    received(several_sheets(tmp_path / "other.xlsx"), data)
-    arrived = data / "other.jsonl"
-    assert places() == ["other.xlsx:'two & co'!A2"]
-    uploads.choose_sheet(arrived, "three & co")
-    assert places() == ["other.xlsx:'three & co'!A2"]
+    for arrived in (data / "other.jsonl", data / "other-2.jsonl"):  # both of a workbook with the same name
+        received(several_sheets(tmp_path / "other.xlsx"), data)
+        assert places() == ["other.xlsx:'two & co'!A2"]
+        uploads.choose_sheet(arrived, "three & co")
+        assert places() == ["other.xlsx:'three & co'!A2"]
+    arrived.write_text(arrived.read_text().replace("3", "9"))  # as long as before
+    assert places() == ["other-2.jsonl:1"]
 
 
 def test_a_file_in_no_set_is_removed_with_its_workbook_and_nothing_else_is(tmp_path, data):

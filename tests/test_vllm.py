@@ -144,7 +144,7 @@ def test_an_answer_is_stopped_that_has_no_token_yet(server: servers.Server) -> N
     finally:
         inner.resume()
         pool.shutdown()
-    assert (last.finish, last.text, last.problem) == ("stop", "", None)
+    assert (last.finish, last.text, last.problem) == ("cancelled", "", None)
 
 
 @pytest.mark.slow

@@ -21,12 +21,19 @@ def _file(rows: Path) -> Path:
 def keep(rows: Path, workbook: str, sheet: str, starts: tuple[tuple[int, int], ...]) -> None:
     """Store where the lines of `rows` were: in a sheet of the file called `workbook`. `starts` are pairs of a line and
     its row in the sheet, both from 1, for the first line and for each after a gap. Raises OSError."""
-    origin = {"workbook": workbook, "sheet": sheet, "bytes": rows.stat().st_size, "starts": starts}
+    origin = {"workbook": workbook, "sheet": sheet, "version": version(rows), "starts": starts}
     write_text(_file(rows), json.dumps(origin, ensure_ascii=False))
 
 
 def forget(rows: Path) -> None:
+    """Delete what is stored about `rows`."""
     _file(rows).unlink(missing_ok=True)
+
+
+def workbook_name(rows: Path) -> str:
+    """What the workbook of `rows` was called when it was uploaded; empty if that is not stored."""
+    name = read_object(_file(rows)).get("workbook")
+    return name if isinstance(name, str) else ""
 
 
 def place_in_sheet(rows: Path, line: int) -> str:
@@ -35,7 +42,7 @@ def place_in_sheet(rows: Path, line: int) -> str:
     kept = _file(rows)
     try:
         origin = _origin(kept, version(kept))
-        if origin["bytes"] != rows.stat().st_size:
+        if tuple(origin["version"]) != version(rows):
             return ""
         starts = origin["starts"]
         first, row = starts[bisect_right(starts, line, key=lambda start: start[0]) - 1]

@@ -157,7 +157,8 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
                 if workbook_of(file) is None:  # deleted while it was read: the previous sheet was chosen
                     raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
                 os.replace(arrived, file)
-                sheet_rows.keep(file, called.name, table.sheet, table.starts)
+                name = sheet_rows.workbook_name(file) or called.name
+                sheet_rows.keep(file, name, table.sheet, table.starts)
                 _sheet_file(file).write_text(table.sheet, encoding="utf-8")
             return list(table.notes)
     except OSError as error:

@@ -138,7 +138,8 @@ def _train(spec: Any, folder: Path) -> Path:
 
 
 def _observe_memory() -> dict[str, int]:
-    """What a training of this process will hold before its first step, in bytes: "weights", and what it learns with."""
+    """What a training of this process will hold when it takes a step, in bytes: "weights", and with gradients and
+    optimizer state, "learning"."""
     import torch
     from transformers import TrainerCallback, trainer
 
@@ -169,6 +170,8 @@ def _check_memory(spec: Any, model: Path, held: dict[str, int]) -> None:
     need = memory_needed(spec, inspect_model(model), gpu_count=0)
     if need is None:
         raise ValueError("the estimate says nothing")
+    if set(held) != {"weights", "learning"}:
+        raise ValueError("no step was observed")
     for part, seen in held.items():
         expected = getattr(need, part)
         if abs(expected - seen) > MAX_MEMORY_DIFFERENCE * seen:

@@ -84,7 +84,7 @@ def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
         parts.append(words("eta", time=duration(now.eta_s, words)))
     if run.started and run.ended:
         parts.append(_time_taken(run.ended - run.started, attempts.seconds_before(run), words))
-    if run.state != "queued" and (step := attempts.resumed_from(run)) is not None:
+    if run.started and (step := attempts.resumed_from(run)) is not None:
         parts.append(words("continued-from", step=f"{step:,}") if step else words("continued-from-start"))
     return parts
 

@@ -108,7 +108,7 @@ class RunView(Panel):
             question = run_id, stamp, repr(view)
             return self.shared.get(question, lambda: self.now(run, CurveView(*view)))
         except Refusal:
-            return self.deleted(run_id)
+            return self.deleted(run_id) if self.saves.is_dir() else gr.skip()
         except FileNotFoundError:  # a file was deleted meanwhile; the next refresh shows what is left
             return gr.skip()
 

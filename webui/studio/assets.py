@@ -6,6 +6,7 @@ Gradio reads and compresses each of them again for each visitor, some eighty per
 from __future__ import annotations
 
 import mimetypes
+import re
 from functools import cache
 from pathlib import Path
 
@@ -24,26 +25,32 @@ CACHE_CONTROL = "public, max-age=31536000, immutable"
 
 
 class Assets(Route):
-    """`/assets/<file>` for a browser that reads brotli; gradio answers all other requests."""
+    """`/assets/<file>`, compressed for a browser that reads brotli, as all do; gradio answers for other files."""
 
     def __init__(self) -> None:
         super().__init__("/assets/{name}", _respond, methods=["GET"])
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
-        if match is Match.FULL and not _is_ours(Request(scope), child_scope["path_params"]["name"]):
+        if match is Match.FULL and child_scope["path_params"]["name"] not in _names():
             match = Match.NONE
         return match, child_scope
 
 
-async def _respond(request: Request) -> Response:
+def _respond(request: Request) -> Response:
     name = request.path_params["name"]
-    headers = {"Content-Encoding": "br", "Cache-Control": CACHE_CONTROL, "Vary": "Accept-Encoding"}
-    return Response(_compressed(name), headers=headers, media_type=mimetypes.guess_type(name)[0])
+    headers = {"Cache-Control": CACHE_CONTROL, "Vary": "Accept-Encoding"}
+    if _reads_brotli(request.headers.get("Accept-Encoding", "")):
+        headers["Content-Encoding"] = "br"
+        content = _compressed(name)
+    else:
+        content = (FOLDER / name).read_bytes()
+    return Response(content, headers=headers, media_type=mimetypes.guess_type(name)[0])
 
 
-def _is_ours(request: Request, name: str) -> bool:
-    return "br" in request.headers.get("Accept-Encoding", "") and name in _names()
+def _reads_brotli(accepted: str) -> bool:
+    """Whether Accept-Encoding has `br`, and not with the weight 0 (RFC 9110, 12.5.3)."""
+    return re.search(r"(?:^|,)\s*br\s*(?:;\s*q\s*=\s*(?:1|0?\.0*[1-9]).*)?(?:,|$)", accepted.lower()) is not None
 
 
 @cache
