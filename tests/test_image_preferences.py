@@ -142,6 +142,8 @@ def test_a_reward_model_scores_no_questions_with_images(workplace: Workplace, ma
         stage = {"kind": "grpo", "rewards": rewards, "reward_length": 9}
         codes = {problem.code for problem in preflight_problems(spec.change("stage", stage), workplace)}
         assert ("reward-model-images" in codes) == refused
+    codes = {problem.code for problem in preflight_problems(spec.change("extra", {"use_vllm": True}), workplace)}
+    assert "images-with-vllm" in codes
 
 
 @pytest.mark.slow

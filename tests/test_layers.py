@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def imports(file: Path) -> frozenset[str]:
     return frozenset(names)
 
 
+@cache
 def file_of(module: str) -> Path | None:
     path = PROJECT / module.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
@@ -41,7 +43,8 @@ def module_of(file: Path) -> str:
     return ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def arrows(file: Path) -> set[str]:
+@cache
+def arrows(file: Path) -> frozenset[str]:
     """The modules of this project that a file imports. A package counts where a
     name of its own is imported, not where it is only on the way to a module."""
     names = imports(file)
@@ -79,23 +82,31 @@ def label(file: Path) -> str:
     return file.relative_to(PROJECT).as_posix()
 
 
-@pytest.mark.parametrize("file", [PROJECT / "app.py", *files("webui")], ids=label)
-def test_the_page_knows_no_training_stack_and_no_worker(file: Path) -> None:
-    assert not tops(file) & TRAINING
-    assert not any(name.startswith("engine.worker") for name in imports(file))
+def wrong_imports(
+    where: Iterable[Path], of: Callable[[Path], Collection[str]], are_wrong: Callable[[str], bool]
+) -> list[str]:
+    return [f"{label(file)}: {name}" for file in where for name in sorted(of(file)) if are_wrong(name)]
 
 
-@pytest.mark.parametrize("file", ENGINE_FILES, ids=label)
-def test_the_engine_knows_no_page_and_no_training_stack(file: Path) -> None:
-    assert not tops(file) & (TRAINING | {"gradio", "webui", "app"})
-    assert not any(name.startswith("engine.worker") for name in imports(file))
+def is_of(*names: str) -> Callable[[str], bool]:
+    """Whether an imported module is one of these, or inside it."""
+    return lambda module: any(module == name or module.startswith(f"{name}.") for name in names)
 
 
-@pytest.mark.parametrize("file", files("engine/worker"), ids=label)
-def test_a_worker_knows_no_page_and_nobody_who_starts_runs(file: Path) -> None:
-    assert not tops(file) & {"gradio", "webui", "app"}
+def test_the_page_knows_no_training_stack_and_no_worker() -> None:
+    page = [PROJECT / "app.py", *files("webui")]
+    assert wrong_imports(page, imports, is_of(*TRAINING, "engine.worker")) == []
+
+
+def test_the_engine_knows_no_page_and_no_training_stack() -> None:
+    forbidden = is_of(*TRAINING, "gradio", "webui", "app", "engine.worker")
+    assert wrong_imports(ENGINE_FILES, imports, forbidden) == []
+
+
+def test_a_worker_knows_no_page_and_nobody_who_starts_runs() -> None:
+    assert wrong_imports(files("engine/worker"), imports, is_of("gradio", "webui", "app")) == []
     starters = {f"engine.runs.{name}" for name in ("runs", "queue", "supervisor", "progress", "plan")}
-    assert not reached(file) & starters
+    assert wrong_imports(files("engine/worker"), reached, starters.__contains__) == []
 
 
 def package(module: str, above: str, order: tuple[str, ...]) -> int:
@@ -104,17 +115,14 @@ def package(module: str, above: str, order: tuple[str, ...]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-@pytest.mark.parametrize("file", ENGINE_FILES, ids=label)
-def test_packages_of_the_engine_import_downwards_only(file: Path) -> None:
-    own = package(module_of(file), "engine", ENGINE)
-    assert not [name for name in arrows(file) if package(name, "engine", ENGINE) > own]
-
-
-@pytest.mark.parametrize("file", files("engine/worker"), ids=label)
-def test_packages_of_the_worker_import_downwards_only(file: Path) -> None:
-    own = package(module_of(file), "engine.worker", WORKER)
-    inside = [name for name in arrows(file) if name.startswith("engine.worker.")]
-    assert not [name for name in inside if package(name, "engine.worker", WORKER) > own]
+@pytest.mark.parametrize(
+    ("above", "order", "where"), [("engine", ENGINE, ENGINE_FILES), ("engine.worker", WORKER, files("engine/worker"))]
+)
+def test_packages_import_downwards_only(above: str, order: tuple[str, ...], where: list[Path]) -> None:
+    for file in where:
+        own = package(module_of(file), above, order)
+        inside = [name for name in arrows(file) if name.startswith(f"{above}.")]
+        assert [name for name in inside if package(name, above, order) > own] == [], label(file)
 
 
 def test_every_folder_of_the_engine_is_a_package_in_the_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 
@@ -18,14 +19,13 @@ def placeholders(text: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
-@pytest.mark.parametrize("code", sentences())
-def test_a_sentence_has_both_languages_and_the_same_values(code: str) -> None:
-    texts = sentences()[code]
-    assert set(texts) == set(LANGUAGES)
-    assert placeholders(texts["en"]) == placeholders(texts["zh"])
-    assert re.search(r"[\u4e00-\u9fff]", texts["zh"])
-    values = dict.fromkeys(placeholders(texts["en"]), "x")
-    assert say(code, "zh", **values) != say(code, "en", **values)
+def test_a_sentence_has_both_languages_and_the_same_values() -> None:
+    for code, texts in sentences().items():
+        assert set(texts) == set(LANGUAGES), code
+        assert placeholders(texts["en"]) == placeholders(texts["zh"]), code
+        assert re.search(r"[\u4e00-\u9fff]", texts["zh"]), code
+        values = dict.fromkeys(placeholders(texts["en"]), "x")
+        assert say(code, "zh", **values) != say(code, "en", **values), code
 
 
 def test_a_word_goes_with_its_number() -> None:
@@ -42,10 +42,9 @@ def test_a_setting_of_another_stage_is_told_whose_it_is() -> None:
     assert "The method full has no setting 'method.r'; it belongs to: lora" in of_method
 
 
-@pytest.mark.parametrize("code", sentences())
-def test_no_sentence_ends_twice_or_shows_how_it_is_put_together(code: str) -> None:
+def test_no_sentence_ends_twice_or_shows_how_it_is_put_together() -> None:
     """With values as parsers and the system give them: sentences themselves, or nothing at all."""
-    for language in LANGUAGES:
+    for code, language in itertools.product(sentences(), LANGUAGES):
         names = placeholders(sentences()[code][language])
         full = say(code, language, **dict.fromkeys(names, "It cannot be read."))
         assert not re.search(r"\w\.\.(?!\.)|\.。|。。", full), full

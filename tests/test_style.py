@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 from engine.launch.workspace import PROJECT
 
@@ -45,9 +44,13 @@ def bound(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, node.lineno
 
 
-@pytest.mark.parametrize("file", FILES, ids=label)
-def test_no_name_is_a_filler(file: Path) -> None:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def fillers(file: Path) -> Iterator[tuple[str, int]]:
+    tree = tree_of(file)
     # A field of a dataclass that is written to disk or sent to a browser is a contract.
     fields = {
         (node.target.id, node.lineno)
@@ -56,25 +59,29 @@ def test_no_name_is_a_filler(file: Path) -> None:
         for node in owner.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    assert [(name, line) for name, line in bound(tree) if name in FILLERS and (name, line) not in fields] == []
+    return ((name, line) for name, line in bound(tree) if name in FILLERS and (name, line) not in fields)
 
 
-@pytest.mark.parametrize("file", FILES, ids=label)
-def test_every_module_begins_with_its_one_job(file: Path) -> None:
-    assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+def test_no_name_is_a_filler() -> None:
+    assert [f"{label(file)}:{line}: {name}" for file in FILES for name, line in fillers(file)] == []
 
 
-@pytest.mark.parametrize("file", ALL_FILES, ids=label)
-def test_a_function_can_be_seen_at_once(file: Path) -> None:
-    functions = [
-        node
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-    lengths = [(node.name, node.end_lineno - node.lineno + 1) for node in functions]
-    assert [(name, lines) for name, lines in lengths if lines > MAX_LINES_PER_FUNCTION] == []
+def test_every_module_begins_with_its_one_job() -> None:
+    assert [label(file) for file in FILES if not ast.get_docstring(tree_of(file))] == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=label)
-def test_a_module_has_one_job_and_few_lines(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES_PER_FILE
+def long_functions(file: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = node.end_lineno - node.lineno + 1
+            if lines > MAX_LINES_PER_FUNCTION:
+                yield f"{label(file)}: {node.name} has {lines} lines"
+
+
+def test_a_function_can_be_seen_at_once() -> None:
+    assert [text for file in ALL_FILES for text in long_functions(file)] == []
+
+
+def test_a_module_has_one_job_and_few_lines() -> None:
+    lengths = {label(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES_PER_FILE} == {}

@@ -30,8 +30,9 @@ class PreparedPromptsTrainer(GRPOTrainer):
         super().__init__(**arguments)
         self.images = images
         self.row_images: list[Records] = []  # of the rows that the model is called with
-        if images and (tokens := _image_token_ids(images, self.model.config)):
+        if images and (tokens := _media_token_ids(images.processor, self.model.config)):
             # An answer with such a token would have no pixels for it.
+            tokens += self.generation_kwargs.get("suppress_tokens") or []
             self.generation_kwargs["suppress_tokens"] = tokens
             self.generation_config.suppress_tokens = tokens
 
@@ -77,8 +78,12 @@ class PreparedPromptsTrainer(GRPOTrainer):
         )
 
 
-def _image_token_ids(images: ImageTokens, config: Any) -> list[int]:
-    """The tokens that stand for images in a prompt."""
-    names = ("image_token_id", "image_token_index")
-    ids = {getattr(source, name, None) for source in (images.processor, config) for name in names}
-    return sorted(number for number in ids if isinstance(number, int))
+def _media_token_ids(*sources: Any) -> list[int]:
+    """The tokens that stand for images, videos or sound in a prompt, according to a processor and a configuration."""
+    ids: set[int] = set()
+    for kind in ("image", "video", "audio"):
+        for name in (f"{kind}_token_id", f"{kind}_token_ids", f"{kind}_token_index"):
+            for value in (getattr(source, name, None) for source in sources):
+                values = value if isinstance(value, (list, tuple)) else [value]
+                ids.update(number for number in values if isinstance(number, int))
+    return sorted(ids)
