@@ -89,13 +89,15 @@ def forking_process(module: str) -> Path:
     that test side by side. It ends with the process that has started these."""
     tester = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     owner = int(os.environ.setdefault(OWNER, str(tester)))  # the programs of the tests have the same
-    began = int(100 * psutil.Process(owner).create_time())  # a number may have been another process's before
-    folder = Path(tempfile.gettempdir(), f"forking-{os.getuid()}-{owner}-{began}-{module}")
+    began = int(100 * psutil.Process(owner).create_time()) % 10**6  # another process may have had its number before
+    folder = Path(tempfile.gettempdir(), f"fork-{owner}-{began}-{module.rpartition('.')[2]}")
     folder.mkdir(mode=0o700, exist_ok=True)
+    assert folder.stat().st_uid == os.getuid(), f"{folder} is somebody else's"
     address = folder / "socket"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not address.exists():
+        if not _is_served(address):
+            address.unlink(missing_ok=True)
             process = REAL_POPEN(
                 [sys.executable, "-m", module, str(address), "x" * ROOM_BYTES],
                 cwd=PROJECT,
@@ -106,6 +108,11 @@ def forking_process(module: str) -> Path:
             )
             assert process.stdout.readline() == b"ready\n", f"{module} could not be started"
     return address
+
+
+def _is_served(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as channel:
+        return channel.connect_ex(str(address)) == 0
 
 
 class ForkedProcess(subprocess.Popen):  # type: ignore[type-arg]

@@ -11,6 +11,7 @@ from gradio.blocks import Block
 from engine.core import rundir
 from engine.core.problems import Refusal
 from engine.runs import queue, runs
+from engine.runs.outcome import disk_is_full
 from engine.runs.runs import Run
 from webui import notices
 from webui.events import QUIET
@@ -132,4 +133,5 @@ def stamp_of(run: Run) -> str:
         here.probe,
         run.path,
     )
-    return f"{run.state} {queue.position(run)} {rundir.stamp(files)}"
+    waits_for_space = run.state == "queued" and disk_is_full(here)
+    return f"{run.state} {queue.position(run)} {waits_for_space} {rundir.stamp(files)}"
