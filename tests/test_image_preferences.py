@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from engine.worker.data.examples import Encoder
 from engine.worker.data.preview import encode
 from engine.worker.models.processor import load_image_tokens
 from engine.worker.models.tokenizer import load_tokenizer
-from engine.worker.templates.image_tokens import ImageTokens
+from engine.worker.templates.image_tokens import ImageTokens, media_token_ids
 from tests.forked import run_forking
 from tests.test_images import picture
 
@@ -142,8 +143,9 @@ def test_a_reward_model_scores_no_questions_with_images(workplace: Workplace, ma
         stage = {"kind": "grpo", "rewards": rewards, "reward_length": 9}
         codes = {problem.code for problem in preflight_problems(spec.change("stage", stage), workplace)}
         assert ("reward-model-images" in codes) == refused
-    codes = {problem.code for problem in preflight_problems(spec.change("extra", {"use_vllm": True}), workplace)}
-    assert "images-with-vllm" in codes
+    generated = spec.change("stage", {"kind": "grpo", "rewards": {"length": 1}, "reward_length": 9})
+    generated = generated.change("extra", {"use_vllm": True})
+    assert "images-with-vllm" in {problem.code for problem in preflight_problems(generated, workplace)}
 
 
 @pytest.mark.slow
@@ -155,3 +157,9 @@ def test_a_model_learns_from_pairs_what_is_in_pictures(tmp_path: Path) -> None:
     assert min(accuracy[-3:]) > 0.9
     assert held_out[-1] > 0.9
     assert learned["exact"]["dpo"] > 80
+
+
+def test_tokens_of_all_media_are_suppressed() -> None:
+    processor = SimpleNamespace(image_token_id=5, video_token_ids=[7, None], audio_token_id=None)
+    config = SimpleNamespace(image_token_index=4, image_token_id=5)
+    assert media_token_ids(processor, config) == [4, 5, 7]

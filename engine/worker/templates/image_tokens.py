@@ -137,3 +137,14 @@ def _unfit(processor: Any, reason: str) -> Refusal:
 def first_words(reason: str) -> str:
     """The beginning of an error in one line."""
     return " ".join(reason.split())[:MAX_REASON_CHARACTERS]
+
+
+def media_token_ids(*sources: Any) -> list[int]:
+    """The tokens that stand for images, videos or sound in a prompt, according to a processor and a configuration."""
+    ids: set[int] = set()
+    for kind in ("image", "video", "audio"):
+        for name in (f"{kind}_token_id", f"{kind}_token_ids", f"{kind}_token_index"):
+            for value in (getattr(source, name, None) for source in sources):
+                values = value if isinstance(value, (list, tuple)) else [value]
+                ids.update(number for number in values if isinstance(number, int))
+    return sorted(ids)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from engine.worker.data.images_column import IMAGES_COLUMN
-from engine.worker.templates.image_tokens import ImageTokens, placed_inputs
+from engine.worker.templates.image_tokens import ImageTokens, media_token_ids, placed_inputs
 from engine.worker.training.image_batches import pixel_inputs
 
 Records = Sequence[Mapping[str, Any]]  # the images of a prepared row
@@ -30,7 +30,7 @@ class PreparedPromptsTrainer(GRPOTrainer):
         super().__init__(**arguments)
         self.images = images
         self.row_images: list[Records] = []  # of the rows that the model is called with
-        if images and (tokens := _media_token_ids(images.processor, self.model.config)):
+        if images and (tokens := media_token_ids(images.processor, self.model.config)):
             # An answer with such a token would have no pixels for it.
             tokens += self.generation_kwargs.get("suppress_tokens") or []
             self.generation_kwargs["suppress_tokens"] = tokens
@@ -76,14 +76,3 @@ class PreparedPromptsTrainer(GRPOTrainer):
             None if entropies[0] is None else torch.cat(entropies),
             None if auxiliary[0] is None else torch.stack(auxiliary).mean(),
         )
-
-
-def _media_token_ids(*sources: Any) -> list[int]:
-    """The tokens that stand for images, videos or sound in a prompt, according to a processor and a configuration."""
-    ids: set[int] = set()
-    for kind in ("image", "video", "audio"):
-        for name in (f"{kind}_token_id", f"{kind}_token_ids", f"{kind}_token_index"):
-            for value in (getattr(source, name, None) for source in sources):
-                values = value if isinstance(value, (list, tuple)) else [value]
-                ids.update(number for number in values if isinstance(number, int))
-    return sorted(ids)
