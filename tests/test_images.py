@@ -12,15 +12,20 @@ import pytest
 from PIL import Image
 
 from engine.core.problems import Refusal
+from engine.core.rundir import RunDir
 from engine.data import dataset_info_edits, derive, images
 from engine.data.columns import ColumnMapping
 from engine.data.datasets import Example, examples, find
-from engine.data.images import IMAGE_MARK, decode, image_in_file
+from engine.data.images import IMAGE_MARK, decode, image_in_bytes, image_in_file
 from engine.data.row_images import images_of
 from engine.data.validation import check
+from engine.evaluation import report
+from engine.worker.evaluation.questions import Question, _as_json
 from engine.worker.serving.schemas import ChatCompletionRequest
 from tests.test_row_spellings import RIGHT, dataset, read, refused
+from webui import reports
 from webui.thumbnails import thumbnail
+from webui.words import Words
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -313,3 +318,25 @@ def test_the_studio_draws_no_small_picture_of_a_huge_image(tmp_path: Path) -> No
         Image.new("RGB", (side, side)).save(tmp_path / name)
     drawn = {path.name: "<img" in thumbnail(image_in_file(path)) for path in tmp_path.iterdir()}
     assert drawn == {"large.png": False, "small.png": True, "large.jpg": True}
+
+
+def test_a_report_shows_the_images_of_its_questions(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.report.mkdir()
+    sources = [image_in_file(picture(tmp_path / f"{name}.png")) for name in "abc"]
+    in_row = image_in_bytes((tmp_path / "a.png").read_bytes(), "a")
+    turns = [[{"images": sources[:2]}, {}], [{}], [{"images": [in_row]}], [{"images": [sources[2]]}]]
+    questions = [
+        Question(row, "s", "", messages=[{"role": "user", "content": IMAGE_MARK} | turn for turn in of_row])
+        for row, of_row in enumerate(turns)
+    ]
+    lines = [_as_json(question) for question in questions]
+    (run.report / report.QUESTIONS_FILE).write_text("\n".join([*lines, '{"row": 7, "images"', '"images"']) + "\n")
+    assert report.images(run, range(1, 9)) == {1: sources[:2], 3: [in_row], 4: [sources[2]]}
+    picture(tmp_path / "c.png", (9, 9))  # not what the model has seen
+    assert report.images(run, [3, 4]) == {3: [in_row], 4: []}
+    assert report.images(RunDir(tmp_path / "gone"), [1]) == {}
+    row = {"row": 1, "set": "s", "place": "p:1", "messages": [{"content": "<image>?"}], "reference": "a", "answers": {}}
+    html = reports.rows(report.Page([row], 1, 1, 1), [], Words("en"), {1: sources[:2]})
+    assert html.count('class="thumbnail"') == 2
+    assert html.index("a.png") < html.index("reference")

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
 from engine.core.problems import Problem
+from engine.data.images import ImageSource
 from engine.evaluation.harness import PACKAGE, Task
 from engine.evaluation.report import Page, tasks_of
 from engine.runs.runs import Run
 from webui import notices
 from webui.numbers import ago, moment, short
 from webui.text_html import folded_reasoning
+from webui.thumbnails import pictures
 from webui.words import Words
 
 CHARACTERS_BEFORE_FOLD = 400  # number of characters of a text before it is folded
@@ -293,21 +296,30 @@ def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Word
 # --------------------------------------------------------------------------------------------- the rows
 
 
-def rows(page: Page, models: Sequence[Mapping[str, Any]], words: Words) -> str:
-    """Each row with its question, the reference, and each model's answer."""
+def rows(
+    page: Page,
+    models: Sequence[Mapping[str, Any]],
+    words: Words,
+    images: Mapping[int, Sequence[ImageSource]] = MappingProxyType({}),
+) -> str:
+    """Each row with its question, the reference, and each model's answer; `images` are those of the questions, by the
+    number of the row."""
     if not page.total:
         return f'<p class="quiet">{escape(words("report-no-match"))}</p>'
-    return f'<div class="rows report-rows">{"".join(_row(row, models, words) for row in page.rows)}</div>'
+    articles = (_row(row, models, words, images.get(row["row"], ())) for row in page.rows)
+    return f'<div class="rows report-rows">{"".join(articles)}</div>'
 
 
-def _row(row: Mapping[str, Any], models: Sequence[Mapping[str, Any]], words: Words) -> str:
+def _row(
+    row: Mapping[str, Any], models: Sequence[Mapping[str, Any]], words: Words, images: Sequence[ImageSource]
+) -> str:
     place = f"<header><b>{row['row']:,}</b><span>{escape(row['set'])} · {escape(row['place'])}</span></header>"
     texts = [("prompt", _question_text(row["messages"]))]
     texts += [(name, row[name]) for name in ("reference", "chosen", "rejected") if row.get(name)]
     texts_html = "".join(
         (
             f'<div class="speech {name}"><span>{escape(words(f"report-{name}"))}</span>'
-            f'<div class="said">{_folded(text)}</div></div>'
+            f'<div class="said">{_folded(text)}{pictures(images) if name == "prompt" else ""}</div></div>'
         )
         for name, text in texts
     )

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -26,6 +27,11 @@ def thumbnail(image: ImageSource) -> str:
     url = _url(image) if image.content is None else _drawn(image)
     picture = f'<img class="thumbnail" src="{url}" alt="">' if url else ""
     return f'<span class="picture">{picture}<small>{escape(label)}</small></span>'
+
+
+def pictures(images: Sequence[ImageSource]) -> str:
+    """A line of thumbnails; empty without images."""
+    return f'<p class="pictures">{"".join(map(thumbnail, images))}</p>' if images else ""
 
 
 @lru_cache(maxsize=2048)

@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,6 +67,13 @@ class ImageSource:
         except OSError:
             return False
         return (status.st_size, status.st_mtime_ns) == (self.bytes, self.modified)
+
+
+def image_from_json(image: Mapping[str, Any]) -> ImageSource:
+    """An image as the questions of an evaluation are stored, with content that is part of a row as base64. Raises
+    TypeError or ValueError if it is not one."""
+    content = image["content"]
+    return ImageSource(**{**image, "content": None if content is None else base64.b64decode(content)})
 
 
 def image_in_file(path: Path) -> ImageSource:

@@ -5,19 +5,24 @@ They are written by `engine.worker.evaluation.findings`; the file of rows is rea
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from engine.core.problems import fill
+from engine.core.regular_files import open_regular
 from engine.core.rundir import RESULT_FILE, RunDir, read_json, read_lines
+from engine.data.images import ImageSource, image_from_json
 
 Order = Literal["asked", "worst", "best", "changed"]
 ORDERS: tuple[str, ...] = get_args(Order)
 ROWS_PER_PAGE = 20
+QUESTIONS_FILE = "questions.jsonl"  # the rows that were asked, in the folder of the report
 ROW_FILES = ("rows.csv", "rows.jsonl")  # files of the report for download
 SORTING_SCORES = ("margin", "chrf", "tokens")  # rows are sorted by the first of these that they have
 
@@ -64,6 +69,23 @@ def rows(run: RunDir) -> Sequence[Row]:
 @lru_cache(maxsize=4)
 def _rows(file: Path, _changed: int) -> Sequence[Row]:
     return tuple(read_lines(file))
+
+
+def images(run: RunDir, numbers: Collection[int]) -> dict[int, list[ImageSource]]:
+    """The images in the questions of these rows, without those whose files have changed since."""
+    shown: dict[int, list[ImageSource]] = {}
+    with contextlib.suppress(OSError), open_regular(run.report / QUESTIONS_FILE) as file:
+        for line in file:
+            if b'"images"' not in line:
+                continue
+            try:
+                question = json.loads(line)
+                if (number := question["row"] + 1) in numbers:
+                    seen = [image_from_json(image) for turn in question["messages"] for image in turn.get("images", ())]
+                    shown[number] = [image for image in seen if image.is_unchanged()]
+            except (ValueError, TypeError, LookupError, AttributeError):  # cut off, or damaged
+                continue
+    return shown
 
 
 def matches(row: Row, text: str) -> bool:

@@ -42,7 +42,7 @@ def save_right_answers(run: RunDir, model: str, data_dir: Path, comparison: str 
     titles = {known["id"]: known["title"] for known in summary.get("voices", ())}
     if model not in titles or comparison not in COMPARISONS:
         raise Refusal(problem("right-answers-gone"))
-    questions = {line["row"] + 1: line for line in read_lines(run.report / "questions.jsonl")}
+    questions = {line["row"] + 1: line for line in read_lines(run.report / report.QUESTIONS_FILE)}
     answers = [
         row
         for row in report.rows(run)

@@ -23,6 +23,7 @@ from engine.evaluation.evaluation_spec import (
     model_part_of_whole,
     trained_result,
 )
+from engine.evaluation.report import QUESTIONS_FILE
 from engine.preflight.package_checks import quantized
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
@@ -49,7 +50,7 @@ def evaluate(run: RunDir) -> None:
         raise Refusal(problem("evaluate-no-result", "results", given=gone))
     form = "pairs" if results and all(result.is_reward_model for result in results) else "answers"
     run.report.mkdir(exist_ok=True)
-    questions = load_questions(spec, run.report / "questions.jsonl", form)
+    questions = load_questions(spec, run.report / QUESTIONS_FILE, form)
     log = AnswerLog(run, report, total=(spec.with_base + len(results)) * len(questions))
     models: list[TrainedResult | str] = [*([BASE_NAME] if spec.with_base else []), *results]
     tasks = Tasks(spec, run, report, [model if isinstance(model, str) else model.id for model in models])

@@ -71,3 +71,5 @@ def evaluate(page: Page) -> None:
     page.locator("#evaluate-start").click()
     expect(page.locator("#report .verdict.better")).to_contain_text("is better than the base", timeout=120_000)
     expect(page.locator("#report")).to_contain_text("60 rows")
+    expect(page.locator("#report-rows .thumbnail")).to_have_count(20)
+    assert page.locator("#report-rows .thumbnail").first.evaluate("image => image.naturalWidth") > 0

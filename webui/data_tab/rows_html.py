@@ -12,7 +12,7 @@ from engine.data.browse import BrowsedRow
 from engine.data.images import IMAGE_MARK
 from engine.data.row_images import TEXT_MARK
 from webui import notices
-from webui.thumbnails import thumbnail
+from webui.thumbnails import pictures
 from webui.words import Words
 
 CHARACTERS_UNFOLDED = 700  # of one text; the rest of a longer one is folded
@@ -63,8 +63,7 @@ def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> st
 def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str, weight: float = 1.0) -> str:
     content = turn["content"].replace(IMAGE_MARK, TEXT_MARK) if turn.get("images") else turn["content"]
     body = _folded(content, text) if content else ""
-    if images := turn.get("images"):
-        body += f'<p class="pictures">{"".join(map(thumbnail, images))}</p>'
+    body += pictures(turn.get("images", ()))
     if reasoning := turn.get("reasoning_content"):
         body = f'<div class="thought">{_folded(reasoning, text)}</div>{body}'
     for call in turn.get("tool_calls", ()):

@@ -91,11 +91,12 @@ class RowsPanel(Panel):
         if not summary:
             return self._empty()
         page = report.page(run.dir, order, text or "", page_number(number))
+        images = report.images(run.dir, {row["row"] for row in page.rows})
         count = self.words("report-pages", pages=page.pages, total=f"{page.total:,}")
         return {
             self.where: str(page.number),
             self.count: f'<p class="quiet">{escape(count)}</p>',
-            self.html: reports.rows(page, summary["voices"], self.words),
+            self.html: reports.rows(page, summary["voices"], self.words, images),
         }
 
     def next_page(self, id: str, order: str, text: str, number: str) -> Updates:

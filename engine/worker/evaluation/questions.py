@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -15,7 +15,7 @@ import numpy as np
 from engine.core.problems import Refusal
 from engine.core.rundir import read_lines, write_text
 from engine.data.datasets import Dataset, count_rows, example, find, rows
-from engine.data.images import ImageSource
+from engine.data.images import image_from_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 
 
@@ -57,13 +57,8 @@ def _from_json(line: dict[str, Any]) -> Question:
     chat = line.get("chat") or {}
     for message in [*line["messages"], *chat.get("messages", ())]:
         if "images" in message:
-            message["images"] = [_image_from_json(image) for image in message["images"]]
+            message["images"] = [image_from_json(image) for image in message["images"]]
     return Question(**line)
-
-
-def _image_from_json(image: dict[str, Any]) -> ImageSource:
-    content = image["content"]
-    return ImageSource(**image | {"content": None if content is None else b64decode(content)})
 
 
 def _draw_questions(spec: EvaluationSpec, datasets: list[Dataset], form: str) -> Iterator[Question]:
