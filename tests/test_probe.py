@@ -190,7 +190,7 @@ RUNS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "another wrong answer": ("changed", [prompt("training", "Hi", PRODUCT, 2.0, 2.0), STEADY]),
     "the same wrong answer": ("unchanged", [prompt("training", PRODUCT, PRODUCT, 2.0, 2.0), STEADY]),
     "the data itself lost": ("forgot", [prompt("training", PRODUCT, "!!!", 2.0, None), STEADY]),
-    "no time for anything": ("unchanged", []),
+    "no time for anything, or images in all rows": ("unasked", []),
 }
 
 

@@ -19,7 +19,7 @@ import yaml
 from engine.core.rundir import RunDir, read_json
 
 LossVerdict = Literal["lower", "same", "higher", "forgot"]
-TrainingVerdict = Literal["learned", "knew", "closer", "likelier", "changed", "unchanged", "forgot"]
+TrainingVerdict = Literal["learned", "knew", "closer", "likelier", "changed", "unchanged", "forgot", "unasked"]
 GeneralVerdict = Literal["same", "changed", "forgot"]
 
 MAX_TRAINING_PROMPTS = 8  # training prompts; as many of them as there is time for
@@ -140,8 +140,12 @@ def training_verdict(counts: Mapping[str, Any]) -> TrainingVerdict:
     "learned", "knew": at least half of the answers are right now; more than before, or not more.
     "likelier": at least half of the answers in the data are more likely now, and no answer is known.
     "closer": the same, and fewer than half of the answers are right.
+    "unasked": there is neither an answer nor a loss: there was no time, or no row that can be asked, as those with
+    images.
     "changed": anything else that is not "unchanged".
     """
+    if not (counts["answered"] or counts["losses"] or counts["changed"]):
+        return "unasked"
     if counts["losses"] and 2 * counts["forgot"] >= counts["losses"]:
         return "forgot"
     if counts["answered"] and 2 * counts["right"] >= counts["answered"]:
