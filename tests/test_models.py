@@ -9,7 +9,7 @@ import pytest
 
 from engine.models import discovery, trainable_modules
 from engine.models.checks import model_problems
-from engine.models.discovery import find_models, is_hub_id
+from engine.models.discovery import find_gguf, find_models, is_hub_id
 from engine.models.facts import inspect_model
 from engine.models.trainable_modules import lora_problems, trainable_parameters
 from tests.preloaded import run_python
@@ -238,6 +238,19 @@ def test_models_are_found_below_the_roots_and_nothing_else_is(root):
     (root / "no-model").mkdir()
     (root / "no-model" / "config.json").write_text('{"theme": "dark"}')
     assert [model.name for model in find_models([root])] == ["1/2/3/4", "b", "Qwen/tiny"]
+
+
+def test_folders_with_gguf_alone_are_listed_apart(root, tmp_path):
+    for name in ("org/packed", "sees", ".hidden", "both", "1/2/3/x/too-deep"):
+        (root / name).mkdir(parents=True)
+        (root / name / "model-q8_0.gguf").write_bytes(b"GGUF")
+    (root / "both" / "config.json").write_text("{")
+    (root / "sees" / "model-q8_0.gguf").rename(root / "sees" / "mmproj-q8_0.gguf")
+    (root / "again").symlink_to(root / "org")
+    (root / "out").symlink_to(tmp_path)
+    assert [folder for _, folder in find_gguf([root])] == [root / "org" / "packed"]
+    assert [model.name for model in find_models([root])] == ["both"]
+    assert find_gguf([root / "org" / "packed"]) == [("packed", root / "org" / "packed")]
 
 
 def test_a_root_may_itself_be_a_model_or_not_be_there(root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.past_runs import past_run
 from webui.form.settings import ADAPTER, DATASETS, MODEL, SAVED_MODULES, TARGET_MODULES
 from webui.panels import Updates
 from webui.train_tab import conversion_panel
+from webui.train_tab.choices import trainable_models
 from webui.train_tab.load_panel import MAX_YAML_CHARACTERS, LoadPanel
 from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
@@ -223,6 +225,16 @@ def test_a_stage_brings_data_sets_that_it_takes(tab: Tab) -> None:
     updates = tab.presets.refit_datasets(*tab.held(spec, stage="pt"))
     assert updates[tab.control(DATASETS)] == ["texts"]
     assert updates.keys() == {tab.context.message, tab.control(DATASETS), tab.control(f"{DATASETS}:weights")}
+
+
+def test_a_folder_with_gguf_alone_is_offered_last(place: Workplace, tmp_path: Path) -> None:
+    folder = tmp_path / "more" / "packed"
+    folder.mkdir(parents=True)
+    (folder / "model-q8_0.gguf").write_bytes(b"GGUF")
+    wider = dataclasses.replace(place, models=(tmp_path / "more", *place.models))
+    listed = trainable_models(wider, Words("en"))
+    assert listed[-1] == ("packed · GGUF", str(folder))
+    assert str(DEMO_MODEL) in {value for _, value in listed[:-1]}
 
 
 def test_lists_name_what_is_on_disk(tab: Tab, place: Workplace) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from engine.core import regular_files
 from engine.core.regular_files import list_folders
 from engine.models.facts import ModelFacts, inspect_model, is_language_model
+from engine.models.safetensors_headers import gguf_files
 
 MAX_FOLDER_DEPTH = 4  # maximum depth of a model folder below a root: root/team/org/name/model
 # A small real model for users without one, where `make smollm2` puts it.
@@ -31,11 +32,24 @@ def find_models(roots: Sequence[Path]) -> list[ModelFacts]:
     allowed = allowed_roots(roots)
     models: dict[str, ModelFacts] = {}
     for root in dict.fromkeys(allowed):
-        for folder, name in _model_folders(root, root, allowed, MAX_FOLDER_DEPTH, set()):
+        for folder, name in _model_folders(root, root, allowed, MAX_FOLDER_DEPTH, set(), _has_config):
             real = os.path.realpath(folder)
             if real not in models and is_language_model(folder):
                 models[real] = inspect_model(folder, name)
     return sorted(models.values(), key=lambda model: model.name.casefold())
+
+
+def find_gguf(roots: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Name and path of every folder in `roots` and in the hub's cache with a model as GGUF alone, which can be trained
+    once it is converted, by name."""
+    allowed = allowed_roots(roots)
+    folders = {
+        os.path.realpath(folder): name
+        for root in dict.fromkeys(allowed)
+        for folder, name in _model_folders(root, root, allowed, MAX_FOLDER_DEPTH, set(), _has_weights)
+        if not _has_config(folder) and gguf_files(folder)
+    }
+    return sorted(((name, Path(path)) for path, name in folders.items()), key=lambda model: model[0].casefold())
 
 
 def is_hub_id(text: str) -> bool:
@@ -72,8 +86,16 @@ def is_below(path: str | Path, allowed: Sequence[str]) -> bool:
     return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in allowed)
 
 
+def _has_config(folder: str | Path) -> bool:
+    return os.path.isfile(os.path.join(folder, "config.json"))
+
+
+def _has_weights(folder: str | Path) -> bool:
+    return _has_config(folder) or bool(gguf_files(Path(folder)))
+
+
 def _model_folders(
-    folder: str, root: str, allowed: Sequence[str], depth: int, seen: set[str]
+    folder: str, root: str, allowed: Sequence[str], depth: int, seen: set[str], is_model: Callable[[str], bool]
 ) -> Iterator[tuple[Path, str]]:
     """(folder, name) of everything that looks like a model; `seen` prevents endless loops of links."""
     real = os.path.realpath(folder)
@@ -83,13 +105,13 @@ def _model_folders(
     cached_as = re.fullmatch(r"models--(.+?)--(.+)", os.path.basename(folder))
     if cached_as and (snapshot := _snapshot(folder)):
         yield snapshot, "/".join(cached_as.groups())
-    elif os.path.isfile(os.path.join(folder, "config.json")):
+    elif is_model(folder):
         name = os.path.relpath(folder, root)
         yield Path(folder), os.path.basename(root) if name == "." else Path(name).as_posix()
     elif depth:
         # A folder that this user may not list has no model that this user can train.
         for child in sorted(entry.path for entry in list_folders(folder) if entry.name[0] != "."):
-            yield from _model_folders(child, root, allowed, depth - 1, seen)
+            yield from _model_folders(child, root, allowed, depth - 1, seen, is_model)
 
 
 def _snapshot(repository: str) -> Path | None:

@@ -11,7 +11,7 @@ from engine.core.problems import Refusal
 from engine.data.datasets import Dataset, count_rows, read_dataset_info
 from engine.data.soundness import flaw, sound_first
 from engine.launch.workspace import Workplace, absolute_path, is_inside
-from engine.models.discovery import hub_cache
+from engine.models.discovery import find_gguf, hub_cache
 from engine.models.facts import ModelFacts, inspect_model
 from engine.runs import recent
 from engine.runs.results import Result, results, titles
@@ -27,6 +27,12 @@ def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
 def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
     """Full models: those in the model folders, and those from runs."""
     return model_choices(workplace) + result_choices(results(workplace.saves), MODEL, words)
+
+
+def trainable_models(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
+    """Full models, and last the folders with a model as GGUF alone, which the page offers to convert."""
+    packed = [(f"{name} · GGUF", str(folder)) for name, folder in find_gguf(workplace.model_roots)]
+    return models_and_results(workplace, words) + packed
 
 
 def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from webui.form.settings import (
     paths,
 )
 from webui.panels import Updates
-from webui.train_tab.choices import dataset_choices, local_model, models_and_results, result_choices
+from webui.train_tab.choices import dataset_choices, local_model, result_choices, trainable_models
 from webui.train_tab.conversion_panel import ConversionPanel
 from webui.train_tab.model_html import QUANTIZATION
 from webui.train_tab.panel import Context, Panel
@@ -108,7 +108,7 @@ class SettingsPanel(Panel):
         finished = results(self.workplace.saves)
         choices = {path: result_choices(finished, path, self.words) for path in RESULT_SETTINGS}
         choices |= dict.fromkeys(DATASET_NAMES, dataset_choices(self.workplace, self.words))
-        choices[MODEL] = models_and_results(self.workplace, self.words)
+        choices[MODEL] = trainable_models(self.workplace, self.words)
         return {self.form.controls[path]: gr.update(choices=choices[path]) for path in SETTINGS_WITH_LISTS}
 
     def list_modules(self, name_or_path: str) -> Updates:
