@@ -31,8 +31,16 @@ from engine.models.safetensors_headers import Tensor, tensors_of
 
 # The same fact under the names of different families; the first one present wins.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
-HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
-LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers")
+HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim", "embed_dim")
+LAYER_COUNT_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "layers",
+)
 LAYER_LIST_KEYS = ("layers_block_type", "layer_types", "hybrid_override_pattern")  # an entry for each layer
 HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 EXPERTS_PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")

@@ -119,7 +119,7 @@ def _images_demanded(model: Any) -> str:
 def _shape(model: nn.Module, name: str, parameter: Any) -> Shape:
     """The true shape of a weight, which bitsandbytes packs."""
     owner: Any = model.get_submodule(name.rpartition(".")[0])
-    packed = name.endswith(".weight") and isinstance(owner, nn.Linear)
+    packed = name.endswith(".weight") and isinstance(owner, nn.Linear) and not parameter.is_floating_point()
     return (owner.out_features, owner.in_features) if packed else tuple(parameter.shape)
 
 
