@@ -9,7 +9,7 @@ from tests.zoo.whole_way import WholeWay, page
 
 FAMILIES = (
     "llama", "gemma3", "gpt2", "qwen3_vl", "llama4", "mistral3", "qwen3_moe", "gpt_oss", "deepseek_v3", "nemotron_h",
-    "granitemoehybrid", "mllama",
+    "granitemoehybrid", "mllama", "inkling_mm_model",
 )  # fmt: skip
 REFUSED = {"blip": "pixel_values"}
 
