@@ -12,11 +12,12 @@ FAMILIES = (
     "granitemoehybrid", "mllama", "inkling_mm_model",
 )  # fmt: skip
 REFUSED = {"blip": "pixel_values"}
+NOT_MERGED = {"zamba2": "share one weight"}
 
 
 @pytest.fixture(scope="module")
 def lines() -> dict[str, str]:
-    printed = run_python("-m", "tests.zoo.whole_way", *FAMILIES, *REFUSED)
+    printed = run_python("-m", "tests.zoo.whole_way", *FAMILIES, *REFUSED, *NOT_MERGED)
     return {line.split()[0]: line for line in printed.splitlines() if "lora" in line}
 
 
@@ -32,6 +33,15 @@ def test_a_family_that_cannot_learn_from_text_is_refused_before_the_start(
     family: str, reason: str, lines: dict[str, str]
 ) -> None:
     assert "refused: " in lines[family]
+    assert reason in lines[family]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "reason"), NOT_MERGED.items())
+def test_adapters_of_layers_with_one_weight_are_not_merged_into_it(
+    family: str, reason: str, lines: dict[str, str]
+) -> None:
+    assert "export: Refusal: " in lines[family]
     assert reason in lines[family]
 
 

@@ -87,9 +87,11 @@ def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) ->
 
 
 def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Merge the adapter, if there is one, and write the full model. Raises Refusal for invalid numbers."""
+    """Merge the adapter, if there is one, and write the full model. Raises Refusal for invalid numbers, and for
+    adapters that no merged model can have."""
     dtype = DTYPES[spec.precision]
     if isinstance(model, PeftModel):
+        _refuse_shared_weights(model)
         for name, part in model.named_modules():
             if isinstance(part, ParamWrapper):
                 _merge_experts(name, part, dtype)
@@ -101,6 +103,25 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
     for name, weight in model.named_parameters():
         weight.data = rounded(name, weight.data, dtype)
     model.save_pretrained(str(folder), max_shard_size=int(spec.shard_gb * 10**9))
+
+
+def _refuse_shared_weights(model: PeftModel) -> None:
+    """Raises Refusal if a layer with an adapter shares its weight with another layer: merged into it, the adapter would
+    also change the other."""
+    owners: dict[int, list[str]] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Linear):
+            owners.setdefault(id(part.weight), []).append(name.removesuffix(".base_layer"))
+    adapted = {name for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    for names in owners.values():
+        if len(names) > 1 and (first := next((name for name in names if name in adapted), None)):
+            other = next(name for name in names if name != first)
+            raise Refusal(problem("export-shared-weights", "form", first=_own_name(first), second=_own_name(other)))
+
+
+def _own_name(name: str) -> str:
+    """The name of a module without peft's."""
+    return name.removeprefix("base_model.model.")
 
 
 def _merge_experts(name: str, part: Any, dtype: torch.dtype) -> None:
