@@ -64,6 +64,27 @@ def test_gradio_writes_no_stubs_when_the_page_imports_it(module: str, opens_stub
     assert bool(int(done.stdout)) is opens_stubs
 
 
+ONE_EVENT = """
+import sys
+import {module}
+import gradio
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+with gradio.Blocks() as blocks:
+    box = gradio.Textbox()
+    box.change(lambda text: text + "!", box, box, api_name="same", queue=False)
+client = TestClient(gradio.mount_gradio_app(FastAPI(), blocks, "/"))
+print(client.post("/gradio_api/run/same", json={{"data": ["x"]}}).json()["data"], "matplotlib" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("module", "imports_matplotlib"), [("webui", False), ("gradio", True)])
+def test_an_event_of_the_page_does_not_import_matplotlib(module: str, imports_matplotlib: bool) -> None:
+    code = ONE_EVENT.format(module=module)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["['x!']", str(imports_matplotlib)]
+
+
 def test_other_programs_find_the_endpoints_by_their_names(config: dict[str, Any]) -> None:
     public = {event["api_name"] for event in config["dependencies"] if event["api_visibility"] == "public"}
     assert public == {"start", "runs", "run", "stop"}

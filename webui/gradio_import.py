@@ -1,12 +1,16 @@
-"""Import gradio without the type stubs that it writes for editors each time, which saves a second at each start.
+"""Import gradio without what it does for others: writing type stubs, and importing matplotlib.
 
-Gradio parses and rewrites a .pyi file for each of its component classes when it is created, and skips classes that are
-not in a file. During its import, its components are made to look like those. If gradio changes this check, the stubs
-are written again.
+Writing the stubs, for editors, takes a second at each start. Gradio parses and rewrites a .pyi file for each of its
+component classes when it is created, and skips classes that are not in a file. During its import, its components are
+made to look like those. If gradio changes this check, the stubs are written again.
+
+Around each event, gradio sets matplotlib's backend for functions that draw with it. The page has none, but the first
+event of a studio would import matplotlib, which takes a third of a second and 30 MB.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -21,6 +25,8 @@ def _file_unless_of_gradio(owner: Any) -> str:
 
 inspect.getfile = _file_unless_of_gradio  # type: ignore[assignment]  # the parameter has another name
 try:
-    import gradio  # noqa: F401
+    import gradio
+    import gradio.utils
 finally:
     inspect.getfile = _getfile
+gradio.utils.MatplotlibBackendMananger = contextlib.nullcontext  # type: ignore[assignment, misc]
