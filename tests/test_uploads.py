@@ -519,12 +519,19 @@ def test_a_file_in_no_set_is_removed_with_its_workbook_and_nothing_else_is(tmp_p
     for name in ("used.json", "../outside.json", "link.json", "dataset_info.json", ".book.jsonl.xlsx", "gone.json", ""):
         with pytest.raises(Refusal):
             uploads.remove(data, name)
-    for broken in ("{", '{"other": {"file_name": "book.jsonl", "formatting": "lama"}}'):
+    for broken in (
+        "{",
+        '{"other": {"file_name": "book.jsonl", "formatting": "lama"}}',
+        '{"other": {"file_name": ["a.json", "book*"], "formatting": "lama"}}',
+        '{"other": {"file_name": {"a": 1}}}',
+    ):
         sound = (data / "dataset_info.json").read_text()
         (data / "dataset_info.json").write_text(broken)
         with pytest.raises(Refusal, match="may use it"):
             uploads.remove(data, "book.jsonl")
         (data / "dataset_info.json").write_text(sound)
+    gone = '{"used": {"file_name": "used.json"}, "gone": {"file_name": "gone.json"}}'
+    (data / "dataset_info.json").write_text(gone)  # whose file is somewhere else, or not there
     uploads.remove(data, "book.jsonl")
     assert {file.name for file in data.iterdir()} == {"dataset_info.json", "link.json", "used.json"}
     assert (tmp_path / "outside.json").exists()

@@ -15,11 +15,13 @@ import tempfile
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from engine.core import hardware
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import read_object
 from engine.data import image_folders, sheet_rows, unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset, read_dataset_info
 from engine.data.image_folders import is_data_file, is_encodable
@@ -216,8 +218,9 @@ def remove(data_dir: Path, name: str) -> None:
     datasets, broken = read_dataset_info(data_dir)
     if name not in unregistered(data_dir, datasets) or not file.is_file():
         raise Refusal(problem("file-not-loose", name=name))
-    unread = [dataset.problem for dataset in datasets if dataset.problem and not dataset.files]
-    unread += [wrong for wrong in broken if wrong.code != "catalogue-missing"]
+    unread = [wrong for wrong in broken if wrong.code != "catalogue-missing"]
+    unusable = [dataset for dataset in datasets if dataset.problem and not dataset.files]
+    unread += [dataset.problem for dataset in unusable if dataset.problem and _may_name(data_dir, dataset.name, file)]
     if unread:
         raise Refusal([problem("file-perhaps-used", name=name), *unread])
     try:
@@ -226,6 +229,17 @@ def remove(data_dir: Path, name: str) -> None:
         file.unlink()
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=file.parent, why=error.strerror or error)) from error
+
+
+def _may_name(data_dir: Path, dataset: str, file: Path) -> bool:
+    """Whether an entry of dataset_info.json that cannot be used names a file, or a folder or pattern with it."""
+    entry = read_object(data_dir / INFO_FILE).get(dataset)
+    named = entry.get("file_name") or [] if isinstance(entry, dict) else None
+    names = [named] if isinstance(named, str) else named
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return True
+    parts = set(file.relative_to(data_dir).parts)
+    return any(fnmatch(part, Path(name).name) for name in names for part in parts)
 
 
 def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
