@@ -316,7 +316,7 @@ def test_the_last_question_is_asked_again_in_a_branch_of_its_own(tab: Tab, serve
 
 
 @pytest.mark.parametrize(
-    ("said", "offered"),
+    ("replies", "offered"),
     [
         ({"plain": Reply("All of it.", finish="stop")}, False),
         ({"plain": Reply("As long as it may be", finish="length")}, False),
@@ -325,9 +325,9 @@ def test_the_last_question_is_asked_again_in_a_branch_of_its_own(tab: Tab, serve
         ({}, True),  # the page was closed
     ],
 )
-def test_an_interrupted_answer_can_be_tried_again(tab: Tab, said: dict[str, Reply], offered: bool) -> None:
+def test_an_interrupted_answer_can_be_tried_again(tab: Tab, replies: dict[str, Reply], offered: bool) -> None:
     selection, button = ModelSelection(tab.plain, [ONE]), 'data-do="again"'
-    conversation = answered("First?").add(Turn("Really?", said=said))
+    conversation = answered("First?").add(Turn("Really?", said=replies))
     assert (button in tab.conversation.show(conversation, selection)[tab.conversation.turns]) is offered
     later = conversation.add(Turn("Then?", said={"plain": Reply("Yes.", finish="stop")}))
     for shown in (

@@ -155,8 +155,8 @@ def test_a_file_is_described_becomes_a_set_and_is_taken_out_again(tab: Tab, plac
     assert json.loads(info.read_text())["mine"] == {"file_name": "loose.json", "columns": COLUMNS}
     assert tab.head.remove_opened("set:mine")[tab.context.chosen] == ""
     assert list(json.loads(info.read_text())) == ["away", "numbers"]
-    asked = tab.view.open("file:loose.json")[tab.head.sure]
-    assert "loose.json" in asked
+    question = tab.view.open("file:loose.json")[tab.head.sure]
+    assert "loose.json" in question
     removed = tab.head.remove_opened("file:loose.json")
     assert (removed[tab.context.chosen], "loose.json" in removed[tab.sets.html]) == ("", False)
     assert {file.name for file in place.data.glob("*.json")} == {"dataset_info.json", "numbers.json"}

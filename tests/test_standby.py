@@ -119,7 +119,7 @@ def test_without_a_run_it_ends_with_its_studio(
     child = launcher()
     studio.kill()
     studio.wait()
-    wait_until(lambda: gone(first) and gone(child), 5)
+    assert wait_until(lambda: gone(first) and gone(child), 5)
 
 
 @slow

@@ -184,8 +184,8 @@ def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> Non
 
 
 def test_ratings_of_answers_about_images_keep_the_images(data: Path) -> None:
-    asked = Turn("Which colour?", said={"base": Reply("Blue."), "tuned": Reply("Red.")}, images=(URL,))
-    rated = conversation_tree.rate(data, Conversation().add(asked), 0, "base", up=False)
+    turn = Turn("Which colour?", said={"base": Reply("Blue."), "tuned": Reply("Red.")}, images=(URL,))
+    rated = conversation_tree.rate(data, Conversation().add(turn), 0, "base", up=False)
     conversation_tree.prefer(data, rated, 0, "tuned")
     for name in (conversation_tree.RATINGS_DATASET, conversation_tree.PREFERENCES_DATASET):
         (row,) = examples(find(data, name), lambda bad: pytest.fail(bad.text()))
