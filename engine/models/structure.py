@@ -49,6 +49,7 @@ class Structure:
     shapes: Mapping[str, Shape]  # of every parameter; a tied head is not a parameter of its own
     linear: tuple[str, ...] = ()  # the modules that "all-linear" selects
     experts: tuple[str, ...] = ()  # parameters with a matrix for each routed expert: (experts, …, …)
+    quantizable: tuple[str, ...] = ()  # those of them that can be loaded in 4 or 8 bits
     refused: tuple[str, ...] = ()  # linear layers on which an adapter would have no effect, or learn nothing
     towers: tuple[str, ...] = ()  # modules and parameters outside the language part: vision, audio, connectors
     vision: tuple[str, ...] = ()  # those of them that images pass through
@@ -155,7 +156,7 @@ def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
     return structure_from_json(child.stdout)
 
 
-LISTS = ("linear", "experts", "refused", "towers", "vision", "projectors", "vision_linear")
+LISTS = ("linear", "experts", "quantizable", "refused", "towers", "vision", "projectors", "vision_linear")
 
 
 def structure_as_json(structure: Structure) -> str:

@@ -23,7 +23,7 @@ from engine.models.safetensors_headers import names_in_line
 from engine.models.vocabulary import new_tokens, vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
-from engine.preflight.model_checks import model_is_readable, trained_parameters
+from engine.preflight.model_checks import model_is_readable, quantizes_experts, trained_parameters
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps
@@ -143,11 +143,12 @@ def _token_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 def _expert_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """The warning that a quantized mixture of experts stays nearly as large as before."""
-    experts, kind = memory.expert_parameters(model), spec.model.quantization.kind
+    experts, kind = memory.unquantized_expert_parameters(spec, model), spec.model.quantization.kind
     if kind == "none" or not experts or not model.parameters:
         return []
+    code = "experts-not-quantized" if quantizes_experts(spec) else "adapted-experts-not-quantized"
     share, size = experts / model.parameters, 2 * experts / 2**30
-    return [problem("experts-not-quantized", "model.quantization", kind=kind, share=f"{share:.0%}", size=f"{size:.1f}")]
+    return [problem(code, "model.quantization", kind=kind, share=f"{share:.0%}", size=f"{size:.1f}")]
 
 
 # ------------------------------------------------------------------------------------------ rows and steps

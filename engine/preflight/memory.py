@@ -20,7 +20,7 @@ from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
-from engine.preflight.model_checks import trained_parameters
+from engine.preflight.model_checks import quantizes_experts, trained_parameters
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
@@ -79,6 +79,7 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
     activations = max(
         _activation_bytes(spec, model, adapted + _expert_width(model), half), _generation_bytes(spec, model, plain)
     )
+    activations += _dequantized_bytes(spec, model, plain)
     held = weights + learning + activations
     return MemoryNeed(
         weights,
@@ -125,21 +126,37 @@ def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
         return plain * model.parameters
     scales_too = kind == quantization.kind == "4bit" and quantization.bnb_4bit_use_double_quant
     each = QUANTIZED_WEIGHT_BYTES["4bit, scales too" if scales_too else kind]
-    whole = unquantized_parameters(model)
+    whole = unquantized_parameters(spec, model)
     return each * (model.parameters - whole) + plain * whole
 
 
-def unquantized_parameters(model: ModelFacts) -> int:
-    """The number of parameters that bitsandbytes leaves unquantized: embeddings, head, and experts stored in one
-    tensor."""
+def unquantized_parameters(spec: RunSpec, model: ModelFacts) -> int:
+    """The number of parameters that bitsandbytes leaves unquantized: embeddings, head, some experts, and whatever is no
+    matrix of a linear layer, such as norms, biases and routers."""
     words = (model.vocab_size or 0) * (model.hidden_size or 0) * (1 if model.tied else 2)
-    return words + expert_parameters(model)
-
-
-def expert_parameters(model: ModelFacts) -> int:
-    """Parameters of the routed experts."""
     structure = structure_of(model)
-    return sum(math.prod(structure.shapes[name]) for name in structure.experts)
+    matrices = {f"{module}.weight" for module in structure.matrices()}.union(structure.experts)
+    small = sum(math.prod(shape) for name, shape in structure.shapes.items() if name not in matrices)
+    return words + small + unquantized_expert_parameters(spec, model)
+
+
+def unquantized_expert_parameters(spec: RunSpec, model: ModelFacts) -> int:
+    """Parameters of routed experts that keep the precision of the training while other weights are quantized."""
+    structure = structure_of(model)
+    quantized = _quantized_experts(spec, model)
+    return sum(math.prod(structure.shapes[name]) for name in structure.experts if name not in quantized)
+
+
+def _quantized_experts(spec: RunSpec, model: ModelFacts) -> frozenset[str]:
+    """Those that are quantized as they are loaded. A quantized model on disk has others as they are."""
+    loaded_quantized = quantizes_experts(spec) and not model.stored_kind
+    return frozenset(structure_of(model).quantizable if loaded_quantized else ())
+
+
+def _dequantized_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
+    """The largest tensor of quantized experts while it is computed with: dequantized, and its scales in fp32."""
+    shapes = structure_of(model).shapes
+    return max((math.prod(shapes[name]) for name in _quantized_experts(spec, model)), default=0) * (plain + 4 / 64)
 
 
 def _generation_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     problems += vocabulary_problems(model, resized=resized, adapter=adapter)
     problems += special_token_problems(model, spec.stage.kind) + _continued_token_problems(spec, model)
     return problems + _context_problems(spec, model)
+
+
+def quantizes_experts(spec: RunSpec, adapters: Iterable[str] = ()) -> bool:
+    """Whether experts are loaded in as few bits as the other weights, where that is possible: not below an adapter on
+    them, neither the spec's nor one in a folder of `adapters`."""
+    method, continued = spec.method, spec.model.adapter_path
+    if spec.model.quantization.kind == "none" or (method.kind == "lora" and method.expert_r and not continued):
+        return False
+    return not any(map(adapts_experts, filter(None, [continued, *adapters])))
 
 
 def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:

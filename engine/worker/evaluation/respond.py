@@ -67,7 +67,7 @@ class LoadedModels:
     ) -> LoadedModels:
         """The model in `path`, loaded as `model` says, with its `adapters`."""
         own = RunSpec.read({"model": model.model_dump()})
-        loaded = load_base(own, path, DTYPES[precision(own)]).requires_grad_(False).eval()
+        loaded = load_base(own, path, DTYPES[precision(own)], adapters.values()).requires_grad_(False).eval()
         models = cls(Generator(loaded, max_batch_size), own, path, adapters, base)
         for folder in adapters.values():
             models.generator.call(partial(models.generator.load_adapter, folder)).result()

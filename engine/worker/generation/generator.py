@@ -28,7 +28,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from engine.core.problems import Problem, problem
+from engine.core.problems import Problem, Refusal, problem
+from engine.models.adapters import adapts_experts
 from engine.worker.generation.answer import Answer, TokenLogprob
 from engine.worker.generation.image_prompts import read_with_images
 from engine.worker.generation.sampling import choose_token
@@ -253,11 +254,14 @@ class Generator:
         return None
 
     def load_adapter(self, folder: str) -> None:
-        """Load the adapter in `folder` next to the others. To be called by `call`."""
+        """Load the adapter in `folder` next to the others. To be called by `call`. Raises Refusal for one on experts
+        that are quantized."""
         if folder in self.names:
             return
         name = f"adapter{len(self.names)}"
         base: Any = self.adapted.get_base_model() if self.adapted else self.model
+        if getattr(base, "has_quantized_experts", False) and adapts_experts(folder):
+            raise Refusal(problem("adapter-on-quantized-experts", folder=folder))
         fit_vocabulary(base, [folder])
         if self.adapted is None:
             self.adapted = PeftModel.from_pretrained(self.model, folder, adapter_name=name).eval()

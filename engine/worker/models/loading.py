@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from engine.core.problems import Refusal, problem
 from engine.models.structure import is_or_below, remember
 from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
 from engine.models.vision_parts import VisionPlan, vision_plan
-from engine.preflight.model_checks import trained_parameters
+from engine.preflight.model_checks import quantizes_experts, trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.adapter_weights import add_whole_modules, refuse_empty_adapter
@@ -91,22 +92,24 @@ def _assert_trained_as_planned(spec: RunSpec, path: str, model: torch.nn.Module)
     assert planned in (None, trained), f"{trained} parameters are trained, and the plan says {planned}"
 
 
-def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `path` with the spec's `model` part applied: RoPE scaling, quantization, and its GPU."""
-    config = _config(spec, path)
+def load_base(spec: RunSpec, path: str, dtype: torch.dtype, adapters: Iterable[str] = ()) -> PreTrainedModel:
+    """The model in `path` with the spec's `model` part applied: RoPE scaling, quantization, and its GPU. `adapters`:
+    folders of those that will be put on it; one that covers experts needs them unquantized."""
+    config, attention = _config(spec, path), spec.model.attn_implementation
     dequantized = dequantization(config)
-    model, report = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        quantization_config=dequantized or _quantization(spec),
-        output_loading_info=True,
-        # Directly to its GPU: otherwise several ranks would hold as many copies in main memory.
-        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
-        trust_remote_code=spec.model.trust_remote_code,
-        use_safetensors=True,
-        **({} if spec.model.attn_implementation == "auto" else {"attn_implementation": spec.model.attn_implementation}),
-    )
+    with _expert_quantization(spec, adapters):
+        model, report = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            quantization_config=dequantized or _quantization(spec),
+            output_loading_info=True,
+            # Directly to its GPU: otherwise several ranks would hold as many copies in main memory.
+            device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
+            trust_remote_code=spec.model.trust_remote_code,
+            use_safetensors=True,
+            **({} if attention == "auto" else {"attn_implementation": attention}),
+        )
     _refuse_missing_weights(report["missing_keys"])
     if dequantized:
         refuse_unread_scales(model, report["unexpected_keys"])
@@ -125,6 +128,15 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     if spec.model.makes_rows:
         make_rows(spec, model, path)
     return model
+
+
+def _expert_quantization(spec: RunSpec, adapters: Iterable[str]) -> contextlib.AbstractContextManager[None]:
+    """Within it, a model is loaded with its experts quantized, if the spec's are."""
+    if not quantizes_experts(spec, adapters):
+        return contextlib.nullcontext()
+    from engine.worker.models.quantized_experts import quantize_experts  # imports bitsandbytes
+
+    return quantize_experts()
 
 
 def _refuse_missing_weights(names: set[str]) -> None:

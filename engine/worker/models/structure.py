@@ -26,6 +26,7 @@ from engine.models.structure import Shape, Structure, is_or_below
 
 # Names of the number of experts in the configurations of different families.
 EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERT_MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # in transformers' interface for experts
 HEADS = {"lm_head", "score", "v_head"}
 TOWER_HEADS = {"head", "pooler", "classifier"}  # make a single vector of an image, which a language part does not use
 # Names of modules outside the language part. There is no interface by which models say what they are for.
@@ -83,6 +84,7 @@ def structure_of(model: Any) -> Structure:
     experts = tuple(
         name for name, shape in shapes.items() if not beside.is_in_tower(name) and _is_of_experts(name, shape)
     )
+    quantizable = tuple(name for name in quantizable_experts(model) if name in experts)
     linear = list(_linear(model, names, beside))
     refused = tuple(name for name in linear if not _is_adaptable(model, name))
     linear = [name for name in linear if name not in refused]
@@ -90,7 +92,7 @@ def structure_of(model: Any) -> Structure:
     writes = hasattr(model, "prepare_inputs_for_generation") or hasattr(model, "score")
     vision, projectors = _vision(towers, names.values())
     return Structure(
-        shapes, tuple(linear), experts, refused, towers, vision, projectors,
+        shapes, tuple(linear), experts, quantizable, refused, towers, vision, projectors,
         vision_linear=tuple(_vision_linear(model, names, vision)), writes=writes, needs=_missing_inputs(model),
     )  # fmt: skip
 
@@ -120,7 +122,10 @@ def _shape(model: nn.Module, name: str, parameter: Any) -> Shape:
     """The true shape of a weight, which bitsandbytes packs."""
     owner: Any = model.get_submodule(name.rpartition(".")[0])
     packed = name.endswith(".weight") and isinstance(owner, nn.Linear) and not parameter.is_floating_point()
-    return (owner.out_features, owner.in_features) if packed else tuple(parameter.shape)
+    if packed:
+        return owner.out_features, owner.in_features
+    state = getattr(parameter, "quant_state", None)  # of experts in 4 bits
+    return tuple(state.shape if state else parameter.shape)
 
 
 def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
@@ -186,6 +191,18 @@ def _children(model: nn.Module, name: str) -> Iterator[str]:
 def _is_of_experts(name: str, shape: Shape) -> bool:
     parts = name.split(".")
     return "experts" in parts and len(shape) == 3
+
+
+def quantizable_experts(model: Any) -> list[str]:
+    """The matrices of experts that `engine.worker.models.quantized_experts` can quantize: those of classes with
+    transformers' interface for experts."""
+    return [
+        f"{name}.{matrix}"
+        for name, part in model.named_modules()
+        if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed")
+        for matrix in EXPERT_MATRICES
+        if matrix in part._parameters
+    ]
 
 
 def _linear(model: Any, names: dict[nn.Module, str], towers: Structure) -> Iterator[str]:

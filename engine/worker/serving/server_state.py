@@ -84,8 +84,8 @@ class ServerState:
 
 
 def _in_this_process(_run: RunDir, settings: dict[str, Any], spec: RunSpec, _closing: Any) -> Generator:
-    model = load_base(spec, settings["base"], DTYPES[precision(spec)]).requires_grad_(False).eval()
-    return Generator(model)
+    model = load_base(spec, settings["base"], DTYPES[precision(spec)], settings["adapters"].values())
+    return Generator(model.requires_grad_(False).eval())
 
 
 StartGenerator = Callable[[RunDir, dict[str, Any], RunSpec, Any], Generator | VllmGenerator]
