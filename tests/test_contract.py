@@ -23,6 +23,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
     names = {name: path.name for name in vars(RunDir) if isinstance(path := getattr(run, name), Path)}
     assert names == {
         "spec": "spec.yaml",
+        "accelerate": "accelerate.yaml",
         "request": "request.json",
         "lock": "lock",
         "keeper": "keeper.json",

@@ -44,6 +44,7 @@ class RunDir:
     path: Path
 
     spec = _PathBelow("spec.yaml")
+    accelerate = _PathBelow("accelerate.yaml")
     request = _PathBelow("request.json")
     lock = _PathBelow("lock")
     keeper = _PathBelow("keeper.json")

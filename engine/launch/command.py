@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.core.rundir import RunDir
 from engine.launch.workspace import PROJECT
 from engine.models.discovery import is_hub_id
 from engine.spec.run_spec import RunSpec, Spec
@@ -19,6 +20,7 @@ WAIT_VARIABLE = "ATHANOR_WAITS"  # told to a child that should wait for a line o
 STANDBY_VARIABLE = "ATHANOR_STANDBY"  # told to a launcher that has no run yet: what it should import, as JSON
 OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
+SHARD_ON_CPU_VARIABLE = "ATHANOR_TEST_SHARD_ON_CPU"  # lets tests divide weights without GPUs
 
 
 def on_cpu(spec: Spec, gpu_count: int) -> bool:
@@ -57,9 +59,11 @@ def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> li
 def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) -> list[str]:
     """The command that trains `spec` in `folder`: `accelerate launch`, by way of `engine.worker.launch`.
 
-    Our own configuration is passed, because one in a user's home would otherwise change what is launched.
+    Our own configuration is passed, because one in a user's home would otherwise change what is launched. That of
+    several processes is in the run's folder (`engine.preflight.strategy`).
     """
     processes = spec.hardware.num_processes
+    configuration = RunDir(Path(folder)).accelerate if processes > 1 else ACCELERATE_CONFIG
     flags = {
         "num_processes": processes,
         "num_machines": 1,
@@ -69,9 +73,9 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
         "dynamo_backend": "no",
     }
     # With --cpu, accelerate ignores the number of processes; therefore the CPU is set in the environment.
-    mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, gpu_count) else []
+    mode = ["--cpu"] if processes == 1 and on_cpu(spec, gpu_count) else []
     return [
-        sys.executable, "-m", "engine.worker.launch", "--config_file", str(ACCELERATE_CONFIG), *mode,
+        sys.executable, "-m", "engine.worker.launch", "--config_file", str(configuration), *mode,
         *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
         "--module", "engine.worker.train", str(folder),
     ]  # fmt: skip

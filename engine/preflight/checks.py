@@ -67,6 +67,8 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
+    if cpu and chosen.strategy.kind == "fsdp2" and not os.environ.get(command.SHARD_ON_CPU_VARIABLE):
+        return [problem("fsdp2-needs-cards", "hardware.strategy")]
     if chosen.device == "auto" and cpu and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]
     if cpu:

@@ -24,6 +24,8 @@ from engine.preflight.model_checks import quantizes_experts, trained_parameters
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
+from engine.spec.strategies import COMPARED_WITH_REFERENCE, fsdp2_problems
+from engine.spec.strategy_settings import Fsdp2
 
 # Bytes kept for the backward pass per input and output of a layer's matrices, in half precision: these themselves, and
 # intermediate values.
@@ -61,8 +63,35 @@ class MemoryNeed:
         return sum(astuple(self))
 
 
-def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed | None:
-    """For one process of the run on a machine with this many GPUs; None if the model's weights cannot be counted."""
+def memory_needed(
+    spec: RunSpec, model: ModelFacts, gpu_count: int, available: float | None = None
+) -> MemoryNeed | None:
+    """For one process of the run on a machine with this many GPUs; None if the model's weights cannot be counted. With
+    the strategy "auto", for the one that would be chosen for `available` bytes (None: what the GPUs have)."""
+    return _memory_of(with_strategy(spec, model, gpu_count, available), model, gpu_count)
+
+
+def with_strategy(spec: RunSpec, model: ModelFacts | None, gpu_count: int, available: float | None = None) -> RunSpec:
+    """The spec with the strategy that "auto" means for it; `engine.preflight.strategy` says why it is that one."""
+    if spec.hardware.strategy.kind != "auto":
+        return spec
+    if spec.hardware.num_processes == 1:
+        return _with(spec, "single")
+    plain, divided = _with(spec, "ddp"), _with(spec, "fsdp2")
+    if on_cpu(spec, gpu_count) or model is None or fsdp2_problems(spec):
+        return plain
+    if available is None:
+        room = available_memory(spec)
+        available = room.bytes if room else math.inf
+    needed = _memory_of(plain, model, gpu_count)
+    return divided if needed and needed.total > available else plain
+
+
+def _with(spec: RunSpec, strategy: str) -> RunSpec:
+    return spec.change("hardware.strategy", {"kind": strategy})
+
+
+def _memory_of(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed | None:
     adapted, trained = trainable_parameters(model, "lora", r=1), trained_parameters(spec)
     if not (adapted and trained and model.parameters and model.layers and model.hidden_size):
         return None
@@ -73,13 +102,22 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
     critic = (trained if lora else CRITIC_RANK * adapted) if spec.stage.kind == "ppo" else 0
     reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
     policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
-    weights = policy + 4.0 * (critic + reference) + plain * _reward_model_parameters(spec)
+    weights = policy + 4.0 * (critic + reference)
     exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # a second copy of the gradients, for communication
-    learning = (trained + critic) * (4.0 + exchanged + _optimizer_state_bytes(spec.training.optim))
+    state = _optimizer_state_bytes(spec.training.optim)
+    learning = (trained + critic) * (4.0 + exchanged + state)
     activations = max(
         _activation_bytes(spec, model, adapted + _expert_width(model), half), _generation_bytes(spec, model, plain)
     )
     activations += _dequantized_bytes(spec, model, plain)
+    strategy = spec.hardware.strategy
+    if isinstance(strategy, Fsdp2):
+        share = 0.0 if strategy.cpu_offload else 1 / spec.hardware.num_processes
+        gathered, gradients = _gathered_bytes(spec, model, trained, plain)
+        loaded = policy if spec.model.quantization.kind != "none" else 0.0  # it is quantized on the GPU, then divided
+        learning = share * trained * (4.0 + state) + gradients
+        weights = max(share * weights + gathered, loaded - learning - activations)
+    weights += plain * _reward_model_parameters(spec)
     held = weights + learning + activations
     return MemoryNeed(
         weights,
@@ -87,6 +125,26 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
         activations,
         (CPU_LIBRARY_BYTES if cpu else CUDA_CONTEXT_BYTES) + (ALLOCATOR_FACTOR - 1) * held,
     )
+
+
+def _gathered_bytes(spec: RunSpec, model: ModelFacts, trained: int, plain: float) -> tuple[float, float]:
+    """With FSDP2: bytes of the weights that are gathered at a time, and of their gradients until they are divided.
+
+    Those are the layer that computes and the next one, and, from the last layer's forward pass to its backward pass,
+    embeddings and head. The reference is one unit: it is gathered as a whole.
+    """
+    assert model.parameters  # ensured by `memory_needed`
+    assert model.layers
+    lora, strategy = spec.method.kind == "lora", spec.hardware.strategy
+    assert isinstance(strategy, Fsdp2)
+    words = (model.vocab_size or 0) * (model.hidden_size or 0) * (1 if model.tied else 2)
+    whole = _base_bytes(spec, model, plain) if lora else plain * model.parameters
+    layer = (whole - plain * words) / model.layers
+    gathered = plain * words + 2 * layer if strategy.reshard_after_forward else whole
+    if not lora and spec.stage.kind in COMPARED_WITH_REFERENCE:
+        gathered = plain * model.parameters + (0.0 if strategy.reshard_after_forward else whole)
+    largest = max(words, 2 * (model.parameters - words) / model.layers) / model.parameters
+    return gathered, trained * (2 / model.layers if lora else largest) * (plain + 4.0)
 
 
 def _in_half_precision(spec: RunSpec, cpu: bool) -> bool:
@@ -225,7 +283,7 @@ def fit_to_memory(
     here."""
 
     def total(changes: list[tuple[str, Any]]) -> float:
-        need = memory_needed(_changed(spec, changes), model, gpu_count)
+        need = memory_needed(_changed(spec, changes), model, gpu_count, available)
         return need.total if need else 0.0
 
     codes = {problem.code for problem in spec_problems(spec)}
@@ -263,6 +321,10 @@ def _memory_savers(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[st
     while batch > 1 and batch % 2 == 0:
         batch //= 2
         yield "training.per_device_train_batch_size", batch
+    if spec.hardware.strategy.kind == "ddp":
+        yield "hardware.strategy", {"kind": "fsdp2"}
+    if spec.hardware.strategy.kind == "fsdp2" and not spec.hardware.strategy.cpu_offload:
+        yield "hardware.strategy", spec.hardware.strategy.model_dump() | {"reshard_after_forward": True}
     if spec.method.kind != "lora":  # not LoRA instead: that is another training, with another learning rate
         if "optimizer" not in without:
             yield "training.optim", "adamw_8bit"

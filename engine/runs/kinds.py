@@ -17,6 +17,7 @@ from engine.launch.command import Step, training_steps, worker_step
 from engine.launch.workspace import Workplace
 from engine.preflight import checks, limits
 from engine.preflight.remarks import remarks
+from engine.preflight.strategy import write_configuration
 from engine.spec.contradictions import spec_problems
 from engine.spec.explanations import UNKNOWN_KEY_CODES, unknown_last
 from engine.spec.run_spec import RunSpec, Spec
@@ -48,12 +49,17 @@ def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
     return limits.limit_warnings(spec, obstacles) + ([] if outside else remarks(spec))
 
 
+def _training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> list[Step]:
+    write_configuration(spec, folder, gpu_count)
+    return training_steps(spec, folder, port, gpu_count)
+
+
 KINDS = {
     "training": Kind(
         RunSpec,
         lambda spec, workplace: workplace.frozen(spec),
         training_problems,
-        training_steps,
+        _training_steps,
         training_doubts,
     ),
     "evaluation": Kind(

@@ -17,6 +17,7 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import schedule_problems
 from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, SETTING_BY_REWARD, Grpo, Reward
 from engine.spec.steps import examples_per_step
+from engine.spec.strategies import strategy_problems
 from engine.spec.trainer_arguments import extra_problems
 
 
@@ -50,6 +51,7 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         problems.append(problem("fp16-on-cpu", "training.precision"))
+    problems += strategy_problems(spec)
     problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, has_validation(spec))]
     return problems
 

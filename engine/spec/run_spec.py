@@ -2,14 +2,15 @@
 
 Each setting is declared here and nowhere else: its type, default, limits, English label and help. The form, the YAML,
 the command line, the validation and docs/spec.md read it from here. Names are those of transformers, peft and TRL. A
-part that does not apply is absent: a choice between kinds (`stage`, `method`, `quantization`, `rope_scaling`) is a
-union of parts, so a full fine-tuning has no LoRA rank to ignore.
+part that does not apply is absent: a choice between kinds (`stage`, `method`, `quantization`, `rope_scaling`,
+`strategy`) is a union of parts, so a full fine-tuning has no LoRA rank to ignore.
 
 What a spec means on a particular machine is left to `engine.preflight.checks`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
@@ -19,6 +20,7 @@ from engine.spec.method_settings import AnyMethod, Lora
 from engine.spec.model_settings import Model
 from engine.spec.parts import OneOf, Part, named_weights, setting
 from engine.spec.stage_settings import AnyStage, Sft
+from engine.spec.strategy_settings import AnyStrategy, Auto
 from engine.spec.vision_settings import Vision
 from engine.spec.yaml_text import read_yaml, write_yaml
 
@@ -308,6 +310,14 @@ class Hardware(Part):
     )
 
 
+class TrainingHardware(Hardware):
+    """Devices: where the run computes."""
+
+    strategy: OneOf[AnyStrategy] = setting(
+        Auto(), "Strategy", "How several processes divide the work and the memory of a training."
+    )
+
+
 class Spec(Part):
     """A whole spec: everything needed to repeat a run of one kind. Each has a name, a model and hardware; `shelf` is
     the folder inside the model's folder that contains such runs."""
@@ -360,7 +370,7 @@ class RunSpec(Spec):
     data: Data = Field(default_factory=Data)
     training: Training = Field(default_factory=Training)
     logging: Logging = Field(default_factory=Logging)
-    hardware: Hardware = Field(default_factory=Hardware)
+    hardware: TrainingHardware = Field(default_factory=TrainingHardware)
     extra: dict[str, Any] = setting(
         {},
         "Extra arguments",
@@ -379,12 +389,20 @@ class RunSpec(Spec):
                 "method": {"kind": self.method.kind},
             }
             plain = kinds | plain
-            for union in ("stage", "method"):
-                plain[union] = {"kind": getattr(self, union).kind} | plain[union]
-            for union in ("quantization", "rope_scaling"):
-                if union in plain.get("model", {}):
-                    plain["model"][union] = {"kind": getattr(self.model, union).kind} | plain["model"][union]
+            for path in SPEC_CHOICES:
+                _add_kind(plain, self, path.split("."))
         return write_yaml(plain)
+
+
+def _add_kind(plain: dict[str, Any], part: Any, steps: Sequence[str]) -> None:
+    """Put the kind of a choice, which is a default of its part, first among the settings of it that are there."""
+    name, *inner = steps
+    if name not in plain:
+        return
+    if inner:
+        _add_kind(plain[name], getattr(part, name), inner)
+    else:
+        plain[name] = {"kind": getattr(part, name).kind} | plain[name]
 
 
 SPEC_CHOICES = choices_of(RunSpec)

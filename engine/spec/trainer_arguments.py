@@ -44,6 +44,8 @@ RESERVED_ARGUMENTS = {
     "bf16": "training.precision",
     "fp16": "training.precision",
     "use_cpu": "hardware.device",
+    "fsdp": "hardware.strategy",
+    "fsdp_config": "hardware.strategy",
     "save_strategy": "logging.save_steps",
     "eval_strategy": "logging.eval_steps",
     "logging_strategy": "logging.logging_steps",

@@ -14,6 +14,7 @@ from engine.preflight.package_checks import trains_quantized
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, rank, run_lifecycle
+from engine.worker.runtime.sharding import allow_sharding_on_cpu
 from engine.worker.training.preload import import_libraries
 
 
@@ -21,6 +22,7 @@ def train(run: RunDir) -> None:
     """Train the run in its folder, from the newest complete checkpoint if there is one."""
     report = ProgressReport(run)
     report("loading")
+    allow_sharding_on_cpu()
 
     # Imported here: the lock is held before torch begins to load.
     with library_imports():

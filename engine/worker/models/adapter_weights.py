@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from engine.core.problems import Refusal, problem
 from engine.models.vision_parts import name_in_base
 from engine.spec.run_spec import RunSpec
 
 
-def refuse_empty_adapter(spec: RunSpec, model: Any) -> None:
-    """Raises Refusal if an adapter has learned nothing, or nothing in a vision part that was to get one."""
-    weights = {name: weight for name, weight in model.named_parameters() if "lora_B.default" in name}
+def refuse_empty_adapter(spec: RunSpec, model: Any, whole: Mapping[str, Tensor] | None = None) -> None:
+    """Raises Refusal if an adapter has learned nothing, or nothing in a vision part that was to get one. `whole`: its
+    weights by name, if those in the model are divided among processes."""
+    named = dict(model.named_parameters()) if whole is None else whole
+    weights = {name: weight for name, weight in named.items() if "lora_B.default" in name}
     learned = {name: bool(weight.detach().any()) for name, weight in weights.items()}
     if learned and not any(learned.values()):
         raise Refusal(problem("adapter-empty"))

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from engine.worker.models.embeddings import (
     vocabulary_modules,
 )
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
+from engine.worker.runtime.sharding import shards_weights
 
 
 def precision(spec: RunSpec) -> str:
@@ -104,8 +105,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype, adapters: Iterable[s
             dtype=dtype,
             quantization_config=dequantized or _quantization(spec),
             output_loading_info=True,
-            # Directly to its GPU: otherwise several ranks would hold as many copies in main memory.
-            device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
+            device_map=_device_map(spec),
             trust_remote_code=spec.model.trust_remote_code,
             use_safetensors=True,
             **({} if attention == "auto" else {"attn_implementation": attention}),
@@ -137,6 +137,14 @@ def _expert_quantization(spec: RunSpec, adapters: Iterable[str]) -> contextlib.A
     from engine.worker.models.quantized_experts import quantize_experts  # imports bitsandbytes
 
     return quantize_experts()
+
+
+def _device_map(spec: RunSpec) -> dict[str, int] | None:
+    """Directly to its GPU: otherwise several ranks would hold as many copies in main memory. A model that is divided
+    goes there part by part, unless it is quantized, which the GPU does while it loads."""
+    if not torch.cuda.is_available() or (shards_weights() and spec.model.quantization.kind == "none"):
+        return None
+    return {"": int(os.environ.get("LOCAL_RANK", 0))}
 
 
 def _refuse_missing_weights(names: set[str]) -> None:
@@ -217,7 +225,10 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
     if quantization.kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = quantization.bnb_4bit_compute_dtype
+    # FSDP2 divides weights of a floating-point type, and would leave bytes whole on each GPU.
+    storage = {"bnb_4bit_quant_storage": DTYPES[precision(spec)]} if shards_weights() else {}
     return BitsAndBytesConfig(
+        **storage,
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
@@ -377,14 +388,17 @@ def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
         partial.rename(folder)
 
 
-def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:
-    """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
+def save_weights(
+    spec: RunSpec, model: Any, folder: Path, initial: Path, whole: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the trained weights as safetensors. `whole`: these by name, if those in the model are divided. Raises
+    Refusal if an adapter has learned nothing at all."""
     for key, value in getattr(model, "router_settings", {}).items():
         setattr(model.config.get_text_config(), key, value)  # with the routers' logits on, generation would fail
     options: dict[str, Any] = {}
     _turn_off_router_loss(model)  # which TRL has turned on
     if spec.method.kind == "lora":
-        refuse_empty_adapter(spec, model)
+        refuse_empty_adapter(spec, model, whole)
         for config in model.peft_config.values():
             # The name that others can download; a hub's model was loaded from a cache of this machine.
             config.base_model_name_or_path = spec.model.model_name_or_path
@@ -393,6 +407,8 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
             options["path_initial_model_for_weight_conversion"] = str(initial)
         # and not a critic's, nor the copy that some stages keep for comparison
         options["selected_adapters"] = ["default"]
+    if whole is not None:
+        options["state_dict"] = whole
     model.save_pretrained(folder, safe_serialization=True, **options)
     if "path_initial_model_for_weight_conversion" in options:
         add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)

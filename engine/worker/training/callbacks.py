@@ -28,6 +28,7 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 from engine.worker.training.disk_space import CheckpointSpace, checkpoint_bytes, remove_checkpoint
 from engine.worker.training.loss_watch import LossWatch
+from engine.worker.training.sharding import local_part
 
 NOT_PLOTTED = re.compile(
     r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time"
@@ -139,7 +140,8 @@ class RunCallback(TrainerCallback):
         Raises Refusal for weights that are NaN or infinite, which the loss may not show yet.
         """
         assert model is not None  # the Trainer's
-        if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
+        trained = (local_part(weight) for weight in model.parameters() if weight.requires_grad)
+        if not all(weight.isfinite().all() for weight in trained):
             raise Refusal(_not_finite_problem(state.global_step, math.nan))
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

@@ -16,6 +16,7 @@ from engine.core.rundir import RunDir
 from engine.models.vision_parts import name_in_base
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import moves_base
+from engine.worker.training.sharding import plugin_arguments, prepare_sharding
 from engine.worker.training.trainers import common_arguments, stage_arguments
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
@@ -36,7 +37,9 @@ class TrainingContext:
     def arguments(self, config: type[TrainingArguments], **changes: Any) -> TrainingArguments:
         """The configuration according to the spec, with `changes` by the stage."""
         common = common_arguments(self.spec, self.run, measured="validation" in self.data)
-        return config(**common | stage_arguments(self.spec) | changes)
+        arguments = config(**common | stage_arguments(self.spec) | changes)
+        arguments.fsdp_plugin_args = plugin_arguments(self.spec)
+        return arguments
 
     def trainer(self, kind: Callable[..., AnyTrainer], arguments: TrainingArguments, **own: Any) -> AnyTrainer:
         """A trainer of this kind that has not started. `own`: arguments of its constructor in addition to the common
@@ -55,6 +58,7 @@ class TrainingContext:
                 **own,
             )
         set_part_learning_rates(self.spec, trainer)
+        prepare_sharding(self.spec, trainer)
         return adjust_trainer(trainer)
 
 

@@ -99,8 +99,10 @@ def remove_checkpoint(folder: Path) -> None:
 
 def checkpoint_bytes(trainer: Any, *, adapter: bool) -> int:
     """The approximate size of a checkpoint: the trained weights of an adapter, otherwise all weights, the optimizer's
-    state, and the tokenizer."""
+    state, and the tokenizer. With FSDP, transformers writes the trained weights twice."""
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad or not adapter]
+    if trainer.is_fsdp_enabled:
+        weights += [weight for weight in weights if weight.requires_grad]
     states = getattr(trainer.optimizer, "state", {}).values()
     return _bytes(weights) + _bytes(_tensors(states)) + TOKENIZER_BYTES
 

@@ -16,11 +16,13 @@ from engine.models.processor_files import copy_processor_files, set_pixel_limits
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
 from engine.worker.templates.conversations import end_of_turn_ids
+from engine.worker.training.sharding import weights_for_file
 
 
 def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *, complete: bool) -> None:
     """Rank 0 writes adapter/ or model/ completely, then records the attempt in it."""
     trainer.accelerator.wait_for_everyone()
+    whole = weights_for_file(spec, trainer)
     if not trainer.is_world_process_zero():
         return
     folder = run.adapter if spec.method.kind == "lora" else run.model
@@ -28,7 +30,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     shutil.rmtree(partial, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = getattr(model, "policy", model)  # PPO also trains a critic
-    save_weights(spec, model, partial, run.initial)
+    save_weights(spec, model, partial, run.initial, whole)
     tokenizer.save_pretrained(partial)
     copy_processor_files(Path(model.name_or_path), partial)
     if spec.data.image_min_pixels or spec.data.image_max_pixels:

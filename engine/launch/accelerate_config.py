@@ -1,0 +1,41 @@
+"""The configuration of `accelerate launch` for a strategy, as the text of accelerate.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.spec.strategy_settings import Ddp, Fsdp2
+from engine.spec.yaml_text import read_yaml, write_yaml
+
+BASE = Path(__file__).parent / "accelerate.yaml"  # for a single process; the others differ from it as below
+
+
+def configuration(strategy: Ddp | Fsdp2, processes: int, remark: str) -> str:
+    """The text of accelerate.yaml for several processes on one machine, with a remark at its top."""
+    plain: dict[str, Any] = read_yaml(BASE.read_text(encoding="utf-8")) | {"num_processes": processes}
+    if isinstance(strategy, Fsdp2):
+        plain |= {"distributed_type": "FSDP", "fsdp_config": _fsdp_config(strategy)}
+    else:
+        plain |= {"distributed_type": "MULTI_GPU"}  # also on the CPU, where the environment says so
+    comment = "".join(f"# {line}\n" for line in remark.splitlines())
+    return comment + write_yaml(plain)
+
+
+def _fsdp_config(strategy: Fsdp2) -> dict[str, Any]:
+    return {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",  # each layer of the model is a unit
+        "fsdp_reshard_after_forward": strategy.reshard_after_forward,
+        "fsdp_offload_params": strategy.cpu_offload,
+        # Sharded ones would leave the Trainer's `save_model` with nothing to write.
+        "fsdp_state_dict_type": "FULL_STATE_DICT",
+        # The model's own is used: with that of FSDP, the saved adapter of a LoRA training would be empty.
+        "fsdp_activation_checkpointing": False,
+        "fsdp_cpu_ram_efficient_loading": False,
+    }
+
+
+def is_fsdp(text: str) -> bool:
+    """Whether the text of an accelerate.yaml is a configuration of FSDP."""
+    return read_yaml(text).get("distributed_type") == "FSDP"

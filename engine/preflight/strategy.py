@@ -1,0 +1,63 @@
+"""Which strategy a training uses if it is to be chosen ("auto"), why, and the run's accelerate.yaml with both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+from engine.core.rundir import RunDir, write_text
+from engine.launch.accelerate_config import configuration
+from engine.launch.command import on_cpu
+from engine.models.facts import ModelFacts, inspect_model
+from engine.preflight import memory
+from engine.spec.run_spec import RunSpec
+from engine.spec.strategies import fsdp2_problems
+from engine.spec.strategy_settings import Ddp, Fsdp2
+
+FIELD = "hardware.strategy"
+
+
+def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> Problem:
+    """Why the run has the strategy that it has (`engine.preflight.memory.with_strategy`), as a sentence with a code.
+    `model`: None if it is not on this machine yet."""
+    chosen = memory.with_strategy(spec, model, gpu_count)
+    if spec.hardware.strategy.kind != "auto":
+        return problem("strategy-as-set", FIELD, strategy=chosen.hardware.strategy.kind)
+    if spec.hardware.num_processes == 1:
+        return problem("strategy-one-process", FIELD)
+    if on_cpu(spec, gpu_count):
+        return problem("strategy-on-cpu", FIELD)
+    room = memory.available_memory(spec)
+    plain = chosen.change(FIELD, {"kind": "ddp"})
+    needed = memory.memory_needed(plain, model, gpu_count) if model else None
+    if needed is None or room is None:
+        return problem("strategy-without-estimate", FIELD)
+    values = {"needed": _size(needed.total), "there": _size(room.bytes)}
+    if needed.total <= room.bytes:
+        return problem("strategy-fits", FIELD, **values)
+    if excluding := fsdp2_problems(spec):
+        return problem("strategy-excluded", FIELD, **values, setting=excluding[0].field)
+    assert model  # there is an estimate
+    divided = memory.memory_needed(chosen, model, gpu_count)
+    assert divided
+    return problem("strategy-divided", FIELD, **values, less=_size(divided.total))
+
+
+def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
+    """Write accelerate.yaml for a run of several processes that is about to start. A resumed run continues with the
+    strategy that it has: its checkpoints are those of that strategy."""
+    run = RunDir(folder)
+    if spec.hardware.num_processes == 1 or run.accelerate.exists():
+        return
+    path = Path(spec.model.model_name_or_path)
+    model = inspect_model(path) if path.is_dir() else None
+    strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
+    reason = strategy_reason(spec, model, gpu_count)
+    if spec.hardware.strategy.kind == "auto" and run.checkpoints():  # of a version that had DDP only
+        strategy, reason = Ddp(), problem("strategy-as-before", FIELD)
+    assert isinstance(strategy, (Ddp, Fsdp2)), "a single process has no configuration"
+    write_text(run.accelerate, configuration(strategy, spec.hardware.num_processes, f"{reason.text()}\n{reason.text('zh')}"))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"
