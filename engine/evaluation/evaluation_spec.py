@@ -27,9 +27,10 @@ from engine.models.adapters import ADAPTER_FILES
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import inspect_model
 from engine.preflight import checks
+from engine.spec.hardware_settings import Hardware
 from engine.spec.model_settings import Model, NoRopeScaling
 from engine.spec.parts import Part, setting
-from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, RunSpec, Spec
+from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, Spec
 
 BASE_FIELD, RESULTS_FIELD, DATASETS_FIELD = "model.model_name_or_path", "results", "data.datasets"
 REFERENCE_ROWS_SAMPLED = 2000  # first rows of a set, read to see whether it has references

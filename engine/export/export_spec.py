@@ -29,9 +29,10 @@ from engine.models.safetensors_headers import Tensor, read_header
 from engine.preflight import checks
 from engine.preflight.doctor import device_of
 from engine.preflight.package_checks import bitsandbytes_problems
+from engine.spec.hardware_settings import Hardware
 from engine.spec.model_settings import Model
 from engine.spec.parts import named_weights, setting
-from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, Spec
+from engine.spec.run_spec import MAX_NAME_LENGTH, Spec
 from engine.spec.yaml_text import read_yaml
 
 BASE_FIELD, ADAPTERS_FIELD = "model.model_name_or_path", "adapters"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.spec.strategy_settings import Ddp, Fsdp2
+from engine.spec.hardware_settings import Ddp, Fsdp2
 from engine.spec.yaml_text import read_yaml, write_yaml
 
 BASE = Path(__file__).parent / "accelerate.yaml"  # for a single process; the others differ from it as below

@@ -19,7 +19,8 @@ from engine.preflight import doctor
 from engine.preflight.data_checks import any_dataset_has_answers, dataset_problems
 from engine.preflight.model_checks import chosen_model_problems, model_is_readable, trained_parameters
 from engine.preflight.package_checks import package_problems
-from engine.spec.run_spec import Hardware, RunSpec
+from engine.spec.hardware_settings import Hardware
+from engine.spec.run_spec import RunSpec
 
 NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 

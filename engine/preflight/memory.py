@@ -22,10 +22,10 @@ from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.model_checks import quantizes_experts, trained_parameters
 from engine.spec.contradictions import spec_problems
+from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 from engine.spec.strategies import COMPARED_WITH_REFERENCE, fsdp2_problems
-from engine.spec.strategy_settings import Fsdp2
 
 # Bytes kept for the backward pass per input and output of a layer's matrices, in half precision: these themselves, and
 # intermediate values.

@@ -10,9 +10,9 @@ from engine.launch.accelerate_config import configuration
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import memory
+from engine.spec.hardware_settings import Ddp, Fsdp2
 from engine.spec.run_spec import RunSpec
 from engine.spec.strategies import fsdp2_problems
-from engine.spec.strategy_settings import Ddp, Fsdp2
 
 FIELD = "hardware.strategy"
 
@@ -56,7 +56,9 @@ def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
     if spec.hardware.strategy.kind == "auto" and run.checkpoints():  # of a version that had DDP only
         strategy, reason = Ddp(), problem("strategy-as-before", FIELD)
     assert isinstance(strategy, (Ddp, Fsdp2)), "a single process has no configuration"
-    write_text(run.accelerate, configuration(strategy, spec.hardware.num_processes, f"{reason.text()}\n{reason.text('zh')}"))
+    write_text(
+        run.accelerate, configuration(strategy, spec.hardware.num_processes, f"{reason.text()}\n{reason.text('zh')}")
+    )
 
 
 def _size(count: float) -> str:

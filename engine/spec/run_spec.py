@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from engine.spec.fields import choices_of, fields_of
+from engine.spec.hardware_settings import Hardware, TrainingHardware
 from engine.spec.method_settings import AnyMethod, Lora
 from engine.spec.model_settings import Model
 from engine.spec.parts import OneOf, Part, named_weights, setting
 from engine.spec.stage_settings import AnyStage, Sft
-from engine.spec.strategy_settings import AnyStrategy, Auto
 from engine.spec.vision_settings import Vision
 from engine.spec.yaml_text import read_yaml, write_yaml
 
@@ -287,34 +287,6 @@ class Logging(Part):
         "SFT only: asks a few training and general prompts before and after training, and reports what was "
         "learned and what was forgotten. Takes a tenth of the run's time, at most half a minute, with at "
         "least one prompt of each kind.",
-    )
-
-
-class Hardware(Part):
-    """Devices: where the run computes."""
-
-    device: Literal["auto", "cuda", "cpu"] = setting(
-        "auto",
-        "Device",
-        "Auto: the GPUs if there are any. Use the CPU for small models and experiments.",
-    )
-    num_processes: int = setting(
-        1,
-        "Processes",
-        "One per device. Four processes on four GPUs mean four times the batch size.",
-        ge=1,
-        le=1024,
-    )
-    devices: list[Annotated[int, Field(ge=0, le=1023)]] = setting(
-        [], "GPUs", "Indices of the GPUs to use, such as 0, 1, 2, 3. Leave empty for the first ones."
-    )
-
-
-class TrainingHardware(Hardware):
-    """Devices: where the run computes."""
-
-    strategy: OneOf[AnyStrategy] = setting(
-        Auto(), "Strategy", "How several processes divide the work and the memory of a training."
     )
 
 

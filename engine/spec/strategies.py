@@ -35,7 +35,7 @@ FSDP2_LIMITS = (
     Limit("method", ("lora", "full"), COMPARED_WITH_REFERENCE),
     Limit("model.quantization", ("none", "4bit")),
     Limit("model.quantization.bnb_4bit_compute_dtype", ("auto",)),
-    Limit("training.optim", ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")),
+    Limit("training.optim", ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")),
     Limit("training.precision", ("auto", "bf16", "fp32")),
     Limit("training.gradient_checkpointing", (True, False)),
     Limit("data.packing", (True, False)),
@@ -54,8 +54,8 @@ FSDP2_LIMITS = (
 )
 # Extra arguments that change how a model is computed, loaded or optimized.
 EXTRA_NOT_WITH_FSDP2 = (
-    "activation_offloading", "auto_find_batch_size", "deepspeed", "full_determinism", "liger_kernel_config",
-    "parallelism_config", "sync_ref_model", "torch_compile", "use_liger_kernel", "use_vllm",
+    "activation_offloading", "auto_find_batch_size", "full_determinism", "liger_kernel_config", "sync_ref_model",
+    "torch_compile", "use_liger_kernel", "use_vllm",
 )  # fmt: skip
 
 

@@ -44,8 +44,6 @@ RESERVED_ARGUMENTS = {
     "bf16": "training.precision",
     "fp16": "training.precision",
     "use_cpu": "hardware.device",
-    "fsdp": "hardware.strategy",
-    "fsdp_config": "hardware.strategy",
     "save_strategy": "logging.save_steps",
     "eval_strategy": "logging.eval_steps",
     "logging_strategy": "logging.logging_steps",
@@ -99,8 +97,8 @@ RESERVED_ARGUMENTS = {
     "use_transformers_paged": "",
     # Athanor decides how a model is distributed over GPUs; most of these could also name a file.
     "deepspeed": "hardware",
-    "fsdp": "hardware",
-    "fsdp_config": "hardware",
+    "fsdp": "hardware.strategy",
+    "fsdp_config": "hardware.strategy",
     "accelerator_config": "hardware",
     "parallelism_config": "hardware",
 }

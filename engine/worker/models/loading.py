@@ -140,8 +140,8 @@ def _expert_quantization(spec: RunSpec, adapters: Iterable[str]) -> contextlib.A
 
 
 def _device_map(spec: RunSpec) -> dict[str, int] | None:
-    """Directly to its GPU: otherwise several ranks would hold as many copies in main memory. A model that is divided
-    goes there part by part, unless it is quantized, which the GPU does while it loads."""
+    """Directly to its GPU: otherwise several ranks would hold as many copies in main memory. A model that is to be
+    divided goes there part by part, unless the GPU quantizes it."""
     if not torch.cuda.is_available() or (shards_weights() and spec.model.quantization.kind == "none"):
         return None
     return {"": int(os.environ.get("LOCAL_RANK", 0))}
@@ -225,10 +225,9 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
     if quantization.kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = quantization.bnb_4bit_compute_dtype
-    # FSDP2 divides weights of a floating-point type, and would leave bytes whole on each GPU.
-    storage = {"bnb_4bit_quant_storage": DTYPES[precision(spec)]} if shards_weights() else {}
     return BitsAndBytesConfig(
-        **storage,
+        # FSDP2 divides weights of a floating-point type, and would leave bytes whole on each GPU.
+        bnb_4bit_quant_storage=DTYPES[precision(spec)] if shards_weights() else None,
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
@@ -407,8 +406,6 @@ def save_weights(
             options["path_initial_model_for_weight_conversion"] = str(initial)
         # and not a critic's, nor the copy that some stages keep for comparison
         options["selected_adapters"] = ["default"]
-    if whole is not None:
-        options["state_dict"] = whole
-    model.save_pretrained(folder, safe_serialization=True, **options)
+    model.save_pretrained(folder, safe_serialization=True, state_dict=whole, **options)
     if "path_initial_model_for_weight_conversion" in options:
         add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)

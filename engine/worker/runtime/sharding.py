@@ -18,17 +18,17 @@ def allow_sharding_on_cpu() -> None:
     and say nothing (its check of the device in `AcceleratorState`)."""
     if not os.environ.get(SHARD_ON_CPU_VARIABLE):
         return
-    from accelerate.state import AcceleratorState, DistributedType, PartialState
+    from accelerate import state
 
-    initialize: Any = AcceleratorState.__init__
+    initialize: Any = state.AcceleratorState.__init__
 
     def initialize_sharding(self: Any, *positional: Any, fsdp_plugin: Any = None, **keywords: Any) -> None:
         initialize(self, *positional, fsdp_plugin=fsdp_plugin, **keywords)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        if fsdp_plugin is not None and self.distributed_type == state.DistributedType.MULTI_CPU:
             self.fsdp_plugin = fsdp_plugin
             # The second is where the first is read from again, whenever the state is asked for.
-            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.distributed_type = state.PartialState._shared_state["distributed_type"] = state.DistributedType.FSDP
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
-    AcceleratorState.__init__ = initialize_sharding
+    state.AcceleratorState.__init__ = initialize_sharding

@@ -1,20 +1,21 @@
 """FSDP2: what a training does differently whose weights are divided among its processes (`hardware.strategy`).
 
 accelerate divides the model when the training begins (`torch.distributed.fsdp.fully_shard`), from the configuration in
-the run's accelerate.yaml. Here is what it and the Trainer leave out: full precision where gradients are summed, gradients
-that stay divided between the batches of a step, answers of different lengths, weights put together for a file, and a
-check that the weights are divided at all.
+the run's accelerate.yaml. Here is what it and the Trainer leave out: full precision where gradients are summed,
+gradients that stay divided between the batches of a step, answers of different lengths, weights put together for a
+file, and a check that the weights are divided at all.
 """
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -57,17 +58,21 @@ def plugin_arguments(spec: RunSpec) -> dict[str, Any] | None:
     """
     if not shards_weights():
         return None
-    if precision(spec) == "fp32":
-        return {}
-    policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision(spec)], reduce_dtype=torch.float32)
-    return {"mixed_precision_policy": policy}
+    arguments: dict[str, Any] = {}
+    if precision(spec) != "fp32":
+        policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision(spec)], reduce_dtype=torch.float32)
+        arguments["mixed_precision_policy"] = policy
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false") == "true":
+        arguments["cpu_offload"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+    return arguments
 
 
 def full_weights(model: Any, *_: Any, trained_only: bool = False) -> dict[str, Tensor]:
     """The whole weights of a divided model by name, on rank 0 in main memory; empty on the others. All ranks must call
     this together."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
-    return get_model_state_dict(model, options=options)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return weights
 
 
 def weights_for_file(spec: RunSpec, trainer: Trainer) -> dict[str, Tensor] | None:

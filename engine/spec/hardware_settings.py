@@ -1,0 +1,81 @@
+"""Settings of the devices, and of the strategy: how the processes of a training divide its work and its memory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from engine.spec.fields import choices
+from engine.spec.parts import OneOf, Part, setting
+
+
+class Auto(Part):
+    """One process: single. Several: DDP if the run is estimated to fit on each GPU, otherwise FSDP2 if that is
+    possible. What was chosen, and why, is in the run's accelerate.yaml."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class Single(Part):
+    """One process on one device."""
+
+    kind: Literal["single"] = "single"
+
+
+class Ddp(Part):
+    """Each GPU holds the whole model and processes its own share of each batch. The fastest if the run fits on each
+    GPU."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
+class Fsdp2(Part):
+    """Weights, gradients and optimizer state are divided among the GPUs, and each layer is gathered while it computes.
+    For runs that do not fit on each GPU; slower the slower the connection between them."""
+
+    kind: Literal["fsdp2"] = "fsdp2"
+    reshard_after_forward: bool = setting(
+        True,
+        "Release after forward",
+        "Releases a layer's gathered weights after its forward pass, and gathers them again for the backward pass. "
+        "Off: faster, but the whole model is gathered by the end of the forward pass.",
+    )
+    cpu_offload: bool = setting(
+        False,
+        "CPU offload",
+        "Keeps the weights, gradients and optimizer state in main memory, where the optimizer computes. Needs the "
+        "least GPU memory, but is several times slower.",
+    )
+
+
+AnyStrategy = Auto | Single | Ddp | Fsdp2
+STRATEGIES = choices(AnyStrategy)
+
+
+class Hardware(Part):
+    """Devices: where the run computes."""
+
+    device: Literal["auto", "cuda", "cpu"] = setting(
+        "auto",
+        "Device",
+        "Auto: the GPUs if there are any. Use the CPU for small models and experiments.",
+    )
+    num_processes: int = setting(
+        1,
+        "Processes",
+        "One per device. Four processes on four GPUs mean four times the batch size.",
+        ge=1,
+        le=1024,
+    )
+    devices: list[Annotated[int, Field(ge=0, le=1023)]] = setting(
+        [], "GPUs", "Indices of the GPUs to use, such as 0, 1, 2, 3. Leave empty for the first ones."
+    )
+
+
+class TrainingHardware(Hardware):
+    """Devices: where the run computes."""
+
+    strategy: OneOf[AnyStrategy] = setting(
+        Auto(), "Strategy", "How several processes divide the work and the memory of a training."
+    )
