@@ -1,8 +1,8 @@
 """Train several prepared runs one after the other, as one of the processes that train together.
 
 `python -m tests.train_ranks FOLDER …`, started by `tests.preloaded.run_ranks`: the real worker code, its imports and
-the meeting of the processes paid for once. What a run's launcher would say about FSDP comes from its accelerate.yaml. An
-error of a run is left in its error.json, as always, and the next one begins.
+the meeting of the processes paid for once. What a run's launcher would say about FSDP comes from its accelerate.yaml.
+An error of a run is left in its error.json, as always, and the next one begins.
 """
 
 from __future__ import annotations

@@ -20,12 +20,13 @@ from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
+from engine.preflight.fsdp2 import fsdp2_obstacles
 from engine.preflight.model_checks import quantizes_experts, trained_parameters
 from engine.spec.contradictions import spec_problems
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
-from engine.spec.strategies import COMPARED_WITH_REFERENCE, fsdp2_problems
+from engine.spec.strategies import COMPARED_WITH_REFERENCE
 
 # Bytes kept for the backward pass per input and output of a layer's matrices, in half precision: these themselves, and
 # intermediate values.
@@ -78,7 +79,7 @@ def with_strategy(spec: RunSpec, model: ModelFacts | None, gpu_count: int, avail
     if spec.hardware.num_processes == 1:
         return _with(spec, "single")
     plain, divided = _with(spec, "ddp"), _with(spec, "fsdp2")
-    if on_cpu(spec, gpu_count) or model is None or fsdp2_problems(spec):
+    if on_cpu(spec, gpu_count) or model is None or fsdp2_obstacles(spec, model):
         return plain
     if available is None:
         room = available_memory(spec)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.core.problems import Problem, problem
+from engine.core.problems import LANGUAGES, Problem, problem
 from engine.core.rundir import RunDir, write_text
 from engine.launch.accelerate_config import configuration
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import memory
+from engine.preflight.fsdp2 import fsdp2_obstacles
 from engine.spec.hardware_settings import Ddp, Fsdp2
 from engine.spec.run_spec import RunSpec
-from engine.spec.strategies import fsdp2_problems
 
 FIELD = "hardware.strategy"
 
@@ -35,9 +35,10 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
     values = {"needed": _size(needed.total), "there": _size(room.bytes)}
     if needed.total <= room.bytes:
         return problem("strategy-fits", FIELD, **values)
-    if excluding := fsdp2_problems(spec):
-        return problem("strategy-excluded", FIELD, **values, setting=excluding[0].field)
     assert model  # there is an estimate
+    if obstacles := fsdp2_obstacles(spec, model):
+        why = {language: obstacles[0].text(language) for language in LANGUAGES}
+        return problem("strategy-excluded", FIELD, **values, why=why)
     divided = memory.memory_needed(chosen, model, gpu_count)
     assert divided
     return problem("strategy-divided", FIELD, **values, less=_size(divided.total))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,7 +22,6 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    BitsAndBytesConfig,
     PreTrainedModel,
 )
 
@@ -32,7 +29,7 @@ from engine.core.problems import Refusal, problem
 from engine.models.structure import is_or_below, remember
 from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
 from engine.models.vision_parts import VisionPlan, vision_plan
-from engine.preflight.model_checks import quantizes_experts, trained_parameters
+from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.adapter_weights import add_whole_modules, refuse_empty_adapter
@@ -44,8 +41,8 @@ from engine.worker.models.embeddings import (
     trained_rows,
     vocabulary_modules,
 )
+from engine.worker.models.quantization import device_map, expert_quantization, quantization_config
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
-from engine.worker.runtime.sharding import shards_weights
 
 
 def precision(spec: RunSpec) -> str:
@@ -98,14 +95,14 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype, adapters: Iterable[s
     folders of those that will be put on it; one that covers experts needs them unquantized."""
     config, attention = _config(spec, path), spec.model.attn_implementation
     dequantized = dequantization(config)
-    with _expert_quantization(spec, adapters):
+    with expert_quantization(spec, adapters):
         model, report = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
             path,
             config=config,
             dtype=dtype,
-            quantization_config=dequantized or _quantization(spec),
+            quantization_config=dequantized or quantization_config(spec, DTYPES[precision(spec)]),
             output_loading_info=True,
-            device_map=_device_map(spec),
+            device_map=device_map(spec),
             trust_remote_code=spec.model.trust_remote_code,
             use_safetensors=True,
             **({} if attention == "auto" else {"attn_implementation": attention}),
@@ -128,23 +125,6 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype, adapters: Iterable[s
     if spec.model.makes_rows:
         make_rows(spec, model, path)
     return model
-
-
-def _expert_quantization(spec: RunSpec, adapters: Iterable[str]) -> contextlib.AbstractContextManager[None]:
-    """Within it, a model is loaded with its experts quantized, if the spec's are."""
-    if not quantizes_experts(spec, adapters):
-        return contextlib.nullcontext()
-    from engine.worker.models.quantized_experts import quantize_experts  # imports bitsandbytes
-
-    return quantize_experts()
-
-
-def _device_map(spec: RunSpec) -> dict[str, int] | None:
-    """Directly to its GPU: otherwise several ranks would hold as many copies in main memory. A model that is to be
-    divided goes there part by part, unless the GPU quantizes it."""
-    if not torch.cuda.is_available() or (shards_weights() and spec.model.quantization.kind == "none"):
-        return None
-    return {"": int(os.environ.get("LOCAL_RANK", 0))}
 
 
 def _refuse_missing_weights(names: set[str]) -> None:
@@ -216,23 +196,6 @@ def _turn_off_router_loss(model: Any) -> None:
     config = model.config.get_text_config()
     if hasattr(config, "output_router_logits"):
         config.output_router_logits = False
-
-
-def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
-    quantization = spec.model.quantization
-    if quantization.kind == "none":
-        return None
-    if quantization.kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    compute = quantization.bnb_4bit_compute_dtype
-    return BitsAndBytesConfig(
-        # FSDP2 divides weights of a floating-point type, and would leave bytes whole on each GPU.
-        bnb_4bit_quant_storage=DTYPES[precision(spec)] if shards_weights() else None,
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-        bnb_4bit_compute_dtype=DTYPES[precision(spec)] if compute == "auto" else getattr(torch, compute),
-    )
 
 
 def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
