@@ -9,7 +9,8 @@ import random
 import time
 from pathlib import Path
 
-from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json, write_text
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, RunDir, write_json, write_text
 from engine.launch.workspace import Workplace
 
 LINES = 1_000_000  # of metrics, like those of engine/worker/training/callbacks.py

@@ -44,8 +44,9 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
         now = runs.get(workplace.saves, run.id)
         if now.state != last_state and not quiet:
             last_state = now.state
-            place = queue.position(now)
-            print(f"[{last_state}{f' #{place}' if place else ''}]", flush=True)
+            place = queue.place(now)
+            waits = f" #{place.number}: {place.decision.text(shell_language())}" if place else ""
+            print(f"[{last_state}{waits.rstrip(': ')}]", flush=True)
         shown = shown if quiet else _print_new(now.dir.log, shown)
         if now.final:
             return _print_end(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import gc
 import importlib.util
@@ -10,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,6 +36,9 @@ __all__ = ["forked", "not_forked"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Studios of tests start processes that import torch only where that is what is tested.
 os.environ.setdefault("ATHANOR_NO_STANDBY", "1")
+# Leases of GPUs are for the whole machine; each process that tests has a machine of its own.
+os.environ["ATHANOR_LEASES"] = tempfile.mkdtemp(prefix="leases-")
+atexit.register(shutil.rmtree, os.environ["ATHANOR_LEASES"], ignore_errors=True)
 os.fsync = lambda _descriptor: None  # no test cuts the power, and waiting for the disk takes a third of a tiny run
 # Hundreds of child processes would each compile the same modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

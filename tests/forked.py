@@ -35,6 +35,7 @@ from tests.preloaded import (
     memory_of_words,
     run_python,
     serve,
+    starts_of,
 )
 
 OUR_MODULES = (
@@ -116,9 +117,12 @@ def is_forked(args: Any, options: Mapping[str, Any]) -> bool:
         return False
     if memory_of_words() is None:
         return False
-    paths = (os.environ if options.get("env") is None else options["env"]).get("PYTHONPATH", "").split(os.pathsep)
+    environment = os.environ if options.get("env") is None else options["env"]
+    paths = {*environment.get("PYTHONPATH", "").split(os.pathsep)} - {
+        str(start.parent) for start in starts_of(environment)
+    }
     program = words[2] if words[1] == "-m" else words[1]
-    if set(paths) - {"", str(PROJECT)} or Path(options.get("cwd") or os.getcwd()) != PROJECT:
+    if paths - {"", str(PROJECT)} or Path(options.get("cwd") or os.getcwd()) != PROJECT:
         return False
     if words[-1] == PLACE and program in HEAVY_PROGRAMS:
         return not json.loads(options["env"][STANDBY_VARIABLE])["quantizes"]

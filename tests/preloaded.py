@@ -231,9 +231,17 @@ def _become(job: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
         sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
         sys.stdout = os.fdopen(1, "w", 1, encoding="utf-8", errors="surrogateescape", closefd=False)
         sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        for start in starts_of(job["environment"]):
+            runpy.run_path(str(start))
         _run_to_its_end([word for word in job["words"][1:] if word != "-u"])
     finally:
         os._exit(1)  # and never go on as the process that it was forked from
+
+
+def starts_of(environment: Mapping[str, str]) -> list[Path]:
+    """The modules in PYTHONPATH that Python runs when it starts."""
+    folders = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    return [start for folder in folders if (start := Path(folder, "sitecustomize.py")).is_file()]
 
 
 def memory_of_words() -> tuple[tuple[int, int], tuple[int, int]] | None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from engine.core.rundir import ALIVE_BYTE, try_lock, write_json
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.serving.servers import Server
 
 TIMING = {"tokens": 7, "first_s": 0.25, "tokens_per_s": 28.0}

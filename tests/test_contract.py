@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.core import rundir
+from engine.core import locks, rundir
 from engine.core.rundir import RunDir, read_json, write_text
 from engine.launch.workspace import Workplace
 from engine.runs import runs
@@ -53,7 +53,7 @@ def test_each_state_follows_from_the_files(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.request.write_text('{"submitted": 1, "queued": 1}')
     assert runs.state(run) == "queued"
-    lock = rundir.try_lock(run.lock, rundir.ALIVE_BYTE, shared=True)
+    lock = locks.try_lock(run.lock, rundir.ALIVE_BYTE, shared=True)
     assert runs.state(run) == "preparing"
     run.progress.write_text('{"phase": "training"}')
     assert runs.state(run) == "running"

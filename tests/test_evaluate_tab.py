@@ -13,8 +13,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from engine.core.locks import try_lock
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE_BYTE, append_lines, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, append_lines, write_json
 from engine.evaluation.evaluation_spec import EvaluationSpec, frozen
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import runs

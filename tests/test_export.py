@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from engine.core import hardware
+from engine.core.locks import try_lock
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, write_json
 from engine.export import export_spec, gguf
 from engine.export.export_spec import ExportSpec
 from engine.launch.processes import find_processes

@@ -1,12 +1,10 @@
 """Which cards there are, which may be used, and that a driver in trouble is never taken for a machine without cards.
 
-The machine of the tests has no card: a stand-in for NVIDIA's library (pynvml)
-says what its file tells it to. All else is real.
+The machine of the tests has no card: `tests.nvml` reports some. All else is real.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,46 +22,17 @@ from engine.runs import failures, runs
 from engine.serving import servers
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
+from tests.nvml import Nvml
 
-LIBRARY = """
-import json, pathlib, time, types
-class NVMLError(Exception): pass
-class NVMLError_NotSupported(NVMLError): pass
-class NVMLError_LibraryNotFound(NVMLError): pass
-SAID = json.loads((pathlib.Path(__file__).parent / "said.json").read_text())
-def nvmlInit():
-    time.sleep(SAID.get("seconds", 0))
-    if "error" in SAID: raise NVMLError(SAID["error"])
-    if "missing" in SAID: raise NVMLError_LibraryNotFound("not found")
-def nvmlDeviceGetCount(): return len(SAID["gpus"])
-def nvmlDeviceGetHandleByIndex(index): return SAID["gpus"][index]
-def nvmlDeviceGetMemoryInfo(gpu):
-    if "lost" in gpu: raise NVMLError("GPU is lost")
-    if "memory" not in gpu: raise NVMLError_NotSupported("not supported")
-    return types.SimpleNamespace(total=gpu["memory"], free=gpu["free"])
-def nvmlDeviceGetCudaComputeCapability(gpu): return 9, 0
-def nvmlDeviceGetUUID(gpu): return gpu["uuid"]
-def nvmlDeviceGetName(gpu): return "NVIDIA H100"
-"""
 FOUR = [{"uuid": f"GPU-{number}{number}aa", "memory": 80 << 30, "free": (70 + number) << 30} for number in range(4)]
+CARD = hardware.Gpu(0, "GPU-0", "NVIDIA H100", 80 << 30, 80 << 30, 9.0)
 Say = Callable[..., None]
 
 
 @pytest.fixture
 def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """Sets what the driver says from now on."""
-    folder = tmp_path / "library"
-    folder.mkdir()
-    (folder / "pynvml.py").write_text(LIBRARY)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def said(trace: bool = True, **answer: Any) -> None:
-        (folder / "said.json").write_text(json.dumps(answer))
-        monkeypatch.setattr(hardware, "DRIVER_TRACES", (str(folder if trace else folder / "nothing"),))
-        monkeypatch.setattr(hardware, "_last_query", None)
-
-    return said
+    """Sets what the driver reports from now on."""
+    return Nvml(tmp_path / "library", monkeypatch).report
 
 
 def codes(spec: RunSpec) -> list[str]:
@@ -103,8 +72,7 @@ def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
     auto = make_spec(hardware__device="auto")
 
     def cards(spec: RunSpec) -> str:
-        indices = [gpu.index for gpu in hardware.gpus()]
-        return command.environment(spec, "run", indices, 4)["CUDA_VISIBLE_DEVICES"]
+        return command.environment(spec, "run", hardware.gpus(), 4)["CUDA_VISIBLE_DEVICES"]
 
     assert cards(auto) == "2"
     assert cards(auto.change("hardware.num_processes", 2)) == "2,3"
@@ -119,7 +87,7 @@ def test_threads_on_a_cpu_wait_without_keeping_a_core_busy(
     monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., RunSpec]
 ) -> None:
     def variables(device: str) -> dict[str, str]:
-        return command.environment(make_spec(hardware__device=device), "run", [0], 4)
+        return command.environment(make_spec(hardware__device=device), "run", [CARD], 4)
 
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert variables("cpu")["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -158,6 +126,29 @@ def test_a_driver_in_trouble_is_told_and_nothing_goes_to_the_cpu_unasked(
     assert caught.value.problems[0].code == code
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert codes(make_spec(hardware__device="auto")) == []
+
+
+def test_slices_are_devices_of_their_own(
+    say: Say, monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., RunSpec]
+) -> None:
+    slices = [
+        {"uuid": f"MIG-{number}", "name": "H100 MIG 1g.10gb", "memory": 10 << 30, "free": 9 << 30} for number in "ab"
+    ]
+    say(gpus=[FOUR[0], FOUR[1] | {"slices": slices}])
+    assert [(gpu.index, gpu.cuda_name) for gpu in hardware.gpus()] == [(0, "0"), (110, "MIG-a"), (111, "MIG-b")]
+    spec = make_spec(hardware__device="auto", hardware__devices=[111])
+    assert codes(spec) == codes(make_spec(hardware__device="auto")) == ["torch-without-cuda"]
+    assert command.environment(spec, "run", hardware.gpus(), 4)["CUDA_VISIBLE_DEVICES"] == "MIG-b"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b,0")
+    assert [gpu.index for gpu in hardware.gpus()] == [111, 0]
+
+
+def test_what_a_card_is_doing(say: Say) -> None:
+    busy = {"processes": [(17, 3 << 30), (18, None)], "utilization": 97, "temperature": 71}
+    say(gpus=[FOUR[0] | busy | {"milliwatts": 312_500, "limit_milliwatts": 700_000}])
+    [gpu] = hardware.gpus()
+    assert gpu.processes == (hardware.GpuProcess(17, 3 << 30), hardware.GpuProcess(18))
+    assert (gpu.utilization, gpu.temperature, gpu.power, gpu.power_limit) == (97, 71, 312.5, 700.0)
 
 
 def test_a_lost_card_leaves_the_others(say: Say) -> None:
@@ -209,13 +200,7 @@ def test_a_driver_that_fails_after_submitting_fails_the_run_with_its_reason(
     monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
     run = runs.submit(make_spec(hardware__device="auto"), workplace)
     say(error="GPU is lost")
-    # The supervisor is a process of its own: there, too, the stand-in has to leave a trace.
-    start = (
-        "import sys; from pathlib import Path; from engine.core import hardware; from engine.runs import supervisor;"
-        f"hardware.DRIVER_TRACES = {hardware.DRIVER_TRACES!r}; "
-        "sys.exit(supervisor.become_supervisor(Path(sys.argv[1])))"
-    )
-    runs.subprocess.run([runs.sys.executable, "-c", start, str(run.path)], check=True, env=os.environ)
+    runs.subprocess.run(runs.queue.supervisor_command(run.path), check=True, env=os.environ)
     run = wait_until(lambda: (now := runs.read(run.path, workplace.saves)).final and now, 30)
     assert run.state == "failed"
     assert read_object(run.dir.error)["problems"][0]["code"] == "gpu-driver-failed"

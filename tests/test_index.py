@@ -197,9 +197,9 @@ def test_the_queue_looks_at_no_run_that_has_ended(saves: Path, make_spec: Callab
     assert index.open_runs(saves) == []
     waits = past_run(saves, make_spec(name="waits"), outcome=None)
     waits.dir.keeper.unlink()
-    assert queue.waiting(saves) == [waits.path]
-    assert queue.position(read(waits.path, saves)) == 2
-    assert queue.position(runs.find(saves)[0]) is None
+    assert [run.path for run in queue.waiting(saves)] == [waits.path]
+    assert queue.place(read(waits.path, saves)).number == 1
+    assert queue.place(runs.find(saves)[0]) is None
 
 
 def test_a_link_to_itself_and_a_foreign_file_harm_no_list(saves: Path) -> None:

@@ -255,8 +255,8 @@ def test_runs_wait_their_turn_and_go_on_in_order(
     wait_for_go = f"import time\nwhile not pathlib.Path('{workplace.saves}/go').exists(): time.sleep(0.05)\nfinish()"
     first = run_program(wait_for_go)
     second, third = (runs.submit(make_spec(name=name), workplace) for name in ("b", "c"))
-    assert (second.state, queue.position(second)) == ("queued", 2)
-    assert (third.state, queue.position(third)) == ("queued", 3)
+    assert (second.state, queue.place(second).number) == ("queued", 1)
+    assert (third.state, queue.place(third).number) == ("queued", 2)
     Path(workplace.saves, "go").touch()
     ends = [ended(run).ended for run in (first, second, third)]  # each keeper starts the next: no studio is there
     assert ends == sorted(ends)
@@ -467,7 +467,7 @@ def test_files_of_a_run_are_only_its_own(run_program: Callable[[str], runs.Run])
 def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     hold = (
-        "import sys, time, pathlib; from engine.core.rundir import *;"
+        "import sys, time, pathlib; from engine.core.locks import *; from engine.core.rundir import *;"
         "try_lock(pathlib.Path(sys.argv[1]), ALIVE_BYTE, shared=True); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE)

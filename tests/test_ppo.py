@@ -190,7 +190,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
 ) -> None:
     together = story("share", tiny, tmp_path / "one", processes=1)
     assert together["grad_norm"] > 0.01
-    environment = command.environment(make_spec(hardware__num_processes=2), tmp_path, gpu_indices=(), threads=2)
+    environment = command.environment(make_spec(hardware__num_processes=2), tmp_path, gpus=(), threads=2)
     run_ranks(2, "-m", "tests.ppo_toy", "share", tiny, tmp_path / "two", '{"processes": 2}', env=environment)
     shared = read_lines(tmp_path / "two" / "metrics.jsonl")[-1]
     names = set(together) - {"time"}

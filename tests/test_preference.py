@@ -182,7 +182,7 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     batches = [pairs(4, seed=3), pairs(4, seed=4)]
     write_text(tmp_path / "spec.yaml", spec.to_yaml())
     write_json(tmp_path / "batches.json", batches)
-    environment = command.environment(spec, tmp_path, gpu_indices=(), threads=2)
+    environment = command.environment(spec, tmp_path, gpus=(), threads=2)
     run_ranks(processes, "-m", "tests.shifted", tmp_path, env=environment)
     ranks = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(processes)]
     rewards: list[float] = []

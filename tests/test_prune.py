@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.rundir import RunDir, try_lock, write_json
+from engine.core.locks import try_lock
+from engine.core.rundir import RunDir, write_json
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import prune, runs
 from engine.spec.run_spec import RunSpec

@@ -19,8 +19,9 @@ from typing import Any
 import openai
 import pytest
 
+from engine.core.locks import try_lock
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE_BYTE, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.serving import chat_client, servers

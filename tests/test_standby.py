@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, read_lines, try_lock
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, read_lines
 from engine.launch import handover
 from engine.launch.command import Step
 from engine.launch.processes import find_processes
@@ -227,7 +228,7 @@ def test_a_run_that_cannot_be_handed_over_has_another_supervisor(
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby does nothing but wait for its studio to close the channel, and no run starts."""
     monkeypatch.setattr(queue, "supervisor_command", lambda _folder: ["cat"])
-    monkeypatch.setattr(queue, "_start", lambda _run, _lock: True)
+    monkeypatch.setattr(queue, "_start", lambda *_: True)
 
 
 def waiting_run(spec: RunSpec, workplace: Workplace) -> Run:
@@ -261,7 +262,7 @@ def test_a_standby_prevents_no_start(
     else:
         monkeypatch.setattr(*{"code": (standby, "code_stamp"), "answer": (handover, "receive")}[fault], fail)
     started = []
-    monkeypatch.setattr(queue, "_start", lambda run, _lock: started.append(run.path) or True)
+    monkeypatch.setattr(queue, "_start", lambda run, *_: started.append(run.path) or True)
     runs.submit(short, workplace)
     assert started == [run.path]
     assert ("UnicodeDecodeError" if fault == "spec" else "a fault") in capfd.readouterr().err
@@ -306,7 +307,7 @@ def test_a_tick_hands_over_what_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handed_over = []
-    monkeypatch.setattr(standby.Standby, "take", lambda _, run, _lock: not handed_over.append(run.path))
+    monkeypatch.setattr(standby.Standby, "take", lambda _, run, _lock, _gpus: not handed_over.append(run.path))
     offer(short)
     run = waiting_run(short, workplace)
     standby.tick(workplace.saves)
@@ -388,7 +389,7 @@ def test_preparation_does_not_wait_for_a_launcher_that_hangs(
     before = hanging.end
     seen = []
     monkeypatch.setattr(hanging, "end", lambda: seen.append(done.exists()) or before())
-    supervisor.supervise(RunDir(run.path), hanging)
+    supervisor.supervise(RunDir(run.path), launcher=hanging)
     assert seen == [True]
     assert done.read_text() == "prepared\nbegin\n"
     assert capfd.readouterr().out.splitlines() == [f"$ {' '.join(step.arguments)}" for step in steps]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.rundir import ALIVE_BYTE, try_lock, write_json
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.data.data_jobs import JOBS_FOLDER
 from engine.data.upload_folder import remove_old_uploads
 from engine.launch.workspace import Workplace

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine.core import hardware
+from engine.core.locks import try_lock
 from engine.core.problems import Problem, Refusal
-from engine.core.rundir import ALIVE_BYTE, read_json, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, read_json, write_json
 from engine.evaluation import evaluation_spec, report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import export_spec

@@ -21,9 +21,9 @@ import openai
 import psutil
 import pytest
 
-from engine.core import hardware
+from engine.core import hardware, leases
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE_BYTE, try_lock, write_json
+from engine.core.rundir import write_json
 from engine.export.vllm_command import MAX_LORA_RANKS
 from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
@@ -221,26 +221,25 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
     # The machine of the tests has no card: what nvidia-smi would say of two is put in their place.
     cards = tuple(hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 70), (1, 60)))
     monkeypatch.setattr(hardware, "gpus", lambda: cards)
+    monkeypatch.setenv("ATHANOR_LEASES", str(workplace.saves.parent / "leases"))
     choice = servers.choose(workplace, str(tiny))
-    # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
-    folder = workplace.saves / servers.SERVERS_FOLDER / "other"
-    folder.mkdir(parents=True)
-    lock = try_lock(folder / "lock", ALIVE_BYTE, shared=True)
 
-    def placed(other: str, wanted: str) -> int:
-        write_json(folder / "serve.json", {"name": "big", "by": "ada", "started": 1, "engine": other, "card": 0})
-        return servers.serve_settings(workplace, replace(choice, engine=wanted), "")["card"]
+    def placed(other: str, engine: str) -> int:
+        leased = leases.take(["GPU-0"], leases.Holder("big", other, by="ada"))
+        try:
+            return servers.serve_settings(workplace, replace(choice, engine=engine), "")["card"]
+        finally:
+            for descriptor in leased:
+                os.close(descriptor)
 
-    try:
-        assert placed("transformers", "transformers") == 0  # two of them share the card with the most room
-        assert placed("transformers", "vllm") == placed("vllm", "transformers") == placed("vllm", "vllm") == 1
-        cards = cards[:1]
-        for pair in (("transformers", "vllm"), ("vllm", "transformers")):
-            with pytest.raises(Refusal, match=r"big \(ada\). Unload that first"):
-                placed(*pair)
-    finally:
-        os.close(lock)
-    assert placed("vllm", "transformers") == 0  # it has ended
+    assert placed("chat", "transformers") == 0  # two of them share the card with the most room
+    assert placed("chat", "vllm") == placed("vllm", "transformers") == placed("vllm", "vllm") == 1
+    assert placed("training", "transformers") == placed("training", "vllm") == 1
+    cards = cards[:1]
+    for pair in (("chat", "vllm"), ("vllm", "transformers"), ("training", "transformers")):
+        with pytest.raises(Refusal, match=r"In use: GPU 0: big \(ada\)\. Wait until"):
+            placed(*pair)
+    assert servers.serve_settings(workplace, choice, "")["card"] == 0  # all of them have ended
 
 
 def test_what_vllm_would_not_take_is_refused_before_anything_is_started(

@@ -29,8 +29,21 @@ QUERY_HOLDS_SECONDS, FAILURE_HOLDS_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
+class GpuProcess:
+    """A process that computes on a GPU, and its memory there in bytes; None if the driver does not report it."""
+
+    pid: int
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
 class Gpu:
-    """A GPU. Memory is in bytes, and 0 if the driver does not report it. `index` is that of nvidia-smi."""
+    """A GPU, or a slice of one (MIG). Memory is in bytes, and 0 if the driver does not report it.
+
+    `index` is that of nvidia-smi; the slices of GPU n are numbered from 100 + 10 n. `processes` are those that compute
+    on it, as far as they can be seen from here: in a container, often none. `utilization` is in percent, `temperature`
+    in °C, `power` and its limit in watts; None if the driver does not report them.
+    """
 
     index: int
     uuid: str
@@ -38,6 +51,21 @@ class Gpu:
     memory: int
     free: int
     capability: float
+    processes: tuple[GpuProcess, ...] = ()
+    utilization: int | None = None
+    temperature: int | None = None
+    power: float | None = None
+    power_limit: float | None = None
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is a slice of a GPU. A process sees only one of them, whatever it is given."""
+        return self.uuid.startswith("MIG-")
+
+    @property
+    def cuda_name(self) -> str:
+        """Its name in CUDA_VISIBLE_DEVICES."""
+        return self.uuid if self.is_slice else str(self.index)
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -75,7 +103,8 @@ def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
     chosen: list[Gpu] = []
     for entry in visible.split(","):
         name = entry.strip()
-        fits = [gpu for gpu in all_gpus if name == str(gpu.index) or (name[:4] == "GPU-" and gpu.uuid.startswith(name))]
+        by_uuid = name.startswith(("GPU-", "MIG-"))
+        fits = [gpu for gpu in all_gpus if name == str(gpu.index) or (by_uuid and gpu.uuid.startswith(name))]
         if len(fits) != 1 or fits[0] in chosen:
             break
         chosen += fits
@@ -113,7 +142,12 @@ def _query_gpus() -> tuple[tuple[Gpu, ...], Problem | None]:
         return (), problem("gpu-driver-failed", "hardware.device", what=answer["error"])
     if answer["lost"] and not answer["gpus"]:
         return (), problem("gpu-driver-failed", "hardware.device", what=next(iter(answer["lost"].values())))
-    return tuple(Gpu(**gpu) for gpu in answer["gpus"]), None
+    return tuple(_gpu(fields) for fields in answer["gpus"]), None
+
+
+def _gpu(fields: dict[str, Any]) -> Gpu:
+    processes = tuple(GpuProcess(**process) for process in fields.pop("processes"))
+    return Gpu(**fields, processes=processes)
 
 
 def _ask_driver() -> dict[str, Any]:

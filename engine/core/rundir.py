@@ -6,11 +6,9 @@ about processes or training.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.core.locks import is_locked
 from engine.core.permissions import apply_umask
 from engine.core.regular_files import list_folders, open_regular, read_bytes
 
@@ -226,49 +225,3 @@ def end_of(path: Path, size: int, after: int = 0) -> bytes:
             return file.read()
     except OSError:
         return b""
-
-
-# -------------------------------------------------------------------------------------------- the lock
-#
-# Open-file-description locks (Linux): they end with the last process that has the file open, whatever kills it;
-# no pid is stored, so none can be mistaken; and F_OFD_GETLK asks without taking, so asking disturbs nobody.
-
-_FLOCK = struct.Struct("hhqqi4x")
-
-
-def _record(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
-
-
-def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
-    """Lock one byte of `path` and return the open descriptor that holds it; None if someone else holds it.
-
-    The lock lives as long as the descriptor is open here or in a child that inherited it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _record(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, byte))
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def wait_for_lock(path: Path, byte: int = 0) -> int:
-    """Lock one byte of `path` exclusively, waiting as long as necessary. Close the descriptor to release it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
-    return descriptor
-
-
-def is_locked(path: Path, byte: int) -> bool:
-    """Whether any process holds that byte of `path`, shared or exclusively."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # nobody can hold a missing file; if it cannot be opened, nothing is known
-        return False
-    try:
-        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _record(fcntl.F_WRLCK, byte))
-    finally:
-        os.close(descriptor)
-    return _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK

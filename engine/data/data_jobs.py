@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from engine.core.locks import is_locked, try_lock
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, read_object, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, read_json, read_object, write_json
 from engine.data import derive, uploads, validation
 from engine.data.datasets import find
 from engine.data.row_files import truncation_problem, version

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.core.locks import wait_for_lock
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import wait_for_lock, write_text
+from engine.core.rundir import write_text
 from engine.data import columns, row_files
 from engine.data.columns import ROLES, SUFFICIENT_ROLES, ColumnMapping, columns_of, first_rows, propose
 from engine.data.dataset_info import INFO_FILE, Dataset

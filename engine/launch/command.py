@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.core.hardware import Gpu
 from engine.core.rundir import RunDir
 from engine.launch.workspace import PROJECT
 from engine.models.discovery import is_hub_id
@@ -81,10 +82,10 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
     ]  # fmt: skip
 
 
-def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], threads: int) -> dict[str, str]:
+def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: int) -> dict[str, str]:
     """Environment variables of the run's processes, in addition to the studio's own.
 
-    `gpu_indices`: of the usable GPUs, as numbered by nvidia-smi;
+    `gpus`: those that the run can use, of which it takes the chosen or the first;
     `threads`: of the CPU, for all processes of the run together.
     """
     variables = {
@@ -99,7 +100,7 @@ def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], thre
         "WANDB_DIR": str(folder),
         "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
     }
-    if on_cpu(spec, len(gpu_indices)):
+    if on_cpu(spec, len(gpus)):
         variables |= {
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
@@ -108,8 +109,9 @@ def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], thre
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
     else:
-        chosen = spec.hardware.devices or gpu_indices[: spec.hardware.num_processes]
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
+        names = {gpu.index: gpu.cuda_name for gpu in gpus}
+        chosen = spec.hardware.devices or list(names)[: spec.hardware.num_processes]
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names.get(index, str(index)) for index in chosen)
     if is_hub_id(spec.model.model_name_or_path):
         variables["ATHANOR_HUB"] = spec.model.hub
     else:

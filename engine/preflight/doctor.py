@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import hardware
+from engine.core.locks import wait_for_lock
 from engine.core.problems import Problem, problem
-from engine.core.rundir import read_json, wait_for_lock, write_json
+from engine.core.rundir import read_json, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import Spec

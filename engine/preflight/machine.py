@@ -199,14 +199,19 @@ def _gpus() -> Iterator[Finding]:
 
 def _in_child(hub: bool) -> Iterator[Finding]:
     """The findings of a child process that imports PyTorch, as they come in."""
-    indices = [gpu.index for gpu in hardware.gpus()]
+    gpus = hardware.gpus()
     variables = {
         "PYTHONPATH": command.python_path(),
         "PYTHONUTF8": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, indices)),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpu.cuda_name for gpu in gpus),
     }
-    words = [sys.executable, "-m", "engine.worker.runtime.machine", json.dumps({"gpus": indices, "hub": hub})]
+    words = [
+        sys.executable,
+        "-m",
+        "engine.worker.runtime.machine",
+        json.dumps({"gpus": [gpu.index for gpu in gpus], "hub": hub}),
+    ]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             words,

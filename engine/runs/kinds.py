@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
 from engine.evaluation import evaluation_spec
 from engine.export import export_spec
 from engine.launch.command import Step, training_steps, worker_step
 from engine.launch.workspace import Workplace
-from engine.preflight import checks, limits
+from engine.models.facts import inspect_model
+from engine.preflight import checks, limits, memory
 from engine.preflight.remarks import remarks
 from engine.preflight.strategy import write_configuration
 from engine.spec.contradictions import spec_problems
@@ -28,13 +30,15 @@ from engine.spec.yaml_text import read_yaml
 class Kind:
     """`frozen` makes every path absolute; `problems` is everything that prevents such a spec from running here; `steps`
     are its child processes in order: (spec, folder, port, number of GPUs) → steps; `doubts` are warnings that do not
-    prevent a start: (spec, problems) → warnings."""
+    prevent a start: (spec, problems) → warnings; `memory` estimates the bytes that each of its processes takes, 0 if
+    that is unknown."""
 
     spec: type[Spec]
     frozen: Callable[[Any, Workplace], Any]
     problems: Callable[[Any, Workplace], list[Problem]]
     steps: Callable[[Any, Path, int, int], list[Step]]
     doubts: Callable[[Any, list[Problem]], list[Problem]] = lambda _spec, _problems: []
+    memory: Callable[[Any], int] = lambda _spec: 0
 
 
 def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
@@ -54,6 +58,13 @@ def _training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> l
     return training_steps(spec, folder, port, gpu_count)
 
 
+def training_memory(spec: RunSpec) -> int:
+    """The estimated memory of each process of a training in bytes; 0 if the model's size is unknown."""
+    model = inspect_model(spec.model.model_name_or_path)
+    need = memory.memory_needed(spec, model, len(hardware.gpus())) if model else None
+    return int(need.total) if need else 0
+
+
 KINDS = {
     "training": Kind(
         RunSpec,
@@ -61,6 +72,7 @@ KINDS = {
         training_problems,
         _training_steps,
         training_doubts,
+        training_memory,
     ),
     "evaluation": Kind(
         evaluation_spec.EvaluationSpec,
@@ -73,6 +85,7 @@ KINDS = {
         export_spec.frozen,
         export_spec.problems,
         lambda _spec, folder, _port, _gpu_count: [worker_step("export", folder)],
+        memory=export_spec.memory_needed,
     ),
 }
 

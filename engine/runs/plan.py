@@ -95,8 +95,8 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     """Everything that the page shows next to the Start button. Never waits: what is still being tried on this machine
     is shown once it is known (`engine.preflight.doctor`)."""
     spec = workplace.frozen(spec)
-    gpu_indices = [gpu.index for gpu in hardware.gpus()]
-    gpu_count = len(gpu_indices)
+    gpus = hardware.gpus()
+    gpu_count = len(gpus)
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, gpu_count)
     broken = bitsandbytes_problems(doctor.device_of(spec), wait=False)  # first: known results are also reported below
@@ -118,7 +118,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         parameters=model.parameters if model else None,
         adapted=adapted_modules(spec) if model else {},
         command=training,
-        shell=command.shell_command(training, command.environment(spec, folder, gpu_indices, hardware.threads())),
+        shell=command.shell_command(training, command.environment(spec, folder, gpus, hardware.threads())),
         yaml=spec.to_yaml(brief=True),
         problems=all_problems,
         doubts=[doubt for doubt in limits.limit_warnings(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES],

@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.core.locks import is_locked
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE_BYTE, is_locked
+from engine.core.rundir import ALIVE_BYTE
 from engine.runs import queue, runs
 from engine.runs.run import Run, read
 

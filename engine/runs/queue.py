@@ -1,8 +1,9 @@
-"""Which run starts next. A durable first-come queue: it consists of the run folders that have not started.
+"""Which run starts next. A durable queue: it consists of the run folders that have not started.
 
-There is one lane for now: a run starts when no other is alive. Everything that may have to start one (a studio's tick,
-a supervisor that ends, a shell command) calls `advance`. The queue's own lock lets only one caller do so at a time, so
-two studios on one saves folder never start a run twice. If there is ever a lane per device, it belongs here.
+The order is that of submission, unless somebody changes it; `engine.runs.schedule` decides who starts, and on which
+GPUs. Everything that may have to start a run (a studio's tick, a supervisor that ends, a shell command) calls
+`advance`. The queue's own lock lets only one caller do so at a time, so two studios on one saves folder never start a
+run twice; the leases of the GPUs (`engine.core.leases`) keep runs of other saves folders apart.
 """
 
 from __future__ import annotations
@@ -12,15 +13,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from engine.core import regular_files
-from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, wait_for_lock, write_json
+from engine.core import hardware, leases, regular_files
+from engine.core.hardware import Gpu
+from engine.core.locks import is_locked, wait_for_lock
+from engine.core.problems import Refusal
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.runs import index
 from engine.runs.run import Run
+from engine.runs.schedule import Decision, Demand, Machine, decide
+from engine.spec.run_spec import Spec
+
+MAX_ROUNDS = 100  # of looking at the queue again after a start that failed
+GPUS_TAKEN = 75  # exit code of a supervisor whose GPUs have been leased by another in the meantime
 
 
 def saves_of(folder: Path) -> Path:
@@ -39,18 +49,23 @@ def locked(saves: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def waiting(saves: Path) -> list[Path]:
-    """Runs that have not started, in the order in which they will."""
+def waiting(saves: Path) -> list[Run]:
+    """Runs that have not started, in the order in which they are considered."""
     return _waiting(index.open_runs(saves))
 
 
-def _waiting(open_runs: Iterable[Run]) -> list[Path]:
-    queued = []
-    for run in open_runs:
-        since = run.request.get("queued", 0)
-        if run.state == "queued" and not run.request.get("damaged") and isinstance(since, (int, float)):
-            queued.append((since, run.path))
-    return [folder for _, folder in sorted(queued)]
+def _waiting(open_runs: Iterable[Run]) -> list[Run]:
+    queued = [run for run in open_runs if run.state == "queued" and not run.request.get("damaged")]
+    return sorted((run for run in queued if _turn(run)), key=_turn)
+
+
+def _turn(run: Run) -> tuple[float, ...]:
+    """What the queue is sorted by: the lower, the sooner. Empty if the request is damaged."""
+    values = run.request.get("queued", 0), run.request.get("priority", 0)
+    if not all(isinstance(value, (int, float)) for value in values):
+        return ()
+    since, priority = values
+    return (not run.request.get("now"), -priority, since)
 
 
 def is_occupied(saves: Path) -> bool:
@@ -68,30 +83,126 @@ def _any_alive(open_runs: Iterable[Run]) -> bool:
     return any(run.dir.alive() for run in open_runs)
 
 
-def position(run: Run) -> int | None:
-    """1 for the run that is alive, 2 for the first one waiting behind it; None if it is not waiting."""
+@dataclass(frozen=True)
+class Place:
+    """The place of a waiting run in the queue: 1 for the first. `decision`: why it waits."""
+
+    number: int
+    decision: Decision
+
+
+def place(run: Run) -> Place | None:
+    """None if the run is not waiting."""
     if run.state != "queued":
         return None
-    order = waiting(saves_of(run.path))
-    return order.index(run.path) + 2 if run.path in order else None  # it may have started in the meantime
+    open_runs = index.open_runs(saves_of(run.path))
+    queued = _waiting(open_runs)
+    for number, (other, decision) in enumerate(zip(queued, _decide(queued, open_runs), strict=True), start=1):
+        if other.path == run.path:
+            return Place(number, decision)
+    return None  # it has started in the meantime
 
 
-def advance(saves: Path, hand_over: Callable[[RunDir, int], bool] = lambda run, lock: False) -> None:
-    """Start the first waiting run if the lane is free. `hand_over` may give it to a supervisor that exists already:
-    (run, descriptor of the queue's lock) → whether the run has a supervisor."""
+# ------------------------------------------------------------------------------------------ who starts, and where
+
+
+def demand(run: Run) -> Demand:
+    """What a waiting run needs. One whose spec cannot be read needs nothing: it starts, and fails with the reason."""
+    request, needed = run.request, run.request.get("memory")
+    try:
+        chosen, on_cpu = run.spec.hardware, command.on_cpu(run.spec, len(hardware.gpus()))
+    except Refusal:
+        return Demand(run.title, count=0)
+    return Demand(
+        run.title,
+        count=0 if on_cpu else chosen.num_processes,
+        indices=() if on_cpu else tuple(chosen.devices),
+        memory=needed if isinstance(needed, int) else 0,
+        beside_others=bool(request.get("now")),
+        held=bool(request.get("held")),
+    )
+
+
+def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
+    """What happens to the waiting runs now. Without a driver that answers, nobody knows which GPUs there are, and runs
+    that may need them wait."""
+    if not queued:
+        return []
+    demands, failure = [demand(run) for run in queued], hardware.gpu_failure()
+    decisions = decide(demands, _machine([run for run in open_runs if run.dir.alive()]))
+    if failure is None:
+        return decisions
+    return [
+        Decision(reason=failure) if decision.starts and _may_use_gpus(run) else decision
+        for run, decision in zip(queued, decisions, strict=True)
+    ]
+
+
+def _may_use_gpus(run: Run) -> bool:
+    try:
+        return run.spec.hardware.device != "cpu"
+    except Refusal:
+        return False
+
+
+def _machine(alive: Sequence[Run]) -> Machine:
+    """The devices as they are now, and which runs use them."""
+    gpus, holders = hardware.gpus(), leases.holders()
+    taken = {uuid: holder.text for uuid, holder in holders.items()}
+    on_cpu = []
+    for run in alive:
+        if demand(run).on_cpu:
+            on_cpu.append(run)
+            continue
+        # A run that was started before there were leases holds none.
+        names = str(read_object(run.dir.keeper).get("devices", "")).split(",")
+        taken |= {gpu.uuid: run.title for gpu in gpus if gpu.cuda_name in names and gpu.uuid not in taken}
+    lanes = max(len(os.sched_getaffinity(0)) // hardware.threads(), 1)
+    return Machine(
+        gpus,
+        taken,
+        lanes=lanes - len(on_cpu),
+        free_memory=hardware.memory()[0] if on_cpu else None,
+        cpu_holder=", ".join(run.title for run in on_cpu),
+    )
+
+
+def gpus_for(spec: Spec, saves: Path) -> tuple[Gpu, ...]:
+    """The GPUs that a run of `spec` would have if it were started now; if it would have to wait, those that it would
+    probably have."""
+    gpus = hardware.gpus()
+    if command.on_cpu(spec, len(gpus)):
+        return ()
+    chosen = spec.hardware
+    needed = Demand("", count=chosen.num_processes, indices=tuple(chosen.devices))
+    [decision] = decide([needed], Machine(gpus, {uuid: "" for uuid in leases.holders()}))
+    return decision.gpus or hardware.chosen_gpus(chosen.devices, chosen.num_processes)
+
+
+HandOver = Callable[[RunDir, int, Sequence[Gpu]], bool]
+
+
+def advance(saves: Path, hand_over: HandOver = lambda run, lock, gpus: False) -> None:
+    """Start every waiting run that can start. `hand_over` may give it to a supervisor that exists already: (run,
+    descriptor of the queue's lock, GPUs) → whether the run has a supervisor."""
     with locked(saves) as lock:
-        open_runs = index.open_runs(saves)
-        # If the longest-waiting run cannot get a supervisor, it is put aside, and the next one has its turn.
-        for folder in _waiting(open_runs):
-            if _any_alive(open_runs):
-                return
-            if hand_over(RunDir(folder), lock) or _start(RunDir(folder), lock):
+        for _ in range(MAX_ROUNDS):
+            open_runs = index.open_runs(saves)
+            queued = _waiting(open_runs)
+            decisions = _decide(queued, open_runs)
+            starts = [
+                (run.dir, decision.gpus) for run, decision in zip(queued, decisions, strict=True) if decision.starts
+            ]
+            results = [hand_over(run, lock, gpus) or _start(run, lock, gpus) for run, gpus in starts]
+            # If a run cannot get a supervisor it is put aside, and if another has taken its GPUs in the meantime it
+            # waits on: either way, the others are looked at again.
+            if all(results):
                 return
 
 
-def supervisor_command(folder: Path | str) -> list[str]:
-    """The command that starts the supervisor of a run, and returns once it holds the run's lock."""
-    return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
+def supervisor_command(folder: Path | str, uuids: Sequence[str] = ()) -> list[str]:
+    """The command that starts the supervisor of a run on these GPUs, and returns once it holds the run's lock."""
+    return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder), *uuids]
 
 
 def supervisor_environment() -> dict[str, str]:
@@ -99,14 +210,14 @@ def supervisor_environment() -> dict[str, str]:
     return command.inherited_environment() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
 
 
-def _start(run: RunDir, lock: int) -> bool:
+def _start(run: RunDir, lock: int, gpus: Sequence[Gpu]) -> bool:
     """Whether the run has a supervisor from now on.
 
     The supervisor's standard input is the lock of the queue, until it holds the run's: if this process is killed in
     between, nobody considers the run as still waiting.
     """
     done = subprocess.run(
-        supervisor_command(run.path),
+        supervisor_command(run.path, [gpu.uuid for gpu in gpus]),
         cwd=PROJECT,
         env=supervisor_environment(),
         stdin=lock,
@@ -116,6 +227,8 @@ def _start(run: RunDir, lock: int) -> bool:
     # If it was killed after the supervisor had forked, the supervisor was started all the same.
     if done.returncode == 0 or is_locked(run.lock, SUPERVISED_BYTE):
         return True
+    if done.returncode == GPUS_TAKEN:
+        return False
     with contextlib.suppress(OSError), regular_files.append_to_regular(run.log) as log:
         log.write(done.stderr)
     give_up(run, done.returncode)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from engine.core.locks import is_locked
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, read_json, step_of, write_json, write_text
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_json, step_of, write_json, write_text
 from engine.launch import command
 from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT, Workplace
@@ -81,7 +82,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
         raise Refusal(problem("yaml-too-large", size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}"))
     if obstacles := kind.problems(spec, workplace):
         raise Refusal(obstacles)
-    with _refusing_write_errors(workplace.saves):
+    with refusing_write_errors(workplace.saves):
         folder = _new_folder(spec, workplace.saves)
         try:
             write_text(RunDir(folder).spec, text)
@@ -95,6 +96,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
                     "queued": time.time_ns(),
                     "attempt": 1,
                     "stop": None,
+                    "memory": kind.memory(spec),
                 },
             )
         except OSError:
@@ -105,7 +107,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
 
 
 @contextlib.contextmanager
-def _refusing_write_errors(saves: Path) -> Iterator[None]:
+def refusing_write_errors(saves: Path) -> Iterator[None]:
     """Convert an error while writing to a problem. Raises Refusal."""
     try:
         yield
@@ -137,7 +139,7 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     if action not in run.can:
         raise Refusal(problem("run-cannot", what=action, state=run.state))
     saves = queue.saves_of(run.path)
-    with _refusing_write_errors(saves), queue.locked(saves):
+    with refusing_write_errors(saves), queue.locked(saves):
         request = read_json(run.dir.request)
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
         if state(run.dir) == "queued":
@@ -162,7 +164,7 @@ def resume(run: Run, by: str = "") -> None:
     """Queue the run again. It continues from its newest complete checkpoint; a finished export only repeats its GGUF
     step. Raises Refusal."""
     saves = queue.saves_of(run.path)
-    with _refusing_write_errors(saves), queue.locked(saves):
+    with refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
@@ -178,6 +180,8 @@ def resume(run: Run, by: str = "") -> None:
                 "attempt": number + 1,
                 "queued": time.time_ns(),
                 "stop": None,
+                "held": False,
+                "now": False,
                 "resumed_by": by,
                 "resumed_from": step_of(checkpoints[-1]) if checkpoints else 0,
             },
@@ -192,7 +196,7 @@ def resume(run: Run, by: str = "") -> None:
 def delete(run: Run) -> None:
     """Delete the run's folder and everything in it. Raises Refusal while it is alive."""
     saves = queue.saves_of(run.path)
-    with _refusing_write_errors(saves), queue.locked(saves):
+    with refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
         if "delete" not in run.can:
             raise Refusal(problem("run-cannot", what="delete", state=run.state))

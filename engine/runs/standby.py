@@ -18,13 +18,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from engine.core import hardware, regular_files
-from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, stamp
+from engine.core.hardware import Gpu
+from engine.core.locks import is_locked
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, stamp
 from engine.launch import handover
 from engine.launch.command import Step
 from engine.launch.workspace import PROJECT, Workplace
@@ -58,7 +60,7 @@ def offer(spec: RunSpec, workplace: Workplace, viewer: str = "") -> bool:
     if not _enabled:
         return False
     spec = workplace.frozen(spec)
-    step = _step(spec)
+    step = _step(spec, queue.gpus_for(spec, workplace.saves))
     with _turn, contextlib.suppress(OSError):
         if _standby and _standby.has_ended():
             _not_before = 0 if _standby.is_idle() else time.monotonic() + RETRY_SECONDS
@@ -89,7 +91,7 @@ def _is_possible(spec: RunSpec) -> bool:
     return not waits and spec.hardware.num_processes == 1 and hardware.memory()[0] >= LOW_MEMORY_BYTES
 
 
-def hand_over(run: RunDir, lock: int) -> bool:
+def hand_over(run: RunDir, lock: int, gpus: Sequence[Gpu]) -> bool:
     """Let the standby have a run that starts now, if there is one and it fits; otherwise it ends, since the run needs
     the memory. `lock`: the descriptor of the queue's lock. Returns whether the run has a supervisor. Raises nothing: an
     error is printed, and the run starts as if there had been no standby."""
@@ -100,8 +102,8 @@ def hand_over(run: RunDir, lock: int) -> bool:
         return False
     try:
         spec = kinds.read(regular_files.read_text(run.spec))
-        if isinstance(spec, RunSpec) and standby.fits(_step(spec)):
-            return standby.take(run, lock)
+        if isinstance(spec, RunSpec) and standby.fits(_step(spec, gpus)):
+            return standby.take(run, lock, gpus)
     except Exception:  # if the run has it, too, its own supervisor will report it
         traceback.print_exc()
     standby.end()
@@ -116,8 +118,8 @@ def findings() -> Iterator[Finding]:
         yield Finding("good", "machine-standby", {"size": f"{memory / 1e6:,.0f} MB"})
 
 
-def _step(spec: RunSpec) -> Step:
-    return standby_step(spec, [gpu.index for gpu in hardware.gpus()], hardware.threads())
+def _step(spec: RunSpec, gpus: Sequence[Gpu]) -> Step:
+    return standby_step(spec, gpus, hardware.threads())
 
 
 def code_stamp() -> str:
@@ -179,11 +181,11 @@ class Standby:
         """Whether nobody has looked for so long that it ends by itself."""
         return time.monotonic() > max(self.looks.values()) + IDLE_SECONDS
 
-    def take(self, run: RunDir, lock: int) -> bool:
-        """Hand it a run. Returns whether the run has a supervisor; if not, the standby no longer exists."""
+    def take(self, run: RunDir, lock: int, gpus: Sequence[Gpu]) -> bool:
+        """Hand it a run on these GPUs. Returns whether the run has a supervisor; if not, the standby is gone."""
         try:
             self._reported()
-            handover.send(self.channel, {"run": str(run.path)}, [lock])
+            handover.send(self.channel, {"run": str(run.path), "gpus": [gpu.uuid for gpu in gpus]}, [lock])
             handover.receive(self.channel)  # it holds the lock of the run
             return True
         except Exception as error:

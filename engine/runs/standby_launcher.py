@@ -13,7 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.core import hardware
-from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock
+from engine.core.hardware import Gpu
+from engine.core.leases import HELD_VARIABLE
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, RunDir
 from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.workspace import PROJECT
@@ -23,13 +26,13 @@ from engine.spec.run_spec import RunSpec
 ANSWER_SECONDS = 5.0  # while a large library is being loaded, the launcher does not answer for a second
 
 
-def standby_step(spec: RunSpec, gpu_indices: Sequence[int], threads: int) -> Step:
+def standby_step(spec: RunSpec, gpus: Sequence[Gpu], threads: int) -> Step:
     """The launcher of a training whose folder and port are not known yet, with everything that it can only have from
     its start. So a launcher can be handed any run whose step is equal."""
-    step = command.training_steps(spec, Path(handover.PLACE), 0, len(gpu_indices))[-1]
+    step = command.training_steps(spec, Path(handover.PLACE), 0, len(gpus))[-1]
     imports = {"stage": spec.stage.kind, "quantizes": trains_quantized(spec)}
-    variables = command.environment(spec, handover.PLACE, gpu_indices, threads) | dict(step.environment)
-    own = {command.WAIT_VARIABLE: "1", command.STANDBY_VARIABLE: json.dumps(imports)}
+    variables = command.environment(spec, handover.PLACE, gpus, threads) | dict(step.environment)
+    own = {command.WAIT_VARIABLE: "1", command.STANDBY_VARIABLE: json.dumps(imports), HELD_VARIABLE: ""}
     return replace(step, environment=variables | own)
 
 
@@ -51,9 +54,10 @@ class StandbyLauncher:
             )
         os.close(output)
 
-    def wait_for_run(self, studio: socket.socket, idle_seconds: float) -> tuple[str, int]:
-        """The folder that the studio hands over, and the descriptor of the queue's lock. Raises EOFError if the
-        launcher or the studio has ended, TimeoutError if the studio has sent nothing for so many seconds."""
+    def wait_for_run(self, studio: socket.socket, idle_seconds: float) -> tuple[str, list[str], int]:
+        """The folder that the studio hands over, the UUIDs of its GPUs, and the descriptor of the queue's lock. Raises
+        EOFError if the launcher or the studio has ended, TimeoutError if the studio has sent nothing for so many
+        seconds."""
         while True:
             ready = select.select([studio, self.channel], [], [], idle_seconds)[0]
             if not ready:
@@ -62,15 +66,18 @@ class StandbyLauncher:
                 raise EOFError
             message, descriptors = handover.receive(studio)
             if "run" in message:
-                return message["run"], descriptors[0]
+                return message["run"], message["gpus"], descriptors[0]
 
-    def fits(self, spec: RunSpec, gpu_indices: Sequence[int]) -> bool:
-        """Whether it is what would be started for a run of `spec` now."""
-        return self.step == standby_step(spec, gpu_indices, hardware.threads())
+    def fits(self, spec: RunSpec, gpus: Sequence[Gpu]) -> bool:
+        """Whether it is what would be started for a run of `spec` on these GPUs now."""
+        return self.step == standby_step(spec, gpus, hardware.threads())
 
-    def hand_over(self, run: RunDir, step: Step, environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
-        """Make it the launcher of `run`, as if it had been started with `step` and `environment`. Returns its process,
-        which waits for its turn like any other; None, and it has ended, if it does not answer."""
+    def hand_over(
+        self, run: RunDir, step: Step, environment: dict[str, str], leases: Sequence[int]
+    ) -> subprocess.Popen[bytes] | None:
+        """Make it the launcher of `run`, as if it had been started with `step`, `environment` and these descriptors of
+        leases. Returns its process, which waits for its turn like any other; None, and it has ended, if it does not
+        answer."""
         lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
         assert lock is not None  # nobody locks this byte exclusively
         try:
@@ -78,7 +85,7 @@ class StandbyLauncher:
             own = self.step.environment
             changed = {name: value for name, value in environment.items() if own.get(name, value) != value}
             message = {"folder": str(run.path), "arguments": step.arguments[3:], "environment": changed}
-            handover.send(self.channel, message, [lock, 1])
+            handover.send(self.channel, message, [lock, 1, *leases])
             handover.receive(self.channel)
         except (OSError, EOFError, ValueError):
             self.end()

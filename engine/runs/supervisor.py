@@ -4,8 +4,9 @@ It has its own session, so it outlives the studio. It holds the run's lock; star
 training, `prepare` and the launcher); obeys stop requests; records stalls; ends every remaining process of the run; and
 writes exit.json last. `engine.runs.outcome` judges what it saw.
 
-    python -m engine.runs.supervisor keep FOLDER    become the supervisor of a run; returns once it holds the lock
-    python -m engine.runs.supervisor end FOLDER     end every process of a run whose supervisor is gone
+    python -m engine.runs.supervisor keep FOLDER [UUID …]   become the supervisor of a run on these GPUs; returns once
+                                                            it holds the lock of the run and the leases of the GPUs
+    python -m engine.runs.supervisor end FOLDER             end every process of a run whose supervisor is gone
 
 Started by `engine.runs.standby`, with `handover.PLACE` for the folder, it waits for the run on its standard input.
 """
@@ -22,16 +23,19 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 
-from engine.core import hardware, regular_files
-from engine.core.problems import Refusal
+from engine.core import hardware, leases, regular_files
+from engine.core.hardware import Gpu
+from engine.core.locks import try_lock
+from engine.core.problems import Refusal, problem
 from engine.core.run_errors import write_error
-from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
@@ -55,15 +59,35 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def supervise(run: RunDir, launcher: StandbyLauncher | None = None) -> None:
-    """The whole life of one attempt, from the lock to exit.json. The caller already holds the lock. A `launcher` that
-    exists already is used if it fits."""
+@dataclass(frozen=True)
+class Leased:
+    """The GPUs that a supervisor has leased, in the order in which the run uses them, and the descriptors that hold
+    their leases."""
+
+    uuids: Sequence[str] = ()
+    descriptors: Sequence[int] = ()
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Raises Refusal if one is not there any more."""
+        there = {gpu.uuid: gpu for gpu in hardware.gpus()}
+        if lost := [uuid for uuid in self.uuids if uuid not in there]:
+            raise Refusal(hardware.gpu_failure() or problem("gpu-gone", "hardware.device", uuid=lost[0]))
+        return tuple(there[uuid] for uuid in self.uuids)
+
+
+NO_GPUS = Leased()
+
+
+def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher | None = None) -> None:
+    """The whole life of one attempt, from the lock to exit.json. The caller already holds the lock, and the leases. A
+    `launcher` that exists already is used if it fits."""
     spec = kinds.read(regular_files.read_text(run.spec))
-    gpu_indices, port = [gpu.index for gpu in hardware.gpus()], free_port()
-    if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
+    gpus, port = leased.gpus(), free_port()
+    if not gpus and spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
         raise Refusal(failure)  # it worked when the run was submitted; "auto" does not mean the CPU now
-    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpu_indices))
-    environment = command.inherited_environment() | command.environment(spec, run.path, gpu_indices, hardware.threads())
+    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
+    environment = command.inherited_environment() | command.environment(spec, run.path, gpus, hardware.threads())
+    environment[leases.HELD_VARIABLE] = ",".join(leased.uuids)
     log_from = run.log.stat().st_size  # everything before it belongs to an earlier attempt
     write_json(
         run.keeper,
@@ -76,23 +100,24 @@ def supervise(run: RunDir, launcher: StandbyLauncher | None = None) -> None:
             "port": port,
             "log_from": log_from,
             "devices": environment["CUDA_VISIBLE_DEVICES"],
+            "leases": list(leased.uuids),
             "command": steps[-1].arguments,
         },
     )
     watch = StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0)
-    if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpu_indices)):
+    if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpus)):
         launcher.end()
         launcher = None
     code = 0
     # Preparation begins first: the launcher of a standby may be importing, and answer only after some seconds.
     children = {
-        number: _start(step, environment, run, launcher if step.waits else None)
+        number: _start(step, environment, run, leased, launcher if step.waits else None)
         for number, step in enumerate(steps)
         if number == 0 or step.waits
     }
     for number, step in enumerate(steps):
         if code == 0 and not requested_stop(run):
-            code = _wait_for_child(step, children.get(number) or _start(step, environment, run), run, watch)
+            code = _wait_for_child(step, children.get(number) or _start(step, environment, run, leased), run, watch)
     end_processes(run.path)
     _write_exit(run, code)
 
@@ -131,14 +156,14 @@ def _give_up(run: RunDir, error: BaseException) -> None:
 
 
 def _start(
-    step: Step, environment: dict[str, str], run: RunDir, launcher: StandbyLauncher | None = None
+    step: Step, environment: dict[str, str], run: RunDir, leased: Leased, launcher: StandbyLauncher | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a child of the run, or let a `launcher` that exists already take the step if it answers. A child that waits
     has a pipe (or socket) as its standard input, which closes if the supervisor ends."""
     print(f"$ {' '.join(step.arguments)}", flush=True)
-    if launcher and (child := launcher.hand_over(run, step, environment | dict(step.environment))):
+    if launcher and (child := launcher.hand_over(run, step, environment | dict(step.environment), leased.descriptors)):
         return child
-    # The descriptor of the lock is passed on: programs that take no lock themselves must count as alive, too.
+    # The descriptors of the locks are passed on: programs that take no lock themselves must count as alive, too.
     lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert lock is not None  # nobody locks this byte exclusively
     child_environment = environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
@@ -147,7 +172,7 @@ def _start(
         env=child_environment,
         cwd=PROJECT,
         stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
-        pass_fds=(lock,),
+        pass_fds=(lock, *leased.descriptors),
     )
     os.close(lock)
     return child
@@ -178,14 +203,14 @@ def _end_at_shutdown(folder: Path, *_: Any) -> NoReturn:
     os._exit(143)
 
 
-def become_supervisor(folder: Path) -> int:
-    """Detach, take the lock, supervise the run. Returns in the caller's process once the lock is held: 0, or 1 if
-    another supervisor has the run."""
+def become_supervisor(folder: Path, uuids: Sequence[str] = ()) -> int:
+    """Detach, take the lock and the leases of the GPUs, supervise the run. Returns in the caller's process once they
+    are held: 0; 1 if another supervisor has the run, `queue.GPUS_TAKEN` if another has leased one of the GPUs."""
     read_end, write_end = os.pipe()
-    if os.fork():
+    if child := os.fork():
         os.close(write_end)
         with os.fdopen(read_end, "rb") as answer:
-            return 0 if answer.read() == b"held" else 1
+            return 0 if answer.read() == b"held" else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(read_end)
     os.setsid()
 
@@ -193,7 +218,7 @@ def become_supervisor(folder: Path) -> int:
         os.write(write_end, b"held")
         os.close(write_end)
 
-    return _supervise_to_end(RunDir(folder), report)
+    return _supervise_to_end(RunDir(folder), report, uuids)
 
 
 def stand_by() -> int:
@@ -209,7 +234,7 @@ def stand_by() -> int:
         handover.send(studio, {"pid": os.getpid()})
         message, _ = handover.receive(studio)
         launcher = StandbyLauncher(Step(**message["step"], waits=True, saves=True))
-        folder, queue_lock = launcher.wait_for_run(studio, message["idle_seconds"])
+        folder, uuids, queue_lock = launcher.wait_for_run(studio, message["idle_seconds"])
         if not handover.write_folder(folder):
             raise ValueError("the path is too long")
     except (OSError, EOFError, ValueError):
@@ -223,14 +248,19 @@ def stand_by() -> int:
             os._exit(1)  # the studio has not waited, and starts the run as ever
         studio.close()
 
-    return _supervise_to_end(RunDir(Path(folder)), report, launcher)
+    return _supervise_to_end(RunDir(Path(folder)), report, uuids, launcher)
 
 
-def _supervise_to_end(run: RunDir, report: Callable[[], None], launcher: StandbyLauncher | None = None) -> NoReturn:
-    """Take the lock of the run, `report` that, and supervise the run."""
+def _supervise_to_end(
+    run: RunDir, report: Callable[[], None], uuids: Sequence[str], launcher: StandbyLauncher | None = None
+) -> NoReturn:
+    """Take the lock of the run and the leases of its GPUs, `report` that, and supervise the run."""
     supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
     if supervisor_lock is None:
         os._exit(1)
+    descriptors = leases.take(uuids, _holder(run))
+    if descriptors is None:
+        os._exit(queue.GPUS_TAKEN)
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert alive_lock is not None  # nobody locks this byte exclusively
     log = regular_files.open_descriptor(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -242,13 +272,13 @@ def _supervise_to_end(run: RunDir, report: Callable[[], None], launcher: Standby
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
         if _reserve_space(run):
-            _supervise_or_refuse(run, launcher)
+            _supervise_or_refuse(run, Leased(uuids, descriptors), launcher)
         else:  # it keeps waiting, as its page says
             run.reserve.unlink(missing_ok=True)
     except BaseException as error:
         _give_up(run, error)
-    os.close(alive_lock)
-    os.close(supervisor_lock)
+    for lock in (*descriptors, alive_lock, supervisor_lock):
+        os.close(lock)
     if run.exit.exists():  # otherwise the disk is full: no run can start, and a studio's tick will try again
         with contextlib.suppress(OSError):
             queue.advance(queue.saves_of(run.path))
@@ -256,9 +286,15 @@ def _supervise_to_end(run: RunDir, report: Callable[[], None], launcher: Standby
     os._exit(0)
 
 
-def _supervise_or_refuse(run: RunDir, launcher: StandbyLauncher | None) -> None:
+def _holder(run: RunDir) -> leases.Holder:
+    request, saves = read_object(run.request), queue.saves_of(run.path)
+    name = run.path.relative_to(saves).as_posix()
+    return leases.Holder(name, str(request.get("kind", "")), by=str(request.get("by", "")), saves=str(saves))
+
+
+def _supervise_or_refuse(run: RunDir, leased: Leased, launcher: StandbyLauncher | None) -> None:
     try:
-        supervise(run, launcher)
+        supervise(run, leased, launcher)
     except Refusal as refusal:
         with contextlib.suppress(OSError):  # a rank has written one, or the disk is full
             write_error(run, refusal)
@@ -269,7 +305,7 @@ def main() -> int:
     if sys.argv[2] == handover.PLACE:
         return stand_by()
     verb, folder = sys.argv[1], Path(sys.argv[2]).resolve()
-    return become_supervisor(folder) if verb == "keep" else end_orphans(folder)
+    return become_supervisor(folder, sys.argv[3:]) if verb == "keep" else end_orphans(folder)
 
 
 def end_orphans(folder: Path) -> int:

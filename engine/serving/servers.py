@@ -27,24 +27,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.core import hardware
+from engine.core import hardware, leases
+from engine.core.locks import is_locked, try_lock, wait_for_lock
 from engine.core.problems import Problem, Refusal, problem, sentences
-from engine.core.rundir import (
-    ALIVE_BYTE,
-    is_locked,
-    read_json,
-    read_object,
-    try_lock,
-    wait_for_lock,
-    write_json,
-)
+from engine.core.rundir import ALIVE_BYTE, read_json, read_object, write_json
 from engine.launch import command
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT, Workplace, is_inside
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import may_need_bitsandbytes
 from engine.runs.results import Result, base_of, results
-from engine.serving import vllm
+from engine.serving import server_gpu, vllm
 from engine.spec.model_settings import Model, NoRopeScaling
 from engine.spec.run_spec import RunSpec
 
@@ -263,6 +256,7 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
 
 def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
     """The content of serve.json for the choice. Raises Refusal if no GPU is left for it."""
+    gpu = server_gpu.free_gpu(choice.engine)
     loaded = [Model(**choice.model), *(model.run.spec.model for model in reward_models(workplace.saves))]
     return {
         "quantized": any(may_need_bitsandbytes(model.model_name_or_path, model.quantization.kind) for model in loaded),
@@ -278,31 +272,16 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
         "by": by,
         "started": time.time(),
         "engine": choice.engine,
-        "card": _free_gpu(workplace.saves, choice.engine),
+        "card": gpu.index if gpu else None,
+        "gpu": gpu.uuid if gpu else None,
         "vllm": {"command": [vllm.program()], "rank": choice.rank} if choice.engine == "vllm" else None,
     }
 
 
-def _free_gpu(saves: Path, engine: str) -> int | None:
-    """The index of the GPU with the most free memory; None if there is none. vLLM uses nine tenths of its GPU, so it
-    shares it with no other server.
-
-    Raises Refusal with the servers on them if every GPU is taken, or if the driver cannot list them.
-    """
-    if failure := hardware.gpu_failure():
-        raise Refusal(failure)
-    gpus, alive = hardware.gpus(), [server for server in servers(saves) if server.alive]
-    occupants = {server.settings.get("card"): server for server in alive if "vllm" in (engine, server.engine)}
-    left = [gpu for gpu in gpus if gpu.index not in occupants]
-    if gpus and not left:
-        who = "; ".join(f"{occupants[gpu.index].name} ({occupants[gpu.index].settings['by'] or '—'})" for gpu in gpus)
-        raise Refusal(problem("chat-card-taken", who=who))
-    return max(left, key=lambda gpu: gpu.free).index if left else None
-
-
 def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False) -> subprocess.Popen[bytes]:
     """Start the process of a server with a new folder. In the `foreground` it prints to this terminal and ends with it;
-    otherwise it prints to its log and outlives the process that started it."""
+    otherwise it prints to its log and outlives the process that started it. Raises Refusal if its GPU is taken."""
+    leased = _lease(server, settings)
     server.path.mkdir(parents=True)
     # The lock is passed on: the server is alive before it has imported anything.
     lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
@@ -321,25 +300,37 @@ def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: boo
             stdout=log,
             stderr=log,
             start_new_session=not foreground,
-            pass_fds=(lock,),
+            pass_fds=(lock, *leased),
         )
     finally:
-        os.close(lock)
+        for descriptor in (lock, *leased):
+            os.close(descriptor)
         if log:
             log.close()
+
+
+def _lease(server: Server, settings: Mapping[str, Any]) -> list[int]:
+    """The descriptors that hold the lease of its GPU, if it has one."""
+    if not settings["gpu"]:
+        return []
+    saves = server.path.parents[1]
+    kind = server_gpu.KINDS[settings["engine"]]
+    holder = leases.Holder(settings["name"], kind, by=settings["by"], saves=str(saves))
+    return server_gpu.lease(settings["gpu"], settings["engine"], holder)
 
 
 def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Its environment, as for a run on one device: its GPU, or the CPU if there is none."""
     spec = RunSpec.read({"model": settings["model"]})
-    variables = (
+    gpus = [gpu for gpu in hardware.gpus() if gpu.uuid == settings["gpu"]]
+    if settings["gpu"] and not gpus:  # without one, the model would be loaded on the CPU
+        raise Refusal(hardware.gpu_failure() or problem("gpu-gone", uuid=settings["gpu"]))
+    return (
         command.inherited_environment()
-        | command.environment(spec, folder, [gpu.index for gpu in hardware.gpus()], hardware.threads())
+        | command.environment(spec, folder, gpus, hardware.threads())
         | command.OFFLINE_VARIABLES
+        | {leases.HELD_VARIABLE: settings["gpu"] or ""}
     )
-    if settings["card"] is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = str(settings["card"])
-    return variables
 
 
 def end(server: Server) -> None:

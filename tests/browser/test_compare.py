@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.core.rundir import ALIVE_BYTE, append_lines, try_lock
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, append_lines
 from engine.launch.workspace import Workplace
 from engine.runs.runs import Run
 from tests.browser.conftest import Outside

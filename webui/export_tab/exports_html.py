@@ -69,9 +69,8 @@ def _unfinished(run: Run, words: Words) -> str:
         what = lines(why.what(words.language) if why else words(f"state-{run.state}"))
         return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
     now = progress.progress(run)
-    phase = (
-        words("queue-position", position=queue.position(run)) if run.state == "queued" else words(f"phase-{now.phase}")
-    )
+    place = queue.place(run)
+    phase = words("queue-position", position=place.number) if place else words(f"phase-{now.phase}")
     wide = 100 * min(now.fraction or 0.0, 1.0)
     unknown = " unknown" if now.fraction is None and run.state != "queued" else ""
     bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'

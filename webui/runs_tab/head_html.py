@@ -66,8 +66,8 @@ def progress_bar(run: Run, now: Progress, words: Words) -> str:
 
 def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
     parts = []
-    if run.state == "queued":
-        parts.append(words("queue-position", position=queue.position(run)))
+    if place := queue.place(run):
+        parts += [words("queue-position", position=place.number), place.decision.text(words.language)]
     elif not run.final:
         parts.append(words(f"phase-{now.phase}"))
     if now.total:

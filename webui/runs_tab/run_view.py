@@ -134,4 +134,6 @@ def stamp_of(run: Run) -> str:
         run.path,
     )
     waits_for_space = run.state == "queued" and disk_is_full(here)
-    return f"{run.state} {queue.position(run)} {waits_for_space} {rundir.stamp(files)}"
+    place = queue.place(run)
+    waits = f"{place.number} {place.decision.text()}" if place else ""
+    return f"{run.state} {waits} {waits_for_space} {rundir.stamp(files)}"

@@ -21,8 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.core.locks import is_locked, try_lock
 from engine.core.permissions import apply_umask
-from engine.core.rundir import ALIVE_BYTE, is_locked, read_object, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, read_object, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
 from engine.launch.workspace import template_file

@@ -15,8 +15,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.core import leases
+from engine.core.locks import try_lock
 from engine.core.run_errors import write_error
-from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, RunDir, write_json
 from engine.launch.stacks import offer_stacks
 
 
@@ -49,13 +51,14 @@ def library_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_lifecycle(folder: str) -> Iterator[RunDir]:
-    """Hold the run's lock; leave error.json and exit code 1 behind on an error.
+    """Hold the run's lock and the leases of its GPUs; leave error.json and exit code 1 behind on an error.
 
     The error of the first rank that fails is kept: the others fail because of its absence.
     """
     silence_warnings()
     run = RunDir(Path(folder))
     try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, for whatever reason
+    leases.join()
     offer_stacks()
     # At the end the system takes back all memory at once; searching it for garbage first would take most of a second.
     atexit.register(gc.freeze)

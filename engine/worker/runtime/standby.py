@@ -47,8 +47,9 @@ class Standby:
         self.given.set()
 
 
-def _become(message: dict[str, Any], _lock: int, log: int) -> None:
-    """Take folder, arguments, environment and log of a run. The descriptor of the lock stays open until the end."""
+def _become(message: dict[str, Any], _lock: int, log: int, *_leases: int) -> None:
+    """Take folder, arguments, environment and log of a run. The descriptors of the lock and of the leases stay open
+    until the end."""
     if not handover.write_folder(message["folder"]):
         raise ValueError("the path is too long")
     # Only variables that exist, with the same names: their places in memory stay the same while libraries read others.

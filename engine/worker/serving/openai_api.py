@@ -31,8 +31,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from engine.core.locks import is_locked
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import ALIVE_BYTE, is_locked, write_json
+from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.core.sockets import KEEP_ALIVE_SECONDS
 from engine.data.row_files import half_character
 from engine.worker.generation.answer import Answer, Piece

@@ -29,6 +29,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from engine.core import leases
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir
 from engine.core.sockets import listen
@@ -74,6 +75,7 @@ class VllmGenerator:
                 stderr=file,
                 preexec_fn=_die_with_us,
                 env=os.environ | vllm.environment(key),
+                pass_fds=leases.join(),
                 start_new_session=True,  # Ctrl-C is for the server, which ends vLLM through its process group
             )
         generator = cls(process, port, key, settings, log)

@@ -1,0 +1,177 @@
+"""Leases of GPUs: a lock for each GPU, named by its UUID, in one folder for the whole machine.
+
+Whoever computes on a GPU holds its lease: the supervisor of a run or the process of a chat server, and with it every
+process that it has started. So two studios, two users and a shell never use one GPU at the same time, whatever their
+saves folders. A lease ends with the last of these processes, however it was killed. Containers share leases only if
+they share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.locks import byte_is_locked, lock_byte
+
+FOLDER_VARIABLE = "ATHANOR_LEASES"
+HELD_VARIABLE = "ATHANOR_HELD_LEASES"  # of the processes of a holder: the UUIDs, separated by commas
+MAX_HOLDER_BYTES = 4096
+# Two bytes of a lock file. The first is locked by the one who takes the lease, and stays so in processes that inherit
+# the descriptor; the second is shared by all that join it themselves.
+HOLDER_BYTE, MEMBER_BYTE = 0, 1
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease. For people: the lock alone decides."""
+
+    what: str  # the id of a run, or the name of a model
+    kind: str  # a kind of run, or "chat"
+    user: str = ""  # of the operating system
+    by: str = ""  # of the studio
+    saves: str = ""  # the saves folder
+    since: float = 0.0  # seconds since 1970
+
+    @property
+    def text(self) -> str:
+        """Its name, and whose it is."""
+        person = self.by or self.user
+        return f"{self.what} ({person})" if person else self.what
+
+
+def folder() -> Path:
+    """The folder of the lock files: ATHANOR_LEASES, otherwise one that every user of this machine can write to."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    shared = Path("/run/lock")
+    with contextlib.suppress(OSError):
+        if shared.stat().st_mode & stat.S_IWOTH:
+            return shared / "athanor"
+    return Path("/tmp/athanor-leases")
+
+
+def take(uuids: Iterable[str], holder: Holder) -> list[int] | None:
+    """Take the leases of all these GPUs, or of none if another holds one of them. Returns the descriptors that hold
+    them; None if they could not be taken. Raises OSError if the folder cannot be used."""
+    descriptors: list[int] = []
+    try:
+        for uuid in sorted(uuids):
+            descriptor = _open(uuid, create=True)
+            descriptors.append(descriptor)
+            if not lock_byte(descriptor, HOLDER_BYTE, shared=False) or byte_is_locked(descriptor, MEMBER_BYTE):
+                raise BlockingIOError
+        content = json.dumps(asdict(holder) | {"user": _user(), "since": time.time()}).encode()
+        for descriptor in descriptors:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content[:MAX_HOLDER_BYTES], 0)
+    except OSError as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptors
+
+
+def take_beside(uuid: str, kind: str) -> list[int] | None:
+    """Share the lease of a GPU with holders of that kind. Returns the descriptors that hold it; None if the holder is
+    of another kind. Raises OSError."""
+    descriptor = _open(uuid, create=True)
+    lock_byte(descriptor, MEMBER_BYTE, shared=True)  # first: from now on, nobody else can take it
+    if not byte_is_locked(descriptor, HOLDER_BYTE) or _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0)).kind == kind:
+        return [descriptor]
+    os.close(descriptor)
+    return None
+
+
+def join() -> list[int]:
+    """Hold the leases of the run that this process belongs to, as its environment names them, until it ends, even if
+    all others of the run end before. Returns the descriptors, for passing on to a child."""
+    descriptors = []
+    for uuid in filter(None, os.environ.get(HELD_VARIABLE, "").split(",")):
+        with contextlib.suppress(OSError):
+            descriptors.append(_open(uuid))
+            lock_byte(descriptors[-1], MEMBER_BYTE, shared=True)
+    return descriptors
+
+
+def holders() -> dict[str, Holder]:
+    """The GPUs that are leased at the moment, by UUID, and who holds them."""
+    try:
+        names = os.listdir(folder())
+    except OSError:
+        return {}
+    return {name: holder for name in names if not name.startswith(".") and (holder := _holder(name))}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user without an entry, as in many containers
+        return str(os.getuid())
+
+
+def _holder(uuid: str) -> Holder | None:
+    try:
+        descriptor = _open(uuid)
+    except OSError:
+        return None
+    try:
+        if not (byte_is_locked(descriptor, HOLDER_BYTE) or byte_is_locked(descriptor, MEMBER_BYTE)):
+            return None
+        return _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0))
+    finally:
+        os.close(descriptor)
+
+
+def _read(content: bytes) -> Holder:
+    """Anybody may have written it, so it may be anything."""
+    fields: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        value = json.loads(content)
+        fields = value if isinstance(value, dict) else {}
+    texts = {name: str(fields.get(name, "")) for name in ("what", "kind", "user", "by", "saves")}
+    since = fields.get("since")
+    return Holder(**texts, since=since if isinstance(since, (int, float)) else 0.0)
+
+
+def _open(uuid: str, create: bool = False) -> int:
+    """The lock file of a GPU. Raises OSError.
+
+    Users of the machine share it, so it is never opened through a link, and what exists is opened without O_CREAT,
+    which the kernel forbids for files of others in a folder like /tmp (fs.protected_regular).
+    """
+    path = folder() / uuid
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        if not create:
+            raise
+        descriptor = _create(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a file")
+    return descriptor
+
+
+def _create(path: Path, flags: int) -> int:
+    """A lock file that every user may lock, in a folder to which every user may add one."""
+    if not path.parent.is_dir():
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o1777)
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:  # created by another at the same moment
+        return os.open(path, flags)
+    os.fchmod(descriptor, 0o666)  # whatever the umask is
+    return descriptor

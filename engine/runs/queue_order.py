@@ -1,0 +1,84 @@
+"""Changes of the order in which waiting runs start: on hold, at once, earlier, later, more important."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import read_object, write_json
+from engine.runs import queue, runs
+from engine.runs.run import Run
+
+Move = Literal["first", "up", "down", "last"]
+MOVES = get_args(Move)
+PRIORITIES = {"high": 1, "normal": 0, "low": -1}
+SECOND_NS = 1_000_000_000
+
+
+def hold(run: Run) -> None:
+    """Keep a waiting run from starting. Raises Refusal if it does not wait."""
+    _change(run, "hold", lambda _order: {"held": True, "now": False})
+
+
+def release(run: Run) -> None:
+    """Let a run on hold wait for its turn again. Raises Refusal if it does not wait."""
+    _change(run, "release", lambda _order: {"held": False})
+
+
+def start_now(run: Run) -> None:
+    """Put a waiting run first, and let it start even on GPUs on which processes of others compute, or on a CPU that
+    other runs use; not on a GPU that is leased. Raises Refusal if it does not wait."""
+    _change(run, "start-now", lambda _order: {"held": False, "now": True})
+
+
+def set_priority(run: Run, priority: str) -> None:
+    """A key of PRIORITIES. Runs of a higher priority come first. Raises Refusal if the run does not wait."""
+    if priority not in PRIORITIES:
+        raise Refusal(problem("spec-choice", "priority", given=priority, choices=", ".join(PRIORITIES)))
+    _change(run, "priority", lambda _order: {"priority": PRIORITIES[priority]})
+
+
+def move(run: Run, where: str) -> None:
+    """Move a waiting run in the queue; it gets the priority of the run whose place it takes. Those that start at once
+    stay in front. Raises Refusal if it does not wait."""
+    if where not in MOVES:
+        raise Refusal(problem("spec-choice", "move", given=where, choices=", ".join(MOVES)))
+    _change(run, "move", lambda order: _moved(run, order, where))
+
+
+def _moved(run: Run, order: list[Run], where: str) -> dict[str, Any]:
+    order = [other for other in order if not other.request.get("now")]
+    paths = [other.path for other in order]
+    if run.path not in paths:
+        return {}
+    at, others = paths.index(run.path), [other for other in order if other.path != run.path]
+    target = {"first": 0, "up": max(at - 1, 0), "down": min(at + 1, len(others)), "last": len(others)}[where]
+    if target == at:
+        return {}
+    before, after = ([None, *others][target], [*others, None][target])
+    if before and after and _priority(before) == _priority(after):
+        return {"priority": _priority(after), "queued": (_queued(before) + _queued(after)) // 2}
+    if after and (target < at or before is None):
+        return {"priority": _priority(after), "queued": _queued(after) - SECOND_NS}
+    assert before
+    return {"priority": _priority(before), "queued": _queued(before) + SECOND_NS}
+
+
+def _priority(run: Run) -> int:
+    return run.request.get("priority", 0)
+
+
+def _queued(run: Run) -> int:
+    return run.request.get("queued", 0)
+
+
+def _change(run: Run, action: str, changes: Callable[[list[Run]], dict[str, Any]]) -> None:
+    """Change the request of a waiting run: the runs in their order → what is changed."""
+    saves = queue.saves_of(run.path)
+    with runs.refusing_write_errors(saves), queue.locked(saves):
+        run = runs.read(run.path, saves)
+        if run.state != "queued":
+            raise Refusal(problem("run-cannot", what=action, state=run.state))
+        write_json(run.dir.request, read_object(run.dir.request) | changes(queue.waiting(saves)))
+    queue.advance(saves)

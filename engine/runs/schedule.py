@@ -1,0 +1,158 @@
+"""Which of the waiting runs can start now, and on which GPUs. Pure: it starts nothing, and asks nobody.
+
+The runs are considered in the order of the queue. One that cannot start reserves the GPUs that it could use as far as
+they are free, so that a later run starts before it only on GPUs that it does not need (backfilling with reservations;
+no run's duration is assumed to be known).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.core.hardware import Gpu
+from engine.core.problems import Problem, problem
+
+OTHERS_BYTES = 256 << 20  # a process with less of a GPU's memory has no computation there
+UNSEEN_BYTES = 2 << 30  # of used memory that belongs to no visible process; drivers themselves take up to a gigabyte
+ALIKE_BYTES = 1 << 30  # GPUs whose free memory differs by less are taken in their order
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes free on each (0 if unknown).
+    Without GPUs, `memory` is that of the machine. `beside_others`: even on GPUs on which processes of others compute,
+    or on a CPU that other runs use."""
+
+    name: str
+    count: int = 1
+    indices: tuple[int, ...] = ()
+    memory: int = 0
+    beside_others: bool = False
+    held: bool = False
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.count == 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The devices as they are now. `taken`: who uses a GPU, by its UUID, among runs and servers; `lanes`: how many more
+    runs may use the CPU, and `free_memory` the bytes that they may use, or None if the only one may use all."""
+
+    gpus: Sequence[Gpu]
+    taken: Mapping[str, str]
+    lanes: int = 1
+    free_memory: int | None = None
+    cpu_holder: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a run starts now, on which GPUs; otherwise why not: a sentence, and what keeps it from single GPUs."""
+
+    gpus: tuple[Gpu, ...] = ()
+    reason: Problem | None = None
+    details: tuple[Problem, ...] = ()
+
+    @property
+    def starts(self) -> bool:
+        return self.reason is None
+
+    def text(self, language: str = "en") -> str:
+        """Why it waits, in one line."""
+        if self.reason is None:
+            return ""
+        details = ("；" if language == "zh" else "; ").join(detail.text(language) for detail in self.details)
+        return self.reason.text(language) + (f" {details}" if details else "")
+
+
+def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
+    """What happens to each of the waiting runs, in their order."""
+    taken, reserved, lanes = dict(machine.taken), dict[str, str](), machine.lanes
+    decisions = []
+    for demand in demands:
+        if demand.held:
+            decision = Decision(reason=problem("waits-held"))
+        elif demand.on_cpu:
+            decision = _on_cpu(demand, machine, lanes)
+            lanes -= 1  # it starts, or the lane is kept for it
+        else:
+            decision = _on_gpus(demand, machine.gpus, taken, reserved)
+            claimed = decision.gpus if decision.starts else _reserved(demand, machine.gpus, taken, reserved)
+            (taken if decision.starts else reserved).update({gpu.uuid: demand.name for gpu in claimed})
+        decisions.append(decision)
+    return decisions
+
+
+def _on_cpu(demand: Demand, machine: Machine, lanes: int) -> Decision:
+    if lanes <= 0 and not demand.beside_others:
+        return Decision(reason=problem("waits-cpu", run=machine.cpu_holder))
+    if machine.free_memory is not None and demand.memory > machine.free_memory:
+        sizes = {"needed": _size(demand.memory), "free": _size(machine.free_memory)}
+        return Decision(reason=problem("waits-memory", **sizes))
+    return Decision()
+
+
+def _on_gpus(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], reserved: Mapping[str, str]) -> Decision:
+    obstacles = {gpu.uuid: _obstacle(gpu, demand, taken, reserved) for gpu in _eligible(demand, gpus)}
+    ready = [gpu for gpu in gpus if gpu.uuid in obstacles and obstacles[gpu.uuid] is None]
+    if len(ready) >= demand.count:
+        emptiest = sorted(ready, key=lambda gpu: -(gpu.free // ALIKE_BYTES))[: demand.count]
+        order = demand.indices or [gpu.index for gpu in gpus]
+        return Decision(tuple(sorted(emptiest, key=lambda gpu: order.index(gpu.index))))
+    values = {"count": demand.count, "free": len(ready)}
+    if demand.indices:
+        reason = problem("waits-these-gpus", gpus=", ".join(map(str, demand.indices)), free=len(ready))
+    elif demand.memory:
+        reason = problem("waits-gpus-memory", needed=_size(demand.memory), **values)
+    else:
+        reason = problem("waits-gpus", **values)
+    return Decision(reason=reason, details=tuple(filter(None, obstacles.values())))
+
+
+def _eligible(demand: Demand, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The GPUs that could ever be used. Several processes cannot share slices: each would see only the first."""
+    if demand.indices:
+        return [gpu for gpu in gpus if gpu.index in demand.indices]
+    return [
+        gpu
+        for gpu in gpus
+        if not (gpu.is_slice and demand.count > 1) and (not gpu.memory or gpu.memory >= demand.memory)
+    ] or list(gpus)  # none is large enough, and the user wants to try it all the same
+
+
+def _obstacle(gpu: Gpu, demand: Demand, taken: Mapping[str, str], reserved: Mapping[str, str]) -> Problem | None:
+    """Why the run cannot use this GPU now."""
+    if gpu.uuid in taken:
+        return problem("waits-taken", gpu=gpu.index, who=taken[gpu.uuid])
+    if gpu.uuid in reserved:
+        return problem("waits-reserved", gpu=gpu.index, run=reserved[gpu.uuid])
+    if demand.beside_others:
+        return None
+    if (others := others_bytes(gpu)) is not None:
+        pids = ", ".join(str(process.pid) for process in gpu.processes)
+        return problem("waits-others", gpu=gpu.index, size=_size(others), pids=pids)
+    return None
+
+
+def _reserved(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], reserved: Mapping[str, str]) -> list[Gpu]:
+    """The free GPUs that are kept for a run until it has enough; of more than it needs, those that it could use now."""
+    free = [gpu for gpu in _eligible(demand, gpus) if gpu.uuid not in taken and gpu.uuid not in reserved]
+    unfit = {gpu.uuid: _obstacle(gpu, demand, {}, {}) is not None for gpu in free}
+    return sorted(free, key=lambda gpu: (unfit[gpu.uuid], -(gpu.free // ALIKE_BYTES)))[: demand.count]
+
+
+def others_bytes(gpu: Gpu) -> int | None:
+    """The memory in bytes that processes other than runs and servers use on a GPU without a lease; None if there are
+    none. Processes that cannot be seen, as from a container, are recognized by what they use."""
+    large = [process for process in gpu.processes if process.memory is None or process.memory >= OTHERS_BYTES]
+    used = gpu.memory - gpu.free
+    if large:
+        return sum(process.memory or 0 for process in large) or used
+    return used if gpu.memory and used > UNSEEN_BYTES else None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

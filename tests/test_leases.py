@@ -1,0 +1,275 @@
+"""Leases of GPUs, held and lost by real processes. The machine of the tests has no GPU: `tests.nvml` reports some, and
+the trainings on them compute on the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engine.core import leases
+from engine.core.leases import Holder
+from engine.core.problems import Refusal
+from engine.core.rundir import read_object
+from engine.launch.processes import find_processes
+from engine.launch.workspace import PROJECT, Workplace
+from engine.preflight import doctor
+from engine.runs import queue, queue_order, runs
+from engine.runs.run import Run
+from engine.serving import servers
+from engine.spec.run_spec import RunSpec
+from tests.conftest import end_runs, wait_until
+from tests.nvml import Nvml
+
+GB = 1 << 30
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the leases of this test are."""
+    monkeypatch.setenv(leases.FOLDER_VARIABLE, str(tmp_path / "leases"))
+    return tmp_path / "leases"
+
+
+def close(descriptors: list[int] | None) -> None:
+    for descriptor in descriptors or ():
+        os.close(descriptor)
+
+
+def test_all_of_them_or_none(folder: Path) -> None:
+    held = leases.take(["GPU-b", "GPU-a"], Holder("tiny/lora/x", "training", by="ada", saves="/saves"))
+    assert leases.take(["GPU-c", "GPU-b"], Holder("y", "training")) is None
+    assert {uuid: holder.text for uuid, holder in leases.holders().items()} == {
+        "GPU-a": "tiny/lora/x (ada)",
+        "GPU-b": "tiny/lora/x (ada)",
+    }
+    close(held)
+    assert leases.holders() == {}
+    close(leases.take(["GPU-a", "GPU-b", "GPU-c"], Holder("y", "training")))
+
+
+def test_every_user_of_the_machine_can_use_the_folder_and_no_link_is_followed(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        close(leases.take(["GPU-a"], Holder("x", "training")))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+    assert stat.S_IMODE((folder / "GPU-a").stat().st_mode) == 0o666
+    target = folder.parent / "target"
+    target.write_text("untouched")
+    (folder / "GPU-b").symlink_to(target)
+    os.mkfifo(folder / "GPU-c")
+    for uuid in ("GPU-b", "GPU-c"):
+        with pytest.raises(OSError, match=r"Too many levels|is not a file"):
+            leases.take([uuid], Holder("x", "training"))
+    assert (target.read_text(), leases.holders()) == ("untouched", {})
+
+
+@pytest.mark.parametrize("content", ["", "null", '{"what": ["x"], "since": "y"}', "\0" * 5000, '{"what": "cut'])
+def test_whatever_is_written_in_a_lease_the_lock_decides(folder: Path, content: str) -> None:
+    held = leases.take(["GPU-a"], Holder("x", "training"))
+    (folder / "GPU-a").write_text(content)
+    assert list(leases.holders()) == ["GPU-a"]
+    assert leases.take(["GPU-a"], Holder("y", "training")) is None
+    close(held)
+
+
+def test_servers_share_a_gpu_with_their_kind_until_the_last_has_ended(folder: Path) -> None:
+    first = leases.take(["GPU-a"], Holder("m", "chat"))
+    assert leases.take_beside("GPU-a", "training") is None
+    second = leases.take_beside("GPU-a", "chat")
+    close(first)
+    assert leases.take(["GPU-a"], Holder("x", "training")) is None
+    close(second)
+    close(leases.take(["GPU-a"], Holder("x", "training")))
+
+
+def test_a_lease_lasts_as_long_as_anyone_who_inherited_or_joined_it(folder: Path, monkeypatch: Any) -> None:
+    held = leases.take(["GPU-a"], Holder("x", "training"))
+    inherits = subprocess.Popen(["sleep", "60"], pass_fds=held)
+    code = "from engine.core import leases; leases.join(); print('joined', flush=True); input()"
+    monkeypatch.setenv(leases.HELD_VARIABLE, "GPU-a")
+    joins = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdin=-1, stdout=-1)
+    assert joins.stdout.readline() == b"joined\n"
+    close(held)
+    for process in (inherits, joins):
+        assert "GPU-a" in leases.holders()
+        process.kill()
+        process.communicate()
+    assert leases.holders() == {}
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture
+def four_gpus(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    """Four GPUs; on the last, somebody else computes."""
+    nvml = Nvml(tmp_path / "library", monkeypatch)
+    gpus: list[dict[str, Any]] = [{"uuid": f"GPU-{number}", "memory": 80 * GB, "free": 79 * GB} for number in range(4)]
+    gpus[3] |= {"free": 40 * GB, "processes": [[1, 39 * GB]]}
+    nvml.report(gpus=gpus)
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: "13.0")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    return nvml
+
+
+@pytest.fixture
+def submit(four_gpus: Nvml, workplace: Workplace, make_spec: Callable[..., RunSpec]) -> Iterator[Callable[..., Run]]:
+    """Submit a long training on so many GPUs, and stop its processes as soon as it has them: it holds its leases
+    without using the cores."""
+    places = [workplace]
+
+    def submit(name: str, count: int = 1, place: Workplace = workplace, **changes: Any) -> Run:
+        places.append(place)
+        spec = make_spec(
+            name=name, hardware__device="auto", hardware__num_processes=count, training__max_steps=100_000, **changes
+        )
+        return runs.submit(spec, place, by="ada")
+
+    yield submit
+    for place in places:
+        end_runs(place.saves)
+
+
+def gpus_of(run: Run) -> str:
+    """The numbers of the GPUs that it was started on."""
+    return wait_until(lambda: read_object(run.dir.keeper))["devices"]
+
+
+def leased() -> dict[str, str]:
+    return {uuid[4:]: holder.what.rpartition("-")[2] for uuid, holder in leases.holders().items()}
+
+
+def reason(run: Run) -> str:
+    return queue.place(runs.read(run.path, queue.saves_of(run.path))).decision.text()
+
+
+def ranks(run: Run) -> list[psutil.Process]:
+    return [process for process in find_processes(run.path) if "engine.worker.train" in " ".join(process.cmdline())]
+
+
+def kill(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGKILL)
+    psutil.wait_procs([process], timeout=10)
+
+
+@pytest.mark.slow
+def test_a_shared_server_used_to_the_full_through_kill_nine(
+    forked: None, submit: Callable[..., Run], workplace: Workplace, tiny: Path, tmp_path: Path
+) -> None:
+    two, single = submit("two", 2), submit("single")
+    assert (gpus_of(two), gpus_of(single)) == ("0,1", "2")
+    assert leased() == {"0": "two", "1": "two", "2": "single"}
+    # The next waits for two; the one behind it may not take the GPU that is kept for it, but one that it does not need.
+    large, small = submit("large", 2), submit("small")
+    assert reason(large) == (
+        f"Needs 2 GPUs with about {large.request['memory'] / 1e9:.1f} GB of memory; 0 are free. GPU 0: {two.id} (ada); "
+        f"GPU 1: {two.id} (ada); GPU 2: {single.id} (ada); GPU 3: 41.9 GB used by other programs (process 1)"
+    )
+    assert "GPU 3: kept for large" in reason(small)
+    # Somebody with a saves folder of his own sees the same leases, and so does a chat.
+    other = replace(workplace, saves=tmp_path / "other")
+    other.saves.mkdir()
+    foreign = submit("foreign", place=other, hardware__devices=[2])
+    assert reason(foreign) == f"Needs the GPUs 2; 0 of them are free. GPU 2: {single.id} (ada)"
+    assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 3
+
+    # Its owner decides to start the small one beside the others: it comes first, and large keeps waiting.
+    queue_order.start_now(small)
+    assert gpus_of(small) == "3"
+    with pytest.raises(Refusal, match=r"In use: GPU 0: .*two \(ada\); .*GPU 3: .*small \(ada\)"):
+        servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
+
+    # kill -9 of the supervisor alone frees nothing; of its last process, exactly what it had.
+    [rank] = wait_until(lambda: ranks(single))
+    kill(psutil.Process(read_object(single.dir.keeper)["pid"]))
+    assert leased() == {"0": "two", "1": "two", "2": "single", "3": "small"}
+    kill(rank)
+    wait_until(lambda: leased() == {"0": "two", "1": "two", "3": "small"})
+    # The other folder's run had waited for just this GPU.
+    queue.advance(other.saves)
+    assert gpus_of(foreign) == "2"
+    assert queue.place(runs.read(large.path, workplace.saves)).number == 1
+
+    # A rank of two is killed: the run ends, large has its two GPUs, and nobody else lost anything.
+    kill(wait_until(lambda: len(ranks(two)) >= 2 and ranks(two))[-1])
+    wait_until(lambda: runs.read(two.path, workplace.saves).final)
+    assert gpus_of(large) == "0,1"
+    assert leased() == {"0": "large", "1": "large", "2": "foreign", "3": "small"}
+    runs.stop(large, "kill")
+    wait_until(lambda: leased() == {"2": "foreign", "3": "small"})
+
+
+def test_hold_release_move_and_priority(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    for name in "abcd":
+        submit(name)
+
+    def order() -> str:
+        return "".join(run.facts.name for run in queue.waiting(workplace.saves))
+
+    def run(name: str) -> Run:
+        return next(run for run in queue.waiting(workplace.saves) if run.facts.name == name)
+
+    def moved(name: str, where: str) -> str:
+        queue_order.move(run(name), where)
+        return order()
+
+    assert order() == "abcd"
+    assert [moved("c", "up"), moved("c", "up"), moved("c", "up")] == ["acbd", "cabd", "cabd"]
+    assert [moved("c", "down"), moved("a", "last"), moved("d", "first")] == ["acbd", "cbda", "dcba"]
+    assert [moved("a", "down"), moved("b", "down")] == ["dcba", "dcab"]
+    queue_order.set_priority(run("a"), "high")
+    queue_order.set_priority(run("d"), "low")
+    assert order() == "acbd"
+    assert [moved("b", "first"), moved("d", "up"), moved("d", "up")] == ["bacd", "badc", "bdac"]
+    queue_order.start_now(run("c"))
+    assert order() == "cbda"
+    assert moved("b", "up") == "cbda"
+    queue_order.hold(run("b"))
+    assert reason(run("b")) == "On hold. It stays in the queue until somebody releases it."
+    queue_order.release(run("b"))
+    assert reason(run("b")) == ""
+    for change in (lambda: queue_order.set_priority(run("a"), "urgent"), lambda: moved("a", "sideways")):
+        with pytest.raises(Refusal):
+            change()
+    stopped = run("a")
+    runs.stop(stopped, "kill")
+    for change in (queue_order.hold, queue_order.release, queue_order.start_now):
+        with pytest.raises(Refusal, match="not possible while the run is stopped"):
+            change(stopped)
+
+
+def test_while_the_driver_fails_only_runs_on_the_cpu_start(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    begun = []
+    monkeypatch.setattr(queue, "_start", lambda run, *_: not begun.append(run.path.name[20:]))
+    monkeypatch.setattr(
+        queue.index, "open_runs", lambda saves: [run for run in runs.find(saves) if run.path.name[20:] not in begun]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "advance", lambda *_: None)
+        auto, on_cpu = submit("auto"), submit("cpu", training__precision="fp32")
+        spec = on_cpu.spec.change("hardware.device", "cpu")
+        on_cpu.dir.spec.write_text(spec.to_yaml())
+    four_gpus.report(error="GPU is lost")
+    queue.advance(workplace.saves)
+    assert begun == ["cpu"]
+    assert "GPU is lost" in reason(auto)
+    four_gpus.report(gpus=[{"uuid": "GPU-0", "memory": 80 * GB, "free": 79 * GB}])
+    queue.advance(workplace.saves)
+    assert begun == ["cpu", "auto"]

@@ -1,0 +1,146 @@
+"""Which waiting runs start, on which GPUs: schedules worked out by hand, and rules that hold for any queue."""
+
+from __future__ import annotations
+
+import random
+
+from engine.core.hardware import Gpu, GpuProcess
+from engine.runs.schedule import Decision, Demand, Machine, decide
+
+GB = 1 << 30
+
+
+def gpu(index: int, free: int = 79, *, memory: int = 80, processes: tuple[GpuProcess, ...] = ()) -> Gpu:
+    return Gpu(index, f"GPU-{index}", "NVIDIA H100", memory * GB, free * GB, 9.0, processes)
+
+
+EIGHT = [gpu(index) for index in range(8)]
+
+
+def indices(decision: Decision) -> list[int] | None:
+    """The GPUs on which it starts; None if it waits."""
+    return [gpu.index for gpu in decision.gpus] if decision.starts else None
+
+
+def started(demands: list[Demand], gpus: list[Gpu] = EIGHT, **taken: str) -> dict[str, list[int] | None]:
+    """What happens to each demand; `taken`: GPU3="who"."""
+    machine = Machine(gpus, {name.replace("GPU", "GPU-"): who for name, who in taken.items()})
+    return {demand.name: indices(decision) for demand, decision in zip(demands, decide(demands, machine), strict=True)}
+
+
+def test_ten_runs_on_eight_gpus_beside_a_chat_server_and_a_process_of_others() -> None:
+    """By hand, round by round. GPU 7 has a chat server; on GPU 6, somebody computes."""
+    gpus = [*EIGHT[:6], gpu(6, 40, processes=(GpuProcess(99, 30 * GB),)), EIGHT[7]]
+    demands = [
+        Demand("a", 4), Demand("b", 1), Demand("c", 4), Demand("d", 1), Demand("e", 1, (5,)), Demand("f", 2),
+        Demand("g", 1, beside_others=True), Demand("h", 1, held=True), Demand("i", 0), Demand("j", 0),
+    ]  # fmt: skip
+    now = started(demands, gpus, GPU7="chat")
+    # c keeps GPU 5, and 6 as soon as it is free: so neither d nor e nor f passes it, and nothing is left for g.
+    first = {"a": [0, 1, 2, 3], "b": [4], "i": [], "c": None, "d": None, "e": None, "f": None, "g": None, "h": None}
+    assert now == first | {"j": None}
+
+    # a has ended: c has its four, and what is left is for d, and for g beside the others.
+    left = [demand for demand in demands if demand.name not in "abi"]
+    now = started(left, gpus, GPU7="chat", GPU4="b")
+    assert now == {"c": [0, 1, 2, 3], "d": [5], "e": None, "f": None, "g": None, "h": None, "j": []}
+    # f keeps GPU 6, on which others compute, so g waits. Released, h waits behind f as well.
+    left = [demand for demand in left if demand.name in "efgh"]
+    now = started(left, gpus, GPU7="chat", GPU4="b", GPU5="d", **{f"GPU{number}": "c" for number in range(4)})
+    assert now == {"e": None, "f": None, "g": None, "h": None}
+    # d and c have ended. e gets the GPU that it asked for, f two others, and h stays on hold.
+    now = started(left, gpus, GPU7="chat", GPU4="b")
+    assert now == {"e": [5], "f": [0, 1], "g": [2], "h": None}
+    # With everything else in use, g is the only one to start beside the others.
+    now = started([left[2]], gpus, GPU7="chat", **{f"GPU{number}": "x" for number in range(6)})
+    assert now == {"g": [6]}
+
+
+def test_a_small_run_passes_a_large_one_only_where_it_does_not_delay_it() -> None:
+    large, small = Demand("large", 2, memory=60 * GB), Demand("small", 1, memory=10 * GB)
+    mixed = [gpu(0), gpu(1), gpu(2, 23, memory=24)]
+    assert started([large, small], mixed, GPU0="x") == {"large": None, "small": [2]}  # too small for the large one
+    assert started([large, small], mixed[:2], GPU0="x") == {"large": None, "small": None}
+    chosen = Demand("chosen", 2, (0, 1))
+    assert started([chosen, small], EIGHT[:3], GPU0="x") == {"chosen": None, "small": [2]}
+    assert started([Demand("held", 3, held=True), small], EIGHT[:1]) == {"held": None, "small": [0]}
+
+
+def test_the_emptiest_gpus_are_taken_and_then_the_first() -> None:
+    uneven = [gpu(0, 78), gpu(1, 79), gpu(2, 79), gpu(3, 79)]
+    assert started([Demand("one", 1)], uneven) == {"one": [1]}
+    assert started([Demand("two", 2), Demand("third", 1)], uneven) == {"two": [1, 2], "third": [3]}
+    assert started([Demand("ordered", 2, (3, 1))], uneven) == {"ordered": [3, 1]}
+    assert started([Demand("huge", 1, memory=500 * GB)], uneven) == {"huge": [1]}  # its owner wants to try it
+
+
+def test_slices_are_for_runs_with_one_process() -> None:
+    slices = [Gpu(100 + number, f"MIG-{number}", "slice", 10 * GB, 9 * GB, 9.0) for number in range(3)]
+    assert started([Demand("two", 2), Demand("small", 1)], slices) == {"two": [100, 101], "small": [102]}
+    both = [*slices, gpu(0), gpu(1)]
+    assert started([Demand("two", 2), Demand("small", 1)], both) == {"two": [0, 1], "small": [100]}
+
+
+def test_processes_of_others_are_seen_by_what_they_use() -> None:
+    one = Demand("one", 1)
+    assert started([one], [gpu(0, processes=(GpuProcess(5, 100 << 20),))]) == {"one": [0]}  # a monitor
+    assert started([one], [gpu(0, processes=(GpuProcess(5, 300 << 20),))]) == {"one": None}
+    assert started([one], [gpu(0, processes=(GpuProcess(5),))]) == {"one": None}  # its memory is not reported
+    assert started([one], [gpu(0, 70)]) == {"one": None}  # in a container, no process is seen
+    assert started([one], [Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1)]) == {"one": [0]}
+
+
+def test_a_run_that_waits_says_what_for_in_both_languages() -> None:
+    gpus = [gpu(0), gpu(1, 49, processes=(GpuProcess(812, 30 * GB),)), gpu(2), gpu(3)]
+    machine = Machine(gpus, {"GPU-0": "tiny/lora/a (ada)"})
+    first, second = decide([Demand("b", 4, memory=20 * GB), Demand("c", 1)], machine)
+    assert first.text() == (
+        "Needs 4 GPUs with about 21.5 GB of memory; 2 are free. "
+        "GPU 0: tiny/lora/a (ada); GPU 1: 32.2 GB used by other programs (process 812)"
+    )
+    assert first.text("zh").endswith("显卡 0：tiny/lora/a (ada)；显卡 1：其他程序占用 32.2 GB（进程 812）")
+    assert second.text().startswith("Needs 1 GPU; 0 are free. GPU 0: tiny/lora/a (ada); GPU 1: kept for b")
+    [on_cpu] = decide([Demand("d", 0)], Machine([], {}, lanes=0, cpu_holder="e"))
+    assert on_cpu.text() == "Waits for the CPU, which is in use by e."
+    [narrow] = decide([Demand("d", 0, memory=9 * 10**9)], Machine([], {}, free_memory=10**9))
+    assert narrow.text() == "Needs about 9.0 GB of memory; 1.0 GB is free."
+
+
+def test_no_gpu_is_given_twice_and_nobody_is_delayed_by_a_later_run() -> None:
+    draw = random.Random(7)
+    for _ in range(400):
+        gpus = []
+        for index in range(draw.randint(0, 8)):
+            memory, busy = draw.choice([24, 80]), draw.random() < 0.3
+            gpus.append(gpu(index, memory - 1 - 20 * busy, memory=memory, processes=(GpuProcess(1, 20 * GB),) * busy))
+        taken = {device.uuid for device in gpus if draw.random() < 0.3}
+        demands = [
+            Demand(
+                str(number),
+                draw.randint(0, 4),
+                memory=draw.choice([0, 10, 60, 500]) * GB,
+                beside_others=draw.random() < 0.2,
+                held=draw.random() < 0.2,
+            )
+            for number in range(draw.randint(0, 8))
+        ]
+        _check_rules(demands, Machine(gpus, dict.fromkeys(taken, "x")))
+
+
+def _check_rules(demands: list[Demand], machine: Machine) -> None:
+    decisions = decide(demands, machine)
+    used = [device.uuid for decision in decisions for device in decision.gpus]
+    assert len(used) == len(set(used))
+    assert not set(used) & set(machine.taken)
+    for number, (demand, decision) in enumerate(zip(demands, decisions, strict=True)):
+        assert not (demand.held and decision.starts)
+        assert len(decision.gpus) == (demand.count if decision.starts else 0)
+        assert all(demand.beside_others or not device.processes for device in decision.gpus)
+        # What a run gets does not depend on those behind it, and what it would get now is not taken by them.
+        assert decide(demands[: number + 1], machine)[number] == decision
+        if not decision.starts and not demand.held and not demand.on_cpu:
+            later = {device.uuid: "y" for behind in decisions[number + 1 :] for device in behind.gpus}
+            alone, beside = (
+                decide([demand], Machine(machine.gpus, taken))[0] for taken in (machine.taken, machine.taken | later)
+            )
+            assert alone.starts == beside.starts
