@@ -36,6 +36,7 @@ __all__ = ["forked", "not_forked"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Studios of tests start processes that import torch only where that is what is tested.
 os.environ.setdefault("ATHANOR_NO_STANDBY", "1")
+os.environ["ATHANOR_CPU_RUNS"] = "1"  # whatever the number of cores
 # Leases of GPUs are for the whole machine; each process that tests has a machine of its own.
 os.environ["ATHANOR_LEASES"] = tempfile.mkdtemp(prefix="leases-")
 atexit.register(shutil.rmtree, os.environ["ATHANOR_LEASES"], ignore_errors=True)

@@ -178,6 +178,12 @@ def threads() -> int:
     return int(match[1]) if match else len(os.sched_getaffinity(0))
 
 
+def cpu_runs() -> int:
+    """How many runs may use the CPU at once: ATHANOR_CPU_RUNS, otherwise as many as there are cores for."""
+    most = os.environ.get("ATHANOR_CPU_RUNS", "")
+    return int(most) if re.fullmatch(r"[1-9]\d{0,3}", most) else max(len(os.sched_getaffinity(0)) // threads(), 1)
+
+
 def memory() -> tuple[int, int]:
     """Main memory available to this process in bytes: free now, and in total. In a container, its limit if that is
     lower."""

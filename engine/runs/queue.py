@@ -157,11 +157,10 @@ def _machine(alive: Sequence[Run]) -> Machine:
         # A run that was started before there were leases holds none.
         names = str(read_object(run.dir.keeper).get("devices", "")).split(",")
         taken |= {gpu.uuid: run.title for gpu in gpus if gpu.cuda_name in names and gpu.uuid not in taken}
-    lanes = max(len(os.sched_getaffinity(0)) // hardware.threads(), 1)
     return Machine(
         gpus,
         taken,
-        lanes=lanes - len(on_cpu),
+        lanes=hardware.cpu_runs() - len(on_cpu),
         free_memory=hardware.memory()[0] if on_cpu else None,
         cpu_holder=", ".join(run.title for run in on_cpu),
     )
@@ -200,9 +199,10 @@ def advance(saves: Path, hand_over: HandOver = lambda run, lock, gpus: False) ->
                 return
 
 
-def supervisor_command(folder: Path | str, uuids: Sequence[str] = ()) -> list[str]:
-    """The command that starts the supervisor of a run on these GPUs, and returns once it holds the run's lock."""
-    return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder), *uuids]
+def supervisor_command(folder: Path | str) -> list[str]:
+    """The command that starts the supervisor of a run, and returns once it holds the run's lock. The UUIDs of its GPUs
+    follow."""
+    return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
 
 
 def supervisor_environment() -> dict[str, str]:
@@ -217,7 +217,7 @@ def _start(run: RunDir, lock: int, gpus: Sequence[Gpu]) -> bool:
     between, nobody considers the run as still waiting.
     """
     done = subprocess.run(
-        supervisor_command(run.path, [gpu.uuid for gpu in gpus]),
+        [*supervisor_command(run.path), *(gpu.uuid for gpu in gpus)],
         cwd=PROJECT,
         env=supervisor_environment(),
         stdin=lock,
