@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.evaluate: "",
         verbs.check: "spec",
         verbs.list_: "",
+        verbs.queue_: "",
         verbs.show: "run",
         verbs.stop: "run",
         verbs.resume: "run",
@@ -70,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
         if function is verbs.stop:
             verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
+        if function is verbs.queue_:
+            flags.add_queue_options(verb)
         if function is verbs.evaluate:
             flags.add_evaluate_options(verb)
         if function is verbs.export:

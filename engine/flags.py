@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, get_args
 
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
-from engine.runs import prune
+from engine.runs import prune, queue_order
+from engine.runs.run import Run
 from engine.serving.vllm import ENGINES
 from engine.spec.run_spec import fields
 
@@ -55,6 +58,31 @@ def add_evaluate_options(verb: argparse.ArgumentParser) -> None:
 
 def _number_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
+
+
+def add_queue_options(verb: argparse.ArgumentParser) -> None:
+    """The run whose turn is to change, and how."""
+    verb.add_argument("run", nargs="?", default="", help="a waiting run's ID or name")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--now", action="store_true", help="start it as soon as no lease forbids it, even beside others")
+    how.add_argument("--hold", action="store_true", help="keep it from starting")
+    how.add_argument("--release", action="store_true", help="end a hold")
+    how.add_argument("--move", choices=queue_order.MOVES, help="to the front, up, down, or to the end")
+    how.add_argument("--priority", choices=queue_order.PRIORITIES, help="of all waiting runs, the highest come first")
+
+
+def queue_changes(arguments: argparse.Namespace) -> Iterator[Callable[[Run], None]]:
+    """What the options of `queue` do to the run."""
+    if arguments.now:
+        yield queue_order.start_now
+    if arguments.hold:
+        yield queue_order.hold
+    if arguments.release:
+        yield queue_order.release
+    if arguments.move:
+        yield partial(queue_order.move, where=arguments.move)
+    if arguments.priority:
+        yield partial(queue_order.set_priority, priority=arguments.priority)
 
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
 from engine.preflight import machine
-from engine.runs import failures, kinds, prune, results, runs
+from engine.runs import failures, gpu_use, kinds, prune, queue, results, runs
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
@@ -76,6 +76,24 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
         value = run.facts.headline
         shown = "" if value is None else f"{headline_curve(run)} {value:.4f}"
         print(f"{run.state:<12} {shown:>16}  {run.id}")
+    return 0
+
+
+def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print the waiting runs in their order and why each waits, then the GPUs and who uses them. With a run
+    and an option, change its turn first."""
+    if arguments.run:
+        run = _run(arguments, workplace)
+        for change in flags.queue_changes(arguments):
+            change(run)
+    for number, run in enumerate(queue.waiting(workplace.saves), start=1):
+        place = queue.place(run)
+        print(f"{number:>3}  {run.id}")
+        if place and place.decision.reason:
+            print(f"     {place.decision.text(shell_language())}")
+    for use in gpu_use.gpu_uses():
+        gpu, by = use.gpu, use.holder.text if use.holder else "others" if use.others else "free"
+        print(f"GPU {gpu.index}  {(gpu.memory - gpu.free) / 1e9:>6.1f} of {gpu.memory / 1e9:.1f} GB  {by}")
     return 0
 
 

@@ -467,7 +467,7 @@ def test_files_of_a_run_are_only_its_own(run_program: Callable[[str], runs.Run])
 def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     hold = (
-        "import sys, time, pathlib; from engine.core.locks import *; from engine.core.locks import *; from engine.core.rundir import *;"
+        "import sys, time, pathlib; from engine.core.locks import *; from engine.core.rundir import *;"
         "try_lock(pathlib.Path(sys.argv[1]), ALIVE_BYTE, shared=True); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from engine.core import hardware
 from engine.core.rundir import RunDir, write_json
 from engine.launch.workspace import Workplace
-from engine.runs import runs
+from engine.runs import queue_order, runs
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
@@ -25,6 +26,7 @@ from webui.runs_tab.curves_panel import CurvesPanel
 from webui.runs_tab.head_panel import HeadPanel
 from webui.runs_tab.output_panel import OutputPanel
 from webui.runs_tab.panel import Context, CurveView
+from webui.runs_tab.queue_panel import QueuePanel
 from webui.runs_tab.run_actions import RunActions
 from webui.runs_tab.run_view import ENDED_POLL_SECONDS, RunView
 from webui.runs_tab.table_panel import TABLE_ROWS, TablePanel, row_limit
@@ -48,8 +50,8 @@ class Tab:
                 HeadPanel(context),
                 ButtonsPanel(context),
             )
-            self.curves, self.output = CurvesPanel(context), OutputPanel(context)
-            self.panels = [self.head, self.buttons, self.curves, self.output]
+            self.queue, self.curves, self.output = QueuePanel(context), CurvesPanel(context), OutputPanel(context)
+            self.panels = [self.head, self.queue, self.buttons, self.curves, self.output]
             self.view = RunView(context, self.table, self.buttons, self.curves, self.panels)
             self.actions = RunActions(context, self.buttons, self.view)
             for panel in (self.table, self.view, *self.panels):
@@ -57,6 +59,7 @@ class Tab:
             self.head.layout_of_findings()
             for panel in (self.table, self.view, self.head, self.buttons, self.curves, self.actions):
                 panel.wire()
+            self.queue.wire_actions(self.actions)
 
 
 @pytest.fixture
@@ -272,3 +275,32 @@ def test_a_waiting_run_is_killed_by_whoever_asks_and_then_deleted(
     assert ("toast good" in deleted[tab.context.message], deleted[tab.context.selected]) == (True, "")
     assert visible(deleted, tab.table.column) is True
     assert not run.path.exists()
+
+
+def test_a_waiting_run_shows_why_and_its_turn_can_be_changed(
+    tab: Tab, workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
+    first, second = (runs.submit(make_spec(name=name), workplace) for name in ("first", "second"))
+    panel = tab.queue
+
+    def shown(run: Run) -> Updates:
+        return tab.view.open(run.id, *VIEW)
+
+    opened = shown(second)
+    assert opened[panel.column]["visible"]
+    assert "position 2 in the queue" in opened[tab.head.head]
+    assert opened[panel.reason] == "<p>Waits for the CPU. Before it: first.</p>"
+    assert (opened[panel.buttons["hold"]]["visible"], opened[panel.buttons["release"]]["visible"]) == (True, False)
+    assert opened[panel.priority]["value"] == "normal"
+
+    done = tab.actions.act(partial(queue_order.move, where="first"), "told-queue-first", second.id, VIEW)
+    assert "Moved to the front" in done[tab.context.message]
+    assert "position 1 in the queue" in done[tab.head.head]
+    done = tab.actions.act(queue_order.hold, "told-queue-hold", second.id, VIEW)
+    assert done[panel.reason] == "<p>On hold. It stays in the queue until somebody releases it.</p>"
+    assert (done[panel.buttons["hold"]]["visible"], done[panel.buttons["release"]]["visible"]) == (False, True)
+    runs.stop(first, "kill")
+    refused = tab.actions.act(queue_order.hold, "told-queue-hold", first.id, VIEW)
+    assert "not possible" in refused[tab.context.message]
+    assert not refused[panel.column]["visible"]

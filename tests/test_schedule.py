@@ -100,9 +100,9 @@ def test_a_run_that_waits_says_what_for_in_both_languages() -> None:
     )
     assert first.text("zh").endswith("显卡 0：tiny/lora/a (ada)；显卡 1：其他程序占用 32.2 GB（进程 812）")
     assert second.text().startswith("Needs 1 GPU; 0 are free. GPU 0: tiny/lora/a (ada); GPU 1: kept for b")
-    [on_cpu] = decide([Demand("d", 0)], Machine([], {}, lanes=0, cpu_holder="e"))
-    assert on_cpu.text() == "Waits for the CPU, which is in use by e."
-    [narrow] = decide([Demand("d", 0, memory=9 * 10**9)], Machine([], {}, free_memory=10**9))
+    [on_cpu] = decide([Demand("d", 0)], Machine([], {}, on_cpu=list("efgh")))
+    assert on_cpu.text() == "Waits for the CPU. Before it: e, f, g, …."
+    [narrow] = decide([Demand("d", 0, memory=9 * 10**9)], Machine([], {}, lanes=2, on_cpu=["e"], free_memory=10**9))
     assert narrow.text() == "Needs about 9.0 GB of memory; 1.0 GB is free."
 
 

@@ -194,6 +194,7 @@ def test_timers_of_tabs_that_are_not_looked_at_rest(place: Workplace) -> None:
         page.navigation.wire(blocks)
     timers = {id: {getattr(page.tabs, id).timer} for id in ("chat", "compare", "export", "evaluate")}
     timers["runs"] = set(page.tabs.runs.timers)
+    timers |= {id: {panel.timer} for id, panel in page.tabs.gpus.items()}
     for id, item in page.tabs.items.items():
         [pause] = [
             event

@@ -74,6 +74,11 @@ def gpus() -> tuple[Gpu, ...]:
     return _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
+def may_have_gpus() -> bool:
+    """Whether there is a trace of a driver; asks nobody."""
+    return any(map(os.path.exists, (*DRIVER_TRACES, WSL_TRACE)))
+
+
 def gpu_failure() -> Problem | None:
     """Why the GPUs cannot be listed, or that CUDA_VISIBLE_DEVICES matches none of them. None if the query works, even
     if there are no GPUs."""

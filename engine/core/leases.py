@@ -9,6 +9,7 @@ they share the folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.locks import byte_is_locked, lock_byte
+from engine.core.problems import Problem, problem
 
 FOLDER_VARIABLE = "ATHANOR_LEASES"
 HELD_VARIABLE = "ATHANOR_HELD_LEASES"  # of the processes of a holder: the UUIDs, separated by commas
@@ -33,7 +35,7 @@ HOLDER_BYTE, MEMBER_BYTE = 0, 1
 class Holder:
     """Who holds a lease. For people: the lock alone decides."""
 
-    what: str  # the id of a run, or the name of a model
+    what: str  # the name of a run or a model
     kind: str  # a kind of run, or "chat"
     user: str = ""  # of the operating system
     by: str = ""  # of the studio
@@ -56,6 +58,17 @@ def folder() -> Path:
         if shared.stat().st_mode & stat.S_IWOTH:
             return shared / "athanor"
     return Path("/tmp/athanor-leases")
+
+
+def obstacle() -> Problem | None:
+    """Why no lease can be taken: the folder cannot be used."""
+    try:
+        _make_folder(folder())
+    except OSError as error:
+        return problem("leases-not-writable", "hardware.device", folder=folder(), why=error.strerror or error)
+    if os.access(folder(), os.W_OK | os.X_OK):
+        return None
+    return problem("leases-not-writable", "hardware.device", folder=folder(), why=os.strerror(errno.EACCES))
 
 
 def take(uuids: Iterable[str], holder: Holder) -> list[int] | None:
@@ -164,14 +177,19 @@ def _open(uuid: str, create: bool = False) -> int:
 
 
 def _create(path: Path, flags: int) -> int:
-    """A lock file that every user may lock, in a folder to which every user may add one."""
-    if not path.parent.is_dir():
-        with contextlib.suppress(FileExistsError):
-            path.parent.mkdir(parents=True)
-            path.parent.chmod(0o1777)
+    """A lock file that every user may lock."""
+    _make_folder(path.parent)
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:  # created by another at the same moment
         return os.open(path, flags)
     os.fchmod(descriptor, 0o666)  # whatever the umask is
     return descriptor
+
+
+def _make_folder(path: Path) -> None:
+    """Create it unless it exists, so that every user may add a lock file. Raises OSError."""
+    if not path.is_dir():
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            path.chmod(0o1777)

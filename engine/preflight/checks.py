@@ -10,7 +10,7 @@ import errno
 import os
 from pathlib import Path
 
-from engine.core import hardware
+from engine.core import hardware, leases
 from engine.core.problems import Problem, problem
 from engine.launch import command
 from engine.launch.workspace import Workplace
@@ -87,7 +87,7 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
 
 
 def missing_gpus(chosen: Hardware) -> list[Problem]:
-    """The problem that there is no GPU where one is needed, or not that one."""
+    """The problem that there is no GPU where one is needed, or not that one, or that none can be leased."""
     there = [gpu.index for gpu in hardware.gpus()]
     if not there:
         return [problem("no-cards", "hardware.devices" if chosen.devices else "hardware.device")]
@@ -95,7 +95,7 @@ def missing_gpus(chosen: Hardware) -> list[Problem]:
     if unknown:
         named = ", ".join(map(str, there))
         return [problem("card-unknown", "hardware.devices", given=unknown[0], there=named)]
-    return []
+    return list(filter(None, [leases.obstacle()]))
 
 
 def _disk_problems(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:

@@ -110,7 +110,10 @@ def demand(run: Run) -> Demand:
     """What a waiting run needs. One whose spec cannot be read needs nothing: it starts, and fails with the reason."""
     request, needed = run.request, run.request.get("memory")
     try:
-        chosen, on_cpu = run.spec.hardware, command.on_cpu(run.spec, len(hardware.gpus()))
+        chosen = run.spec.hardware
+        # While the driver fails, nobody knows how many GPUs there are; "auto" does not mean the CPU then.
+        unknown = chosen.device != "cpu" and hardware.gpu_failure() is not None
+        on_cpu = not unknown and command.on_cpu(run.spec, len(hardware.gpus()))
     except Refusal:
         return Demand(run.title, count=0)
     return Demand(
@@ -124,25 +127,15 @@ def demand(run: Run) -> Demand:
 
 
 def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
-    """What happens to the waiting runs now. Without a driver that answers, nobody knows which GPUs there are, and runs
-    that may need them wait."""
+    """What happens to the waiting runs now. While the driver fails, those that may need a GPU wait."""
     if not queued:
         return []
     demands, failure = [demand(run) for run in queued], hardware.gpu_failure()
     decisions = decide(demands, _machine([run for run in open_runs if run.dir.alive()]))
-    if failure is None:
-        return decisions
     return [
-        Decision(reason=failure) if decision.starts and _may_use_gpus(run) else decision
-        for run, decision in zip(queued, decisions, strict=True)
+        decision if failure is None or needed.on_cpu or needed.held else Decision(reason=failure)
+        for needed, decision in zip(demands, decisions, strict=True)
     ]
-
-
-def _may_use_gpus(run: Run) -> bool:
-    try:
-        return run.spec.hardware.device != "cpu"
-    except Refusal:
-        return False
 
 
 def _machine(alive: Sequence[Run]) -> Machine:
@@ -160,9 +153,9 @@ def _machine(alive: Sequence[Run]) -> Machine:
     return Machine(
         gpus,
         taken,
-        lanes=hardware.cpu_runs() - len(on_cpu),
-        free_memory=hardware.memory()[0] if on_cpu else None,
-        cpu_holder=", ".join(run.title for run in on_cpu),
+        lanes=hardware.cpu_runs(),
+        on_cpu=[run.title for run in on_cpu],
+        free_memory=hardware.memory()[0],
     )
 
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.core.hardware import Gpu
-from engine.core.problems import Problem, problem
+from engine.core.problems import NOTHING, Problem, problem
 
 OTHERS_BYTES = 256 << 20  # a process with less of a GPU's memory has no computation there
 UNSEEN_BYTES = 2 << 30  # of used memory that belongs to no visible process; drivers themselves take up to a gigabyte
+MAX_NAMED = 3  # runs in a sentence
 ALIKE_BYTES = 1 << 30  # GPUs whose free memory differs by less are taken in their order
 
 
@@ -38,14 +39,14 @@ class Demand:
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices as they are now. `taken`: who uses a GPU, by its UUID, among runs and servers; `lanes`: how many more
-    runs may use the CPU, and `free_memory` the bytes that they may use, or None if the only one may use all."""
+    """The devices as they are now. `taken`: who uses a GPU, by its UUID, among runs and servers; `lanes`: how many runs
+    may use the CPU at once, `on_cpu` those that do, and `free_memory` the bytes left for another."""
 
     gpus: Sequence[Gpu]
     taken: Mapping[str, str]
     lanes: int = 1
-    free_memory: int | None = None
-    cpu_holder: str = ""
+    free_memory: int = 0
+    on_cpu: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ class Decision:
 
 def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     """What happens to each of the waiting runs, in their order."""
-    taken, reserved, lanes = dict(machine.taken), dict[str, str](), machine.lanes
+    taken, reserved, on_cpu = dict(machine.taken), dict[str, str](), list(machine.on_cpu)
     decisions = []
     for demand in demands:
         if demand.held:
             decision = Decision(reason=problem("waits-held"))
         elif demand.on_cpu:
-            decision = _on_cpu(demand, machine, lanes)
-            lanes -= 1  # it starts, or the lane is kept for it
+            decision = _on_cpu(demand, machine, on_cpu)
+            on_cpu.append(demand.name)  # it starts, or its place is kept
         else:
             decision = _on_gpus(demand, machine.gpus, taken, reserved)
             claimed = decision.gpus if decision.starts else _reserved(demand, machine.gpus, taken, reserved)
@@ -86,10 +87,13 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     return decisions
 
 
-def _on_cpu(demand: Demand, machine: Machine, lanes: int) -> Decision:
-    if lanes <= 0 and not demand.beside_others:
-        return Decision(reason=problem("waits-cpu", run=machine.cpu_holder))
-    if machine.free_memory is not None and demand.memory > machine.free_memory:
+def _on_cpu(demand: Demand, machine: Machine, before: Sequence[str]) -> Decision:
+    """The only run on the CPU may try to use all of the memory."""
+    if len(before) >= machine.lanes and not demand.beside_others:
+        return Decision(
+            reason=problem("waits-cpu", runs=", ".join([*before[:MAX_NAMED], *["…"] * (len(before) > MAX_NAMED)]))
+        )
+    if before and demand.memory > machine.free_memory:
         sizes = {"needed": _size(demand.memory), "free": _size(machine.free_memory)}
         return Decision(reason=problem("waits-memory", **sizes))
     return Decision()
@@ -132,7 +136,7 @@ def _obstacle(gpu: Gpu, demand: Demand, taken: Mapping[str, str], reserved: Mapp
     if demand.beside_others:
         return None
     if (others := others_bytes(gpu)) is not None:
-        pids = ", ".join(str(process.pid) for process in gpu.processes)
+        pids = ", ".join(str(process.pid) for process in gpu.processes) or NOTHING
         return problem("waits-others", gpu=gpu.index, size=_size(others), pids=pids)
     return None
 

@@ -35,7 +35,7 @@ from engine.core.hardware import Gpu
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal, problem
 from engine.core.run_errors import write_error
-from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, read_object, write_json
+from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, write_json
 from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
@@ -43,6 +43,7 @@ from engine.launch.workspace import PROJECT
 from engine.runs import kinds, queue
 from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.progress import read_long_curves
+from engine.runs.run import read
 from engine.runs.stall import StallWatch
 from engine.runs.standby_launcher import StandbyLauncher
 from engine.spec.run_spec import RunSpec
@@ -287,9 +288,9 @@ def _supervise_to_end(
 
 
 def _holder(run: RunDir) -> leases.Holder:
-    request, saves = read_object(run.request), queue.saves_of(run.path)
-    name = run.path.relative_to(saves).as_posix()
-    return leases.Holder(name, str(request.get("kind", "")), by=str(request.get("by", "")), saves=str(saves))
+    saves = queue.saves_of(run.path)
+    started = read(run.path, saves)
+    return leases.Holder(started.title, started.kind, by=started.by, saves=str(saves))
 
 
 def _supervise_or_refuse(run: RunDir, leased: Leased, launcher: StandbyLauncher | None) -> None:

@@ -24,6 +24,8 @@ def free_gpu(engine: str) -> Gpu | None:
     if failure := hardware.gpu_failure():
         raise Refusal(failure)
     gpus, holders = hardware.gpus(), leases.holders()
+    if gpus and (unusable := leases.obstacle()):
+        raise Refusal(unusable)
     left = [gpu for gpu in gpus if gpu.uuid not in holders or _shared(holders[gpu.uuid], engine)]
     if gpus and not left:
         raise Refusal(_taken({gpu.index: holders[gpu.uuid] for gpu in gpus}))

@@ -67,7 +67,7 @@ def progress_bar(run: Run, now: Progress, words: Words) -> str:
 def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
     parts = []
     if place := queue.place(run):
-        parts += [words("queue-position", position=place.number), place.decision.text(words.language)]
+        parts.append(words("queue-position", position=place.number))
     elif not run.final:
         parts.append(words(f"phase-{now.phase}"))
     if now.total:

@@ -36,17 +36,22 @@ class RunActions(Panel):
         for button, action in actions.items():
             button.click(action, inputs, self.run_view.outputs, **QUIET)
 
+    def wire_action(self, button: gr.Button, action: Callable[[Run], object], done: str) -> None:
+        """A click on the button does `action` to the open run, and reports `done`."""
+        inputs = [self.selected, *self.run_view.view]
+        button.click(lambda run_id, *view: self.act(action, done, run_id, view), inputs, self.run_view.outputs, **QUIET)
+
     def stop(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self._act(lambda run: runs.stop(run, "save", by), "told-stop", run_id, view)
+        return self.act(lambda run: runs.stop(run, "save", by), "told-stop", run_id, view)
 
     def kill(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self._act(lambda run: runs.stop(run, "kill", by), "told-kill", run_id, view)
+        return self.act(lambda run: runs.stop(run, "kill", by), "told-kill", run_id, view)
 
     def resume(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self._act(lambda run: runs.resume(run, by), "told-resume", run_id, view)
+        return self.act(lambda run: runs.resume(run, by), "told-resume", run_id, view)
 
     def delete(self, run_id: str, *view: Any) -> Updates:
         try:
@@ -56,7 +61,8 @@ class RunActions(Panel):
         done = {self.message: notices.toast(self.words("told-delete")), self.selected: ""}
         return self.run_view.open("", *view) | done
 
-    def _act(self, action: Callable[[Run], object], done: str, run_id: str, view: tuple[Any, ...]) -> Updates:
+    def act(self, action: Callable[[Run], object], done: str, run_id: str, view: tuple[Any, ...]) -> Updates:
+        """Do something to the run, report `done` or why it was refused, and show the run again."""
         try:
             action(runs.get(self.saves, run_id))
         except Refusal as refusal:

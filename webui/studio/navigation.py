@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from engine.core import hardware
 from engine.data import preview_client
 from webui.events import QUIET
 from webui.panels import Updates
@@ -33,6 +34,9 @@ class Navigation:
 
     def wire(self, blocks: gr.Blocks) -> None:
         self._wire_arrival(blocks)
+        if hardware.may_have_gpus():
+            gpus = self.tabs.gpus["train"]
+            blocks.load(gpus.now, None, gpus.shown, **QUIET)
         self._wire_tabs()
         self._wire_timers()
 
@@ -67,12 +71,15 @@ class Navigation:
             ("export", tabs.export, EXPORT_JS),
         ):
             items[id].select(tab.arrive, tab.inputs, tab.outputs, js=js, **QUIET)
+        for id, panel in tabs.gpus.items():
+            items[id].select(panel.open, None, panel.outputs, **QUIET)
 
     def _wire_timers(self) -> None:
         """Only what is visible is refreshed."""
         tabs = self.tabs
         timers = {id: [getattr(tabs, id).timer] for id in ("chat", "compare", "export", "evaluate")}
         timers["runs"] = tabs.runs.timers
+        timers |= {id: [panel.timer] for id, panel in tabs.gpus.items()}
         for id, item in tabs.items.items():
             others = [timer for other, own in timers.items() if other != id for timer in own]
             item.select(partial(paused, others), None, others, **QUIET)

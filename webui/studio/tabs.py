@@ -13,6 +13,7 @@ from webui.compare_tab import CompareTab
 from webui.data_tab import DataTab
 from webui.evaluate_tab import EvaluateTab
 from webui.export_tab import ExportTab
+from webui.gpus_panel import GpusPanel
 from webui.panels import hidden_value
 from webui.runs_tab import RunsTab, head_html
 from webui.studio.header import header, user
@@ -48,6 +49,7 @@ class Tabs:
     evaluate: EvaluateTab
     compare: CompareTab
     export: ExportTab
+    gpus: dict[str, GpusPanel]  # by the tab that shows them
 
 
 def lay_out_frame(words: Words, workplace: Workplace, root: str) -> Frame:
@@ -93,5 +95,5 @@ def lay_out_tabs(frame: Frame) -> Tabs:
         with item("export"):
             export = export_tab.build(words, workplace, root, message, user)
         with item("system"):
-            system_tab.build(words, workplace, message)
-    return Tabs(tabs, items, train, runs, data, chat, evaluate, compare, export)
+            gpus = system_tab.build(words, workplace, message)
+    return Tabs(tabs, items, train, runs, data, chat, evaluate, compare, export, {"train": train.gpus, "system": gpus})

@@ -1,5 +1,5 @@
-"""The System tab: what works on this machine, with fixes, like `python -m engine doctor`; and disk space that can be
-freed (`storage_panel`), like `python -m engine prune`."""
+"""The System tab: the GPUs and who uses them; what works on this machine, with fixes, like `python -m engine doctor`;
+and disk space that can be freed (`storage_panel`), like `python -m engine prune`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from engine.launch.workspace import Workplace
 from engine.preflight import machine
 from engine.preflight.machine import Finding
 from engine.runs import standby
-from webui import notices
+from webui import gpus_html, notices
 from webui.events import concurrent
+from webui.gpus_panel import GpusPanel
 from webui.panels import Panel, Updates
 from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
@@ -74,8 +75,11 @@ def _line(finding: Finding, language: str) -> str:
     )
 
 
-def build(words: Words, workplace: Workplace, message: gr.HTML) -> None:
-    """The tab in the current context."""
-    for panel in (ReportPanel(words, workplace), StoragePanel(words, workplace, message)):
+def build(words: Words, workplace: Workplace, message: gr.HTML) -> GpusPanel:
+    """The tab in the current context. Returns its GPUs."""
+    gpus = GpusPanel(words, gpus_html.table, "system-gpus")
+    gr.HTML(f"<h3>{escape(words('gpus'))}</h3>")
+    for panel in (gpus, ReportPanel(words, workplace), StoragePanel(words, workplace, message)):
         panel.layout()
         panel.wire()
+    return gpus

@@ -18,6 +18,8 @@ from gradio.blocks import Block
 from engine.launch.workspace import Workplace
 from engine.runs.plan import first_preset, start_from
 from engine.spec.run_spec import RunSpec
+from webui import gpus_html
+from webui.gpus_panel import GpusPanel
 from webui.panels import Updates
 from webui.train_tab.load_panel import LoadPanel
 from webui.train_tab.panel import Context
@@ -40,6 +42,7 @@ class TrainTab:
     lists: list[Block]  # the outputs of `list_choices`: the controls that list models and data sets
     list_choices: Callable[[], Updates]
     other: gr.Textbox  # YAML of an evaluation or export that was loaded here; "" = none
+    gpus: GpusPanel
 
 
 def build(
@@ -55,6 +58,7 @@ def build(
     preset = first_preset(workplace)
     settings = SettingsPanel(context, start_from(workplace, preset)[0])
     summary = SummaryPanel(context, settings)
+    gpus = GpusPanel(words, gpus_html.bars, "train-gpus", visible=True)
     presets, load = PresetPanel(context, preset, settings, summary), LoadPanel(context, summary)
 
     with gr.Row(elem_classes="split", equal_height=False):
@@ -64,10 +68,11 @@ def build(
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             settings.layout_of_name()
             summary.layout()
+            gpus.layout()
             load.layout()
             summary.layout_of_marks()
 
-    for panel in (settings, summary, presets, load):
+    for panel in (settings, summary, gpus, presets, load):
         panel.wire()
     return TrainTab(
         settings.inputs,
@@ -79,4 +84,5 @@ def build(
         settings.lists,
         settings.list_choices,
         load.other,
+        gpus,
     )

@@ -1,0 +1,70 @@
+"""The GPUs as HTML: a short bar for each, and a table with everything that the driver reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from engine.runs.gpu_use import GpuUse, Process
+from webui.numbers import size
+from webui.words import Words
+
+
+def bars(uses: Sequence[GpuUse], words: Words) -> str:
+    """One line for each GPU: how full it is, and who uses it. Empty without GPUs."""
+    return f'<ul class="gpus">{"".join(_bar(use, words) for use in uses)}</ul>' if uses else ""
+
+
+def _bar(use: GpuUse, words: Words) -> str:
+    gpu, state = use.gpu, "leased" if use.holder else "others" if use.others else "free"
+    full = 100 * (gpu.memory - gpu.free) / gpu.memory if gpu.memory else 0
+    return (
+        f'<li class="{state}"><span>{escape(words("gpu-number", index=gpu.index))}</span>'
+        f'<div class="bar"><i style="width:{full:.0f}%"></i></div>'
+        f'<span title="{escape(_memory(use, words))}">{escape(_user(use, words))}</span></li>'
+    )
+
+
+def table(uses: Sequence[GpuUse], words: Words) -> str:
+    """A row for each GPU, with the processes on it."""
+    if not uses:
+        return f'<p class="empty">{escape(words("gpus-none"))}</p>'
+    names = ("gpu", "memory", "load", "temperature", "power", "use")
+    head = "".join(f"<th>{escape(words(f'gpus-{name}'))}</th>" for name in names)
+    rows = "".join(_row(use, words) for use in uses)
+    return f'<table class="files gpu-table"><thead><tr>{head}</tr></thead>{rows}</table>'
+
+
+def _row(use: GpuUse, words: Words) -> str:
+    gpu = use.gpu
+    power = "—" if gpu.power is None else f"{gpu.power:.0f} W"
+    power += f" / {gpu.power_limit:.0f} W" if gpu.power is not None and gpu.power_limit else ""
+    cells = (
+        _memory(use, words),
+        "—" if gpu.utilization is None else f"{gpu.utilization} %",
+        "—" if gpu.temperature is None else f"{gpu.temperature} °C",
+        power,
+    )
+    processes = "".join(f"<small>{escape(_process(process, words))}</small>" for process in use.processes)
+    name = f"{escape(words('gpu-number', index=gpu.index))}<small>{escape(gpu.name)}</small>"
+    values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    return f"<tr><td>{name}</td>{values}<td>{escape(_user(use, words))}{processes}</td></tr>"
+
+
+def _memory(use: GpuUse, words: Words) -> str:
+    gpu = use.gpu
+    if not gpu.memory:
+        return words("gpus-memory-shared")
+    return words("gpus-memory-used", used=size(gpu.memory - gpu.free), whole=size(gpu.memory))
+
+
+def _user(use: GpuUse, words: Words) -> str:
+    if use.holder:
+        return use.holder.text
+    return words("gpus-others") if use.others else words("gpus-free")
+
+
+def _process(process: Process, words: Words) -> str:
+    memory = size(process.memory) if process.memory is not None else "—"
+    who = " ".join(filter(None, (process.user, process.command))) or words("gpus-process-unseen")
+    return f"{process.pid} · {memory} · {who}"

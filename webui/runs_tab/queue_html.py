@@ -1,0 +1,19 @@
+"""Why a run waits, as HTML."""
+
+from __future__ import annotations
+
+from html import escape
+
+from engine.runs import queue
+from engine.runs.runs import Run
+from webui.words import Words
+
+
+def reason(run: Run, words: Words) -> str:
+    """The reason in a sentence, and below it what keeps the run from single GPUs."""
+    place = queue.place(run)
+    if place is None or place.decision.reason is None:
+        return ""
+    sentence = escape(place.decision.reason.text(words.language))
+    details = "".join(f"<li>{escape(detail.text(words.language))}</li>" for detail in place.decision.details)
+    return f"<p>{sentence}</p>" + (f"<ul>{details}</ul>" if details else "")
