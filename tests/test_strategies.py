@@ -114,7 +114,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     write_text(whole.accelerate, configuration(Ddp(), 2, "another than that of the run"))
     runs["full"]["fsdp2, launched as ddp"] = whole
     folders = [run.path for kinds in runs.values() for name, run in kinds.items() if name != "single"]
-    environment = command.environment(by_two(specs["full"], "fsdp2"), folder, gpu_indices=(), threads=2)
+    environment = command.environment(by_two(specs["full"], "fsdp2"), folder, gpus=(), threads=2)
     run_ranks(2, "-m", "tests.train_ranks", *folders, env=environment)
     return runs
 
