@@ -1,13 +1,13 @@
 """Generate documentation pages from the program: docs/spec.md from the declarations in engine/spec/run_spec.py, and
-the pages of `docs.llamafactory` and `docs.memory_table`. Run `python -m docs.make`; tests compare the pages with the
-program."""
+the pages of `docs.llamafactory`, `docs.strategies` and `docs.memory_table`. Run `python -m docs.make`; tests compare
+the pages with the program."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from docs import llamafactory, memory_table
+from docs import llamafactory, memory_table, strategies
 from engine.spec.run_spec import SPEC_CHOICES, fields
 
 PAGE = Path(__file__).parent / "spec.md"
@@ -62,6 +62,6 @@ def _limits(path: str, info: Any) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    for file, text in llamafactory.pages().items():
+    for file, text in (llamafactory.pages() | strategies.pages()).items():
         (PAGE.parent / file).write_text(text, encoding="utf-8")
     memory_table.PAGE.write_text(memory_table.page(memory_table.needs()), encoding="utf-8")

@@ -1,160 +1,247 @@
-"""Several processes for one training: what FSDP2 learns is what one process learns, and nothing is silently otherwise.
-
-Two real processes on the CPU (gloo). accelerate divides weights on GPUs only, so a variable of the tests lets it do so
-here (`engine.worker.runtime.sharding`); all else is what a machine with GPUs does.
-"""
+"""How several processes divide a training: what excludes what, what "auto" chooses, and what each GPU then needs."""
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from engine.core.rundir import RunDir, read_json, read_lines, write_text
-from engine.launch import command
-from engine.launch.accelerate_config import configuration
-from engine.preflight.strategy import write_configuration
-from engine.spec.hardware_settings import Ddp
-from engine.spec.run_spec import RunSpec
-from tests.conftest import short_training
-from tests.preloaded import run_ranks
-from tests.train_many import lay_out, train_many
+from bench.gpu import SHAPES
+from docs import strategies as pages
+from docs.memory_table import write_headers
+from engine.core import hardware
+from engine.core.problems import Problem
+from engine.core.rundir import RunDir
+from engine.launch.accelerate_config import is_fsdp
+from engine.launch.workspace import Workplace
+from engine.models.facts import ModelFacts, inspect_model
+from engine.preflight import checks, memory
+from engine.preflight.fsdp2 import fsdp2_machine_problems, fsdp2_model_problems
+from engine.preflight.strategy import strategy_reason, write_configuration
+from engine.runs.plan import summary
+from engine.spec.contradictions import spec_problems
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec
+from engine.spec.strategies import FSDP2_LIMITS, Limit
+from engine.spec.yaml_text import read_yaml
+from webui.form.settings import choices
+from webui.train_tab import plan_html
+from webui.train_tab.strategy_html import disabled_choices_css, excluded_choices
+from webui.words import Words
 
-FULL = {"method": {"kind": "full"}, "training__learning_rate": 1e-3}
-# What is trained by one process, and by two with FSDP2.
-COMPARED: dict[str, dict[str, Any]] = {
-    "full": FULL | {"training__gradient_checkpointing": True, "training__gradient_accumulation_steps": 2},
-    "packed": {"stage": {"kind": "pt"}, "data__datasets": ["text"], "data__packing": True},
-    "qlora": {"model__quantization": {"kind": "4bit"}},
-    "dpo": FULL | {"stage": {"kind": "dpo"}, "data__datasets": ["pairs"]},
-    "kto": {"stage": {"kind": "kto"}, "data__datasets": ["thumbs"]},
-    "orpo": FULL | {"stage": {"kind": "orpo"}, "data__datasets": ["pairs"]},
-    "simpo": {"stage": {"kind": "simpo"}, "data__datasets": ["pairs"]},
+GIB = 2**30
+# A choice that a limit excludes, where it is not one of a list.
+EXCLUDED: dict[str, Any] = {
+    "method.use_dora": True,
+    "method.loraplus_lr_ratio": 16.0,
+    "method.expert_r": 4,
+    "method.modules_to_save": ["lm_head"],
+    "model.add_tokens": ["<answer>"],
+    "model.add_special_tokens": ["<answer>"],
+    "model.resize_embeddings": True,
+    "stage.reward_model": "saves/reward",
 }
-# Two processes generate other answers than one, but with FSDP2 the same as with DDP.
-GRPO = {
-    "stage": {
-        "kind": "grpo", "rewards": ["format"], "reward_pattern": ".*e.*", "num_generations": 4, "max_new_tokens": 12,
-        "num_iterations": 2,
-    },
-    "training__per_device_train_batch_size": 4,
-}  # fmt: skip
 
 
-def write_data(folder: Path) -> Path:
-    folder.mkdir()
-    asked = [{"instruction": f"What comes after {n}?", "input": ""} for n in range(32)]
-    tables = {
-        "chat": [row | {"output": f"{n + 1}."} for n, row in enumerate(asked)],
-        "text": [{"text": f"After {n} comes {n + 1}. " * 5} for n in range(60)],
-        "pairs": [row | {"chosen": f"{n + 1}.", "rejected": f"No idea {n}"} for n, row in enumerate(asked)],
-        "thumbs": [row | {"output": f"{n + 1}.", "label": bool(n % 3)} for n, row in enumerate(asked)],
+def spec(**changes: Any) -> RunSpec:
+    """Two processes that divide a LoRA training with FSDP2."""
+    plain: dict[str, Any] = {
+        "model": {"model_name_or_path": "m"},
+        "data": {"datasets": ["d"], "max_length": 2048},
+        "hardware": {"num_processes": 2, "strategy": "fsdp2"},
     }
-    pairs = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
-    thumbs = {"prompt": "instruction", "response": "output", "kto_tag": "label"}
-    more = {
-        "text": {"columns": {"prompt": "text"}},
-        "pairs": {"ranking": True, "columns": pairs},
-        "thumbs": {"columns": thumbs},
-    }
-    info = {name: {"file_name": f"{name}.json"} | more.get(name, {}) for name in tables}
-    for name, table in (tables | {"dataset_info": info}).items():
-        (folder / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
-    return folder
+    asked = RunSpec.read(plain)
+    for path, value in changes.items():
+        asked = asked.change(path.replace("__", "."), value)
+    return asked
 
 
-def with_own_head(model: Path, folder: Path) -> Path:
-    """The same model with a head that is not its embeddings."""
-    shutil.copytree(model, folder)
-    config = read_json(folder / "config.json") | {"tie_word_embeddings": False}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][::-1].copy()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+def problems_at(asked: RunSpec, field: str) -> list[str]:
+    return [problem.code for problem in spec_problems(asked) if problem.field == field]
 
 
-def by_two(spec: RunSpec, strategy: str) -> RunSpec:
-    """The same training by two processes, each with half of every batch."""
-    batch = spec.training.per_device_train_batch_size // 2
-    spec = spec.change("training.per_device_train_batch_size", batch)
-    return spec.change("hardware", {"device": "cpu", "num_processes": 2, "strategy": strategy})
+def excluded_values(limit: Limit) -> list[Any]:
+    listed = [value for value in choices(limit.path) if value not in limit.allowed]
+    return [*listed, EXCLUDED[limit.path]] if limit.path in EXCLUDED else listed
 
 
-def copied(alone: RunDir, folder: Path, spec: RunSpec) -> RunDir:
-    """The run of `alone`, with its prepared rows, for two processes."""
-    run = lay_out(RunDir(folder), spec)
-    shutil.copytree(alone.prepared, run.prepared)
-    write_configuration(spec, run.path, 0)
-    return run
+@pytest.mark.parametrize("limit", list(filter(excluded_values, FSDP2_LIMITS)))
+def test_what_fsdp2_excludes_is_a_problem_at_its_field(limit: Limit) -> None:
+    for value in excluded_values(limit):
+        asked = spec(**{"stage": {"kind": limit.stages[0]}} if limit.stages else {})
+        if limit.path.startswith("model.quantization."):
+            asked = asked.change("model.quantization", {"kind": "4bit"})
+        asked = asked.change(limit.path, {"kind": value} if limit.path in SPEC_CHOICES else value)
+        assert "fsdp2-not-with" in problems_at(asked, limit.path), value
+        assert "fsdp2-not-with" not in problems_at(asked.change("hardware.strategy", "ddp"), limit.path)
+
+
+def test_a_strategy_needs_its_number_of_processes() -> None:
+    assert problems_at(spec(hardware__strategy="single"), "hardware.strategy") == ["strategy-single"]
+    for strategy in ("ddp", "fsdp2"):
+        asked = spec(hardware={"num_processes": 1, "strategy": strategy})
+        assert problems_at(asked, "hardware.num_processes") == ["strategy-needs-processes"]
+    assert not problems_at(spec(hardware={"num_processes": 1}), "hardware.num_processes")
+    assert problems_at(spec(extra={"use_liger_kernel": True}), "extra.use_liger_kernel") == ["fsdp2-not-with-extra"]
+
+
+def test_the_form_greys_out_what_cannot_be_combined() -> None:
+    asked = spec()
+    greyed = set(excluded_choices(asked))
+    assert ("stage", "ppo") in greyed
+    assert ("model.quantization", "8bit") in greyed
+    assert ("training.optim", "adafactor") in greyed
+    assert ("hardware.strategy", "single") in greyed
+    assert not any(path == "stage" and value in ("sft", "dpo") for path, value in greyed)
+    for path, value in greyed - {("hardware.strategy", "single")}:
+        changed = asked.change(path, {"kind": value} if path in SPEC_CHOICES else value)
+        assert "fsdp2-not-with" in problems_at(changed, path)
+    assert ("hardware.strategy", "fsdp2") in set(excluded_choices(spec(hardware={"num_processes": 1})))
+    ppo = spec(hardware__strategy="ddp", stage={"kind": "ppo", "reward_model": "r"})
+    assert ("hardware.strategy", "fsdp2") in set(excluded_choices(ppo))
+    assert 'label:has(input[value="ppo"])' in disabled_choices_css(asked, Words("zh"))
+
+
+@pytest.mark.parametrize("name", ["strategies.md", "strategies_zh.md"])
+def test_the_page_has_the_table_of_the_program(name: str) -> None:
+    text = (Path(pages.__file__).parent / name).read_text(encoding="utf-8")
+    assert text == pages.pages()[name]
+    assert all(f"| `{limit.path}` |" in text for limit in FSDP2_LIMITS)
+
+
+# ------------------------------------------------------------------------------------------ memory, and the choice
 
 
 @pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, RunDir]]:
-    """Name of a training → "single", "ddp" or "fsdp2" → its run, after it has ended."""
-    folder = tmp_path_factory.mktemp("strategies")
-    data, untied = write_data(folder / "data"), with_own_head(tiny, folder / "untied")
-    common = {"training__max_steps": 3, "data__group_by_length": False, "logging__save_steps": 2}
-    specs = {
-        name: short_training(untied if "method" in changes else tiny, data, **common | changes)
-        for name, changes in {**COMPARED, "grpo": GRPO}.items()
-    }
-    single = {name: lay_out(RunDir(folder / "single" / name), spec) for name, spec in specs.items()}
-    train_many(*single.values())
-    runs = {name: {"single": run} for name, run in single.items()}
-    for name, spec in specs.items():
-        for strategy in ("ddp", "fsdp2") if name == "grpo" else ("fsdp2",):
-            runs[name][strategy] = copied(single[name], folder / strategy / name, by_two(spec, strategy))
-    whole = copied(single["full"], folder / "whole", by_two(specs["full"], "fsdp2"))
-    write_text(whole.accelerate, configuration(Ddp(), 2, "another than that of the run"))
-    runs["full"]["fsdp2, launched as ddp"] = whole
-    folders = [run.path for kinds in runs.values() for name, run in kinds.items() if name != "single"]
-    environment = command.environment(by_two(specs["full"], "fsdp2"), folder, gpus=(), threads=2)
-    run_ranks(2, "-m", "tests.train_ranks", *folders, env=environment)
-    return runs
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 7 billion parameters of which only the headers are there."""
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    return write_headers(tmp_path_factory.mktemp("shapes") / "7B", config | dict(SHAPES["7B"]))
 
 
-def logged(run: RunDir, name: str) -> list[float]:
-    return [line[name] for line in read_lines(run.metrics) if name in line]
+def cards(monkeypatch: pytest.MonkeyPatch, count: int, gib: int) -> None:
+    found = tuple(hardware.Gpu(n, f"GPU-{n}", "NVIDIA H100", gib * GIB, gib * GIB, 9.0) for n in range(count))
+    monkeypatch.setattr(hardware, "gpus", lambda: found)
 
 
-def learned(run: RunDir) -> dict[str, np.ndarray]:
-    folder = run.result()
-    assert folder, run.error.read_text(encoding="utf-8") if run.error.exists() else "no result"
-    return load_file(next(folder.glob("*model.safetensors")))
+def full(model: Path, processes: int, strategy: Any = "auto", **changes: Any) -> RunSpec:
+    found = {"num_processes": processes, "strategy": strategy}
+    small = {"training__per_device_train_batch_size": 1, "model__model_name_or_path": str(model)}
+    return spec(**small, method={"kind": "full"}, hardware=found, **changes)
 
 
-@pytest.mark.parametrize("name", COMPARED)
-def test_fsdp2_learns_what_one_process_learns(trained: dict[str, dict[str, RunDir]], name: str) -> None:
-    runs = trained[name]
-    weights = {strategy: learned(runs[strategy]) for strategy in ("single", "fsdp2")}
-    losses = logged(runs["single"], "loss")
-    assert len(losses) == 3
-    assert abs(losses[2] - losses[0]) > 0.005  # its own steps have had an effect
-    assert logged(runs["fsdp2"], "loss") == pytest.approx(losses, rel=2e-4)
-    assert logged(runs["fsdp2"], "grad_norm") == pytest.approx(logged(runs["single"], "grad_norm"), rel=2e-3)
-    assert weights["single"].keys() == weights["fsdp2"].keys()
-    for tensor, alone in weights["single"].items():
-        assert np.linalg.norm(weights["fsdp2"][tensor] - alone) <= 0.02 * np.linalg.norm(alone), tensor
-    assert read_json(runs["fsdp2"].path / "checkpoint-2" / "complete.json")
+def needed(asked: RunSpec) -> memory.MemoryNeed:
+    model = inspect_model(asked.model.model_name_or_path)
+    need = memory.memory_needed(asked, model, asked.hardware.num_processes)
+    assert need
+    return need
 
 
-def test_grpo_generates_and_learns_with_fsdp2_as_with_ddp(trained: dict[str, dict[str, RunDir]]) -> None:
-    runs = trained["grpo"]
-    assert learned(runs["fsdp2"])
-    for name in ("loss", "reward", "grad_norm", "entropy"):
-        assert logged(runs["fsdp2"], name) == pytest.approx(logged(runs["ddp"], name), rel=1e-3, abs=1e-6), name
-    assert len(set(logged(runs["ddp"], "loss"))) > 1
+def test_more_gpus_need_less_memory_each_with_fsdp2_and_not_with_ddp(seven: Path) -> None:
+    parameters = inspect_model(seven).parameters
+    ddp = {count: needed(full(seven, count, "ddp")) for count in (2, 8)}
+    fsdp2 = {count: needed(full(seven, count, "fsdp2")) for count in (2, 8)}
+    assert ddp[2] == ddp[8]
+    # Weights, gradients and two moments, in fp32, of an eighth of the parameters; and what is gathered at a time.
+    for count, need in fsdp2.items():
+        rest = need.weights + need.learning - 16 * parameters / count
+        assert 0 < rest < 2 * parameters  # less than the whole model in half precision
+    assert needed(full(seven, 8, {"kind": "fsdp2", "reshard_after_forward": False})).total > fsdp2[8].total + 10 * GIB
+    assert needed(full(seven, 8, {"kind": "fsdp2", "cpu_offload": True})).total < fsdp2[8].total - 10 * GIB
+    quantized = full(seven, 8, "fsdp2").change("method", "lora").change("model.quantization", {"kind": "4bit"})
+    assert needed(quantized).total > 0.5 * parameters  # which each GPU loads as a whole
 
 
-def test_weights_that_are_whole_although_the_spec_says_fsdp2_end_the_run(
-    trained: dict[str, dict[str, RunDir]],
+@pytest.mark.parametrize(
+    ("gib", "count", "changes", "strategy", "code"),
+    [
+        (160, 8, {}, "ddp", "strategy-fits"),
+        (80, 8, {}, "fsdp2", "strategy-divided"),
+        (80, 1, {}, "single", "strategy-one-process"),
+        (80, 8, {"training__optim": "adafactor", "data__max_length": 100_000}, "ddp", "strategy-excluded"),
+        (80, 8, {"hardware__device": "cpu"}, "ddp", "strategy-on-cpu"),
+        (0, 8, {}, "ddp", "strategy-without-estimate"),
+    ],
+)
+def test_auto_divides_only_what_does_not_fit_and_says_why(
+    seven: Path, monkeypatch: pytest.MonkeyPatch, gib: int, count: int, changes: dict[str, Any], strategy: str,
+    code: str,
+) -> None:  # fmt: skip
+    cards(monkeypatch, 8, gib)
+    asked, model = full(seven, count, **changes), inspect_model(seven)
+    assert memory.with_strategy(asked, model, 8).hardware.strategy.kind == strategy
+    reason = strategy_reason(asked, model, 8)
+    assert reason.code == code
+    assert reason.text() != reason.text("zh")
+
+
+def test_the_configuration_is_in_the_runs_folder_and_stays(
+    seven: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run = trained["full"]["fsdp2, launched as ddp"]
-    assert [each["code"] for each in read_json(run.error)["problems"]] == ["weights-not-sharded"]
-    assert not run.metrics.exists()
+    cards(monkeypatch, 8, 80)
+    run = RunDir(tmp_path)
+    write_configuration(full(seven, 8), tmp_path, 8)
+    text = run.accelerate.read_text(encoding="utf-8")
+    assert is_fsdp(text)
+    assert text.startswith("# Strategy: FSDP2. With DDP, the run would need about ")
+    plain = read_yaml(text)
+    assert (plain["num_processes"], plain["fsdp_config"]["fsdp_version"]) == (8, 2)
+    cards(monkeypatch, 8, 160)  # a resumed run continues as it began
+    write_configuration(full(seven, 8), tmp_path, 8)
+    assert run.accelerate.read_text(encoding="utf-8") == text
+    run.accelerate.unlink()
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "complete.json").write_text("{}", encoding="utf-8")
+    cards(monkeypatch, 8, 80)  # a run of a version without strategies has trained with DDP
+    write_configuration(full(seven, 8), tmp_path, 8)
+    assert read_yaml(run.accelerate.read_text(encoding="utf-8"))["distributed_type"] == "MULTI_GPU"
+
+
+def test_what_does_not_fit_with_ddp_is_fitted_by_fsdp2(seven: Path) -> None:
+    asked = full(seven, 8, "ddp", training__optim="adamw_torch")
+    fits = memory.fit_to_memory(asked, inspect_model(seven), 8, 80 * GIB)
+    assert fits
+    assert fits.hardware.strategy.kind == "fsdp2"
+    assert fits.training == asked.training
+    excluded = full(seven, 8, "ddp", training__optim="adafactor", data__max_length=100_000)
+    other = memory.fit_to_memory(excluded, inspect_model(seven), 8, 80 * GIB)
+    assert other is None or other.hardware.strategy.kind == "ddp"
+
+
+def test_the_plan_says_which_strategy_and_why(
+    make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch, workplace: Workplace
+) -> None:
+    cards(monkeypatch, 8, 80)
+    asked = make_spec(hardware={"num_processes": 8})
+    plan = summary(asked, workplace)
+    assert plan.strategy
+    assert plan.strategy.code == "strategy-fits"
+    assert "Strategy: DDP" in plan_html.plan(asked, plan, [], Words("en"), known=True)
+    assert summary(make_spec(hardware={"num_processes": 1}), workplace).strategy is None
+
+
+def on_this_machine(asked: RunSpec) -> list[Problem]:
+    return checks._gpu_problems(asked)
+
+
+def test_without_gpus_there_is_nothing_to_divide(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpus", tuple)
+    assert [problem.code for problem in on_this_machine(full(seven, 2, "fsdp2"))] == ["fsdp2-needs-cards"]
+    assert on_this_machine(full(seven, 2, "ddp")) == []
+
+
+def test_what_fsdp2_cannot_divide_of_a_model_or_on_a_machine_is_said(
+    seven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: ModelFacts = inspect_model(seven)
+    values: Mapping[str, Any] = vars(model) | {"quantized": "fp8"}
+    assert fsdp2_model_problems(full(seven, 2, "fsdp2"), model) == []
+    stored = fsdp2_model_problems(full(seven, 2, "fsdp2"), ModelFacts(**values))
+    assert [problem.code for problem in stored] == ["fsdp2-stored-weights"]
+    asked = full(seven, 2, "fsdp2")
+    assert fsdp2_machine_problems(asked) == []
+    old = hardware.Gpu(0, "GPU-0", "Tesla T4", 16 * GIB, 16 * GIB, 7.5)
+    monkeypatch.setattr(hardware, "gpus", lambda: (old, old))
+    assert [problem.field for problem in fsdp2_machine_problems(asked)] == ["training.precision"]
+    assert fsdp2_machine_problems(asked.change("training.precision", "fp32")) == []

@@ -17,6 +17,7 @@ from engine.launch.workspace import Workplace
 from engine.models.reward_models import reward_model_problems
 from engine.preflight import doctor
 from engine.preflight.data_checks import any_dataset_has_answers, dataset_problems
+from engine.preflight.fsdp2 import fsdp2_machine_problems
 from engine.preflight.model_checks import chosen_model_problems, model_is_readable, trained_parameters
 from engine.preflight.package_checks import package_problems
 from engine.spec.hardware_settings import Hardware
@@ -81,6 +82,8 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
     first = hardware.chosen_gpus(chosen.devices, 1)[0]
     if doctor.torch_cuda() == "":
         return [problem("torch-without-cuda", "hardware.device", name=first.name)]
+    if chosen.strategy.kind == "fsdp2" and (problems := fsdp2_machine_problems(spec)):
+        return problems
     if spec.training.precision == "bf16" and 0 < first.capability < 8:
         return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
     return []

@@ -1,7 +1,8 @@
-"""What prevents a training from dividing its weights with FSDP2: in its settings, and in the model."""
+"""What prevents a training from dividing its weights with FSDP2: in its settings, in the model, on this machine."""
 
 from __future__ import annotations
 
+from engine.core import hardware
 from engine.core.problems import Problem, problem
 from engine.models.adapters import adapts_experts
 from engine.models.facts import ModelFacts
@@ -12,7 +13,15 @@ from engine.spec.strategies import fsdp2_problems
 
 def fsdp2_obstacles(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """Everything that prevents it."""
-    return fsdp2_problems(spec) + fsdp2_model_problems(spec, model)
+    return fsdp2_problems(spec) + fsdp2_model_problems(spec, model) + fsdp2_machine_problems(spec)
+
+
+def fsdp2_machine_problems(spec: RunSpec) -> list[Problem]:
+    """GPUs on which the precision "auto" means fp16, whose loss scaling has not been seen to work with it."""
+    chosen = hardware.chosen_gpus(spec.hardware.devices, spec.hardware.num_processes)
+    if spec.training.precision != "auto" or not any(0 < gpu.capability < 8 for gpu in chosen):
+        return []
+    return [problem("fsdp2-not-with", "training.precision", given="auto (fp16)", allowed="fp32")]
 
 
 def fsdp2_model_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:

@@ -144,7 +144,8 @@ def _gathered_bytes(spec: RunSpec, model: ModelFacts, trained: int, plain: float
     gathered = plain * words + 2 * layer if strategy.reshard_after_forward else whole
     if not lora and spec.stage.kind in COMPARED_WITH_REFERENCE:
         gathered = plain * model.parameters + (0.0 if strategy.reshard_after_forward else whole)
-    largest = max(words, 2 * (model.parameters - words) / model.layers) / model.parameters
+    unit = (model.vocab_size or 0) * (model.hidden_size or 0)  # embeddings and head are divided separately
+    largest = max(unit, 2 * (model.parameters - words) / model.layers) / model.parameters
     return gathered, trained * (2 / model.layers if lora else largest) * (plain + 4.0)
 
 

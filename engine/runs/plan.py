@@ -18,6 +18,7 @@ from engine.preflight.checks import preflight_problems
 from engine.preflight.model_checks import adapted_modules, model_is_readable, trained_parameters
 from engine.preflight.package_checks import bitsandbytes_problems
 from engine.preflight.remarks import remarks
+from engine.preflight.strategy import strategy_reason
 from engine.runs import recent
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
@@ -53,6 +54,7 @@ class Summary:
     remarks: list[Problem] = field(default_factory=list)  # remarks about the data that are not obstacles
     # Modules that get an adapter: short name → number; empty for other methods.
     adapted: Mapping[str, int] = field(default_factory=dict)
+    strategy: Problem | None = None  # how several processes divide the training, and why; None for one process
 
 
 def first_preset(workplace: Workplace) -> str:
@@ -127,6 +129,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         fits=memory.fit_to_memory(spec, model, gpu_count, room.bytes, without=broken or ())
         if model and need and room
         else None,
+        strategy=strategy_reason(spec, model, gpu_count) if spec.hardware.num_processes > 1 else None,
         unusable=broken,
         remarks=[] if "data.dataset_dir" in wrong else remarks(spec),
     )

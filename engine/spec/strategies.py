@@ -2,7 +2,7 @@
 and docs/strategies.md share.
 
 With a single process and with DDP, all settings work. FSDP2 is offered only for what has been compared with one process
-(`tests/test_strategies.py`): some combinations of libraries train on without an error, but not what they should.
+(`tests/test_sharding.py`): some combinations of libraries train on without an error, but not what they should.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from urllib.parse import quote
 
+from engine.core import regular_files
 from engine.core.problems import Problem, Refusal
 from engine.runs import runs
 from engine.runs.runs import Run
@@ -27,9 +28,13 @@ def log_link(run: Run, root: str, words: Words) -> str:
 
 
 def settings(run: Run, words: Words) -> str:
-    """The run's spec as YAML, or why it cannot be read."""
+    """The run's spec as YAML, or why it cannot be read; and how its processes were launched, if there are several."""
     try:
-        return notices.code("run-yaml", run.spec.to_yaml(brief=True), words, save=True)
+        text = notices.code("run-yaml", run.spec.to_yaml(brief=True), words, save=True)
+        if run.dir.accelerate.exists():
+            launch = regular_files.read_text(run.dir.accelerate)
+            text += notices.code("run-accelerate", f"# accelerate.yaml\n{launch}", words)
+        return text
     except (Refusal, OSError) as error:
         problems: list[Problem] = getattr(error, "problems", [])
         return notices.listed(problems, words)

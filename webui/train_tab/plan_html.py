@@ -33,7 +33,7 @@ def plan(spec: RunSpec, summary: Summary, problems: Sequence[Problem], words: Wo
     else:
         state = (
             f'<p class="state right">{escape(words("ready"))}</p>'
-            f"{_doubts(summary, words)}{memory(summary, spec, words)}"
+            f"{_strategy(summary, words)}{_doubts(summary, words)}{memory(summary, spec, words)}"
         )
     numbers = f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>'
     return f"{numbers}{_adapted(summary, words)}{state}{_remarks(summary, words)}"
@@ -75,6 +75,13 @@ def _adapted(summary: Summary, words: Words) -> str:
         return ""
     names = ", ".join(f"{name} × {count}" for name, count in summary.adapted.items())
     return f'<p class="adapted">{escape(words("adapted", names=names))}</p>'
+
+
+def _strategy(summary: Summary, words: Words) -> str:
+    """How several processes divide the training, and why in this way."""
+    if not summary.strategy:
+        return ""
+    return f'<p class="quiet">{escape(notices.sentence(summary.strategy, words))}</p>'
 
 
 def _remarks(summary: Summary, words: Words) -> str:

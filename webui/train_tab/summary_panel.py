@@ -19,7 +19,7 @@ from webui import notices
 from webui.events import QUIET, changes
 from webui.form.settings import setting_of
 from webui.panels import Updates
-from webui.train_tab import model_html, plan_html
+from webui.train_tab import model_html, plan_html, strategy_html
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.settings_panel import SettingsPanel
 
@@ -91,7 +91,7 @@ class SummaryPanel(Panel):
             problem for problem in plan.problems if setting_of(problem.field) not in hidden or not problem.field
         ]
         styles = model_html.disabled_choices_css(plan.unusable or {}, words)
-        styles += model_html.hidden_parts_css(spec, self.workplace)
+        styles += model_html.hidden_parts_css(spec, self.workplace) + strategy_html.disabled_choices_css(spec, words)
         return {
             self.settings.model_facts: model_html.model_facts(spec.model.model_name_or_path, self.workplace, words),
             self.settings.packages: model_html.unusable_packages(plan.unusable, words),

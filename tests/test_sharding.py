@@ -1,0 +1,192 @@
+"""Several processes for one training: what FSDP2 learns is what one process learns, and nothing is silently otherwise.
+
+Two real processes on the CPU (gloo). accelerate divides weights on GPUs only, so a variable of the tests lets it do so
+here (`engine.worker.runtime.sharding`); all else is what a machine with GPUs does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from engine.core.rundir import RunDir, read_json, read_lines, write_text
+from engine.launch import command
+from engine.launch.accelerate_config import configuration, is_fsdp
+from engine.launch.processes import find_processes
+from engine.launch.workspace import Workplace
+from engine.preflight.strategy import write_configuration
+from engine.runs import runs as submitted
+from engine.spec.hardware_settings import Ddp
+from engine.spec.run_spec import RunSpec
+from tests.conftest import short_training, wait_until
+from tests.preloaded import run_ranks
+from tests.train_many import lay_out, train_many
+
+FULL = {"method": {"kind": "full"}, "training__learning_rate": 1e-3}
+# What is trained by one process, and by two with FSDP2.
+COMPARED: dict[str, dict[str, Any]] = {
+    "full": FULL | {"training__gradient_checkpointing": True, "training__gradient_accumulation_steps": 2},
+    "packed": {"stage": {"kind": "pt"}, "data__datasets": ["text"], "data__packing": True},
+    "qlora": {"model__quantization": {"kind": "4bit"}},
+    "dpo": FULL | {"stage": {"kind": "dpo"}, "data__datasets": ["pairs"]},
+    "kto": {"stage": {"kind": "kto"}, "data__datasets": ["thumbs"]},
+    "orpo": FULL | {"stage": {"kind": "orpo"}, "data__datasets": ["pairs"]},
+    "simpo": {"stage": {"kind": "simpo"}, "data__datasets": ["pairs"]},
+}
+# Two processes generate other answers than one, but with FSDP2 the same as with DDP.
+GRPO = {
+    "stage": {
+        "kind": "grpo", "rewards": ["format"], "reward_pattern": ".*e.*", "num_generations": 4, "max_new_tokens": 12,
+        "num_iterations": 2,
+    },
+    "training__per_device_train_batch_size": 4,
+}  # fmt: skip
+
+
+def write_data(folder: Path) -> Path:
+    folder.mkdir()
+    asked = [{"instruction": f"What comes after {n}?", "input": ""} for n in range(32)]
+    tables = {
+        "chat": [row | {"output": f"{n + 1}."} for n, row in enumerate(asked)],
+        "text": [{"text": f"After {n} comes {n + 1}. " * 5} for n in range(60)],
+        "pairs": [row | {"chosen": f"{n + 1}.", "rejected": f"No idea {n}"} for n, row in enumerate(asked)],
+        "thumbs": [row | {"output": f"{n + 1}.", "label": bool(n % 3)} for n, row in enumerate(asked)],
+    }
+    pairs = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    thumbs = {"prompt": "instruction", "response": "output", "kto_tag": "label"}
+    more = {
+        "text": {"columns": {"prompt": "text"}},
+        "pairs": {"ranking": True, "columns": pairs},
+        "thumbs": {"columns": thumbs},
+    }
+    info = {name: {"file_name": f"{name}.json"} | more.get(name, {}) for name in tables}
+    for name, table in (tables | {"dataset_info": info}).items():
+        (folder / f"{name}.json").write_text(json.dumps(table), encoding="utf-8")
+    return folder
+
+
+def with_own_head(model: Path, folder: Path) -> Path:
+    """The same model with a head that is not its embeddings."""
+    shutil.copytree(model, folder)
+    config = read_json(folder / "config.json") | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][::-1].copy()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def by_two(spec: RunSpec, strategy: str) -> RunSpec:
+    """The same training by two processes, each with half of every batch."""
+    batch = spec.training.per_device_train_batch_size // 2
+    spec = spec.change("training.per_device_train_batch_size", batch)
+    return spec.change("hardware", {"device": "cpu", "num_processes": 2, "strategy": strategy})
+
+
+def copied(alone: RunDir, folder: Path, spec: RunSpec) -> RunDir:
+    """The run of `alone`, with its prepared rows, for two processes."""
+    run = lay_out(RunDir(folder), spec)
+    shutil.copytree(alone.prepared, run.prepared)
+    write_configuration(spec, run.path, 0)
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, RunDir]]:
+    """Name of a training → "single", "ddp" or "fsdp2" → its run, after it has ended."""
+    folder = tmp_path_factory.mktemp("strategies")
+    data, untied = write_data(folder / "data"), with_own_head(tiny, folder / "untied")
+    common = {"training__max_steps": 3, "data__group_by_length": False, "logging__save_steps": 2}
+    specs = {
+        name: short_training(untied if "method" in changes else tiny, data, **common | changes)
+        for name, changes in {**COMPARED, "grpo": GRPO}.items()
+    }
+    single = {name: lay_out(RunDir(folder / "single" / name), spec) for name, spec in specs.items()}
+    train_many(*single.values())
+    runs = {name: {"single": run} for name, run in single.items()}
+    for name, spec in specs.items():
+        for strategy in ("ddp", "fsdp2") if name == "grpo" else ("fsdp2",):
+            runs[name][strategy] = copied(single[name], folder / strategy / name, by_two(spec, strategy))
+    whole = copied(single["full"], folder / "whole", by_two(specs["full"], "fsdp2"))
+    write_text(whole.accelerate, configuration(Ddp(), 2, "another than that of the run"))
+    runs["full"]["fsdp2, launched as ddp"] = whole
+    folders = [run.path for kinds in runs.values() for name, run in kinds.items() if name != "single"]
+    environment = command.environment(by_two(specs["full"], "fsdp2"), folder, gpus=(), threads=2)
+    run_ranks(2, "-m", "tests.train_ranks", *folders, env=environment)
+    return runs
+
+
+def logged(run: RunDir, name: str) -> list[float]:
+    return [line[name] for line in read_lines(run.metrics) if name in line]
+
+
+def learned(run: RunDir) -> dict[str, np.ndarray]:
+    folder = run.result()
+    assert folder, run.error.read_text(encoding="utf-8") if run.error.exists() else "no result"
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_fsdp2_learns_what_one_process_learns(trained: dict[str, dict[str, RunDir]], name: str) -> None:
+    runs = trained[name]
+    weights = {strategy: learned(runs[strategy]) for strategy in ("single", "fsdp2")}
+    losses = logged(runs["single"], "loss")
+    assert len(losses) == 3
+    assert abs(losses[2] - losses[0]) > 0.005  # its own steps have had an effect
+    assert logged(runs["fsdp2"], "loss") == pytest.approx(losses, rel=2e-4)
+    assert logged(runs["fsdp2"], "grad_norm") == pytest.approx(logged(runs["single"], "grad_norm"), rel=2e-3)
+    assert weights["single"].keys() == weights["fsdp2"].keys()
+    for tensor, alone in weights["single"].items():
+        assert np.linalg.norm(weights["fsdp2"][tensor] - alone) <= 0.02 * np.linalg.norm(alone), tensor
+    assert read_json(runs["fsdp2"].path / "checkpoint-2" / "complete.json")
+
+
+def test_grpo_generates_and_learns_with_fsdp2_as_with_ddp(trained: dict[str, dict[str, RunDir]]) -> None:
+    runs = trained["grpo"]
+    assert learned(runs["fsdp2"])
+    for name in ("loss", "reward", "grad_norm", "entropy"):
+        assert logged(runs["fsdp2"], name) == pytest.approx(logged(runs["ddp"], name), rel=1e-3, abs=1e-6), name
+    assert len(set(logged(runs["ddp"], "loss"))) > 1
+
+
+def test_weights_that_are_whole_although_the_spec_says_fsdp2_end_the_run(
+    trained: dict[str, dict[str, RunDir]],
+) -> None:
+    run = trained["full"]["fsdp2, launched as ddp"]
+    assert [each["code"] for each in read_json(run.error)["problems"]] == ["weights-not-sharded"]
+    assert not run.metrics.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(command.SHARD_ON_CPU_VARIABLE, "1")
+    hardware = {"device": "cpu", "num_processes": 2, "strategy": "fsdp2"}
+    changes = {"training__max_steps": 24, "logging__save_steps": 8, "method__lora_dropout": 0.1, "hardware": hardware}
+    whole, broken = (submitted.submit(make_spec(**changes), workplace) for _ in range(2))
+    wait_until(broken.dir.checkpoints, every=0.01)
+    ranks = [process for process in find_processes(broken.path) if process.environ().get("RANK") == "1"]
+    ranks[-1].kill()
+    wait_until(broken.dir.exit.exists)
+    assert read_json(broken.dir.exit) | {"outcome": "failed", "signal": "SIGKILL"} == read_json(broken.dir.exit)
+    assert find_processes(broken.path) == []
+    reached = len(logged(broken.dir, "loss"))
+    assert 8 <= reached < 24
+
+    submitted.resume(submitted.get(workplace.saves, broken.id))
+    wait_until(broken.dir.exit.exists)
+    assert {read_json(run.dir.exit)["outcome"] for run in (whole, broken)} == {"finished"}
+    assert is_fsdp(broken.dir.accelerate.read_text(encoding="utf-8"))
+    losses = {line["step"]: line["loss"] for line in read_lines(broken.dir.metrics)}
+    assert list(losses.values()) == logged(whole.dir, "loss")
+    for tensor, expected in learned(whole.dir).items():
+        assert np.array_equal(learned(broken.dir)[tensor], expected), tensor

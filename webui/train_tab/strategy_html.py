@@ -1,0 +1,41 @@
+"""The strategy on the form: choices that exclude each other are greyed out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec
+from engine.spec.strategies import FSDP2_LIMITS, fsdp2_problems, value_at
+from webui.form.settings import choices, control_kind, element_id
+from webui.words import Words
+
+STRATEGY = "hardware.strategy"
+
+
+def disabled_choices_css(spec: RunSpec, words: Words) -> str:
+    """A style sheet that greys out what cannot be combined with the other settings; choosing it anyway is refused."""
+    greyed = [_selector(path, value, words) for path, value in excluded_choices(spec)]
+    return f"<style>{','.join(greyed)}{{opacity:.4;pointer-events:none}}</style>" if greyed else ""
+
+
+def excluded_choices(spec: RunSpec) -> Iterator[tuple[str, Any]]:
+    """Choices that are not made and would be a problem: the path of a setting, and a value of it."""
+    chosen, processes = spec.hardware.strategy.kind, spec.hardware.num_processes
+    if chosen == "fsdp2":
+        for limit in FSDP2_LIMITS:
+            current = value_at(spec, limit.path)
+            if limit.applies_to(spec) and current is not None:
+                values = (True, False) if isinstance(current, bool) else choices(limit.path)
+                yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
+    divided = ["single", "fsdp2"] if fsdp2_problems(spec) else ["single"]
+    excluded = ["ddp", "fsdp2"] if processes == 1 else divided
+    yield from ((STRATEGY, kind) for kind in excluded if kind != chosen)
+
+
+def _selector(path: str, value: Any, words: Words) -> str:
+    if path in SPEC_CHOICES:
+        return f'#{element_id(path)} label:has(input[value="{value}"])'
+    if control_kind(path) == "tick":
+        return f"#{element_id(path)}"
+    return f'#{element_id(path)} li[aria-label="{words.choice(path, value)}"]'
