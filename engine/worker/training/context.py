@@ -37,7 +37,9 @@ class TrainingContext:
     def arguments(self, config: type[TrainingArguments], **changes: Any) -> TrainingArguments:
         """The configuration according to the spec, with `changes` by the stage."""
         common = common_arguments(self.spec, self.run, measured="validation" in self.data)
-        arguments = config(**common | stage_arguments(self.spec) | changes)
+        # A batch without images does not use the tower, so its weights have no gradients to wait for.
+        processes = {"ddp_find_unused_parameters": trains_outside_language(self.model)}
+        arguments = config(**processes | common | stage_arguments(self.spec) | changes)
         arguments.fsdp_plugin_args = plugin_arguments(self.spec)
         return arguments
 
@@ -60,6 +62,12 @@ class TrainingContext:
         set_part_learning_rates(self.spec, trainer)
         prepare_sharding(self.spec, trainer)
         return adjust_trainer(trainer)
+
+
+def trains_outside_language(model: Any) -> bool:
+    """Whether any weight outside the language part is trained, chosen by the spec or as part of a continued adapter."""
+    names = (name_in_base(name) for name, weight in model.named_parameters() if weight.requires_grad)
+    return any(map(model.structure.is_in_tower, names))
 
 
 def loraplus_optimizer(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:

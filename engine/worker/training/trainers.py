@@ -73,8 +73,6 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "greater_is_better": best != "loss" if measured else None,
         "report_to": list(logging.report_to) or "none",
         "disable_tqdm": True,
-        # A batch without images does not use the tower.
-        "ddp_find_unused_parameters": spec.vision.trains_beside_language,
         **spec.extra,
     }
 
