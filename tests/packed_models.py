@@ -1,6 +1,7 @@
 """The tiny model as a GGUF file and as pickle files, honest and hostile: python -m tests.packed_models FOLDER TINY
 
-gguf/model.Q8_0.gguf, written from what the format says, and gguf-plain, what its numbers mean; bin, with two files and
+gguf/model.Q8_0.gguf, written from what the format says, and gguf-plain, what its numbers mean; gguf-parts, the same in
+several files; bin, with two files and
 their index; pt, saved by a training script; and one folder for each pickle that must not be opened.
 """
 
@@ -45,13 +46,12 @@ def gguf_name(name: str) -> str:
     return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
 
 
-def write_gguf(tiny: Path, file: Path, plain: Path) -> None:
-    """The model as a GGUF file, and as the plain model that it stands for."""
+def write_gguf(tiny: Path, file: Path, tensors_per_file: int = 0) -> dict[str, Tensor]:
+    """The model as a GGUF file, or several; returns the weights that it stands for."""
     config = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
     tokenizer = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
     file.parent.mkdir()
-    shutil.copytree(tiny, plain)
-    writer = GGUFWriter(file, "qwen2")
+    writer = GGUFWriter(file, "qwen2", split_max_tensors=tensors_per_file)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -82,9 +82,7 @@ def write_gguf(tiny: Path, file: Path, plain: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    save_file(
-        {name: weight.bfloat16() for name, weight in meant.items()}, plain / "model.safetensors", {"format": "pt"}
-    )
+    return meant
 
 
 def without_weights(tiny: Path, folder: Path) -> Path:
@@ -126,7 +124,11 @@ def write_pickles(tiny: Path, root: Path) -> None:
 
 def main(tiny: Path, root: Path) -> None:
     root.mkdir(exist_ok=True)
-    write_gguf(tiny, root / "gguf" / "model.Q8_0.gguf", root / "gguf-plain")
+    meant = write_gguf(tiny, root / "gguf" / "model.Q8_0.gguf")
+    write_gguf(tiny, root / "gguf-parts" / "model.gguf", tensors_per_file=10)
+    shutil.copytree(tiny, plain := root / "gguf-plain")
+    weights = {name: weight.bfloat16() for name, weight in meant.items()}
+    save_file(weights, plain / "model.safetensors", {"format": "pt"})
     write_pickles(tiny, root)
 
 

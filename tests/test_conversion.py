@@ -249,6 +249,26 @@ def test_a_gguf_file_becomes_the_model_that_it_stands_for_by_a_verb_of_the_shell
     assert same == [True, True, True, False]
 
 
+@pytest.mark.slow
+def test_a_gguf_model_in_several_files_is_one_model(root: Path, workplace: Workplace) -> None:
+    place, folder = replace(workplace, models=(root,)), root / "gguf-parts"
+    parts = sorted(file.name for file in folder.iterdir())
+    assert len(parts) > 2
+    assert convertible("gguf-parts", [root]) == (folder / parts[0], root / "gguf-parts-safetensors")
+    assert convertible(str(folder / parts[1]), [root]) == (folder / parts[0], folder / "model-safetensors")
+    done = engine(place, "convert", "gguf-parts")
+    assert (done.returncode, done.stdout.strip()) == (0, str(root / "gguf-parts-safetensors")), done.stderr
+    printed = run_python("-c", SAME, root / "gguf-parts-safetensors", root / "gguf-plain")
+    far, *same = json.loads(printed.splitlines()[-1])
+    assert far < 1e-5
+    assert same == [True, True, True, False]
+    assert not list((root / "gguf-parts-safetensors").glob("*.gguf"))
+    (folder / parts[1]).unlink()
+    done = engine(place, "convert", "gguf-parts")
+    assert done.returncode == 2
+    assert parts[1] in done.stderr
+
+
 def test_the_verb_says_that_there_is_nothing_to_convert(root: Path, workplace: Workplace) -> None:
     place = replace(workplace, models=(root,))
     done = engine(place, "convert", "gguf-plain")

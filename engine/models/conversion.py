@@ -18,7 +18,14 @@ from engine.models.discovery import allowed_roots, hub_cache, is_below, locate
 from engine.models.facts import inspect_model
 from engine.models.json_objects import files_in, json_object_or_empty
 from engine.models.quantized_weights import DEQUANTIZED, UNPACKED, can_be_unpacked, quantization_config
-from engine.models.safetensors_headers import NOT_WEIGHTS, PICKLE_SUFFIXES, gguf_files, names_in_line
+from engine.models.safetensors_headers import (
+    GGUF_PART,
+    NOT_WEIGHTS,
+    PICKLE_SUFFIXES,
+    gguf_files,
+    gguf_parts,
+    names_in_line,
+)
 
 MODEL_FIELD = "model.model_name_or_path"
 CONFIG = "config.json"
@@ -27,7 +34,7 @@ INDEX = "pytorch_model.bin.index.json"  # where pickled weights are in several f
 
 class Convertible(NamedTuple):
     """`file` contains the weights, or is the index of several files that do, or the config.json of quantized weights;
-    `target` is the folder of the result."""
+    `target` is the folder of the result. A GGUF model in several files is represented by the first of them."""
 
     file: Path
     target: Path
@@ -46,7 +53,7 @@ def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
     if place is None or not is_below(place, allowed_roots(roots)):
         return None
     if place.is_file():
-        return Convertible(place, _target(place.stem, place.parent, roots)) if place.suffix == ".gguf" else None
+        return _gguf(place, roots) if place.suffix == ".gguf" else None
     names = [name for name, _ in files_in(place)]
     if any(name.endswith(".safetensors") for name in names):
         method = inspect_model(place).quantized
@@ -59,6 +66,12 @@ def convertible(text: str, roots: Sequence[Path]) -> Convertible | None:
     if len(files) > 1:
         raise Refusal(problem("convert-choose", MODEL_FIELD, folder=place, files=names_in_line(files, 12)))
     return Convertible(place / files[0], _target(place.name, place.parent, roots)) if files else None
+
+
+def _gguf(file: Path, roots: Sequence[Path]) -> Convertible:
+    """A GGUF file, or the first part of a model in several."""
+    part = GGUF_PART.fullmatch(file.name)
+    return Convertible(gguf_parts(file)[0], _target(part[1] if part else file.stem, file.parent, roots))
 
 
 def offered(text: str, roots: Sequence[Path]) -> Convertible | None:

@@ -36,6 +36,7 @@ AUXILIARY_TENSOR = re.compile(
     r".+\.(weight\..+|SCB|weight_format|rotary_emb\.inv_freq|weight_(scale\w*|zero_point|global_scale|g_idx)"
     r"|(input|output|activation|[kqv])_(scale|zero_point|global_scale))"
 )
+GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")  # of a model in several files
 SHAPE = "SHAPE"  # type of an entry that contains a shape: that of the packed weights next to it
 STORED_SHAPE = {"I64": struct.Struct("<2q"), "I32": struct.Struct("<2i")}
 VALUES_PER_BYTE = 2  # of MXFP4: the last two axes are the groups of a row, and 16 bytes in each
@@ -89,8 +90,22 @@ def _no_weights(folder: Path) -> Problem:
 
 
 def gguf_files(folder: Path) -> list[str]:
-    """GGUF files with a model that writes: what sees for it lies beside it, in a file that is called so."""
-    return [name for name, _ in files_in(folder) if name.endswith(".gguf") and not name.startswith("mmproj")]
+    """GGUF files with a model that writes: what sees for it lies beside it, in a file that is called so. Of a model in
+    several files, the first that is there."""
+    names = [name for name, _ in files_in(folder) if name.endswith(".gguf") and not name.startswith("mmproj")]
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        first.setdefault(GGUF_PART.sub(r"\1-\3", name), name)
+    return [name for name in names if name in first.values()]
+
+
+def gguf_parts(file: Path) -> list[Path]:
+    """The files of the model that a GGUF file is a part of, in order, whether they are there or not; the file itself if
+    it is a whole model."""
+    part = GGUF_PART.fullmatch(file.name)
+    if not part or int(part[3]) < 2:
+        return [file]
+    return [file.with_name(f"{part[1]}-{number:05}-of-{part[3]}.gguf") for number in range(1, int(part[3]) + 1)]
 
 
 def gguf_problem(folder: Path) -> Problem | None:

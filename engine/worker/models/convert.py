@@ -28,6 +28,7 @@ from engine.models.conversion import INDEX, MODEL_FIELD, Convertible
 from engine.models.facts import inspect_model
 from engine.models.json_objects import json_object_or_empty
 from engine.models.quantized_weights import FILES, quantization_config
+from engine.models.safetensors_headers import gguf_parts, names_in_line
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import silence_warnings
 
@@ -53,12 +54,15 @@ def convert(file: Path, target: Path, report: ReportProgress) -> dict[str, Any]:
             raise Refusal(problem("convert-taken", MODEL_FIELD, folder=target))
         if made_of == source and not model_problems(target, [target.parent], scorer=True):
             return {"folder": str(target), "made": False}
-    _limit(file, WEIGHTS_OF[kind](file))
+    _limit(file, WEIGHTS_OF[kind](file), joined=_joined_bytes(file))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         report(0, 3, "steps")
-        model, tokenizer = READERS_OF[kind](file)
+        whole = _whole(file, partial)
+        model, tokenizer = READERS_OF[kind](whole)
+        if whole != file:
+            whole.unlink()
         report(1, 3, "steps")
         model.save_pretrained(partial)
         if tokenizer:
@@ -79,7 +83,7 @@ def convert(file: Path, target: Path, report: ReportProgress) -> dict[str, Any]:
 def _source(file: Path, kind: str) -> dict[str, Any]:
     """What tells other weights apart: the name, size and time of each file with weights. Raises Refusal."""
     parts = {
-        "gguf": lambda: [file],
+        "gguf": lambda: _present_parts(file),
         "pickle": lambda: _pickled_files(file),
         "quantized": lambda: sorted(file.parent.glob("*.safetensors")),
         "packed": lambda: sorted(file.parent.glob("*.safetensors")),
@@ -91,14 +95,48 @@ def _source(file: Path, kind: str) -> dict[str, Any]:
 
 
 def _gguf_weights(file: Path) -> int:
-    """How many weights a GGUF file has, by its header."""
+    """How many weights a GGUF model has, by the headers of its files."""
     from transformers.integrations.gguf.reader import GgufHeader
 
+    from engine.worker.models.gguf_parts import count_weights
+
+    first, *others = gguf_parts(file)
     try:
-        header = GgufHeader.from_file(str(file))
+        header = GgufHeader.from_file(str(first))
+        return sum(math.prod(tensor.shape) for tensor in header.tensors) + count_weights(others)
     except Exception as error:  # a file of another kind, cut off, or made to mislead
         raise Refusal(problem("convert-broken", MODEL_FIELD, file=file.name, why=_reason(error))) from error
-    return sum(math.prod(tensor.shape) for tensor in header.tensors)
+
+
+def _present_parts(file: Path) -> list[Path]:
+    """The files of a GGUF model. Raises Refusal if some are missing."""
+    parts = gguf_parts(file)
+    if missing := [part.name for part in parts if not part.is_file()]:
+        values = {"count": len(missing), "of": len(parts), "missing": names_in_line(missing)}
+        raise Refusal(problem("model-shards-missing", MODEL_FIELD, **values))
+    return parts
+
+
+def _joined_bytes(file: Path) -> int:
+    """The size of the single file that a GGUF model in several is joined into; 0 for all other models."""
+    parts = gguf_parts(file)
+    return sum(part.stat().st_size for part in parts) if len(parts) > 1 else 0
+
+
+def _whole(file: Path, folder: Path) -> Path:
+    """The file of a model; of a GGUF model in several, one with all of them, in `folder`."""
+    from engine.worker.models.gguf_parts import join
+
+    parts = gguf_parts(file)
+    if len(parts) == 1:
+        return file
+    folder.mkdir()
+    whole = folder / file.name
+    try:
+        join(parts, whole)
+    except Exception as error:  # see above
+        raise Refusal(problem("convert-broken", MODEL_FIELD, file=file.name, why=_reason(error))) from error
+    return whole
 
 
 def _pickled_files(file: Path) -> list[Path]:
@@ -124,16 +162,17 @@ def _pickled_bytes(file: Path) -> int:
     return size
 
 
-def _limit(file: Path, count: int) -> None:
-    """Raises Refusal where there is no room for so many weights; else limits this process to what they take."""
+def _limit(file: Path, count: int, joined: int) -> None:
+    """Raises Refusal where there is no room for so many weights, and a file of `joined` bytes meanwhile; else limits
+    this process to what they take."""
     free, _ = hardware.memory()
     disk = hardware.free_disk(file.parent)
-    needed, written = BYTES_PER_WEIGHT // 2 * count, 4 * count + SPARE_BYTES
-    for there, least, code in ((free, needed, "convert-no-memory"), (disk, 2 * count, "convert-no-room")):
+    needed, written = BYTES_PER_WEIGHT // 2 * count, 4 * count + joined + SPARE_BYTES
+    for there, least, code in ((free, needed, "convert-no-memory"), (disk, 2 * count + joined, "convert-no-room")):
         if least > there:
             sizes = {"needed": f"{least / 1e9:.1f} GB", "free": f"{there / 1e9:.1f} GB"}
             raise Refusal(problem(code, MODEL_FIELD, **sizes))
-    memory = LIBRARY_BYTES + BYTES_PER_WEIGHT * count
+    memory = LIBRARY_BYTES + BYTES_PER_WEIGHT * count + joined
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, memory),
