@@ -26,6 +26,8 @@ class StandInServer:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.calls: list[dict[str, Any]] = []  # what the next answers call, as OpenAI writes it
+        self.failing: set[str] = set()  # the models whose answers fail before their first word
+        self.opens_reasoning = False  # the prompts of the next answers do
         self._servers: list[ThreadingHTTPServer] = []
         self._locks: list[int] = []
 
@@ -75,6 +77,11 @@ class StandInServer:
                 calls = [{"function": call} for call in stand_in.calls]
                 self.send_response(200)
                 self.end_headers()
+                if body["model"] in stand_in.failing:
+                    self._event({"error": {"message": "it is broken"}})
+                    return
+                opening = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                self._event({"choices": [opening], "opens_reasoning": stand_in.opens_reasoning})
                 for piece in (f"{body['model']} heard ", f"{len(body['messages'])}."):
                     self._event({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
                 last = {"delta": {"tool_calls": calls} if calls else {}, "finish_reason": "stop"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.worker.generation.reasoning_marks import with_visible_marks
 from engine.worker.templates.chat_template import render
 from engine.worker.templates.tool_calls import ToolCallFormat
 from tests.families import tokenizer
@@ -28,9 +29,15 @@ FAMILIES = {
 }
 
 
+def left_out(tok: Any) -> list[str]:
+    """The tokens that are not in the texts of answers."""
+    added = with_visible_marks(tok.backend_tokenizer).get_added_tokens_decoder()
+    return [token.content for token in added.values() if token.special]
+
+
 def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
     """What a model writes that does as its template does: what stands behind
-    the generation prompt, specials left out."""
+    the generation prompt, without the tokens that the texts of answers lack."""
     tok = tokenizer(family)
     encode = json.dumps if FAMILIES[family][0] else dict
     called = [
@@ -49,7 +56,7 @@ def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
     while same < len(prompt) and prompt[same - 1] not in "> \n":  # no token is cut in two
         same -= 1
     text = text[same:]
-    for token in [one.content for one in tok.added_tokens_decoder.values() if one.special]:
+    for token in left_out(tok):
         text = text.replace(token, "")
     return text
 
@@ -131,7 +138,7 @@ def test_a_call_that_is_demanded_is_begun_as_the_template_begins_it(family: str)
         rest = text[text.index("get_weather") :]
         assert rest.startswith(behind)
         rest = rest.removeprefix(behind)
-        for token in [one.content for one in tok.added_tokens_decoder.values() if one.special]:
+        for token in left_out(tok):
             rest = rest.replace(token, "")
         assert form.parse_tool_calls(opened.read + rest) == (
             "",

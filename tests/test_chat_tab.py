@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,13 @@ import pytest
 from PIL import Image
 
 from engine.core.problems import Refusal
+from engine.data import limited_process
 from engine.data.datasets import count_rows, find
 from engine.data.images import decode, image_in_file, image_in_url
 from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.serving import conversation_tree, servers
+from engine.serving.attachments import attached_images
 from engine.serving.conversation_tree import Conversation, Reply, Turn
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
@@ -279,6 +283,36 @@ def test_an_image_that_cannot_be_read_is_refused_and_the_question_stays(tab: Tab
         assert updates.keys() == {tab.context.message}
 
 
+ATTACH = """
+import resource, sys
+from engine.serving.attachments import attached_images
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(url,) = attached_images(sys.argv[1:])
+print(len(url), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_image_takes_no_memory_of_the_studio(tmp_path: Path) -> None:
+    """64 million pixels of one colour: 200 KB on disk, 192 MB decoded."""
+    Image.new("RGB", (8000, 8000), (250, 0, 0)).save(tmp_path / "a.png")
+    command = [sys.executable, "-c", ATTACH, str(tmp_path / "a.png")]
+    length, grown = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert length > 1000
+    assert grown < 20_000  # KB
+
+
+def test_an_image_beyond_the_limits_of_its_process_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8000, 8000)).save(tmp_path / "a.png")
+    monkeypatch.setattr(limited_process, "MAX_MEMORY", 150 << 20)
+    with pytest.raises(Refusal) as refusal:
+        attached_images([str(tmp_path / "a.png")])
+    assert [(issue.code, issue.values["image"]) for issue in refusal.value.problems] == [
+        ("chat-image-takes-too-much", "a.png")
+    ]
+
+
 def test_images_are_offered_to_models_that_read_them(tab: Tab) -> None:
     assert tab.model.show(tab.plain, [], "transformers")[tab.question.images]["visible"] is False
     Path(tab.plain, "preprocessor_config.json").write_text('{"image_processor_type": "Qwen2VLImageProcessor"}')
@@ -335,6 +369,37 @@ def test_an_interrupted_answer_can_be_tried_again(tab: Tab, replies: dict[str, R
         tab.conversation.show(conversation, selection, answering=True),
     ):
         assert button not in shown[tab.conversation.turns]
+
+
+def test_a_model_that_fails_before_its_first_word_can_be_asked_again(tab: Tab, server: StandInServer) -> None:
+    server.failing = {ONE}
+    selection, button = ModelSelection(tab.plain, [ONE]), 'data-do="again"'
+    *_, ended = tab.answers.ask(tab.values(selection, "Who?"), ADA)
+    assert "it is broken" in ended[tab.context.message]
+    assert list(tab.read(ended).turns[0].said) == ["plain"]
+    assert button in ended[tab.conversation.turns]
+    server.failing = set()
+    values = tab.values(selection)
+    values[tab.current.component] = stored(tab.read(ended))
+    *_, ended = tab.answers.ask_again(values, ADA)
+    assert list(tab.read(ended).turns[-1].said) == ["plain", ONE]
+    assert button not in ended[tab.conversation.turns]
+
+
+def test_a_thought_that_the_prompt_has_opened_is_shown_as_one_at_once(tab: Tab, server: StandInServer) -> None:
+    server.opens_reasoning = True
+    *live, ended = tab.answers.ask(tab.values(ModelSelection(tab.plain, []), "Who?"), ADA)
+    written = [updates[tab.answers.live] for updates in live if "heard" in updates[tab.answers.live]]
+    assert written
+    assert all("<div>plain heard" in html for html in written)
+    assert tab.read(ended).turns[0].said["plain"].opened
+    assert "<div>plain heard 1.</div></details><" in ended[tab.conversation.turns]
+
+
+def test_an_answer_in_channels_goes_on_as_its_thought_and_what_stands_behind_it() -> None:
+    text = "<|channel|>analysis<|message|>2 and 2<|end|><|start|>assistant<|channel|>final<|message|>Four."
+    assert Reply(text).message == {"role": "assistant", "content": "Four.", "reasoning_content": "2 and 2"}
+    assert Reply("<think>2</think>Four.").message == {"role": "assistant", "content": "<think>2</think>Four."}
 
 
 def test_nothing_is_asked_where_nothing_is_typed(tab: Tab) -> None:

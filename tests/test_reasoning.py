@@ -36,6 +36,9 @@ from webui.words import Words
 pytestmark = pytest.mark.usefixtures("forked")
 
 
+CHANNELS = "<|channel|>analysis<|message|>well<|end|>"  # gpt-oss
+
+
 @pytest.mark.parametrize(
     ("text", "opened", "parts"),
     [
@@ -54,6 +57,17 @@ pytestmark = pytest.mark.usefixtures("forked")
         ("a mark, </think>, in a text", False, ("", "a mark, </think>, in a text", False)),
         ("it said <think> in between", None, ("", "it said <think> in between", False)),
         ("a <rethinking-list> of tags", None, ("", "a <rethinking-list> of tags", False)),
+        (CHANNELS + "<|start|>assistant<|channel|>final<|message|>yes", False, ("well", "yes", False)),
+        (CHANNELS + "<|start|>assist", None, ("well", "", True)),
+        ("<|channel|>analysis<|message|>still", None, ("still", "", True)),
+        ("<|channel|>ana", False, ("", "", True)),
+        ("<|channel|>final<|message|>yes, 1 < 2", None, ("", "yes, 1 < 2", False)),
+        (
+            "<|channel|>commentary<|message|>I see.<|end|><|start|>assistant<|channel|>final<|message|>yes",
+            None,
+            ("", "I see.\n\nyes", False),
+        ),
+        ("<|channel>thought\nwell<channel|>yes", None, ("well", "yes", False)),
     ],
 )
 def test_reasoning_is_told_from_the_answer(text: str, opened: bool | None, parts: tuple[str, str, bool]) -> None:
@@ -69,6 +83,8 @@ def test_reasoning_is_told_from_the_answer(text: str, opened: bool | None, parts
         ("[INST]Hi[/INST][THINK]", True),
         ("<|START_THINKING|>", True),
         ("<|START_THINKING|><|END_THINKING|>", False),
+        ("<|turn>model\n<|channel>thought\n", True),
+        ("<|turn>model\n<|channel>thought\n<channel|>", False),
     ],
 )
 def test_a_prompt_may_open_reasoning(prompt: str, opens: bool) -> None:
@@ -97,6 +113,16 @@ def test_marks_that_are_special_tokens_stay_in_the_text_of_an_answer() -> None:
     text = "".join(answer.add(backend.token_to_id(word)) for word in ("[THINK]", "well", "[/THINK]", "yes", "</s>"))
     assert "".join((text + answer.rest()).split()) == "[THINK]well[/THINK]yes"
     assert backend.decode([3, 1, 4, 2, 5]) == "well yes"
+
+
+def test_the_channels_of_an_answer_stay_in_its_text_but_not_what_ends_it() -> None:
+    backend = Tokenizer(WordLevel({"<unk>": 0, "well": 1, "yes": 2, "final": 3}, unk_token="<unk>"))
+    backend.add_special_tokens(["<|end|>"])
+    assert with_visible_marks(backend) is backend  # it ends turns of other families
+    backend.add_special_tokens(["<|start|>", "<|channel|>", "<|message|>", "<|return|>"])
+    tokens = ["<|channel|>", "final", "<|message|>", "yes", "<|return|>"]
+    text = with_visible_marks(backend).decode([backend.token_to_id(token) for token in tokens])
+    assert "".join(text.split()) == "<|channel|>final<|message|>yes"
 
 
 # ------------------------------------------------------------------------------------------ findings

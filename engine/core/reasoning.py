@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
-# The marks of most families, with names such as seed:think; then those of Magistral and of Cohere's Command models.
-OPENING = r"(?:<(?:\w+:)?think(?:ing)?>|\[THINK\]|<\|START_THINKING\|>)"
+# The marks of most families, with names such as seed:think; then those of Magistral, of Cohere's Command models, and of
+# Gemma 4.
+OPENING = r"(?:<(?:\w+:)?think(?:ing)?>|\[THINK\]|<\|START_THINKING\|>|<\|channel>thought\n?)"
 OPENING_AT_START = re.compile(rf"\s*{OPENING}")
 OPENING_AT_END = re.compile(rf"{OPENING}\s*\Z")
-CLOSING = re.compile(r"</(?:\w+:)?think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
+CLOSING = re.compile(r"</(?:\w+:)?think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>")
+# gpt-oss writes an answer as several messages, each in a channel: its thoughts in "analysis", its answer in others.
+CHANNEL_TOKENS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
+CHANNEL_HEADER = re.compile(r"(?:<\|start\|>[^<]*)?<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+CHANNEL_AT_START = re.compile(r"\s*(?:<\|start\|>[^<]*)?<\|channel\|>")
+MESSAGE_END = re.compile(r"<\|(?:end|call|return|start)\|>")
+THOUGHT_CHANNEL = "analysis"
+GEMMA_CHANNEL = "<|channel>"  # followed by "thought"
 
 
 class AnswerParts(NamedTuple):
@@ -27,6 +36,8 @@ def split_reasoning(text: str, *, opened: bool | None = None) -> AnswerParts:
     known (None), a closing mark without an opening one ends reasoning; if the prompt did not (False), it is ordinary
     text.
     """
+    if CHANNEL_AT_START.match(text):
+        return _split_channels(text)
     opening = OPENING_AT_START.match(text)
     rest = text[opening.end() :] if opening else text
     if opening or opened is not False:
@@ -35,6 +46,22 @@ def split_reasoning(text: str, *, opened: bool | None = None) -> AnswerParts:
         if opening or opened:
             return AnswerParts(rest, "", unfinished=True)
     return AnswerParts("", text)
+
+
+def _split_channels(text: str) -> AnswerParts:
+    headers = list(CHANNEL_HEADER.finditer(text))
+    bounds = [*(header.start() for header in headers), len(text)]
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    for header, end in zip(headers, bounds[1:], strict=True):
+        message = MESSAGE_END.split(text[header.end() : end], maxsplit=1)[0]
+        parts[header[1] == THOUGHT_CHANNEL].append(message)
+    reasoning, answer = ("\n\n".join(messages) for messages in (parts[True], parts[False]))
+    return AnswerParts(reasoning, answer, unfinished=not parts[False])
+
+
+def is_in_channels(text: str) -> bool:
+    """Whether an answer is written in channels (gpt-oss, Gemma 4), which templates do not accept within a content."""
+    return bool(CHANNEL_AT_START.match(text)) or text.lstrip().startswith(GEMMA_CHANNEL)
 
 
 def without_reasoning(text: str) -> str:
@@ -47,6 +74,12 @@ def without_reasoning(text: str) -> str:
 def is_mark(text: str) -> bool:
     """Whether a text is nothing but a mark that opens or closes reasoning."""
     return bool(OPENING_AT_START.fullmatch(text) or CLOSING.fullmatch(text))
+
+
+def reasoning_marks(tokens: Collection[str]) -> set[str]:
+    """Those of a tokenizer's tokens without which reasoning could not be told from the answer."""
+    marks = {token for token in tokens if is_mark(token) or token == GEMMA_CHANNEL}
+    return marks | (set(CHANNEL_TOKENS).intersection(tokens) if "<|channel|>" in tokens else set())
 
 
 def opens_reasoning(prompt: str) -> bool:

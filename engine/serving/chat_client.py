@@ -34,7 +34,7 @@ class ToolCall(TypedDict):
 @dataclass(frozen=True)
 class Answer:
     """The answer of one served model, as far as it is generated. `first_s`: seconds to its first piece; `tokens_per_s`:
-    from then on. `calls`: its tool calls."""
+    from then on. `calls`: its tool calls. `opened`: it begins within reasoning that the prompt opened."""
 
     model: str
     text: str = ""
@@ -44,6 +44,7 @@ class Answer:
     tokens_per_s: float | None = None
     finish: str = ""  # "stop", "length", "tool_calls", "cancelled", "error"
     problem: Problem | None = None
+    opened: bool = False
 
 
 def served_models(server: Server) -> list[dict[str, Any]]:
@@ -130,6 +131,7 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
             if "error" in event:
                 raise Refusal(_problem(event))
             choice = event["choices"][0]
+            answer = replace(answer, opened=answer.opened or bool(event.get("opens_reasoning")))
             if called := choice["delta"].get("tool_calls"):
                 answer = replace(answer, calls=tuple(_parsed_call(call["function"]) for call in called))
             if text := choice["delta"].get("content"):

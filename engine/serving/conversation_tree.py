@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from engine.core.problems import Refusal, problem
+from engine.core.reasoning import is_in_channels, split_reasoning
 from engine.core.rundir import append_lines
 from engine.data import dataset_info_edits
 from engine.data.datasets import read_dataset_info
@@ -44,11 +45,15 @@ class Reply:
     rating: Rating = ""
     preferred: bool = False
     calls: tuple[ToolCall, ...] = ()
+    opened: bool = False  # it begins within reasoning that the prompt opened
 
     @property
     def message(self) -> Message:
         """The answer as chat templates expect it."""
         message = {"role": "assistant", "content": self.text}
+        if is_in_channels(self.text):
+            parts = split_reasoning(self.text)
+            message |= {"content": parts.answer} | ({"reasoning_content": parts.reasoning} if parts.reasoning else {})
         calls = [{"type": "function", "function": dict(call)} for call in self.calls]
         return message | ({"tool_calls": calls} if calls else {})
 
@@ -59,7 +64,8 @@ class Reply:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answers, by served model; none while it is being answered.
+    """One question and its answers, by served model; none while it is being answered. `failed`: the models that ended
+    with an error before their first word.
 
     It follows the turn in place `after`; one that stands `alone` was asked as if nothing came before it. A question
     with the role "tool" contains the results of the tools that were called before.
@@ -73,11 +79,13 @@ class Turn:
     tools: Tools = ()
     after: int = -1
     images: tuple[str, ...] = ()  # data URLs
+    failed: tuple[str, ...] = ()
 
     @property
     def interrupted(self) -> bool:
-        """Whether an answer was ended by an error or by the reader, or none was stored."""
-        return not self.said or any(reply.finish in ("error", "cancelled") for reply in self.said.values())
+        """Whether an answer was ended by an error or by the reader, or is missing."""
+        ended = any(reply.finish in ("error", "cancelled") for reply in self.said.values())
+        return not self.said or bool(self.failed) or ended
 
     @property
     def message(self) -> Message:
@@ -141,6 +149,7 @@ class Conversation:
 
 def answered_turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
     """A question with its answers; None if there are none."""
+    failed = [answer.model for answer in answers if answer.problem and not (answer.text or answer.calls)]
     replies = {
         answer.model: Reply(
             answer.text,
@@ -150,11 +159,12 @@ def answered_turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str
             answer.finish,
             scores.get(answer.model),
             calls=answer.calls,
+            opened=answer.opened,
         )
         for answer in answers
-        if answer.text or answer.calls or not answer.problem
+        if answer.model not in failed
     }
-    return replace(question, said=replies) if replies else None
+    return replace(question, said=replies, failed=tuple(failed)) if replies else None
 
 
 def parse_tools(text: str) -> Tools:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -30,7 +30,7 @@ def live(answer: Answer, titles: Titles, words: Words) -> str:
     wrong = notices.listed([answer.problem], words) if answer.problem else ""
     return (
         f'<article class="answer"><header><b>{escape(titles.get(answer.model, answer.model))}</b>{started}</header>'
-        f"{_body(answer.text, answer.calls, words, writing=not answer.finish)}{wrong}</article>"
+        f"{_body(answer, words, writing=not answer.finish)}{wrong}</article>"
     )
 
 
@@ -45,7 +45,7 @@ def finished(turn: Turn, place: int, model: str, titles: Titles, words: Words) -
     whole = "\n".join(filter(str.strip, [reply.text, *map(_call_text, reply.calls)]))
     return (
         f'<article class="answer{" best" if reply.preferred else ""}"><header><b>{escape(titles.get(model, model))}</b>'
-        f"<small>{escape(_speed(reply, words))}</small></header>{_body(reply.text, reply.calls, words)}"
+        f"<small>{escape(_speed(reply, words))}</small></header>{_body(reply, words)}"
         f'<pre id="{id}" hidden>{escape(whole)}</pre>'
         f'<div class="tools">{_rating_buttons(turn, place, model, words)}{copy}{cut}</div></article>'
     )
@@ -73,9 +73,10 @@ def _rating_buttons(turn: Turn, place: int, model: str, words: Words) -> str:
     return buttons
 
 
-def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: bool = False) -> str:
+def _body(answer: Answer | Reply, words: Words, writing: bool = False) -> str:
     """The text of an answer and its tool calls; the reasoning is folded once it is complete."""
-    parts = split_reasoning(text)
+    text, calls = answer.text, answer.calls
+    parts = split_reasoning(text, opened=answer.opened or None)
     folded = folded_reasoning(parts.reasoning, words, is_open=parts.unfinished and writing)
     shown = escape(parts.answer.strip("\n") if parts.reasoning or calls else parts.answer)
     nothing = not text and not calls and not writing

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.core.reasoning import is_mark, opens_reasoning
+from engine.core.reasoning import opens_reasoning, reasoning_marks
 
 MAX_MARK_TOKENS = 16  # in the mark that opens reasoning, with the line break after it
 
@@ -20,10 +20,11 @@ def prompt_opens_reasoning(tokenizer: Any, prompt: list[int]) -> bool:
 def with_visible_marks(backend: Tokenizer) -> Tokenizer:
     """A tokenizer for the text of answers. Where the marks are special tokens, which are left out of texts, a copy in
     which they are ordinary ones: without them, reasoning could not be told from the answer."""
-    tokens = backend.get_added_tokens_decoder().values()
-    if not any(token.special and is_mark(token.content) for token in tokens):
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    marks = reasoning_marks(special)
+    if not marks:
         return backend
     plain = json.loads(backend.to_str())
     for token in plain["added_tokens"]:
-        token["special"] = token["special"] and not is_mark(token["content"])
+        token["special"] = token["special"] and token["content"] not in marks
     return Tokenizer.from_str(json.dumps(plain))

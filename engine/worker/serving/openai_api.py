@@ -171,8 +171,9 @@ async def _events(
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. Closed when the client disconnects, which closes `pieces`."""
     try:
-        yield _event(completion.chunk({"role": "assistant", "content": ""}))
         answer, piece = first
+        opens = {"opens_reasoning": completion.model.opens_reasoning(answer.prompt)}  # which only the prompt shows
+        yield _event(completion.chunk({"role": "assistant", "content": ""}) | opens)
         while True:
             completion.add(answer, piece)
             text = completion.streamable_text()

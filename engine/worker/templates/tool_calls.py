@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import regex
 from transformers import PreTrainedTokenizerFast
 
+from engine.core.reasoning import reasoning_marks
 from engine.worker.templates.chat_template import any_of, common_prefix_length, control_tokens, render
 
 ToolCall = dict[str, Any]  # {"name", "arguments": object}
@@ -143,7 +144,8 @@ class _FormatProbe:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str):
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
         control = control_tokens(tokenizer, template)
-        self.special = any_of([token for token in control if control[token]])
+        visible = reasoning_marks(control)
+        self.special = any_of([token for token in control if control[token] and token not in visible])
         self.prompt, _ = render(
             tokenizer, template, [{"role": "user", "content": QUESTION}], add_generation_prompt=True
         )
@@ -156,7 +158,7 @@ class _FormatProbe:
             self.encoded = True
 
     def read(self, text: str) -> str:
-        """The text as it is in an answer: without its control tokens."""
+        """The text as it is in an answer: without its control tokens, except the marks of reasoning."""
         return self.special.sub("", text)
 
     def text(self, *calls: tuple[str, Any], content: str = "") -> str:

@@ -22,7 +22,7 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
 from engine.spec.stage_settings import Grpo
 from engine.spec.steps import examples_per_step
-from engine.worker.generation.reasoning_marks import prompt_opens_reasoning
+from engine.worker.generation.reasoning_marks import prompt_opens_reasoning, with_visible_marks
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.training.context import TrainingContext, reference_adapter
 from engine.worker.training.grpo_prompts import PreparedPromptsTrainer
@@ -84,10 +84,11 @@ def _with_trl_columns(rows: Any) -> Any:
 
 def _trl_reward_function(name: str, score: ScoreFunction, tokenizer: Any) -> Callable[..., list[float | None]]:
     """A reward function as TRL calls it; its name becomes that of the curve."""
+    backend = with_visible_marks(tokenizer.backend_tokenizer)
 
     def function(
         prompts: list[list[int]],
-        completions: list[str],
+        completions: list[str],  # without the marks of reasoning, if these are special tokens
         completion_ids: list[list[int]],
         messages: list[str],
         answer: list[str | None],
@@ -95,7 +96,8 @@ def _trl_reward_function(name: str, score: ScoreFunction, tokenizer: Any) -> Cal
     ) -> list[float | None]:
         conversations = map(json.loads, messages)
         opened = [prompt_opens_reasoning(tokenizer, prompt) for prompt in prompts]
-        rows = zip(conversations, prompts, completions, completion_ids, answer, opened, strict=True)
+        texts = backend.decode_batch(completion_ids)
+        rows = zip(conversations, prompts, texts, completion_ids, answer, opened, strict=True)
         return score([Answer(*row) for row in rows])
 
     function.__name__ = name

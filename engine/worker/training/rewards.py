@@ -31,8 +31,8 @@ REWARD_FILE_FIELD = "stage.reward_file"
 class Answer:
     """One answer, and its context.
 
-    `text` has no special tokens; `ids` are as generated, including the end-of-turn token, if there is one. `reference`
-    is the answer in the data; `opened`: the prompt ended within reasoning.
+    `text` has no special tokens except the marks of reasoning; `ids` are as generated, including the end-of-turn token,
+    if there is one. `reference` is the answer in the data; `opened`: the prompt ended within reasoning.
     """
 
     prompt: list[dict[str, Any]]
