@@ -13,9 +13,10 @@ import pytest
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, say
-from engine.launch.workspace import Workplace
+from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.models.facts import inspect_model
-from engine.preflight import limits, memory
+from engine.models.structure import structure_of
+from engine.preflight import limits, memory, model_checks
 from engine.runs import kinds
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
@@ -178,6 +179,29 @@ def test_what_does_not_do_what_is_expected_is_told_and_can_start(
     assert (field, code) in codes(doubts)
     if largest is not None:
         assert next(one for one in doubts if one.code == code).values["largest"] == largest
+
+
+def test_layers_that_share_a_weight_are_told_as_not_mergeable(
+    make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (f"model.layers.{number}.self_attn.q_proj" for number in range(2))
+    monkeypatch.setattr(limits, "structure_of", lambda model: replace(structure_of(model), sharing=((first, second),)))
+    code = ("method.target_modules", "adapter-not-mergeable")
+    assert code in codes(limits.limit_warnings(make_spec(), []))
+    assert code not in codes(limits.limit_warnings(make_spec(method__target_modules=["v_proj"]), []))
+    assert code not in codes(limits.limit_warnings(make_spec(method="full"), []))
+
+
+def test_a_model_without_recomputation_is_refused_with_it(
+    make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ("training.gradient_checkpointing", "checkpointing-unsupported")
+    for recomputes, checkpointing, refused in ((True, True, False), (False, True, True), (False, False, False)):
+        changed = replace(structure_of(inspect_model(DEMO_MODEL)), recomputes=recomputes)
+        monkeypatch.setattr(model_checks, "structure_of", lambda _, changed=changed: changed)
+        spec = make_spec(training__gradient_checkpointing=checkpointing)
+        problems = model_checks.model_setting_problems(spec, inspect_model(spec.model.model_name_or_path))
+        assert (code in codes(problems)) is refused
 
 
 def test_memory_of_a_trained_tower_is_said_to_be_left_out(check: Callable[..., Checked], make_spec: Any) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from engine.core.problems import Problem
 from engine.models.checks import model_problems
 from engine.models.facts import inspect_model
-from engine.models.structure import Structure, structure_of
+from engine.models.structure import Structure, structure_of, structure_problems
 from engine.models.trainable_modules import (
     freeze_problems,
     linear_modules,
@@ -170,8 +173,6 @@ def test_a_target_on_which_an_adapter_would_not_work_is_refused(
 
 @pytest.mark.slow
 def test_a_model_that_reads_no_text_alone_and_one_that_cannot_be_built_are_told(tmp_path: Path) -> None:
-    from engine.models.structure import structure_problems
-
     build = "import sys; from pathlib import Path; from tests import zoo; zoo.build('blip', Path(sys.argv[1]))"
     run_python("-c", build, tmp_path / "blip")
     needs = structure_problems(inspect_model(tmp_path / "blip"), "model.model_name_or_path")
@@ -183,3 +184,18 @@ def test_a_model_that_reads_no_text_alone_and_one_that_cannot_be_built_are_told(
     assert codes(structure_problems(inspect_model(tmp_path / "blip"), "model.model_name_or_path")) == [
         "model-not-built"
     ]
+
+
+@pytest.mark.slow
+def test_weights_that_no_file_has_are_told_before_the_start(
+    built: tuple[Path, dict[str, dict]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(built[0] / "gemma3", tmp_path / "gemma3")
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    lost = next(name for name in weights if "language_model" in name and "layers.1.mlp.up_proj" in name)
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (issue,) = structure_problems(inspect_model(folder), "model.model_name_or_path")
+    assert (issue.code, issue.values["count"]) == ("weights-missing", 1)
+    assert "layers.1.mlp.up_proj" in issue.values["name"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core.problems import Problem, problem
-from engine.models.facts import ModelFacts
+from engine.models.facts import SCORER_CLASSES, ModelFacts
 from engine.models.safetensors_headers import tensors_of
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -55,8 +55,12 @@ class Structure:
     vision: tuple[str, ...] = ()  # those of them that images pass through
     projectors: tuple[str, ...] = ()  # the modules in `vision` that turn features into inputs of the language part
     vision_linear: tuple[str, ...] = ()  # linear layers in `vision` on which an adapter works
+    sharing: tuple[tuple[str, ...], ...] = ()  # linear layers that have one weight together, in groups
     writes: bool = True  # it generates text token by token
+    shows_head: bool = True  # transformers can say which module computes the next token from the last hidden state
+    recomputes: bool = True  # activations can be computed again in the backward pass, instead of being kept
     needs: str = ""  # arguments other than text that the model's forward pass requires
+    missing: tuple[str, ...] = ()  # parameters that no file of the model has
     error: str = ""  # why transformers cannot build the model; the rest is then empty
 
     def is_in_tower(self, name: str) -> bool:
@@ -104,12 +108,17 @@ _remembered: dict[Path, Structure] = {}
 def structure_problems(model: ModelFacts, field: str) -> list[Problem]:
     """The problem that transformers cannot build the model, or that it cannot process text alone."""
     structure, architecture = structure_of(model), model.architecture or model.model_type
+    scores = any(name in architecture for name in SCORER_CLASSES)  # it has another head than the one for text
     if structure.error:
         return [problem("model-not-built", field, architecture=architecture, why=structure.error)]
     if not structure.writes:
         return [problem("model-not-language", field, architecture=architecture)]
+    if missing := [name for name in structure.missing if not (scores and HEAD_MODULES.intersection(name.split(".")))]:
+        return [problem("weights-missing", field, count=len(missing), name=missing[0])]
     if structure.needs:
         return [problem("model-needs-inputs", field, architecture=architecture, inputs=structure.needs)]
+    if not structure.shows_head:
+        return [problem("model-head-hidden", field, architecture=architecture)]
     return []
 
 
@@ -156,7 +165,7 @@ def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
     return structure_from_json(child.stdout)
 
 
-LISTS = ("linear", "experts", "quantizable", "refused", "towers", "vision", "projectors", "vision_linear")
+LISTS = ("linear", "experts", "quantizable", "refused", "towers", "vision", "projectors", "vision_linear", "missing")
 
 
 def structure_as_json(structure: Structure) -> str:
@@ -165,6 +174,7 @@ def structure_as_json(structure: Structure) -> str:
 
 def structure_from_json(text: str) -> Structure:
     content: dict[str, Any] = json.loads(text)
-    shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
-    lists = {key: tuple(content[key]) for key in LISTS}
-    return Structure(shapes, **lists, writes=content["writes"], needs=content["needs"], error=content["error"])
+    content |= {key: tuple(content[key]) for key in LISTS}
+    content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
+    content["sharing"] = tuple(map(tuple, content["sharing"]))
+    return Structure(**content)

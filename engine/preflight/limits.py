@@ -20,10 +20,16 @@ from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.quantized_weights import DEQUANTIZED
 from engine.models.safetensors_headers import names_in_line
+from engine.models.structure import structure_of
 from engine.models.vocabulary import new_tokens, vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
-from engine.preflight.model_checks import model_is_readable, quantizes_experts, trained_parameters
+from engine.preflight.model_checks import (
+    adapter_matrices,
+    model_is_readable,
+    quantizes_experts,
+    trained_parameters,
+)
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps
@@ -116,6 +122,7 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         model = inspect_model(spec.model.model_name_or_path)
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
+        warnings += _sharing_warnings(spec, model)
         if spec.vision.tower != "frozen":
             warnings.append(problem("memory-without-tower", "vision.tower"))
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
@@ -149,6 +156,15 @@ def _expert_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     code = "experts-not-quantized" if quantizes_experts(spec) else "adapted-experts-not-quantized"
     share, size = experts / model.parameters, 2 * experts / 2**30
     return [problem(code, "model.quantization", kind=kind, share=f"{share:.0%}", size=f"{size:.1f}")]
+
+
+def _sharing_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """The warning that an adapter on layers that share their weights cannot be merged."""
+    if spec.method.kind != "lora":
+        return []
+    adapted = adapter_matrices(spec, model)
+    names = next((names for names in structure_of(model).sharing if not adapted.keys().isdisjoint(names)), None)
+    return [problem("adapter-not-mergeable", "method.target_modules", first=names[0], second=names[1])] if names else []
 
 
 # ------------------------------------------------------------------------------------------ rows and steps

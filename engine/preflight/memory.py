@@ -94,15 +94,15 @@ def _with(spec: RunSpec, strategy: str) -> RunSpec:
 
 def _memory_of(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed | None:
     adapted, trained = trainable_parameters(model, "lora", r=1), trained_parameters(spec)
-    if not (adapted and trained and model.parameters and model.layers and model.hidden_size):
+    if not (adapted and trained and _parameters(model) and model.layers and model.hidden_size):
         return None
     cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
     half = _in_half_precision(spec, cpu)
     plain = 2.0 if half else 4.0
     # Next to PPO's policy, a critic learns: an adapter of its own. The reference is a copy, or an adapter turned off.
     critic = (trained if lora else CRITIC_RANK * adapted) if spec.stage.kind == "ppo" else 0
-    reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
-    policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
+    reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else _parameters(model)
+    policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * _parameters(model)
     weights = policy + 4.0 * (critic + reference)
     exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # a second copy of the gradients, for communication
     state = _optimizer_state_bytes(spec.training.optim)
@@ -134,19 +134,25 @@ def _gathered_bytes(spec: RunSpec, model: ModelFacts, trained: int, plain: float
     Those are the layer that computes and the next one, and, from the last layer's forward pass to its backward pass,
     embeddings and head. The reference is one unit: it is gathered as a whole.
     """
-    assert model.parameters  # ensured by `memory_needed`
+    parameters = _parameters(model)  # not 0, which is ensured by `memory_needed`
     assert model.layers
     lora, strategy = spec.method.kind == "lora", spec.hardware.strategy
     assert isinstance(strategy, Fsdp2)
     words = (model.vocab_size or 0) * (model.hidden_size or 0) * (1 if model.tied else 2)
-    whole = _base_bytes(spec, model, plain) if lora else plain * model.parameters
+    whole = _base_bytes(spec, model, plain) if lora else plain * parameters
     layer = (whole - plain * words) / model.layers
     gathered = plain * words + 2 * layer if strategy.reshard_after_forward else whole
     if not lora and spec.stage.kind in COMPARED_WITH_REFERENCE:
-        gathered = plain * model.parameters + (0.0 if strategy.reshard_after_forward else whole)
+        gathered = plain * parameters + (0.0 if strategy.reshard_after_forward else whole)
     unit = (model.vocab_size or 0) * (model.hidden_size or 0)  # embeddings and head are divided separately
-    largest = max(unit, 2 * (model.parameters - words) / model.layers) / model.parameters
+    largest = max(unit, 2 * (parameters - words) / model.layers) / parameters
     return gathered, trained * (2 / model.layers if lora else largest) * (plain + 4.0)
+
+
+def _parameters(model: ModelFacts) -> int:
+    """Parameters of the loaded model; 0 if they cannot be counted. Files may also have buffers, and a single matrix for
+    embedding and head that are two in memory."""
+    return sum(map(math.prod, structure_of(model).shapes.values())) if model.parameters else 0
 
 
 def _in_half_precision(spec: RunSpec, cpu: bool) -> bool:
@@ -155,10 +161,8 @@ def _in_half_precision(spec: RunSpec, cpu: bool) -> bool:
 
 def weight_bytes(spec: RunSpec, model: ModelFacts, gpu_count: int) -> float:
     """Bytes of the model's own weights once they are loaded; 0 if they cannot be counted."""
-    if not model.parameters:
-        return 0.0
     if spec.method.kind != "lora":
-        return 4.0 * model.parameters
+        return 4.0 * _parameters(model)
     return _base_bytes(spec, model, 2.0 if _in_half_precision(spec, on_cpu(spec, gpu_count)) else 4.0)
 
 
@@ -174,20 +178,20 @@ def _reward_model_parameters(spec: RunSpec) -> int:
     if not folder:
         return 0
     base = inspect_model(folder)
-    return (inspect_model(base.adapter_of) if base.adapter_of else base).parameters or 0
+    return _parameters(inspect_model(base.adapter_of) if base.adapter_of else base)
 
 
 def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
     """Bytes of the base below an adapter."""
-    assert model.parameters  # ensured by `memory_needed`
+    parameters = _parameters(model)
     quantization = spec.model.quantization
     kind = model.stored_kind or quantization.kind
     if kind == "none":
-        return plain * model.parameters
+        return plain * parameters
     scales_too = kind == quantization.kind == "4bit" and quantization.bnb_4bit_use_double_quant
     each = QUANTIZED_WEIGHT_BYTES["4bit, scales too" if scales_too else kind]
     whole = unquantized_parameters(spec, model)
-    return each * (model.parameters - whole) + plain * whole
+    return each * (parameters - whole) + plain * whole
 
 
 def unquantized_parameters(spec: RunSpec, model: ModelFacts) -> int:

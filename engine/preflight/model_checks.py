@@ -108,6 +108,9 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
                 problem("no-experts", "method.expert_r", architecture=model.architecture or model.model_type)
             )
         problems += [] if problems else rank_problems(spec, model)
+    if spec.training.gradient_checkpointing and not structure_of(model).recomputes:
+        values = {"architecture": model.architecture or model.model_type}
+        problems.append(problem("checkpointing-unsupported", "training.gradient_checkpointing", **values))
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
     problems += vision_problems(model, spec.vision, spec.method.kind)
@@ -165,7 +168,7 @@ def rank_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     continued."""
     assert isinstance(spec.method, Lora)
     init, rank, adapter = spec.method.init_lora_weights, spec.method.r, spec.model.adapter_path
-    shapes = _targets(spec, model).values()
+    shapes = adapter_matrices(spec, model).values()
     largest = min((min(shape) for shape in shapes), default=rank)
     if init not in ("pissa", "olora") or rank <= largest or adapter:
         return []
@@ -193,12 +196,12 @@ def adapted_modules(spec: RunSpec) -> dict[str, int]:
     if spec.method.kind != "lora" or spec.model.adapter_path:
         return {}
     model = inspect_model(spec.model.model_name_or_path)
-    names = [*_targets(spec, model)]
+    names = [*adapter_matrices(spec, model)]
     names += structure_of(model).experts if spec.method.expert_r and spec.vision.language_part == "method" else ()
     return dict(Counter(name.rpartition(".")[2] for name in names))
 
 
-def _targets(spec: RunSpec, model: ModelFacts) -> dict[str, tuple[int, ...]]:
+def adapter_matrices(spec: RunSpec, model: ModelFacts) -> dict[str, tuple[int, ...]]:
     """The matrices that get a LoRA adapter."""
     assert isinstance(spec.method, Lora)
     vision = vision_plan(structure_of(model), spec.vision)

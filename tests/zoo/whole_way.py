@@ -1,4 +1,4 @@
-"""The whole way of a family's tiny model: checked, trained, exported merged, loaded again.
+"""The whole way of a family's tiny model: checked, trained, exported (merged, if that is possible), loaded again.
 
 By the engine's own functions, in a fork for each family: `python -m tests.zoo.whole_way [--method lora] [FAMILY …]`
 prints a line for each, and with `--page FILE` writes the table of docs/models.md.
@@ -40,6 +40,7 @@ class WholeWay:
     modules: dict[str, int] = field(default_factory=dict)  # that get an adapter
     towers: list[str] = field(default_factory=list)
     experts: int = 0  # tensors of routed experts
+    mergeable: bool = True  # the adapter can be merged
     refusal: str = ""
     failure: str = ""
 
@@ -67,9 +68,9 @@ def go(family: str, method: str, place: Path) -> WholeWay:
         step = "memory"
         _check_memory(spec, folder, held)
         step = "export"
-        merged = _export(folder, result, method, place / "saves" / "u" / "exported")
+        exported = _export(folder, result, way, place / "saves" / "u" / "exported")
         step = "compare"
-        _compare(folder, result, merged, method)
+        _compare(folder, result, exported, way)
     except Exception as error:
         way.failure = f"{step}: {_reason(error)}"
     return way
@@ -104,6 +105,7 @@ def _check(way: WholeWay, spec: Any, model: Path, place: Path) -> str:
     from engine.models.facts import inspect_model
     from engine.models.structure import structure_of
     from engine.preflight.checks import preflight_problems
+    from engine.preflight.limits import limit_warnings
     from engine.preflight.model_checks import adapted_modules, trained_parameters
 
     facts = inspect_model(model)
@@ -113,6 +115,7 @@ def _check(way: WholeWay, spec: Any, model: Path, place: Path) -> str:
     problems = preflight_problems(spec, Workplace((model.parent,), Path(spec.data.dataset_dir), place / "saves"))
     if problems:
         return str(problems[0])
+    way.mergeable = not any(warning.code == "adapter-not-mergeable" for warning in limit_warnings(spec, []))
     way.trained, way.modules = trained_parameters(spec) or 0, adapted_modules(spec)
     return ""
 
@@ -178,24 +181,26 @@ def _check_memory(spec: Any, model: Path, held: dict[str, int]) -> None:
             raise ValueError(f"{part}: {expected:,.0f} bytes estimated, {seen:,} held")
 
 
-def _export(base: Path, result: Path, method: str, folder: Path) -> Path:
+def _export(base: Path, result: Path, way: WholeWay, folder: Path) -> Path:
     from engine.export.export_spec import ExportSpec
     from engine.worker.export import export
 
-    lora = method == "lora"
+    lora = way.method == "lora"
     run = _run(folder, ExportSpec.read({
         "name": "exported", "model": {"model_name_or_path": str(base if lora else result)},
-        "adapters": {str(result): 1.0} if lora else {}, "precision": "fp32", "check_prompts": 0, "prompts": PROMPTS,
+        "adapters": {str(result): 1.0} if lora else {}, "precision": "fp32", "check_prompts": 0,
+        "form": "merged" if way.mergeable else "adapter", "prompts": PROMPTS,
         "hardware": {"device": "cpu"},
     }))  # fmt: skip
     export(run)
-    comparison = json.loads((run.model / "comparison.json").read_text(encoding="utf-8"))
+    exported = run.model if way.mergeable else run.adapter
+    comparison = json.loads((exported / "comparison.json").read_text(encoding="utf-8"))
     if comparison["equal"] != comparison["prompts"]:
         raise ValueError(f"{comparison['equal']} of {comparison['prompts']} answers are the same after the export")
-    return run.model
+    return exported
 
 
-def _compare(base: Path, result: Path, merged: Path, method: str) -> None:
+def _compare(base: Path, result: Path, exported: Path, way: WholeWay) -> None:
     """Logits of what was trained and of what was exported, both loaded as anybody would: by transformers and peft.
 
     Raises:
@@ -212,16 +217,18 @@ def _compare(base: Path, result: Path, merged: Path, method: str) -> None:
         config = AutoConfig.from_pretrained(folder)
         return zoo.model_class(config.model_type, config).from_pretrained(folder, dtype=torch.float32).eval()
 
-    trained = PeftModel.from_pretrained(load(base), str(result)) if method == "lora" else load(result)
+    def adapted(folder: Path) -> Any:
+        return PeftModel.from_pretrained(load(base), str(folder))
+
+    trained = adapted(result) if way.method == "lora" else load(result)
+    again = load(exported) if way.mergeable else adapted(exported)
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():
-        logits = [
-            model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (trained, load(merged))
-        ]
+        logits = [model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (trained, again)]
     difference = float((logits[0] - logits[1]).abs().max())
     if difference > MAX_LOGIT_DIFFERENCE:
         raise ValueError(f"logits differ by {difference:.2g}")
-    if lost := set(tensors_of(base)[0]) - set(tensors_of(merged)[0]):
+    if way.mergeable and (lost := set(tensors_of(base)[0]) - set(tensors_of(exported)[0])):
         raise ValueError(f"{len(lost)} tensors of the base are not in the export, such as {min(lost)}")
 
 
@@ -278,7 +285,7 @@ def whole_ways(families: Sequence[str], method: str) -> Iterator[WholeWay]:
 
 
 def line(way: WholeWay) -> str:
-    outcome = way.failure or (f"refused: {way.refusal}" if way.refusal else "ok")
+    outcome = way.failure or (f"refused: {way.refusal}" if way.refusal else "ok" if way.mergeable else "ok, not merged")
     return f"{way.family:26} {way.method:6} {way.class_name:44} {way.trained:>8,} of {way.parameters:>9,}  {outcome}"
 
 
@@ -312,7 +319,8 @@ def _row(family: str, row: dict[str, WholeWay], methods: Sequence[str]) -> str:
 
 def _outcome(way: WholeWay) -> str:
     text = way.failure or way.refusal
-    return text.replace("|", "\\|").removeprefix("model.model_name_or_path: ") if text else "✓"
+    passed = "✓" if way.mergeable else "✓ not merged"
+    return text.replace("|", "\\|").removeprefix("model.model_name_or_path: ") if text else passed
 
 
 def main() -> None:

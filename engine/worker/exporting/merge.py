@@ -27,10 +27,11 @@ from transformers import (
 from engine.core.problems import Refusal, problem
 from engine.export.export_spec import PRUNING_COMBINATIONS, ExportSpec, needs_combination
 from engine.models.facts import inspect_model
+from engine.models.vision_parts import name_in_base
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base
-from engine.worker.models.structure import model_class
+from engine.worker.models.structure import layers_with_one_weight, model_class
 
 ADAPTER_NAME = "default"  # peft's name for the adapter whose files are in the folder itself
 
@@ -108,20 +109,11 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
 def _refuse_shared_weights(model: PeftModel) -> None:
     """Raises Refusal if a layer with an adapter shares its weight with another layer: merged into it, the adapter would
     also change the other."""
-    owners: dict[int, list[str]] = {}
-    for name, part in model.named_modules():
-        if isinstance(part, torch.nn.Linear):
-            owners.setdefault(id(part.weight), []).append(name.removesuffix(".base_layer"))
-    adapted = {name for name, part in model.named_modules() if isinstance(part, LoraLayer)}
-    for names in owners.values():
-        if len(names) > 1 and (first := next((name for name in names if name in adapted), None)):
+    adapted = {name_in_base(name) for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    for names in layers_with_one_weight(model):
+        if first := next((name for name in names if name in adapted), None):
             other = next(name for name in names if name != first)
-            raise Refusal(problem("export-shared-weights", "form", first=_own_name(first), second=_own_name(other)))
-
-
-def _own_name(name: str) -> str:
-    """The name of a module without peft's."""
-    return name.removeprefix("base_model.model.")
+            raise Refusal(problem("export-shared-weights", "form", first=first, second=other))
 
 
 def _merge_experts(name: str, part: Any, dtype: torch.dtype) -> None:

@@ -122,11 +122,12 @@ class Batch:
 
     def _read_prompt(self, prompt: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache | None]:
         """The logits after a prompt, and the cache that contains it; None if the model has its own kind of cache or
-        none: a model that ignores the cache would continue from the last token alone."""
+        none: a model that ignores the cache would continue from the last token alone, and one that puts its own tokens
+        before the prompt (CPM-Ant) expects all tokens beside its cache."""
         cache = DynamicCache(config=self.model.config)
         with contextlib.suppress(ValueError, TypeError):
             logits = self._read(prompt, mask, cache)
-            if any(map(_holds_state, cache.layers)):
+            if any(map(_holds_state, cache.layers)) and cache.get_seq_length() <= prompt.shape[1]:
                 return logits, cache
         return self._read(prompt, mask, None), None
 

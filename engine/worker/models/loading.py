@@ -43,6 +43,7 @@ from engine.worker.models.embeddings import (
 )
 from engine.worker.models.quantization import device_map, expert_quantization, quantization_config
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
+from engine.worker.models.training_forward import enable_text_training
 
 
 def precision(spec: RunSpec) -> str:
@@ -65,6 +66,7 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     # Trained weights are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
     base = load_base(spec, path, dtype)
+    enable_text_training(base)
     base.router_settings = _router_settings(base)  # type: ignore[assignment]  # TRL changes them while it trains
     structure = structure_of(base)
     remember(Path(path), structure)

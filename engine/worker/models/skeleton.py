@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
+from typing import Any
 
 from engine.models.structure import structure_as_json
 from engine.worker.runtime.optional_packages import hide_unused_packages
@@ -21,17 +23,30 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     hide_unused_packages(quantizes=False)
     with library_imports():
-        import torch
-        from transformers import AutoConfig
+        from engine.worker.models.structure import structure_of
+    model, missing = load_without_weights(sys.argv[1])
+    print(structure_as_json(replace(structure_of(model), missing=missing)), file=output, flush=True)
+    os._exit(0)
 
-        from engine.worker.models.structure import model_class, structure_of
-    config = AutoConfig.from_pretrained(sys.argv[1])
+
+def load_without_weights(folder: str) -> tuple[Any, tuple[str, ...]]:
+    """The model in a folder with weights that have shapes but no memory, and the names of those that its files lack."""
+    import torch
+    from transformers import AutoConfig
+
+    from engine.worker.models.structure import model_class
+
+    config = AutoConfig.from_pretrained(folder)
+    if not hasattr(config, "quantization_config"):
+        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):  # files of another model
+            model, report = model_class(config).from_pretrained(
+                folder, config=config, device_map={"": "meta"}, use_safetensors=True, output_loading_info=True
+            )
+            return model, tuple(sorted(report["missing_keys"]))
     with contextlib.suppress(AttributeError):
         del config.quantization_config  # how the weights are stored does not change module names
     with torch.device("meta"):
-        model = model_class(config).from_config(config)
-    print(structure_as_json(structure_of(model)), file=output, flush=True)
-    os._exit(0)
+        return model_class(config).from_config(config), ()
 
 
 if __name__ == "__main__":

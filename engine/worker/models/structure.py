@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.pytorch_utils import Conv1D
 
 from engine.models.structure import Shape, Structure, is_or_below
+from engine.models.vision_parts import name_in_base
 
 # Names of the number of experts in the configurations of different families.
 EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -89,12 +90,25 @@ def structure_of(model: Any) -> Structure:
     refused = tuple(name for name in linear if not _is_adaptable(model, name))
     linear = [name for name in linear if name not in refused]
     # A scoring model is inspected as what it is; it is loaded as one only if that is requested.
-    writes = hasattr(model, "prepare_inputs_for_generation") or hasattr(model, "score")
+    scores = hasattr(model, "score")
     vision, projectors = _vision(towers, names.values())
     return Structure(
         shapes, tuple(linear), experts, quantizable, refused, towers, vision, projectors,
-        vision_linear=tuple(_vision_linear(model, names, vision)), writes=writes, needs=_missing_inputs(model),
+        vision_linear=tuple(_vision_linear(model, names, vision)), sharing=tuple(layers_with_one_weight(model)),
+        writes=scores or hasattr(model, "prepare_inputs_for_generation"),
+        shows_head=scores or model.get_output_embeddings() is not None,
+        recomputes=model.supports_gradient_checkpointing, needs=_missing_inputs(model),
     )  # fmt: skip
+
+
+def layers_with_one_weight(model: nn.Module) -> list[tuple[str, ...]]:
+    """Groups of linear layers that have one weight together, as in a model that repeats its layers; by their names
+    without peft's."""
+    owners: dict[int, list[str]] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear):
+            owners.setdefault(id(part.weight), []).append(name_in_base(name.removesuffix(".base_layer")))
+    return [tuple(names) for names in owners.values() if len(names) > 1]
 
 
 def _missing_inputs(model: Any) -> str:
@@ -108,7 +122,8 @@ def _missing_inputs(model: Any) -> str:
 
 def _images_demanded(model: Any) -> str:
     """The argument for images, if the code itself rejects a text without them."""
-    if model.device.type != "meta" or model.config.get_text_config() is model.config:
+    reads_images = "pixel_values" in inspect.signature(type(model).forward).parameters
+    if model.device.type != "meta" or not reads_images:
         return ""
     ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
     try:
