@@ -52,9 +52,12 @@ def test_the_page_counts_families_by_what_became_of_them() -> None:
         WholeWay("a", "lora", modules={"q_proj": 2}, towers=["model.visual"], experts=4), WholeWay("a", "freeze"),
         WholeWay("b", "lora", refusal="model.model_name_or_path: no | text"), WholeWay("b", "freeze"),
         WholeWay("c", "lora"), WholeWay("c", "freeze", failure="train: ValueError: x"),
+        WholeWay("d", "lora", failure="not built: ImportError: y"), WholeWay("e", "lora", mergeable=False),
     ]  # fmt: skip
     text = page(ways, ["lora", "freeze"])
-    assert "Of 3 families, 1 pass, 1 are rejected" in text
+    assert "Of 5 families, 2 pass, 1 are rejected" in text
+    assert "table, 1 fail\nwith the error in the table, and 1 are not tried" in text
+    assert "| `e` | — | — | ✓ not merged |" in text
     assert "| `a` | q_proj | visual, experts | ✓ | ✓ |" in text
     assert "| `b` | — | — | no \\| text | ✓ |" in text
     assert "| `c` | — | — | ✓ | train: ValueError: x |" in text

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from tests import forked
 
 TIME_LIMIT_SECONDS = 180
+NOT_BUILT = "not built"  # the beginning of a failure of the test, not of the program
 MAX_LOGIT_DIFFERENCE = 1e-3  # between base with adapter and merged model, both in fp32
 MAX_MEMORY_DIFFERENCE = 0.02  # between the estimate and what a training holds, as a share
 PROMPTS = ["What comes after 3?", "Hello"]
@@ -54,7 +55,7 @@ def go(family: str, method: str, place: Path) -> WholeWay:
     try:
         zoo.build(family, folder)
     except Exception as error:
-        way.failure = f"not built: {_reason(error)}"
+        way.failure = f"{NOT_BUILT}: {_reason(error)}"
         return way
     step = "check"
     try:
@@ -294,19 +295,20 @@ def page(ways: Sequence[WholeWay], methods: Sequence[str]) -> str:
     by_family: dict[str, dict[str, WholeWay]] = {}
     for way in ways:
         by_family.setdefault(way.family, {})[way.method] = way
-    counts = Counter(
-        "failed"
-        if any(way.failure for way in row.values())
-        else "refused"
-        if any(way.refusal for way in row.values())
-        else "passed"
-        for row in by_family.values()
-    )
+    counts = Counter(map(_verdict, by_family.values()))
     rows = [_row(family, row, methods) for family, row in sorted(by_family.items())]
     return (Path(__file__).parent / "models_page.md").read_text(encoding="utf-8").format(
         families=len(by_family), passed=counts["passed"], refused=counts["refused"], failed=counts["failed"],
+        untried=counts["untried"],
         methods=" | ".join(methods), rules=" | ".join("---" for _ in methods), rows="\n".join(rows),
     )  # fmt: skip
+
+
+def _verdict(row: Mapping[str, WholeWay]) -> str:
+    failures = [way.failure for way in row.values() if way.failure]
+    if failures:
+        return "untried" if all(failure.startswith(NOT_BUILT) for failure in failures) else "failed"
+    return "refused" if any(way.refusal for way in row.values()) else "passed"
 
 
 def _row(family: str, row: dict[str, WholeWay], methods: Sequence[str]) -> str:
