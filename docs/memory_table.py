@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.models.facts import inspect_model
+from engine.models.safetensors_headers import DTYPE_BITS
 from engine.preflight.memory import MemoryNeed, memory_needed
 from engine.spec.run_spec import RunSpec
 
@@ -83,13 +84,12 @@ def tensor_sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ..
             yield f"{start}.mlp.{part}down_proj.weight", (hidden, inner)
 
 
-def write_headers(folder: Path, config: Mapping[str, Any]) -> Path:
-    """A model folder with its configuration and the header of its weights in bf16; the weights are a hole in the
-    file."""
+def write_headers(folder: Path, config: Mapping[str, Any], dtype: str = "BF16") -> Path:
+    """A model folder with its configuration and the header of its weights; the weights are a hole in the file."""
     folder.mkdir(parents=True)
-    header, at = {}, 0
+    header, at, each = {}, 0, DTYPE_BITS[dtype] // 8
     for name, size in tensor_sizes(config):
-        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [at, at := at + 2 * math.prod(size)]}
+        header[name] = {"dtype": dtype, "shape": size, "data_offsets": [at, at := at + each * math.prod(size)]}
     text = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -15,6 +15,7 @@ from engine.core import hardware
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
 from engine.preflight import memory
+from engine.preflight.model_checks import trained_parameters
 from engine.runs.plan import Summary, summary
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
@@ -34,9 +35,9 @@ SEEN = {
 }
 
 
-def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
+def make_model(folder: Path, shape: Mapping[str, Any], dtype: str = "BF16") -> Path:
     """A model of this shape of which only the header is written."""
-    return write_headers(folder, {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **shape})
+    return write_headers(folder, {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **shape}, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,10 @@ def spec(case: Case, models: Mapping[str, Path]) -> RunSpec:
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_it_is_what_a_card_was_seen_to_hold(models: dict[str, Path], name: str) -> None:
+def test_it_is_what_a_card_was_seen_to_hold(models: dict[str, Path], tmp_path: Path, name: str) -> None:
     case = next(one for one in CASES if one.name == name)
+    if "freeze" in name:  # was seen with frozen weights in fp32, in which they now are only if the files have them so
+        models = {case.shape: make_model(tmp_path / "fp32", SHAPES[case.shape], "F32")}
     need = memory.memory_needed(spec(case, models), inspect_model(models[case.shape]), gpu_count=1)
     held, used = SEEN[name]
     assert (need.total - need.libraries) / GIB == pytest.approx(held, rel=0.05)
@@ -212,6 +215,35 @@ def test_the_experts_of_a_quantized_model_are_counted_as_they_are_loaded(qwen3_3
     plain = memory.memory_needed(run.change("model.quantization", {"kind": "none"}), model, gpu_count=1)
     assert plain is not None
     assert plain.weights / GIB == pytest.approx(2 * 30.5e9 / GIB, rel=0.01)
+
+
+def test_weights_that_stay_frozen_take_half_if_the_files_have_them_in_bf16(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of 28 layers, the last two are trained."""
+    case = next(one for one in CASES if "freeze" in one.name)
+    wide = make_model(tmp_path / "fp32", SHAPES[case.shape], "F32")
+    run = spec(case, models)
+
+    def need(model: Path, **changes: Any) -> memory.MemoryNeed:
+        changed = run.change("model.model_name_or_path", str(model))
+        for path, value in changes.items():
+            changed = changed.change(path.replace("__", "."), value)
+        answer = memory.memory_needed(changed, inspect_model(model), gpu_count=1)
+        assert answer is not None
+        return answer
+
+    narrow = models[case.shape]
+    total, trained = inspect_model(narrow).parameters, trained_parameters(run)
+    assert total
+    assert trained
+    assert need(narrow).weights == 2 * (total - trained) + 4 * trained
+    assert need(wide).weights == 4 * total
+    assert need(narrow, training__precision="fp32").weights == 4 * total
+    assert need(narrow, method={"kind": "full"}).weights == 4 * total
+    assert need(narrow).learning == need(wide).learning
+    dpo = need(narrow, stage={"kind": "dpo"})
+    assert dpo.weights == need(narrow).weights + 4 * trained  # the reference has its own copy of these
 
 
 def test_answers_that_are_written_at_once_keep_their_keys_and_values(models: dict[str, Path], tmp_path: Path) -> None:

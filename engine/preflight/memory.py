@@ -21,7 +21,7 @@ from engine.models.facts import ModelFacts, inspect_model
 from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.fsdp2 import fsdp2_obstacles
-from engine.preflight.model_checks import quantizes_experts, trained_parameters
+from engine.preflight.model_checks import frozen_weights_stay_in, quantizes_experts, trained_parameters
 from engine.spec.contradictions import spec_problems
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
@@ -99,11 +99,10 @@ def _memory_of(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed |
     cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
     half = _in_half_precision(spec, cpu)
     plain = 2.0 if half else 4.0
-    # Next to PPO's policy, a critic learns: an adapter of its own. The reference is a copy, or an adapter turned off.
+    # Next to PPO's policy, a critic learns: an adapter of its own.
     critic = (trained if lora else CRITIC_RANK * adapted) if spec.stage.kind == "ppo" else 0
-    reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else _parameters(model)
-    policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * _parameters(model)
-    weights = policy + 4.0 * (critic + reference)
+    policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else _whole_bytes(spec, model, half)
+    weights = policy + _reference_bytes(spec, policy, trained) + 4.0 * critic
     exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # a second copy of the gradients, for communication
     state = _optimizer_state_bytes(spec.training.optim)
     learning = (trained + critic) * (4.0 + exchanged + state)
@@ -161,9 +160,33 @@ def _in_half_precision(spec: RunSpec, cpu: bool) -> bool:
 
 def weight_bytes(spec: RunSpec, model: ModelFacts, gpu_count: int) -> float:
     """Bytes of the model's own weights once they are loaded; 0 if they cannot be counted."""
+    half = _in_half_precision(spec, on_cpu(spec, gpu_count))
     if spec.method.kind != "lora":
-        return 4.0 * _parameters(model)
-    return _base_bytes(spec, model, 2.0 if _in_half_precision(spec, on_cpu(spec, gpu_count)) else 4.0)
+        return _whole_bytes(spec, model, half)
+    return _base_bytes(spec, model, 2.0 if half else 4.0)
+
+
+def _frozen_weight_bytes(spec: RunSpec, model: ModelFacts, half: bool) -> float:
+    """Bytes of each weight that freeze or full training leaves frozen. FSDP2 divides weights of one type."""
+    if isinstance(spec.hardware.strategy, Fsdp2):
+        return 4.0
+    precision = "fp16" if spec.training.precision == "fp16" else "bf16"  # which "auto" is on a GPU since 2020
+    return 2.0 if half and frozen_weights_stay_in(spec, model, precision) else 4.0
+
+
+def _whole_bytes(spec: RunSpec, model: ModelFacts, half: bool) -> float:
+    """Bytes of a model of which weights of its own are trained."""
+    parameters = _parameters(model)
+    frozen = max(parameters - (trained_parameters(spec) or 0), 0)
+    return 4.0 * parameters - (4.0 - _frozen_weight_bytes(spec, model, half)) * frozen
+
+
+def _reference_bytes(spec: RunSpec, policy: float, trained: int) -> float:
+    """Bytes of the model at the start, as far as there are more of them: an adapter is turned off for it; PPO copies
+    the whole policy, other stages what is trained."""
+    if spec.method.kind == "lora" or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo"):
+        return 0.0
+    return policy if spec.stage.kind == "ppo" else 4.0 * trained
 
 
 def _expert_width(model: ModelFacts) -> int:
@@ -251,7 +274,8 @@ def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) 
     depth = (model.layers if top < 0 else min(top, model.layers)) if spec.method.kind == "freeze" else model.layers
     kept = tokens * width / model.layers * ACTIVATION_BYTES * (1 if half else 2)
     # Trained embeddings are in fp32, and so is their output.
-    stream = 2 if half and spec.method.kind == "lora" else 4
+    lora = spec.method.kind == "lora"
+    stream = 2 if half and (lora or _frozen_weight_bytes(spec, model, half) == 2) else 4
     # PPO recomputes in a way that does not cover 8-bit products: see engine.worker.training.trainers.
     escapes = spec.stage.kind == "ppo" and spec.model.quantization.kind == "8bit"
     if spec.model.attn_implementation == "eager" and model.heads:

@@ -17,6 +17,7 @@ from engine.models.checks import model_problems
 from engine.models.discovery import is_hub_id
 from engine.models.facts import ModelFacts, chat_template, has_reward_model, inspect_model
 from engine.models.quantized_weights import DEQUANTIZED
+from engine.models.safetensors_headers import tensors_of
 from engine.models.structure import structure_of, structure_problems
 from engine.models.trainable_modules import (
     adapter_targets,
@@ -40,6 +41,7 @@ from engine.preflight.fsdp2 import fsdp2_model_problems
 from engine.spec.method_settings import Lora
 from engine.spec.run_spec import RunSpec
 
+STORED_PRECISION = {"bf16": "BF16", "fp16": "F16"}  # their names in safetensors headers
 MODEL_FIELDS = ("model.model_name_or_path", "model.adapter_path")
 # Settings that a continued adapter already has.
 ADAPTER_SETTINGS = ("r", "lora_alpha", "use_dora", "use_rslora")
@@ -131,6 +133,15 @@ def quantizes_experts(spec: RunSpec, adapters: Iterable[str] = ()) -> bool:
     if spec.model.quantization.kind == "none" or (method.kind == "lora" and method.expert_r and not continued):
         return False
     return not any(map(adapts_experts, filter(None, [continued, *adapters])))
+
+
+def frozen_weights_stay_in(spec: RunSpec, model: ModelFacts, precision: str) -> bool:
+    """Whether the weights that freeze or full training leaves frozen are kept in 16 bits ("bf16" or "fp16") next to
+    trained ones in fp32: if that is how the files have them, so that they are saved again unchanged."""
+    if spec.method.kind == "lora" or model.quantized or not model.parameters:
+        return False
+    stored = {tensor.dtype for tensor in tensors_of(model.path)[0].values()}
+    return stored == {STORED_PRECISION.get(precision)} and (trained_parameters(spec) or 0) < model.parameters
 
 
 def stored_weights_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:

@@ -26,10 +26,11 @@ from transformers import (
 )
 
 from engine.core.problems import Refusal, problem
+from engine.models.facts import inspect_model
 from engine.models.structure import is_or_below, remember
 from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
 from engine.models.vision_parts import VisionPlan, vision_plan
-from engine.preflight.model_checks import trained_parameters
+from engine.preflight.model_checks import frozen_weights_stay_in, trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.adapter_weights import add_whole_modules, refuse_empty_adapter
@@ -41,9 +42,11 @@ from engine.worker.models.embeddings import (
     trained_rows,
     vocabulary_modules,
 )
+from engine.worker.models.mixed_precision import is_mixed, state_in_fp32, train_in_fp32
 from engine.worker.models.quantization import device_map, expert_quantization, quantization_config
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
 from engine.worker.models.training_forward import enable_text_training
+from engine.worker.runtime.sharding import shards_weights
 
 
 def precision(spec: RunSpec) -> str:
@@ -63,9 +66,7 @@ SCORE_HEAD = "score"  # transformers' name for the head of a model that scores a
 def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. A reward model has one
     score in place of the next token; a head that is not in `path` starts with random weights."""
-    # Trained weights are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
-    dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
-    base = load_base(spec, path, dtype)
+    base = load_base(spec, path, _loading_dtype(spec.change("model.model_name_or_path", path)))
     enable_text_training(base)
     base.router_settings = _router_settings(base)  # type: ignore[assignment]  # TRL changes them while it trains
     structure = structure_of(base)
@@ -75,8 +76,20 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     if not structure.experts and hasattr(text_config, "router_aux_loss_coef"):
         text_config.router_aux_loss_coef = 0.0  # a family with and without experts: there is no router to balance here
     model = PREPARE_METHOD[spec.method.kind](spec, base)
+    if spec.method.kind != "lora":
+        train_in_fp32(model)
     _assert_trained_as_planned(spec, path, model)
     return model
+
+
+def _loading_dtype(spec: RunSpec) -> torch.dtype:
+    """Trained weights are kept in fp32, since an update of 1e-5 is lost in bf16; frozen ones are not. FSDP2 divides
+    weights of one type."""
+    dtype = precision(spec)
+    in_half = spec.method.kind == "lora" or (
+        not shards_weights() and frozen_weights_stay_in(spec, inspect_model(spec.model.model_name_or_path), dtype)
+    )
+    return DTYPES[dtype] if in_half else torch.float32
 
 
 def _router_settings(model: Any) -> dict[str, Any]:
@@ -371,6 +384,8 @@ def save_weights(
             options["path_initial_model_for_weight_conversion"] = str(initial)
         # and not a critic's, nor the copy that some stages keep for comparison
         options["selected_adapters"] = ["default"]
+    elif whole is None and is_mixed(model):
+        whole = state_in_fp32(model)
     model.save_pretrained(folder, safe_serialization=True, state_dict=whole, **options)
     if "path_initial_model_for_weight_conversion" in options:
         add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)

@@ -24,6 +24,7 @@ from engine.spec.stage_settings import Grpo
 from engine.spec.steps import examples_per_step
 from engine.worker.generation.reasoning_marks import prompt_opens_reasoning, with_visible_marks
 from engine.worker.runtime.process_lifecycle import rank
+from engine.worker.runtime.sharding import shards_weights
 from engine.worker.training.context import TrainingContext, reference_adapter
 from engine.worker.training.grpo_prompts import PreparedPromptsTrainer
 from engine.worker.training.image_batches import has_images, images_of_model
@@ -62,7 +63,7 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
     # What TRL calls the prompt are our ids.
     renamed = replace(context, data={name: _with_trl_columns(split) for name, split in context.data.items()})
     with reference_adapter(spec, model):
-        return renamed.trainer(
+        trainer = renamed.trainer(
             GroupTrainer,
             arguments,
             images=images_of_model(context) if has_images(context) else None,
@@ -70,12 +71,23 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
             sample_steps=stage.sample_steps,
             reward_funcs=rewards,
         )
+    if compared and not shards_weights():
+        _take_weights(trainer.accelerator.unwrap_model(trainer.ref_model), model)
+    return trainer
 
 
 def _reference_arguments(model: Any) -> dict[str, Any]:
     """How TRL loads the reference model; it copies an adapter by itself."""
     config = copy.deepcopy(model.config)  # with the spec's changes in it
-    return {"model_init_kwargs": {"config": config, "use_safetensors": True}}
+    dtype = next((weight.dtype for weight in model.parameters() if not weight.requires_grad), torch.float32)
+    return {"model_init_kwargs": {"config": config, "use_safetensors": True, "dtype": dtype}}
+
+
+def _take_weights(reference: Any, model: Any) -> None:
+    """Give the reference the model's weights of the start: a copy of the trained ones, in the same type, so that it
+    computes the same; and the frozen ones themselves, which are then in memory once."""
+    for name, weight in model.named_parameters():
+        reference.get_parameter(name).data = weight.data.clone() if weight.requires_grad else weight.data
 
 
 def _with_trl_columns(rows: Any) -> Any:

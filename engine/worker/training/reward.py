@@ -60,7 +60,8 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     rows: Any = trainer.eval_dataset if held_out else trainer.train_dataset
     split, most = ("validation", MAX_PAIRS_SCORED) if held_out else ("train", MAX_PAIRS_SHOWN)
     pairs = list(islice(rows, most))
-    # Training is over, so the model scores as it will when it is loaded: without the training's autocast.
+    # Training is over, so the model scores as it will when it is loaded: without the training's autocast, except where
+    # frozen weights in 16 bits need it.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     sides = ("chosen", "rejected")
     side_scores = {
