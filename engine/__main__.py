@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.train: "spec",
         verbs.submit: "spec",
         verbs.evaluate: "",
+        verbs.right_answers: "run",
         verbs.check: "spec",
         verbs.list_: "",
         verbs.queue_: "",
@@ -62,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
         verbs.prune_: "",
     }
     for function, operand in takes.items():
-        verb = subparsers.add_parser(function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__)
+        name = function.__name__.rstrip("_").replace("_", "-")
+        verb = subparsers.add_parser(name, help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
         add_arguments(verb)
         if operand:
@@ -75,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
             flags.add_queue_options(verb)
         if function is verbs.evaluate:
             flags.add_evaluate_options(verb)
+        if function is verbs.right_answers:
+            flags.add_right_answers_options(verb)
         if function is verbs.export:
             flags.add_export_options(verb)
         if function is verbs.serve:

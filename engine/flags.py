@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, get_args
 
 from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.right_answers import COMPARISONS
 from engine.export.export_spec import ExportSpec
 from engine.runs import prune, queue_order
 from engine.runs.run import Run
@@ -24,6 +25,7 @@ EVALUATION_OPTIONS = {
     "data.without_references": "--without-references",
     "generation.max_new_tokens": "--max-new-tokens",
     "generation.temperature": "--temperature",
+    "generation.samples": "--samples",
     "generation.batch_size": "--batch-size",
     "harness.tasks": "--tasks",
     "hardware.device": "--device",
@@ -89,6 +91,19 @@ def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of an evaluation that were given as options: path → value."""
     values = {path: getattr(arguments, option[2:].replace("-", "_")) for path, option in EVALUATION_OPTIONS.items()}
     return {path: None if value == "all" else value for path, value in values.items() if value is not None}
+
+
+def add_right_answers_options(verb: argparse.ArgumentParser) -> None:
+    """Whose answers, and when one is right."""
+    verb.add_argument(
+        "--model", metavar="RUN", default="", help="whose answers: base, or a run's ID; default: the first"
+    )
+    verb.add_argument(
+        "--by",
+        choices=COMPARISONS,
+        default=COMPARISONS[0],
+        help="an answer is right if it equals the reference (exact), or its last number does (number); default: exact",
+    )
 
 
 def add_export_options(verb: argparse.ArgumentParser) -> None:

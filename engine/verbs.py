@@ -20,6 +20,7 @@ from engine.core.sockets import is_loopback
 from engine.data import data_jobs, preview_client
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.right_answers import save_right_answers
 from engine.export import gguf
 from engine.following import print_doubts, sentence, user_name
 from engine.launch.workspace import Workplace
@@ -58,6 +59,18 @@ def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> Evaluati
     for path, value in flags.changes(arguments).items():
         spec = spec.change(path, value)
     return spec
+
+
+def right_answers(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Make a data set of the right answers of a model in a finished evaluation, with its own reasoning before them;
+    print its name."""
+    run = _run(arguments, workplace)
+    models = [model["id"] for model in (report.summary(run.dir) or {}).get("voices", ())]
+    saved = save_right_answers(run.dir, arguments.model or next(iter(models), ""), workplace.data, arguments.by)
+    print(saved.dataset)
+    values = {"rows": saved.rows, "answered": saved.answers, "thinking": saved.with_reasoning}
+    print(say("right-answers-made", shell_language(), **values), file=sys.stderr)
+    return 0
 
 
 def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:

@@ -18,6 +18,7 @@ import pytest
 
 from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, read_lines, write_json, write_text
+from engine.data.datasets import count_rows, find
 from engine.evaluation import evaluation_spec, report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.processes import find_processes
@@ -155,6 +156,56 @@ def answer_counts(answers: Path) -> Counter[tuple[str, int]]:
 
 
 @pytest.mark.slow
+def test_a_row_is_answered_several_times_and_measured_once(workplace: Workplace, tiny: Path) -> None:
+    spec = asking(
+        model__model_name_or_path=str(tiny), data__max_samples=3, generation__samples=3, generation__temperature=1.5
+    )
+    run = ended(workplace, runs.submit(spec, workplace))
+    assert run.state == "finished", failures.explain(run)
+    lines = [line for line in read_lines(run.dir.report / "answers.jsonl") if "answer" in line]
+    assert sorted((line["row"], line.get("sample", 0)) for line in lines) == [
+        (r, s) for r in range(3) for s in range(3)
+    ]
+    assert len({line["answer"] for line in lines}) > 3
+    first = {line["row"]: line for line in lines if "sample" not in line}
+    rows = report.rows(run.dir)
+    assert [row["answers"]["base"]["scores"]["tokens"] for row in rows] == [first[n]["tokens"] for n in range(3)]
+    assert [len(row["answers"]["base"]["samples"]) for row in rows] == [2, 2, 2]
+    assert report.summary(run.dir)["rows"] == 3
+    # What an earlier attempt has answered is not asked again.
+    kept = lines[:5]
+    write_text(run.dir.report / "answers.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+    run.dir.exit.unlink()
+    (run.dir.report / "result.json").unlink()
+    runs.resume(runs.get(workplace.saves, run.id))
+    run = ended(workplace, run)
+    again = [line for line in read_lines(run.dir.report / "answers.jsonl") if "answer" in line]
+    assert again[:5] == kept
+    assert sorted((line["row"], line.get("sample", 0)) for line in again) == [
+        (r, s) for r in range(3) for s in range(3)
+    ]
+
+
+def test_several_answers_need_a_temperature(workplace: Workplace, tiny: Path) -> None:
+    spec = asking(model__model_name_or_path=str(tiny), generation__samples=2)
+    assert told(workplace, spec) == ["evaluate-samples-alike"]
+
+
+@pytest.mark.slow
+def test_right_answers_become_a_data_set_by_a_verb_of_the_shell(learned: Learned) -> None:
+    right = sum(
+        row["answers"][learned.training.id]["scores"]["exact"] == 100 for row in report.rows(learned.evaluation.dir)
+    )
+    assert right
+    model = ("--model", learned.training.id)
+    done = engine(learned.workplace, "right-answers", learned.evaluation.id, *model)
+    name = done.stdout.strip()
+    assert count_rows(find(learned.workplace.data, name)) == right
+    assert f"{right} of 30 answered rows" in done.stderr
+    done = engine(learned.workplace, "right-answers", learned.evaluation.id, *model, "--by", "number")
+    assert done.returncode == 2  # no answer has a number
+
+
 def test_questions_without_references_are_asked_only_if_that_is_wanted(workplace: Workplace, tiny: Path) -> None:
     (workplace.data / "ask.jsonl").write_text('{"question": "Who?"}\n{"question": "Where?"}\n', encoding="utf-8")
     assert evaluation_spec.add_questions(workplace.data, workplace.data / "ask.jsonl") == "ask"

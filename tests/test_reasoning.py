@@ -36,6 +36,7 @@ from webui.words import Words
 pytestmark = pytest.mark.usefixtures("forked")
 
 
+SCORED = (("Seven.", 0.0), ("Eight.", 100.0))
 CHANNELS = "<|channel|>analysis<|message|>well<|end|>"  # gpt-oss
 
 
@@ -201,6 +202,18 @@ def test_right_answers_become_a_data_set_with_their_reasoning(
     assert [(message["content"], message["reasoning_content"]) for message in written] == answers
     assert all(row["messages"][0]["content"].endswith("?") for row in rows)
     assert save_right_answers(findings, "base", data, comparison).dataset != saved.dataset
+
+
+def test_of_several_answers_to_a_row_the_first_right_one_is_taken(findings: RunDir, data: Path) -> None:
+    lines = read_lines(findings.report / "rows.jsonl")
+    wrong, right = ({"text": text, "reasoning": "well", "scores": {"exact": score}} for text, score in SCORED)
+    lines[2]["answers"]["base"]["samples"] = [wrong, right, right | {"reasoning": "later"}]
+    lines[0]["answers"]["base"]["samples"] = [right]
+    write_text(findings.report / "rows.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    saved = save_right_answers(findings, "base", data)
+    assert (saved.rows, saved.answers) == (3, 3)
+    rows = list(examples(find(data, saved.dataset), lambda bad: pytest.fail(bad.text())))
+    assert [row["messages"][-1]["reasoning_content"] for row in rows] == ["2 and 2.", "Is it seven? No.", "well"]
 
 
 def test_answers_about_images_are_left_out_of_the_data_set_and_its_count(findings: RunDir, data: Path) -> None:

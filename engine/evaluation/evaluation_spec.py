@@ -22,6 +22,7 @@ from engine.data.columns import USUAL_COLUMN_NAMES
 from engine.data.datasets import Dataset, examples, read_dataset_info
 from engine.data.soundness import flaw, sound_names
 from engine.evaluation import harness
+from engine.evaluation.evaluation_settings import Generation, Harness, Questions
 from engine.launch.workspace import Workplace, absolute_path, is_inside
 from engine.models.adapters import ADAPTER_FILES
 from engine.models.discovery import identity, is_hub_id
@@ -29,7 +30,7 @@ from engine.models.facts import inspect_model
 from engine.preflight import checks
 from engine.spec.hardware_settings import Hardware
 from engine.spec.model_settings import Model, NoRopeScaling
-from engine.spec.parts import Part, setting
+from engine.spec.parts import setting
 from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, Spec
 
 BASE_FIELD, RESULTS_FIELD, DATASETS_FIELD = "model.model_name_or_path", "results", "data.datasets"
@@ -42,91 +43,6 @@ DATASET_KINDS = {
     "answers": ("chat",),
     "pairs": ("pairs",),
 }  # for models that answer, and for reward models
-
-
-class Questions(Part):
-    """The questions: which data sets, and which rows of them."""
-
-    datasets: list[str] = setting(
-        [],
-        "Data sets",
-        "Held-out rows: questions with reference answers.",
-        essential=True,
-        max_length=100,
-    )
-    dataset_dir: str = setting("data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024)
-    max_samples: int | None = setting(
-        200,
-        "Rows",
-        "Number of rows sampled from all data sets together. Leave empty for all.",
-        essential=True,
-        ge=1,
-        le=100_000,
-    )
-    seed: int = setting(42, "Sampling seed", "The same seed picks the same rows.", ge=0, le=2**32 - 1)
-    without_references: bool = setting(
-        False,
-        "Evaluate without references",
-        "Without references, only the length of the answers and the share of completed answers can be measured.",
-    )
-
-
-class Generation(Part):
-    """How answers are generated."""
-
-    max_new_tokens: int = setting(
-        256, "Max answer length", "In tokens. Longer answers are cut off here.", essential=True, ge=1, le=10**5
-    )
-    temperature: float = setting(
-        0.0,
-        "Temperature",
-        "0 always picks the most likely token, so that results are reproducible.",
-        ge=0,
-        le=10,
-    )
-    top_p: float = setting(
-        1.0, "Top-p", "Samples only from the most likely tokens that add up to this probability.", gt=0, le=1
-    )
-    thinking: bool = setting(
-        True,
-        "Think before answering",
-        "Off: without reasoning, for models whose template can switch it off. Metrics only look at the answer after "
-        "the reasoning.",
-    )
-    seed: int = setting(42, "Seed", "Random seed for sampling; each row gets its own.", ge=0, le=2**31)
-    batch_size: int = setting(16, "Batch size", "Answers generated at the same time.", ge=1, le=256)
-
-
-class Harness(Part):
-    """Tasks of lm-evaluation-harness, if that package is installed: YAML files in harness/ in the data folder."""
-
-    tasks: list[str] = setting(
-        [],
-        "lm-evaluation-harness tasks",
-        "Names of tasks whose files and data are in harness/ in the data folder.",
-        essential=True,
-        max_length=100,
-    )
-    num_fewshot: int | None = setting(
-        None,
-        "Few-shot examples",
-        "Solved examples before each question. Leave empty for the task's own number. A task that sets 0 "
-        "stays zero-shot.",
-        ge=0,
-        le=64,
-    )
-    limit: int | None = setting(
-        None,
-        "Questions per task",
-        "Takes this many from the start of each task. Leave empty for all.",
-        ge=1,
-        le=1_000_000,
-    )
-    apply_chat_template: bool = setting(
-        True,
-        "Use the chat template",
-        "Asks each question as a user turn if the model has a template. Off: as plain text that the model continues.",
-    )
 
 
 class EvaluationSpec(Spec):
@@ -256,6 +172,8 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
         all_problems.append(problem("evaluate-nobody", RESULTS_FIELD))
     if not spec.model.model_name_or_path.strip():
         return [*all_problems, problem("model-not-chosen", BASE_FIELD)]
+    if spec.generation.samples > 1 and not spec.generation.temperature:
+        all_problems.append(problem("evaluate-samples-alike", "generation.samples", given=spec.generation.samples))
     return (
         all_problems
         + _machine_problems(spec, workplace)

@@ -22,7 +22,8 @@ COMPARISONS: tuple[str, ...] = get_args(Comparison)
 
 
 class SavedAnswers(NamedTuple):
-    """The name of the data set, its number of rows, how many of them have reasoning, and the number of answers."""
+    """The name of the data set, its number of rows, how many of them have reasoning, and the number of rows that were
+    answered."""
 
     dataset: str
     rows: int
@@ -34,8 +35,8 @@ def save_right_answers(run: RunDir, model: str, data_dir: Path, comparison: str 
     """Write the right answers of a model in a finished evaluation as conversations into a new data set.
 
     By "exact", an answer is right if it equals the reference as the metric compares them, and is written as in the
-    data; by "number", if it was completed and both come to the same number, and is written as the model did. Rows with
-    images are left out.
+    data; by "number", if it was completed and both come to the same number, and is written as the model did. Of several
+    answers to a row, the first right one is taken. Rows with images are left out.
     Raises Refusal if no answer is right, or the data folder cannot be written to.
     """
     summary = report.summary(run) or {}
@@ -75,8 +76,9 @@ def _conversations(
     questions: Mapping[int, Mapping[str, Any]], rows: list[Mapping[str, Any]], model: str, comparison: str
 ) -> Iterator[dict[str, Any]]:
     for row in rows:
-        answer, question = row["answers"][model], questions[row["row"]]
-        if not is_right(answer, row, comparison):
+        first, question = row["answers"][model], questions[row["row"]]
+        right = (answer for answer in (first, *first.get("samples", ())) if is_right(answer, row, comparison))
+        if (answer := next(right, None)) is None:
             continue
         message = {"role": "assistant", "content": row["reference"] if comparison == "exact" else answer["text"]}
         if answer.get("reasoning"):

@@ -51,12 +51,17 @@ def evaluate(run: RunDir) -> None:
     form = "pairs" if results and all(result.is_reward_model for result in results) else "answers"
     run.report.mkdir(exist_ok=True)
     questions = load_questions(spec, run.report / QUESTIONS_FILE, form)
-    log = AnswerLog(run, report, total=(spec.with_base + len(results)) * len(questions))
+    log = AnswerLog(run, report, total=_answer_count(spec, len(results), len(questions), form))
     models: list[TrainedResult | str] = [*([BASE_NAME] if spec.with_base else []), *results]
     tasks = Tasks(spec, run, report, [model if isinstance(model, str) else model.id for model in models])
     MEASURE[form](spec, results, questions, log, tasks)
     report("saving")
     write_findings(run, spec, form, models, questions, log.lines, tasks.lines)
+
+
+def _answer_count(spec: EvaluationSpec, results: int, rows: int, form: str) -> int:
+    samples = spec.generation.samples if form == "answers" else 1
+    return (spec.with_base + results) * rows * samples
 
 
 def spec_of(run: RunDir) -> EvaluationSpec:
@@ -66,8 +71,8 @@ def spec_of(run: RunDir) -> EvaluationSpec:
 
 
 class AnswerLog:
-    """The known results of each model on each row, in answers.jsonl. It reports the progress of the run, counted in
-    answers."""
+    """The known results of each model on each row, in answers.jsonl; "more" has further answers to a row, by number. It
+    reports the progress of the run, counted in answers."""
 
     def __init__(self, run: RunDir, report: ProgressReport, total: int):
         self.file, self.report, self.total = run.report / "answers.jsonl", report, total
@@ -87,8 +92,20 @@ class AnswerLog:
         """The rows for which this is not known yet."""
         return [question for question in questions if key not in self.lines.get((model, question.row), ())]
 
+    def missing_samples(self, model: str, questions: list[Any], sample: int) -> list[Any]:
+        """The rows whose further answer with this number is not known yet."""
+        return [
+            question
+            for question in questions
+            if sample not in self.lines.get((model, question.row), {}).get("more", {})
+        ]
+
     def _record(self, line: dict[str, Any]) -> None:
-        self.lines.setdefault((line["voice"], line["row"]), {}).update(line)
+        known = self.lines.setdefault((line["voice"], line["row"]), {})
+        if sample := line.get("sample"):
+            known.setdefault("more", {})[sample] = line
+        else:
+            known.update(line)
         self.done += "answer" in line or "margin" in line
 
     def _report_progress(self) -> None:
@@ -122,9 +139,11 @@ def answer_questions(
         from engine.worker.evaluation.respond import LoadedModels
 
     with_answer = [question for question in questions if question.chat]
+    further = range(1, spec.generation.samples)
     for group in model_groups(spec, results):
         names = [*group.adapters, *([group.base] if group.base else [])]
         owed = [log.missing(name, questions, "answer") + log.missing(name, with_answer, "loss") for name in names]
+        owed += [log.missing_samples(name, questions, sample) for name in names for sample in further]
         if not any(owed) and not tasks.missing(names):
             continue
         path = model_path(spec, group.model, log.report)
@@ -138,21 +157,28 @@ def answer_questions(
                     )
                 )
             for question, reply in loaded.answers(name, log.missing(name, questions, "answer"), spec.generation):
-                why = reply.problem and {"code": reply.problem.code, "values": _as_text(reply.problem.values)}
-                log.add(
-                    {
-                        "voice": name,
-                        "row": question.row,
-                        "answer": reply.text,
-                        "tokens": reply.tokens,
-                        "ended": reply.ended,
-                        **({"opened": True} if reply.opened else {}),
-                        **({"problem": why} if why else {}),
-                    }
-                )
+                log.add(_answer_line(name, question, reply))
+            for sample in further:
+                rest = log.missing_samples(name, questions, sample)
+                for question, reply in loaded.answers(name, rest, spec.generation, sample):
+                    log.add({**_answer_line(name, question, reply), "sample": sample})
         for name in names:
             tasks.measure(loaded, name)
         loaded.end()
+
+
+def _answer_line(name: str, question: Any, reply: Any) -> dict[str, Any]:
+    """An answer as a line of answers.jsonl."""
+    why = reply.problem and {"code": reply.problem.code, "values": _as_text(reply.problem.values)}
+    return {
+        "voice": name,
+        "row": question.row,
+        "answer": reply.text,
+        "tokens": reply.tokens,
+        "ended": reply.ended,
+        **({"opened": True} if reply.opened else {}),
+        **({"problem": why} if why else {}),
+    }
 
 
 def score_pairs(

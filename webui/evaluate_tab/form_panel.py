@@ -25,6 +25,7 @@ SETTING_LABELS = {
     "data.seed": "evaluate-seed",
     "generation.max_new_tokens": "evaluate-longest",
     "generation.temperature": "evaluate-temperature",
+    "generation.samples": "evaluate-samples",
     "generation.top_p": "evaluate-top-p",
     "generation.seed": "evaluate-seed",
     "generation.batch_size": "evaluate-batch",

@@ -22,12 +22,14 @@ class SamplingPanel(Panel):
                 self.temperature = self.number("temperature", "0", info=words("evaluate-temperature-help"))
                 self.top_p = self.number("top-p", "1")
             with gr.Column(elem_classes="grid grid-2"):
-                self.seed = self.number("seed", "42")
+                self.samples = self.number("samples", "1", info=words("evaluate-samples-help"))
                 self.batch_size = self.number("batch", "16")
+            with gr.Column(elem_classes="grid grid-2"):
+                self.seed = self.number("seed", "42")
 
     @property
     def inputs(self) -> list[Block]:
-        return [self.name, self.temperature, self.top_p, self.seed, self.batch_size]
+        return [self.name, self.temperature, self.top_p, self.seed, self.samples, self.batch_size]
 
     # ---- part of the spec
 
@@ -44,6 +46,7 @@ class SamplingPanel(Panel):
                 "temperature": values[self.temperature],
                 "top_p": values[self.top_p],
                 "seed": values[self.seed],
+                "samples": values[self.samples],
                 "batch_size": values[self.batch_size],
             }
         )
@@ -55,5 +58,6 @@ class SamplingPanel(Panel):
             self.temperature: f"{settings.temperature:g}",
             self.top_p: f"{settings.top_p:g}",
             self.seed: f"{spec.data.seed:g}",
+            self.samples: f"{settings.samples:g}",
             self.batch_size: f"{settings.batch_size:g}",
         }

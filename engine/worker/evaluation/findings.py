@@ -169,7 +169,9 @@ def _answer(line: Mapping[str, Any], reference: str | None, labels: Sequence[str
         return {"text": "", "scores": {}, "problem": line["problem"]}
     answer, reasoning = _model_answer(line), _parts(line).reasoning.strip()
     scores = metrics.row_scores(answer, reference, labels)
-    return {"text": answer.text, "scores": scores} | ({"reasoning": reasoning} if reasoning else {})
+    samples = [_answer(more, reference, labels) for more in line.get("more", {}).values()]
+    result = {"text": answer.text, "scores": scores} | ({"reasoning": reasoning} if reasoning else {})
+    return result | ({"samples": samples} if samples else {})
 
 
 def _pair_report(

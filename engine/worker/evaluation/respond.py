@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.data.images import decode
-from engine.evaluation.evaluation_spec import Generation
+from engine.evaluation.evaluation_settings import Generation
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORE_INDEX, Encoder, Example
@@ -34,6 +34,7 @@ from engine.worker.templates.image_tokens import ImageTokens, placed_inputs
 
 MAX_LOGITS = 1 << 27  # fp32 values in the logits of one forward pass, unless a single row has more
 DEFAULT_CONTEXT = 1 << 20  # tokens, for a model whose config has no limit
+SAMPLE_SEEDS = 1_000_003  # between those of a row's first and second answer
 
 
 class Reply(NamedTuple):
@@ -122,8 +123,11 @@ class LoadedModels:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def answers(self, name: str, questions: Sequence[Question], how: Generation) -> Iterator[tuple[Question, Reply]]:
-        """The answers of the model called `name`, as they come in. Raises Refusal if memory is insufficient."""
+    def answers(
+        self, name: str, questions: Sequence[Question], how: Generation, sample: int = 0
+    ) -> Iterator[tuple[Question, Reply]]:
+        """The answers of the model called `name`, as they come in; `sample`: which of several to each row. Raises
+        Refusal if memory is insufficient."""
         model, arrived, pending = self.models[name], queue.SimpleQueue[tuple[Question, Reply]](), []
         for question in questions:
             try:
@@ -140,7 +144,7 @@ class LoadedModels:
                     prompt=prompt,
                     max_tokens=min(how.max_new_tokens, room),
                     stop_token_ids=model.stop_token_ids,
-                    sampling=Sampling(how.temperature, how.top_p, seed=how.seed + question.row),
+                    sampling=Sampling(how.temperature, how.top_p, seed=how.seed + question.row + sample * SAMPLE_SEEDS),
                     detokenizer=Detokenizer(model.backend_tokenizer),
                     on_piece=_collector(question, model.opens_reasoning(prompt), arrived.put),
                     image_inputs=model.image_inputs(question.messages, prompt),
