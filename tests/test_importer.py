@@ -8,6 +8,7 @@ import pytest
 
 from engine.core.problems import Refusal
 from engine.importer import Imported, read, read_any
+from engine.spec.hardware_settings import Auto, Fsdp2
 from engine.spec.run_spec import RunSpec
 
 # In the form of the user's own commands: every flag they have.
@@ -85,10 +86,40 @@ def test_several_words_behind_a_flag_are_all_read() -> None:
     assert (spec.logging.report_to, spec.method.target_modules) == (["wandb", "mlflow"], ["q_proj", "v_proj"])
 
 
-def test_how_a_model_is_spread_over_cards_is_left_out_and_told() -> None:
-    imported = read("train --stage sft --deepspeed ds.json --fsdp full_shard")
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("train --stage sft --fsdp full_shard,auto_wrap", {}),
+        ("train --stage sft --fsdp 'full_shard offload'", {"cpu_offload": True}),
+        ("stage: sft\nfsdp: shard_grad_op", {"reshard_after_forward": False}),
+        ("stage: sft\nfsdp: true\nfsdp_config: {version: 2, cpu_offload: true}", {"cpu_offload": True}),
+        ("stage: sft\nfsdp: true\nfsdp_config: {reshard_after_forward: false}", {"reshard_after_forward": False}),
+        ("stage: sft\nfsdp: full_shard\nfsdp_config: {fsdp_offload_params: true}", {"cpu_offload": True}),
+        ("train --stage sft --deepspeed examples/deepspeed/ds_z3_config.json", {}),
+        ("stage: sft\ndeepspeed: ds_z2_offload_config.json", {"reshard_after_forward": False, "cpu_offload": True}),
+        ("stage: sft\ndeepspeed: {zero_optimization: {stage: 3, offload_param: {device: cpu}}}", {"cpu_offload": True}),
+        ("base_model: m\nfsdp_version: 2\nfsdp_config: {offload_params: true}", {"cpu_offload": True}),
+        ("base_model: m\nfsdp: [full_shard, auto_wrap]", {}),
+        ("base_model: m\ndeepspeed: deepspeed_configs/zero3_bf16_cpuoffload_all.json", {"cpu_offload": True}),
+        ("base_model: m\ndeepspeed: deepspeed_configs/zero2.json", {"reshard_after_forward": False}),
+        ("accelerate launch --use_fsdp --fsdp_offload_params true src/train.py --stage sft", {"cpu_offload": True}),
+        ("accelerate launch --zero_stage 3 --use_deepspeed src/train.py --stage sft", {}),
+    ],
+)  # fmt: skip
+def test_how_a_model_is_divided_among_gpus_becomes_the_strategy(text: str, settings: dict[str, bool]) -> None:
+    imported = read(text)
+    assert imported.spec.hardware.strategy == Fsdp2(**settings)
+    assert imported.spec.extra == {}
+    assert not [one for one in imported.left_out if one.code == "import-value"]
+
+
+def test_a_division_that_is_not_here_or_not_known_is_told() -> None:
+    imported = read("train --stage sft --deepspeed ds.json --fsdp hybrid_shard")
     assert imported.spec.extra == {}
     assert {one.values["name"] for one in imported.left_out} == {"deepspeed", "fsdp"}
+    unused = read("stage: sft\nfsdp_config: {cpu_offload: true}\ndeepspeed: ds_z0_config.json")
+    assert unused.spec.hardware.strategy == Auto()
+    assert {one.code for one in unused.left_out} == {"import-needless"}
 
 
 @pytest.mark.parametrize(
@@ -394,7 +425,6 @@ def test_several_machines_sharding_and_unknown_flags_of_a_launcher_are_told() ->
         "NNODES",
         "NODE_RANK",
         "nnodes",
-        "deepspeed",
         "WANDB_API_KEY",
     }
     assert (names["rdzv_id"], names["wibble"]) == ("import-needless", "import-unknown")

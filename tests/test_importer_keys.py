@@ -233,7 +233,6 @@ def test_a_key_has_one_meaning(text: str, path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "deepspeed: ds_z3_config.json",
         "resume_from_checkpoint: saves/x/checkpoint-500",
         "adapter_name_or_path: a,b",
         "flash_attn: fa3",
@@ -251,7 +250,7 @@ def test_a_key_has_one_meaning(text: str, path: str, value: Any) -> None:
         "save_steps: 0.1",
         "tokenized_path: cached",
         "use_llama_pro: true",
-        "fsdp: full_shard",
+        "deepspeed: ds.json",
         "do_predict: true\ndo_train: true",
     ],
 )

@@ -5,6 +5,11 @@ of the keys was read from LLaMA-Factory 0.9.5 and its main branch of August 2026
 trainers).
 """
 
-from engine.importer import data_converters, model_converters, training_converters
+from engine.importer import data_converters, model_converters, sharding_converters, training_converters
 
-CONVERTERS = model_converters.CONVERTERS | data_converters.CONVERTERS | training_converters.CONVERTERS
+CONVERTERS = (
+    model_converters.CONVERTERS
+    | data_converters.CONVERTERS
+    | training_converters.CONVERTERS
+    | sharding_converters.CONVERTERS
+)

@@ -9,6 +9,8 @@ from typing import Any
 
 from engine.core.problems import Refusal
 from engine.importer.draft import Draft, as_list
+from engine.importer.sharding_converters import CONVERTERS as SHARDING_CONVERTERS
+from engine.importer.sharding_converters import fsdp_key
 from engine.importer.shell import ASSIGNMENT
 from engine.importer.table import Entry, entries
 from engine.spec.run_spec import RunSpec
@@ -170,6 +172,10 @@ def put_hardware(draft: Draft, launch: Launch) -> None:
                 processes = count
         elif path == "hardware.device":
             draft.put(path, "cpu", name)
+        elif entry and path == "hardware.strategy":
+            SHARDING_CONVERTERS[entry.converter](draft, name, value)
+        elif name.startswith("fsdp_"):
+            fsdp_key(draft, name, value)
         elif path == "training.precision":
             if value in ("bf16", "fp16") and draft.get(path) is None:
                 draft.put(path, value)
@@ -197,7 +203,7 @@ def _gpu_numbers(draft: Draft, name: str, value: Any) -> list[int]:
 
 
 def _note_flag(draft: Draft, name: str, value: Any, entry: Entry | None, launch: Launch) -> None:
-    if entry is None and re.match(r"fsdp|deepspeed|offload|zero", name):
+    if entry is None and re.match(r"deepspeed|offload|zero", name):
         entry = Entry(none="sharding")
     if entry is None and name.isupper():
         entry = Entry(none="studio-environment", secret=bool(SECRET_NAME.search(name)))
