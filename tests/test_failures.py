@@ -430,6 +430,11 @@ HELP: list[tuple[str, dict[str, object], dict[str, object]]] = [  # code, settin
     ("device-memory", BATCH | {"training__per_device_train_batch_size": 1}, {"model.quantization.kind": "4bit"}),
     (
         "device-memory",
+        BATCH | {"training__per_device_train_batch_size": 1, "hardware": {"device": "cuda", "num_processes": 2}},
+        {"hardware.strategy.kind": "fsdp2"},
+    ),
+    (
+        "device-memory",
         BATCH | {"training__per_device_train_batch_size": 1, "method": {"kind": "full"}, "data__max_length": 4096},
         {"data.max_length": 2048},
     ),

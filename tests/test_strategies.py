@@ -19,7 +19,7 @@ from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import checks, memory
 from engine.preflight.fsdp2 import fsdp2_machine_problems, fsdp2_model_problems
-from engine.preflight.strategy import strategy_reason, write_configuration
+from engine.preflight.strategy import loading_warnings, strategy_reason, write_configuration
 from engine.runs.plan import summary
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
@@ -245,3 +245,14 @@ def test_what_fsdp2_cannot_divide_of_a_model_or_on_a_machine_is_said(
     monkeypatch.setattr(hardware, "gpus", lambda: (old, old))
     assert [problem.field for problem in fsdp2_machine_problems(asked)] == ["training.precision"]
     assert fsdp2_machine_problems(asked.change("training.precision", "fp32")) == []
+
+
+def test_copies_that_may_not_fit_into_main_memory_while_loading_are_a_warning(
+    seven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards(monkeypatch, 8, 80)
+    for total, codes in ((256, []), (200, ["fsdp2-main-memory"])):  # 8 × 30.9 GB, in fp32
+        monkeypatch.setattr(hardware, "memory", lambda total=total: (total * 10**9, total * 10**9))
+        warnings = loading_warnings(full(seven, 8, "fsdp2"), inspect_model(seven))
+        assert [warning.code for warning in warnings] == codes
+        assert loading_warnings(full(seven, 8, "ddp"), inspect_model(seven)) == []

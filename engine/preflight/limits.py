@@ -30,6 +30,7 @@ from engine.preflight.model_checks import (
     quantizes_experts,
     trained_parameters,
 )
+from engine.preflight.strategy import loading_warnings
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps
@@ -122,7 +123,7 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         model = inspect_model(spec.model.model_name_or_path)
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
-        warnings += _sharing_warnings(spec, model)
+        warnings += _sharing_warnings(spec, model) + loading_warnings(spec, model)
         if spec.vision.tower != "frozen":
             warnings.append(problem("memory-without-tower", "vision.tower"))
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0

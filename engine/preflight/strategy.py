@@ -1,9 +1,11 @@
-"""Which strategy a training uses if it is to be chosen ("auto"), why, and the run's accelerate.yaml with both."""
+"""Which strategy a training uses if it is to be chosen ("auto"), why, and the run's accelerate.yaml with both; and what
+FSDP2 takes while it starts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from engine.core import hardware
 from engine.core.problems import LANGUAGES, Problem, problem
 from engine.core.rundir import RunDir, write_text
 from engine.launch.accelerate_config import configuration
@@ -60,6 +62,19 @@ def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
     write_text(
         run.accelerate, configuration(strategy, spec.hardware.num_processes, f"{reason.text()}\n{reason.text('zh')}")
     )
+
+
+def loading_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """With FSDP2, every process reads the whole model into main memory before it is divided."""
+    gpu_count, processes = len(hardware.gpus()), spec.hardware.num_processes
+    strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
+    if not isinstance(strategy, Fsdp2) or spec.model.quantization.kind != "none":
+        return []
+    needed = processes * memory.weight_bytes(spec, model, gpu_count)
+    if needed <= hardware.memory()[1]:
+        return []
+    values = {"processes": processes, "needed": _size(needed), "there": _size(hardware.memory()[1])}
+    return [problem("fsdp2-main-memory", "hardware.strategy", **values)]
 
 
 def _size(count: float) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from engine.core import regular_files
 from engine.core.problems import Refusal
+from engine.launch.accelerate_config import is_fsdp
 from engine.runs.failures import explain
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
@@ -27,6 +29,8 @@ def remedy(run: Run) -> RunSpec | None:
         return None
     try:
         spec = run.spec
+        if run.dir.accelerate.exists() and is_fsdp(regular_files.read_text(run.dir.accelerate)):
+            spec = spec.change("hardware.strategy.kind", "fsdp2")  # which "auto" has chosen
     except Refusal:
         return None
     before = {problem.code for problem in spec_problems(spec)}
@@ -58,6 +62,8 @@ def _less_device_memory(spec: RunSpec) -> Iterator[Change]:
             "training.per_device_train_batch_size": smaller,
             "training.gradient_accumulation_steps": accumulation * batch // smaller,
         }
+    if spec.hardware.num_processes > 1 and spec.hardware.strategy.kind in ("auto", "ddp"):
+        yield {"hardware.strategy": {"kind": "fsdp2"}}
     if spec.method.kind == "lora" and spec.model.quantization.kind == "none":
         yield {"model.quantization": {"kind": "4bit"}}
     if spec.data.max_length > MIN_MAX_LENGTH:
