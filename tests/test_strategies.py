@@ -121,14 +121,14 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cards(monkeypatch: pytest.MonkeyPatch, count: int, gib: int) -> None:
-    found = tuple(hardware.Gpu(n, f"GPU-{n}", "NVIDIA H100", gib * GIB, gib * GIB, 9.0) for n in range(count))
-    monkeypatch.setattr(hardware, "gpus", lambda: found)
+    gpus = tuple(hardware.Gpu(n, f"GPU-{n}", "NVIDIA H100", gib * GIB, gib * GIB, 9.0) for n in range(count))
+    monkeypatch.setattr(hardware, "gpus", lambda: gpus)
 
 
 def full(model: Path, processes: int, strategy: Any = "auto", **changes: Any) -> RunSpec:
-    found = {"num_processes": processes, "strategy": strategy}
+    devices = {"num_processes": processes, "strategy": strategy}
     small = {"training__per_device_train_batch_size": 1, "model__model_name_or_path": str(model)}
-    return spec(**small, method={"kind": "full"}, hardware=found, **changes)
+    return spec(**small, method={"kind": "full"}, hardware=devices, **changes)
 
 
 def needed(asked: RunSpec) -> memory.MemoryNeed:

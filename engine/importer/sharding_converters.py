@@ -89,8 +89,8 @@ def deepspeed(draft: Draft, name: str, value: Any) -> None:
         zero = value.get("zero_optimization") or {}
         stage, offload = zero.get("stage", 0), any(key.startswith("offload_") for key in zero)
     else:
-        found = ZERO_STAGE.search(str(value).rpartition("/")[2].lower())
-        stage, offload = int(found[1]) if found else None, "offload" in str(value).lower()
+        match = ZERO_STAGE.search(str(value).rpartition("/")[2].lower())
+        stage, offload = int(match[1]) if match else None, "offload" in str(value).lower()
     if stage is None:
         draft.missing(name, value, "sharding-file")
     elif stage == 0:
