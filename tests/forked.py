@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from engine.core.rundir import read_json
-from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.evaluation_spec import EvaluationSpec, trained_result
 from engine.export.export_spec import ExportSpec
 from engine.launch.command import OFFLINE_VARIABLES, STANDBY_VARIABLE
 from engine.launch.handover import PLACE
@@ -138,6 +138,10 @@ def _may_quantize(folder: Path, program: str) -> bool:
         return may_use_quantized(spec)
     if isinstance(spec, ExportSpec):
         return spec.quantize != "none" or package_checks.quantized(spec.model)
+    if judge := trained_result(getattr(spec.stage, "reward_model", "")):
+        return package_checks.quantized(judge.spec.model) or package_checks.trains_quantized(
+            spec.change("stage.reward_model", "")
+        )
     return package_checks.trains_quantized(spec)
 
 
