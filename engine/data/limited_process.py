@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
-from engine.launch.workspace import PROJECT
+from engine.core.project import PROJECT
 
 MAX_MEMORY = 8 << 30  # bytes of address space, but at most half of the free memory
 MAX_SECONDS = 300  # of CPU time

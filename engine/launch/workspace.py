@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.project import PROJECT
 from engine.core.rundir import RESULT_FILE
 from engine.models.adapters import ADAPTER_FILES
 from engine.models.discovery import SMOLLM2, identity
 from engine.spec.run_spec import RunSpec
 
-PROJECT = Path(__file__).resolve().parents[2]
 PRESETS = Path(__file__).parent / "presets"
 # Data sets and the demo models that come with Athanor: in the checkout, or where pip puts files that are not modules.
 SHIPPED_DATA = next(
