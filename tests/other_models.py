@@ -35,6 +35,7 @@ from engine.worker.prepare import prepare
 from engine.worker.train import train
 from tests import tiny_reward_model, zoo
 from tests.conftest import short_training
+from tests.forked import fork_programs
 from tests.train_many import lay_out
 
 TOWERS, EXPERTS = "qwen3_vl", "qwen3_moe"
@@ -242,4 +243,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
+    fork_programs()
     main(Path(sys.argv[1]))

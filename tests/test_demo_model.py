@@ -182,9 +182,9 @@ def test_the_shipped_model_loads_and_knows_no_answers_yet() -> None:
 @pytest.mark.slow
 def test_the_recipe_still_works(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    printed = run_python(RECIPE, tmp_path / "model", "--steps", 60, env=environment)
+    printed = run_python(RECIPE, tmp_path / "model", "--steps", 30, env=environment)
     made = json.loads(printed.splitlines()[-1])
-    assert made["steps"] == 60
+    assert made["steps"] == 30
     assert made["first_loss"] == pytest.approx(7.6, abs=0.2)  # ln 2048: every token equally likely
-    assert made["last_loss"] < 3.5
+    assert made["last_loss"] < 4.3
     assert_is_a_demo_model(look_at(tmp_path / "model"))

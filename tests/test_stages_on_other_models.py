@@ -14,7 +14,7 @@ from engine.models.facts import has_reward_model
 from engine.models.safetensors_headers import read_header
 from engine.preflight.model_checks import chosen_model_problems
 from engine.spec.run_spec import RunSpec
-from tests.preloaded import run_python
+from tests.forked import run_forking
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -25,7 +25,7 @@ SCORERS = ("bert", "ctrl", "gemma3", "gpt2", "llama4", "qwen3", "qwen3_vl", "xln
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    printed = run_python("-m", "tests.other_models", tmp_path_factory.mktemp("other"))
+    printed = run_forking("-m", "tests.other_models", tmp_path_factory.mktemp("other"))
     return json.loads(printed.splitlines()[-1])
 
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from engine.evaluation import report
 from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, Workplace
 from engine.runs import runs
-from tests.browser.conftest import Outside, studio_on
+from tests.browser.conftest import Outside, insist, studio_on
 from tests.browser.test_data import part
 from tests.browser.test_evaluate import choose
 from tests.preloaded import run_python
@@ -52,7 +52,8 @@ def test_a_model_learns_to_name_shapes_also_in_pictures_that_it_has_never_seen(
 def look_at_data(page: Page) -> None:
     """Each image before its tokens."""
     page.get_by_role("tab", name="Data").click()
-    page.locator("#sets a[data-set='set:shapes']").click()
+    entry, title = page.locator("#sets a[data-set='set:shapes']"), page.locator("#set-head h1")
+    insist(entry.click, lambda patience: expect(title).to_have_text("shapes", timeout=patience))
     part(page, 2)
     expect(page.locator("#seen .tokens .thumbnail")).to_have_count(5)
     expect(page.locator("#seen .tokens").first).to_contain_text("× 9")
