@@ -176,7 +176,7 @@ def test_a_stage_that_is_chosen_takes_a_data_set_that_fits_it(untouched: tuple[s
 def test_a_hostile_name_is_just_a_name_and_a_run_can_be_stopped_resumed_cloned_and_deleted(
     studio: str, open_page: OpenPage, demo_workplace: Workplace
 ) -> None:
-    page = ready(open_page(studio))
+    page = ready(open_page(studio, reduced_motion="no-preference"))
     name = "../../x; rm -rf / '\"<img src=x onerror=alert(1)> 中文"
     type_into(page, "name", name)
     type_into(page, "training.num_train_epochs", "2000")
