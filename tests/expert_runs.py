@@ -48,6 +48,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
 KINDS: dict[str, dict[str, Any]] = {
     "4bit": {"kind": "4bit", "bnb_4bit_use_double_quant": False},
     "fp4": {"kind": "4bit", "bnb_4bit_use_double_quant": False, "bnb_4bit_quant_type": "fp4"},
+    "double": {"kind": "4bit", "bnb_4bit_use_double_quant": True},
     "8bit": {"kind": "8bit"},
 }
 
@@ -63,7 +64,8 @@ def rounded(matrix: Tensor, kind: str) -> Tensor:
         return functional.int8_vectorwise_dequant(codes, scales)
     quant_type = "fp4" if kind == "fp4" else "nf4"
     row = matrix.reshape(-1)  # on a CPU, bitsandbytes goes wrong with rows that are not made of whole blocks
-    return functional.dequantize_4bit(*functional.quantize_4bit(row, quant_type=quant_type)).view(matrix.shape)
+    codes, state = functional.quantize_4bit(row, quant_type=quant_type, compress_statistics=kind == "double")
+    return functional.dequantize_4bit(codes, state).view(matrix.shape)
 
 
 def by_hand(folder: Path, kind: str) -> Any:
@@ -74,13 +76,16 @@ def by_hand(folder: Path, kind: str) -> Any:
         else BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="fp4" if kind == "fp4" else "nf4",
+            bnb_4bit_use_double_quant=kind == "double",
             bnb_4bit_compute_dtype=torch.float32,
         )
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how)
     for name, weight in model.named_parameters():
         if weight.ndim == 3 and ".experts." in name:
-            weight.data = torch.stack([rounded(matrix, kind) for matrix in weight.data])
+            # The scales of a tensor are quantized together.
+            matrices = [weight.data] if kind == "double" else weight.data.unbind()
+            weight.data = torch.stack([rounded(matrix, kind) for matrix in matrices]).view(weight.shape)
     for part in model.modules():
         part.support_avx512bf16_for_cpu = False  # rounds scales in an evaluation
     return model
@@ -289,9 +294,7 @@ def main(root: Path) -> None:
         folder = zoo.build(family, root / family / "base")
         report[family] = {
             "compared": {kind: compared(folder, kind) for kind in KINDS},
-            "estimated": {
-                name: estimated(folder, kind) for name, kind in {**KINDS, "double": {"kind": "4bit"}}.items()
-            },
+            "estimated": {name: estimated(folder, kind) for name, kind in KINDS.items()},
         }
     base = root / "qwen3_moe" / "base"
     report["loading"] = memory_of_loading(root / "large")

@@ -170,7 +170,12 @@ def _frozen_weight_bytes(spec: RunSpec, model: ModelFacts, half: bool) -> float:
     """Bytes of each weight that freeze or full training leaves frozen. FSDP2 divides weights of one type."""
     if isinstance(spec.hardware.strategy, Fsdp2):
         return 4.0
-    precision = "fp16" if spec.training.precision == "fp16" else "bf16"  # which "auto" is on a GPU since 2020
+    chosen, precision = (
+        hardware.chosen_gpus(spec.hardware.devices, spec.hardware.num_processes),
+        spec.training.precision,
+    )
+    if precision == "auto":
+        precision = "fp16" if any(0 < gpu.capability < 8 for gpu in chosen) else "bf16"
     return 2.0 if half and frozen_weights_stay_in(spec, model, precision) else 4.0
 
 
