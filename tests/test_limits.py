@@ -204,7 +204,10 @@ def test_a_model_without_recomputation_is_refused_with_it(
         assert (code in codes(problems)) is refused
 
 
-def test_memory_of_a_trained_tower_is_said_to_be_left_out(check: Callable[..., Checked], make_spec: Any) -> None:
+def test_memory_of_a_trained_tower_is_said_to_be_left_out_if_it_is_not_known(
+    make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "image_bytes", lambda *_, **__: None)
     for tower, expected in (("frozen", False), ("trained", True)):
         doubts = limits.limit_warnings(make_spec(vision__tower=tower), [])
         assert (("vision.tower", "memory-without-tower") in codes(doubts)) is expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -13,7 +13,9 @@ from pathlib import Path
 from engine.core.problems import Problem, problem
 from engine.core.stages import KINDS_BY_FORM, STAGES
 from engine.data.datasets import INFO_FILE, Dataset, examples, read_dataset_info
+from engine.data.images import Size
 from engine.data.row_files import version
+from engine.data.row_images import images_of
 from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
 from engine.models.processor_files import has_image_processor, pixel_limits
@@ -134,6 +136,30 @@ def _label_counts(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
 def single_label_problem(good: bool, rows: int) -> Problem:
     """KTO has nothing to distinguish."""
     return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
+
+
+def images_per_row(spec: RunSpec) -> tuple[Size, ...]:
+    """The sizes of the images of the row with the most pixels, among the first rows of the data sets that are trained
+    on; () if there are none, or the data cannot be read."""
+    folder = Path(spec.data.dataset_dir)
+    if not STAGES[spec.stage.kind].images or not spec.data.datasets or not folder.is_dir():
+        return ()
+    known = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
+    there = [known[name] for name in spec.data.datasets if name in known]
+    pictured = [dataset for dataset in there if check_first_rows(folder, dataset, spec.stage.kind).pictured]
+    rows = [_largest_images(folder, each.name, spec.stage.kind, _dataset_stamps(folder, each)) for each in pictured]
+    return max(rows, key=_pixels, default=())
+
+
+@lru_cache(maxsize=256)
+def _largest_images(folder: Path, name: str, stage: str, _of: Stamps) -> tuple[Size, ...]:
+    dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
+    rows = islice(examples(dataset, lambda _: None, STAGES[stage].form), ROWS_CHECKED)
+    return max((tuple(image.size for image in images_of(row)) for row in rows), key=_pixels, default=())
+
+
+def _pixels(sizes: Iterable[Size]) -> int:
+    return sum(width * height for width, height in sizes)
 
 
 def check_first_rows(folder: Path, dataset: Dataset, stage: str) -> ValidationReport:

@@ -24,6 +24,7 @@ from engine.models.structure import structure_of
 from engine.models.vocabulary import new_tokens, vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
+from engine.preflight.image_memory import image_bytes
 from engine.preflight.model_checks import (
     adapter_matrices,
     model_is_readable,
@@ -90,7 +91,9 @@ def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Pro
         "stage.reward_model",
     }:
         model = inspect_model(spec.model.model_name_or_path)
-        problems += _process_problems(spec, model) + _batch_problems(spec, model, rows)
+        # Data that cannot be read, or must not be, is not searched for images either.
+        measured = spec if rows else spec.change("data.datasets", [])
+        problems += _process_problems(measured, model) + _batch_problems(measured, model, rows)
         # A disk too small for the few checkpoints that `engine.preflight.checks` counts is one problem, not two.
         if rows and not problems and not any(problem.code == "disk-full" for problem in known_problems):
             problems += _checkpoint_problems(spec, workplace, optimizer_steps(spec, rows.total))
@@ -124,7 +127,7 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
         warnings += _sharing_warnings(spec, model) + loading_warnings(spec, model)
-        if spec.vision.tower != "frozen":
+        if spec.vision.tower != "frozen" and image_bytes(spec, model, half=True) is None:
             warnings.append(problem("memory-without-tower", "vision.tower"))
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:

@@ -21,6 +21,7 @@ from engine.models.facts import ModelFacts, inspect_model
 from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.fsdp2 import fsdp2_obstacles
+from engine.preflight.image_memory import ACTIVATION_BYTES, image_bytes
 from engine.preflight.model_checks import frozen_weights_stay_in, quantizes_experts, trained_parameters
 from engine.spec.contradictions import spec_problems
 from engine.spec.hardware_settings import Fsdp2
@@ -28,9 +29,6 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 from engine.spec.strategies import COMPARED_WITH_REFERENCE
 
-# Bytes kept for the backward pass per input and output of a layer's matrices, in half precision: these themselves, and
-# intermediate values.
-ACTIVATION_BYTES = 2.75
 # Bytes per vocabulary entry, while the loss is computed for a part of the positions at a time.
 LOSS_BYTES = 3072
 # What the driver and the libraries take in addition to allocations, and the overhead of the allocator's blocks.
@@ -109,7 +107,7 @@ def _memory_of(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed |
     activations = max(
         _activation_bytes(spec, model, adapted + _expert_width(model), half), _generation_bytes(spec, model, plain)
     )
-    activations += _dequantized_bytes(spec, model, plain)
+    activations += _dequantized_bytes(spec, model, plain) + (image_bytes(spec, model, half) or 0.0)
     strategy = spec.hardware.strategy
     if isinstance(strategy, Fsdp2):
         share = 0.0 if strategy.cpu_offload else 1 / spec.hardware.num_processes

@@ -108,7 +108,8 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     counted = None if "data.dataset_dir" in wrong else limits.row_counts(spec)
     rows = counted.total if counted else None
     model = inspect_model(spec.model.model_name_or_path) if model_is_readable(wrong) else None
-    need = memory.memory_needed(spec, model, gpu_count) if model and "stage.reward_model" not in wrong else None
+    measured = spec.change("data.datasets", []) if "data.dataset_dir" in wrong else spec
+    need = memory.memory_needed(measured, model, gpu_count) if model and "stage.reward_model" not in wrong else None
     room, data = memory.available_memory(spec), spec.data
     all_problems = spec_problems(spec) + all_problems
     all_problems += limits.limit_problems(spec, workplace, all_problems)
@@ -126,10 +127,10 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         doubts=[doubt for doubt in limits.limit_warnings(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES],
         needed=need,
         room=room,
-        fits=memory.fit_to_memory(spec, model, gpu_count, room.bytes, without=broken or ())
+        fits=memory.fit_to_memory(measured, model, gpu_count, room.bytes, without=broken or ())
         if model and need and room
         else None,
-        strategy=strategy_reason(spec, model, gpu_count) if spec.hardware.num_processes > 1 else None,
+        strategy=strategy_reason(measured, model, gpu_count) if spec.hardware.num_processes > 1 else None,
         unusable=broken,
         remarks=[] if "data.dataset_dir" in wrong else remarks(spec),
     )

@@ -48,6 +48,8 @@ class TrainingContext:
         ones."""
         patience = self.spec.logging.early_stopping_patience
         stopping = [EarlyStoppingCallback(patience)] if patience else []
+        if isinstance(self.model, PeftModel) and not trains_outside_language(self.model):
+            pass_no_gradients_to_towers(self.model.get_base_model())
         with exact_adapter(self.model):
             trainer = kind(
                 model=self.model,
@@ -68,6 +70,21 @@ def trains_outside_language(model: Any) -> bool:
     """Whether any weight outside the language part is trained, chosen by the spec or as part of a continued adapter."""
     names = (name_in_base(name) for name, weight in model.named_parameters() if weight.requires_grad)
     return any(map(model.structure.is_in_tower, names))
+
+
+def pass_no_gradients_to_towers(model: Any) -> None:
+    """For recomputation below an adapter, transformers lets the embeddings of all parts require gradients: activations
+    of frozen towers would be kept, and gradients computed, for nothing."""
+    enable_input_gradients = model.enable_input_require_grads
+
+    def enable_outside_towers() -> None:
+        enable_input_gradients()
+        for name, part in model.named_modules():
+            for number, hook in list(part._forward_hooks.items()):
+                if model.structure.is_in_tower(name) and getattr(hook, "__name__", "") == "make_inputs_require_grads":
+                    del part._forward_hooks[number]
+
+    model.enable_input_require_grads = enable_outside_towers
 
 
 def loraplus_optimizer(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
