@@ -189,3 +189,13 @@ def test_a_template_is_kept_with_the_tokenizer_of_a_result(tmp_path: Any) -> Non
     tok = reading("qwen3")
     tok.save_pretrained(tmp_path)
     assert type(tok).from_pretrained(tmp_path).response_template == QWEN
+
+
+def test_an_answer_in_channels_is_sent_back_as_its_thought_and_what_stands_behind_it() -> None:
+    text = "<|channel|>analysis<|message|>2 and 2<|end|><|start|>assistant<|channel|>final<|message|>Four."
+    messages = [{"role": role, "content": text} for role in ("user", "assistant")]
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": messages})
+    assert request.messages == [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": "Four.", "reasoning_content": "2 and 2"},
+    ]

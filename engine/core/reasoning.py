@@ -59,9 +59,13 @@ def _split_channels(text: str) -> AnswerParts:
     return AnswerParts(reasoning, answer, unfinished=not parts[False])
 
 
-def is_in_channels(text: str) -> bool:
-    """Whether an answer is written in channels (gpt-oss, Gemma 4), which templates do not accept within a content."""
-    return bool(CHANNEL_AT_START.match(text)) or text.lstrip().startswith(GEMMA_CHANNEL)
+def content_of(text: str) -> dict[str, str]:
+    """The content of a message with this answer, and its reasoning beside it if it is written in channels (gpt-oss,
+    Gemma 4), which templates do not accept within a content. Other marks stay where they are."""
+    if not (CHANNEL_AT_START.match(text) or text.lstrip().startswith(GEMMA_CHANNEL)):
+        return {"content": text}
+    parts = split_reasoning(text)
+    return {"content": parts.answer} | ({"reasoning_content": parts.reasoning} if parts.reasoning else {})
 
 
 def without_reasoning(text: str) -> str:

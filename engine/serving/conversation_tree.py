@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from engine.core.problems import Refusal, problem
-from engine.core.reasoning import is_in_channels, split_reasoning
+from engine.core.reasoning import content_of
 from engine.core.rundir import append_lines
 from engine.data import dataset_info_edits
 from engine.data.datasets import read_dataset_info
@@ -50,10 +50,7 @@ class Reply:
     @property
     def message(self) -> Message:
         """The answer as chat templates expect it."""
-        message = {"role": "assistant", "content": self.text}
-        if is_in_channels(self.text):
-            parts = split_reasoning(self.text)
-            message |= {"content": parts.answer} | ({"reasoning_content": parts.reasoning} if parts.reasoning else {})
+        message = {"role": "assistant", **content_of(self.text)}
         calls = [{"type": "function", "function": dict(call)} for call in self.calls]
         return message | ({"tool_calls": calls} if calls else {})
 

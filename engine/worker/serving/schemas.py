@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from engine.core.reasoning import content_of
 from engine.data.images import IMAGE_MARK, ImageSource, image_in_url
 from engine.spec.generation_settings import GenerationSettings
 
@@ -38,6 +39,8 @@ def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"the role {role!r} is none of {', '.join(ROLES)}")
     plain = {key: value for key, value in message.items() if key != "images"}
     plain |= {"role": role, "content": content or ""} | ({"images": images} if images else {})
+    if role == "assistant":  # a client sends back what an answer was
+        plain |= content_of(content or "")
     tool_calls = message.get("tool_calls") or []
     if not isinstance(tool_calls, list) or not all(isinstance(call, dict) for call in tool_calls):
         raise ValueError("tool_calls is a list of objects")
