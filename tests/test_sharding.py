@@ -116,7 +116,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     train_many(*single.values())
     runs = {name: {"single": run} for name, run in single.items()}
     for name, spec in specs.items():
-        for strategy in ("ddp", "fsdp2") if name == "grpo" else ("fsdp2",):
+        for strategy in ("ddp", "fsdp2") if name in ("grpo", "full") else ("fsdp2",):
             runs[name][strategy] = copied(single[name], folder / strategy / name, by_two(spec, strategy))
     whole = copied(single["full"], folder / "whole", by_two(specs["full"], "fsdp2"))
     write_text(whole.accelerate, configuration(Ddp(), 2, "another than that of the run"))
@@ -137,19 +137,18 @@ def learned(run: RunDir) -> dict[str, np.ndarray]:
     return load_file(next(folder.glob("*model.safetensors")))
 
 
-@pytest.mark.parametrize("name", COMPARED)
-def test_fsdp2_learns_what_one_process_learns(trained: dict[str, dict[str, RunDir]], name: str) -> None:
-    runs = trained[name]
-    weights = {strategy: learned(runs[strategy]) for strategy in ("single", "fsdp2")}
-    losses = logged(runs["single"], "loss")
+@pytest.mark.parametrize(("name", "strategy"), [*((name, "fsdp2") for name in COMPARED), ("full", "ddp")])
+def test_two_processes_learn_what_one_learns(trained: dict[str, dict[str, RunDir]], name: str, strategy: str) -> None:
+    alone, together = trained[name]["single"], trained[name][strategy]
+    losses, weights = logged(alone, "loss"), learned(together)
     assert len(losses) == 3
     assert abs(losses[2] - losses[0]) > 0.005  # its own steps have had an effect
-    assert logged(runs["fsdp2"], "loss") == pytest.approx(losses, rel=2e-4)
-    assert logged(runs["fsdp2"], "grad_norm") == pytest.approx(logged(runs["single"], "grad_norm"), rel=2e-3)
-    assert weights["single"].keys() == weights["fsdp2"].keys()
-    for tensor, alone in weights["single"].items():
-        assert np.linalg.norm(weights["fsdp2"][tensor] - alone) <= 0.02 * np.linalg.norm(alone), tensor
-    assert read_json(runs["fsdp2"].path / "checkpoint-2" / "complete.json")
+    assert logged(together, "loss") == pytest.approx(losses, rel=2e-4)
+    assert logged(together, "grad_norm") == pytest.approx(logged(alone, "grad_norm"), rel=2e-3)
+    assert weights.keys() == learned(alone).keys()
+    for tensor, expected in learned(alone).items():
+        assert np.linalg.norm(weights[tensor] - expected) <= 0.02 * np.linalg.norm(expected), tensor
+    assert read_json(together.path / "checkpoint-2" / "complete.json")
 
 
 def test_grpo_generates_and_learns_with_fsdp2_as_with_ddp(trained: dict[str, dict[str, RunDir]]) -> None:

@@ -18,7 +18,7 @@ from engine.launch.accelerate_config import is_fsdp
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import checks, memory
-from engine.preflight.fsdp2 import fsdp2_machine_problems, fsdp2_model_problems
+from engine.preflight.fsdp2 import fsdp2_machine_problems, fsdp2_model_problems, fsdp2_obstacles
 from engine.preflight.strategy import loading_warnings, strategy_reason, write_configuration
 from engine.runs.plan import summary
 from engine.spec.contradictions import spec_problems
@@ -239,6 +239,8 @@ def test_what_fsdp2_cannot_divide_of_a_model_or_on_a_machine_is_said(
     assert fsdp2_model_problems(full(seven, 2, "fsdp2"), model) == []
     stored = fsdp2_model_problems(full(seven, 2, "fsdp2"), ModelFacts(**values))
     assert [problem.code for problem in stored] == ["fsdp2-stored-weights"]
+    seeing = ModelFacts(**(vars(model) | {"has_towers": True}))
+    assert [problem.code for problem in fsdp2_obstacles(full(seven, 2), seeing)] == ["fsdp2-towers"]
     asked = full(seven, 2, "fsdp2")
     assert fsdp2_machine_problems(asked) == []
     old = hardware.Gpu(0, "GPU-0", "Tesla T4", 16 * GIB, 16 * GIB, 7.5)

@@ -73,6 +73,8 @@ def _image_problems(spec: RunSpec) -> list[Problem]:
         problems.append(problem("reward-model-images", "stage.rewards"))
     if spec.extra.get("use_vllm"):
         problems.append(problem("images-with-vllm", "extra.use_vllm"))
+    if spec.hardware.strategy.kind == "fsdp2":
+        problems.append(problem("fsdp2-images", "hardware.strategy"))
     if model.is_dir() and not has_image_processor(model):
         problems.append(problem("model-without-images", "model.model_name_or_path"))
     elif model.is_dir() and (least or most):

@@ -12,8 +12,9 @@ from engine.spec.strategies import fsdp2_problems
 
 
 def fsdp2_obstacles(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """Everything that prevents it."""
-    return fsdp2_problems(spec) + fsdp2_model_problems(spec, model) + fsdp2_machine_problems(spec)
+    """Everything that prevents it, or may: this decides whether it is chosen without being asked for."""
+    images = [problem("fsdp2-towers", "hardware.strategy")] if model.has_towers else []
+    return fsdp2_problems(spec) + fsdp2_model_problems(spec, model) + fsdp2_machine_problems(spec) + images
 
 
 def fsdp2_machine_problems(spec: RunSpec) -> list[Problem]:
