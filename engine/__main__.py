@@ -17,7 +17,7 @@ from engine.launch.workspace import Workplace, add_arguments, from_arguments
 from engine.runs import queue
 
 # Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
-VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.evaluate, verbs.convert)
+VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.sweep, verbs.evaluate, verbs.convert)
 VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor)
 
 
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.right_answers: "run",
         verbs.check: "spec",
         verbs.list_: "",
+        verbs.sweep: "spec",
         verbs.queue_: "",
         verbs.show: "run",
         verbs.stop: "run",
@@ -73,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
         if function is verbs.stop:
             verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
+            verb.add_argument("--sweep", action="store_true", help="stop all runs of its sweep")
+        if function is verbs.sweep:
+            flags.add_sweep_options(verb)
         if function is verbs.queue_:
             flags.add_queue_options(verb)
         if function is verbs.evaluate:

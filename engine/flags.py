@@ -62,6 +62,19 @@ def _number_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+def add_sweep_options(verb: argparse.ArgumentParser) -> None:
+    """What varies, and how."""
+    verb.add_argument(
+        "--set", action="append", default=[], required=True, metavar="SETTING=VALUE,VALUE",
+        help="a setting and its values, such as training.learning_rate=1e-4,2e-4; repeat it for others",
+    )  # fmt: skip
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--random", type=int, metavar="N", help="N of the combinations, drawn with the training's seed")
+    how.add_argument("--list", action="store_true", help="the first values together, then the second ones, and so on")
+    verb.add_argument("--budget", type=float, metavar="HOURS", help="GPU hours for all runs, which are then stopped")
+    verb.add_argument("--early-stop", action="store_true", help="stop runs that are worse than the others' median")
+
+
 def add_queue_options(verb: argparse.ArgumentParser) -> None:
     """The run whose turn is to change, and how."""
     verb.add_argument("run", nargs="?", default="", help="a waiting run's ID or name")

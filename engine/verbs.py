@@ -27,7 +27,7 @@ from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
 from engine.preflight import machine
-from engine.runs import failures, gpu_use, kinds, prune, queue, results, runs
+from engine.runs import failures, gpu_use, kinds, prune, queue, results, runs, sweeps
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
@@ -83,6 +83,20 @@ def _submitted(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
     return following.submit(kinds.read(_text(arguments.spec)), workplace)
 
 
+def sweep(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Submit a run for each combination of several values of settings, and print their IDs."""
+    spec = kinds.read(_text(arguments.spec))
+    if not isinstance(spec, RunSpec):
+        raise Refusal(problem("sweep-kind", "kind", kind=spec.kind))
+    order = "random" if arguments.random else "list" if arguments.list else "grid"
+    variants = sweeps.variants(spec, sweeps.read_axes(arguments.set), order, arguments.random)
+    members = sweeps.submit(
+        variants, workplace, by=user_name(), budget_hours=arguments.budget, early_stop=arguments.early_stop
+    )
+    print("\n".join(run.id for run in members))
+    return 0
+
+
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print one line per run, newest first."""
     for run in runs.find(workplace.saves):
@@ -127,6 +141,9 @@ def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Stop a run after saving a checkpoint; with --kill, end its processes
     without saving, by force after ten seconds."""
     run = _run(arguments, workplace)
+    if arguments.sweep and (of := sweeps.sweep_of(run)):
+        sweeps.stop(workplace.saves, of["id"], by=user_name())
+        return 0
     # A queued run has nothing to save.
     runs.stop(run, "kill" if arguments.kill or run.state == "queued" else "save", by=user_name())
     return 0

@@ -18,18 +18,20 @@ from engine.data import data_jobs
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.models import conversion
+from engine.runs import compare, runs
 from engine.runs.plan import start_from
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
 from webui.form.settings import ADAPTER, DATASETS, MODEL, SAVED_MODULES, TARGET_MODULES
 from webui.panels import Updates
-from webui.train_tab import conversion_panel
+from webui.train_tab import conversion_panel, sweep_panel
 from webui.train_tab.choices import trainable_models
 from webui.train_tab.load_panel import MAX_YAML_CHARACTERS, LoadPanel
 from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
 from webui.train_tab.settings_panel import SettingsPanel
 from webui.train_tab.summary_panel import SummaryPanel
+from webui.train_tab.sweep_panel import SweepPanel
 from webui.words import Words
 
 ENGLISH = Words("en")
@@ -63,12 +65,12 @@ class Tab:
             self.settings = SettingsPanel(context, self.built_with)
             self.summary = SummaryPanel(context, self.settings)
             self.presets = PresetPanel(context, "demo", self.settings, self.summary)
-            self.load = LoadPanel(context, self.summary)
-            for panel in (self.presets, self.settings, self.summary, self.load):
+            self.load, self.sweep = LoadPanel(context, self.summary), SweepPanel(context, self.settings)
+            for panel in (self.presets, self.settings, self.summary, self.sweep, self.load):
                 panel.layout()
             self.settings.layout_of_name()
             self.summary.layout_of_marks()
-            for panel in (self.settings, self.summary, self.presets, self.load):
+            for panel in (self.settings, self.summary, self.sweep, self.presets, self.load):
                 panel.wire()
 
     def control(self, path: str) -> Any:
@@ -204,6 +206,45 @@ def test_a_run_that_is_started_is_shown(tab: Tab, place: Workplace, monkeypatch:
     assert submitted == [("mine", place, "ada")]
     assert updates.keys() == {tab.context.message, tab.context.selected}
     assert updates[tab.context.selected] == "demo_model/lora/mine"
+
+
+def test_a_sweep_counts_its_runs_and_starts_them_all_or_none(
+    tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_panel, "rows_refused_by_template", lambda *_: [])
+    monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
+    place.saves.mkdir()
+    panel, form = tab.sweep, tab.held(tab.built_with)
+
+    def controls(first: str, second: str, order: str = "grid", count: float | None = 10) -> list[Any]:
+        return ["training.learning_rate", first, "method.r", second, "training.seed", "", order, count]
+
+    looked = panel.look(*controls("1e-3, 2e-3", "4, 8, 16"))
+    assert (looked[panel.start]["value"], looked[panel.start]["interactive"]) == ("Start 6 runs", True)
+    assert not looked[panel.count]["visible"]
+    looked = panel.look(*controls("1e-3, 2e-3", "4, 8, 16", "random", 4))
+    assert (looked[panel.start]["value"], looked[panel.count]["visible"]) == ("Start 4 runs", True)
+    for nothing in (controls("", ""), controls("1, 2", "3", "list"), ["method.r", "1"] * 3 + ["grid", None]):
+        assert not panel.look(*nothing)[panel.start]["interactive"]
+
+    refused = panel.submit(ADA, *controls("1e-3", "8, x"), None, False, *form)
+    assert "LoRA rank must be a whole number; x was given" in refused[tab.context.message]
+    refused = panel.submit(ADA, *controls("1e-3", "8, 0"), None, False, *form)
+    assert "must be ≥ 1" in refused[tab.context.message]
+    assert runs.find(place.saves) == []
+    started = panel.submit(ADA, *controls("1e-3, 2e-3", "8"), 5, True, *form)
+    assert "2 runs started" in started[tab.context.message]
+    members = runs.find(place.saves)[::-1]
+    assert started[tab.context.selected] == members[0].id
+    assert [(run.by, run.spec.training.learning_rate, run.spec.method.r) for run in members] == [
+        ("ada", 1e-3, 8),
+        ("ada", 2e-3, 8),
+    ]
+    assert {run.request["sweep"]["budget_hours"] for run in members} == {5}
+    assert [other.id for other in compare.siblings(members[1], compare.training_runs(place.saves))] == [
+        members[1].id,
+        members[0].id,
+    ]
 
 
 def test_the_page_begins_with_what_it_was_built_with_and_sends_only_what_differs(tab: Tab) -> None:

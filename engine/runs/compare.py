@@ -24,6 +24,7 @@ from engine.models.discovery import identity
 from engine.runs import progress, runs
 from engine.runs.progress import Series
 from engine.runs.runs import Run
+from engine.runs.sweeps import sweep_of
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 
 MAX_RUNS_COMPARED = 50  # runs side by side
@@ -52,7 +53,10 @@ def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
-    """The run, then the newest others of the same base and stage."""
+    """The run, then the others of its sweep in order; without a sweep, the newest others of the same base and stage."""
+    if sweep := sweep_of(run):
+        others = [other for other in reversed(known) if sweep_of(other).get("id") == sweep["id"] and other.id != run.id]
+        return [run, *others][:MAX_RUNS_COMPARED]
     alike = [
         other
         for other in known

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from engine.core.locks import is_locked
 from engine.core.problems import Refusal, problem
@@ -73,8 +74,9 @@ def _abbreviates(text: str, run: Run) -> bool:
     return any(name.startswith(text) or re.search(rf"(?<!\w){re.escape(text)}$", name) for name in names)
 
 
-def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
-    """Freeze the spec into a new folder and put it in the queue. Raises Refusal with every problem."""
+def submit(spec: Spec, workplace: Workplace, by: str = "", request: Mapping[str, Any] | None = None) -> Run:
+    """Freeze the spec into a new folder and put it in the queue. `request`: what else request.json says of it. Raises
+    Refusal with every problem."""
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
     text = spec.to_yaml()
@@ -97,6 +99,7 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
                     "attempt": 1,
                     "stop": None,
                     "memory": kind.memory(spec),
+                    **(request or {}),
                 },
             )
         except OSError:

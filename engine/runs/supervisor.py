@@ -35,7 +35,7 @@ from engine.core.hardware import Gpu
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal, problem
 from engine.core.run_errors import write_error
-from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, write_json
+from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
@@ -105,7 +105,11 @@ def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher |
             "command": steps[-1].arguments,
         },
     )
-    watch = StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0)
+    watches = [StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0).look]
+    if read_object(run.request).get("sweep"):
+        from engine.runs.sweep_watch import SweepWatch  # other runs need not wait for what it imports
+
+        watches.append(SweepWatch(read(run.path, queue.saves_of(run.path))).look)
     if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpus)):
         launcher.end()
         launcher = None
@@ -118,7 +122,7 @@ def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher |
     }
     for number, step in enumerate(steps):
         if code == 0 and not requested_stop(run):
-            code = _wait_for_child(step, children.get(number) or _start(step, environment, run, leased), run, watch)
+            code = _wait_for_child(step, children.get(number) or _start(step, environment, run, leased), run, watches)
     end_processes(run.path)
     _write_exit(run, code)
 
@@ -179,7 +183,9 @@ def _start(
     return child
 
 
-def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir, watch: StallWatch) -> int:
+def _wait_for_child(
+    step: Step, child: subprocess.Popen[bytes], run: RunDir, watches: Sequence[Callable[[], None]]
+) -> int:
     """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it).
 
     If there is nothing to save yet, stop-and-save ends it like kill.
@@ -196,7 +202,8 @@ def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir, wat
             if stop_request == "kill" or (stop_request == "save" and not step.saves):
                 end_processes(run.path)
             if step.saves:  # it has steps; preparation has none
-                watch.look()
+                for look in watches:
+                    look()
 
 
 def _end_at_shutdown(folder: Path, *_: Any) -> NoReturn:

@@ -12,6 +12,7 @@ from gradio.blocks import Block
 from engine.runs.remedies import remedy
 from engine.runs.results import possible_next_stages, result_of
 from engine.runs.runs import Run
+from engine.runs.sweeps import sweep_of
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates
@@ -31,6 +32,7 @@ class ButtonsPanel(Panel):
         words, button = self.words, partial(gr.Button, size="sm")
         self.stop = button(words("stop-save"), elem_id="stop")
         self.kill = button(words("kill"), elem_id="kill", elem_classes="hurts")
+        self.stop_sweep = button(words("sweep-stop"), elem_id="stop-sweep", visible=False)
         self.resume = button(words("resume"), elem_id="resume", variant="primary")
         self.chat = button(words("chat-with"), elem_id="chat-with", variant="primary", visible=False)
         self.export = button(words("export-it"), elem_id="export-it", visible=False)
@@ -72,6 +74,7 @@ class ButtonsPanel(Panel):
         return [
             self.stop,
             self.kill,
+            self.stop_sweep,
             self.resume,
             self.clone_changed,
             self.clone,
@@ -91,6 +94,7 @@ class ButtonsPanel(Panel):
         return {
             self.stop: gr.update(visible="stop" in can),
             self.kill: gr.update(visible="kill" in can),
+            self.stop_sweep: gr.update(visible=not run.final and bool(sweep_of(run))),
             self.resume: gr.update(visible="resume" in can),
             self.clone_changed: self._changed_clone(run),
             self.clone: gr.update(visible="clone" in can and run.kind == "training"),

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from engine.core.problems import Refusal
-from engine.runs import runs
+from engine.runs import runs, sweeps
 from engine.runs.runs import Run
 from webui import notices
 from webui.events import QUIET
@@ -30,6 +30,7 @@ class RunActions(Panel):
         actions = {
             buttons.stop: self.stop,
             buttons.yes_kill: self.kill,
+            buttons.stop_sweep: self.stop_sweep,
             buttons.resume: self.resume,
             buttons.yes_delete: self.delete,
         }
@@ -48,6 +49,12 @@ class RunActions(Panel):
     def kill(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
         return self.act(lambda run: runs.stop(run, "kill", by), "told-kill", run_id, view)
+
+    def stop_sweep(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
+        by = self.context.user(request)
+        return self.act(
+            lambda run: sweeps.stop(self.saves, sweeps.sweep_of(run).get("id", ""), by), "told-sweep-stop", run_id, view
+        )
 
     def resume(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)

@@ -26,6 +26,7 @@ from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
 from webui.train_tab.settings_panel import SettingsPanel
 from webui.train_tab.summary_panel import SummaryPanel
+from webui.train_tab.sweep_panel import SweepPanel
 from webui.words import Words
 
 
@@ -58,6 +59,7 @@ def build(
     preset = first_preset(workplace)
     settings = SettingsPanel(context, start_from(workplace, preset)[0])
     summary = SummaryPanel(context, settings)
+    sweep = SweepPanel(context, settings)
     gpus = GpusPanel(words, gpus_html.bars, "train-gpus", visible=True)
     presets, load = PresetPanel(context, preset, settings, summary), LoadPanel(context, summary)
 
@@ -69,10 +71,11 @@ def build(
             settings.layout_of_name()
             summary.layout()
             gpus.layout()
+            sweep.layout()
             load.layout()
             summary.layout_of_marks()
 
-    for panel in (settings, summary, gpus, presets, load):
+    for panel in (settings, summary, gpus, sweep, presets, load):
         panel.wire()
     return TrainTab(
         settings.inputs,

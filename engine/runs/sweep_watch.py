@@ -1,0 +1,56 @@
+"""What the supervisor of a run in a sweep does: stop the run if it is hopeless, and all runs if the budget is used."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.run_warnings import write_warning
+from engine.runs import queue, runs, sweeps
+from engine.runs.run import Run
+
+LOOK_SECONDS = 10.0
+
+
+class SweepWatch:
+    """Looks at the sweep of a run every few seconds."""
+
+    def __init__(self, run: Run, clock: Callable[[], float] = time.time):
+        self.run, self.clock, self.due = run, clock, 0.0
+        self.saves, self.sweep = queue.saves_of(run.path), sweeps.sweep_of(run)
+
+    def look(self) -> None:
+        """Request a stop if it is time for that. Does nothing between two looks. Raises nothing: the run goes on."""
+        if self.clock() < self.due:
+            return
+        self.due = self.clock() + LOOK_SECONDS
+        try:
+            self._look()
+        except (Refusal, OSError, ValueError, KeyError, TypeError):  # a damaged file of another run
+            traceback.print_exc()
+
+    def _look(self) -> None:
+        members = sweeps.members(self.saves, self.sweep["id"])
+        budget = self.sweep.get("budget_hours")
+        if isinstance(budget, (int, float)) and sweeps.hours_used(members, self.clock()) >= budget:
+            self._note(problem("sweep-budget", hours=f"{budget:g}"))
+            sweeps.stop(self.saves, self.sweep["id"])
+        elif self.sweep.get("early_stop"):
+            self._stop_if_hopeless([run for run in members if run.path != self.run.path])
+
+    def _stop_if_hopeless(self, others: list[Run]) -> None:
+        own = sweeps.objective(self.run)
+        verdict = own and sweeps.median_verdict(own, list(filter(None, map(sweeps.objective, others))))
+        if own and verdict:
+            step, value, median = verdict
+            values = {"curve": own.name, "step": f"{step:g}", "value": f"{value:.4g}", "median": f"{median:.4g}"}
+            self._note(problem("sweep-hopeless", **values))
+            with contextlib.suppress(Refusal):  # somebody has stopped it already
+                runs.stop(runs.read(self.run.path, self.saves), "save")
+
+    def _note(self, warning: Problem) -> None:
+        write_warning(self.run.dir, warning, 0)
+        print(warning.text(), flush=True)

@@ -1,0 +1,173 @@
+"""Sweeps: their runs, their judgement, and what is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.core.locks import try_lock
+from engine.core.problems import Refusal
+from engine.core.run_warnings import read_warnings
+from engine.core.rundir import ALIVE_BYTE, write_json
+from engine.launch.workspace import Workplace
+from engine.runs import queue, runs, sweeps
+from engine.runs.run import Run
+from engine.runs.sweep_watch import SweepWatch
+from engine.runs.sweeps import Objective
+from engine.spec.run_spec import RunSpec
+from tests import stand_in
+from tests.conftest import wait_until
+
+LR, RANK = "training.learning_rate", "method.r"
+
+
+def test_grid_random_and_list(make_spec: Callable[..., RunSpec]) -> None:
+    base = make_spec(name="base")
+    axes = sweeps.read_axes([f"{LR} = 1e-4, 2e-4 ,3e-4", "", f" {RANK}=8,16"])
+    assert axes == {LR: ["1e-4", "2e-4", "3e-4"], RANK: ["8", "16"]}
+    grid = sweeps.variants(base, axes, "grid")
+    assert [tuple(variant.values.values()) for variant in grid] == [
+        ("1e-4", "8"), ("1e-4", "16"), ("2e-4", "8"), ("2e-4", "16"), ("3e-4", "8"), ("3e-4", "16"),
+    ]  # fmt: skip
+    last = grid[-1].spec
+    assert (last.training.learning_rate, last.method.r, last.name) == (3e-4, 16, "base learning_rate=3e-4 r=16")
+    drawn = sweeps.variants(base, axes, "random", 4)
+    chosen = [tuple(variant.values.values()) for variant in drawn]
+    assert len(set(chosen)) == 4
+    assert chosen == [tuple(variant.values.values()) for variant in sweeps.variants(base, axes, "random", 4)]
+    pairs = sweeps.variants(base, {LR: ["1e-4", "2e-4"], RANK: ["8", "16"]}, "list")
+    assert [tuple(variant.values.values()) for variant in pairs] == [("1e-4", "8"), ("2e-4", "16")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "order", "sentence"),
+    [
+        ([], "grid", "at least one setting"),
+        ([f"{LR} ="], "grid", "at least one value"),
+        (["learning_rate = 1"], "grid", "is not a setting"),
+        (["data.datasets = a, b"], "grid", "is not a setting"),
+        (["nonsense"], "grid", "is not a setting"),
+        ([f"{LR} = 1e-4, 2e-4", f"{RANK} = 8"], "list", "they have 2, 1"),
+        ([f"{LR} = {','.join(['1'] * 5000)}", f"{RANK} = {','.join(['1'] * 5000)}"], "grid", "25,000,000 runs"),
+        ([f"{LR} = fast"], "grid", "must be a number"),
+        ([f"{RANK} = 8"], "sorted", "grid, random, list"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(
+    make_spec: Callable[..., RunSpec], lines: list[str], order: str, sentence: str
+) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        sweeps.variants(make_spec(), sweeps.read_axes(lines), order)
+
+
+def test_all_runs_are_submitted_or_none(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    base = make_spec(name="base")
+    with pytest.raises(Refusal, match=r"With hardware\.num_processes = 999: .*999") as refused:
+        sweeps.submit(sweeps.variants(base, {"hardware.num_processes": ["1", "999"]}, "grid"), workplace)
+    assert "当 hardware.num_processes = 999 时" in refused.value.problems[0].text("zh")
+    assert runs.find(workplace.saves) == []
+    first = sweeps.submit(sweeps.variants(base, {RANK: ["4", "8"]}, "grid"), workplace, by="ada", budget_hours=2)
+    second = sweeps.submit(sweeps.variants(base, {RANK: ["4", "8"]}, "grid"), workplace)
+    assert [run.spec.method.r for run in first] == [4, 8]
+    assert sweeps.sweep_of(first[1])["values"] == {RANK: "8"}
+    id = sweeps.sweep_of(first[0])["id"]
+    assert [run.path for run in sweeps.members(workplace.saves, id)] == [run.path for run in first]
+    assert id != sweeps.sweep_of(second[0])["id"]
+    assert len(sweeps.stop(workplace.saves, id)) == 2
+    states = {run.path: run.state for run in runs.find(workplace.saves)}
+    assert [states[run.path] for run in (*first, *second)] == ["stopped", "stopped", "queued", "queued"]
+
+
+def curve(*values: float, name: str = "eval_loss") -> Objective:
+    return Objective(name, np.arange(1.0, len(values) + 1), np.array(values))
+
+
+def test_the_median_rule_by_hand() -> None:
+    others = [curve(4, 3, 2, 1, 1), curve(5, 4, 3, 2), curve(6, 6, 6, 6)]
+    # Averages of the first four: 2.5, 3.5, 6. A run is stopped if its best value is above 3.5.
+    assert sweeps.median_verdict(curve(9, 8, 3.6, 9), others) == (4, 3.6, 3.5)
+    assert sweeps.median_verdict(curve(9, 8, 3.5, 9), others) is None
+    assert sweeps.median_verdict(curve(9, 9, 9), others) is None  # too early
+    assert sweeps.median_verdict(curve(9, 9, 9, 9, 9), others) is None  # only one has come so far
+    assert sweeps.median_verdict(curve(9, 9, 9, 9), others[:2]) is None
+    higher = [curve(*other.value, name="eval_reward") for other in others]
+    assert sweeps.median_verdict(curve(1, 2, 3, 3.4, name="eval_reward"), higher) == (4, 3.4, 3.5)
+    assert sweeps.median_verdict(curve(1, 2, 3, 3.6, name="eval_reward"), higher) is None
+    assert sweeps.median_verdict(curve(9, 9, 9, 9, name="loss"), others) is None  # another measure
+
+
+def write_metrics(run: Run, *values: float) -> None:
+    lines = [{"step": step, "epoch": 0, "time": step, "loss": value} for step, value in enumerate(values, start=1)]
+    run.dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    """Runs as their folders show them; nothing trains."""
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    variants = sweeps.variants(make_spec(), {RANK: ["1", "2", "4", "8", "16"]}, "grid")
+    members, alive = sweeps.submit(variants, workplace, budget_hours=1, early_stop=True), []
+    for run, values in zip(members, ([1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3], [9, 2.5, 9, 9]), strict=False):
+        write_metrics(run, *values)
+        write_json(run.dir.keeper, {"started": 1000.0, "leases": ["GPU-0", "GPU-1"]})
+        alive.append(try_lock(run.dir.lock, ALIVE_BYTE, shared=True))
+    now = 1100.0
+    watch = SweepWatch(members[3], lambda: now)
+
+    def stopping() -> list[bool]:
+        return [bool(runs.read(run.path, workplace.saves).request.get("stop")) for run in members]
+
+    watch.look()
+    assert stopping() == [False, False, False, True, False]
+    [warning] = read_warnings(members[3].dir)
+    assert (
+        warning.problem.values | {"curve": "loss", "step": "4", "value": "2.5", "median": "2"} == warning.problem.values
+    )
+    assert sweeps.best(members).path == members[0].path
+
+    watch = SweepWatch(members[0], lambda: now)
+    now += 1700 / 4  # four runs on two GPUs each, for 525 s: 1.17 hours
+    assert sweeps.hours_used(members, now) == pytest.approx(4 * 2 * 525 / 3600)
+    watch.look()
+    assert stopping() == [True] * 5
+    assert "has used its 1 GPU hours" in read_warnings(members[0].dir)[0].problem.text()
+    for lock in alive:
+        os.close(lock)
+
+
+SLOW_AT_16 = """
+import time
+rank = int((folder / "spec.yaml").read_text().split(" r: ")[1].split()[0])
+for step in range(1, 200):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "epoch": 0, "time": step, "loss": rank / step ** 0.5}) + "\\n")
+    if step < 6 or rank < 16:
+        continue
+    if (json.loads((folder / "request.json").read_text())["stop"] or {}).get("how"):
+        break
+    time.sleep(0.1)
+finish()
+"""
+
+
+@pytest.mark.slow
+def test_the_supervisor_of_a_hopeless_run_stops_it(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, SLOW_AT_16))
+    variants = sweeps.variants(make_spec(), {RANK: ["2", "4", "8", "16"]}, "grid")
+    members = sweeps.submit(variants, workplace, early_stop=True)
+    last: Any = wait_until(lambda: (run := runs.read(members[-1].path, workplace.saves)).final and run, 60)
+    assert [runs.read(run.path, workplace.saves).state for run in members[:3]] == ["finished"] * 3
+    assert "median rule" in read_warnings(last.dir)[0].problem.text()
+    assert last.request["stop"]["how"] == "save"
+    assert len(last.dir.metrics.read_text().splitlines()) < 199
