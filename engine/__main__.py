@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from engine import flags, verbs
@@ -70,32 +71,37 @@ def parser() -> argparse.ArgumentParser:
         add_arguments(verb)
         if operand:
             verb.add_argument(operand, help=OPERANDS.get(operand, "a file, or - for standard input"))
-        if function is verbs.follow:
-            verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
-        if function is verbs.stop:
-            verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
-            verb.add_argument("--sweep", action="store_true", help="stop all runs of its sweep")
-        if function is verbs.sweep:
-            flags.add_sweep_options(verb)
-        if function is verbs.queue_:
-            flags.add_queue_options(verb)
-        if function is verbs.evaluate:
-            flags.add_evaluate_options(verb)
-        if function is verbs.right_answers:
-            flags.add_right_answers_options(verb)
-        if function is verbs.export:
-            flags.add_export_options(verb)
-        if function is verbs.serve:
-            flags.add_serve_options(verb)
-        if function is verbs.prune_:
-            flags.add_prune_options(verb)
-        if function is verbs.doctor:
-            verb.add_argument("--hub", action="store_true", help="also try to reach the model hubs")
-        if function is verbs.user:
-            verb.add_argument("what", choices=("add", "remove"))
-            verb.add_argument("name")
-            verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
+        _add_options(function, verb)
     return top
+
+
+def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) -> None:
+    """The options of the verbs that have some."""
+    if function is verbs.follow:
+        verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
+    if function is verbs.stop:
+        verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
+        verb.add_argument("--sweep", action="store_true", help="stop all runs of its sweep")
+    if function is verbs.sweep:
+        flags.add_sweep_options(verb)
+    if function is verbs.queue_:
+        flags.add_queue_options(verb)
+    if function is verbs.evaluate:
+        flags.add_evaluate_options(verb)
+    if function is verbs.right_answers:
+        flags.add_right_answers_options(verb)
+    if function is verbs.export:
+        flags.add_export_options(verb)
+    if function is verbs.serve:
+        flags.add_serve_options(verb)
+    if function is verbs.prune_:
+        flags.add_prune_options(verb)
+    if function is verbs.doctor:
+        verb.add_argument("--hub", action="store_true", help="also try to reach the model hubs")
+    if function is verbs.user:
+        verb.add_argument("what", choices=("add", "remove"))
+        verb.add_argument("name")
+        verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
 
 
 def main() -> int:
