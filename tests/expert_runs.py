@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from bitsandbytes import functional
+from bitsandbytes.nn import Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,6 +33,7 @@ from engine.worker.evaluation.respond import LoadedModels
 from engine.worker.export import export
 from engine.worker.models import quantized_experts
 from engine.worker.models.loading import load_base, load_model, save_weights
+from engine.worker.models.structure import quantizable_experts
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.prepare import prepare
 from engine.worker.train import train
@@ -198,6 +200,24 @@ def memory_of_loading(folder: Path) -> dict[str, int]:
     return {"tensors": len(shapes), "largest": max(shapes), "held": max(held)}
 
 
+def without_whole_blocks() -> float:
+    """The error of two experts of four, whose matrices do not end with a block of 64 weights."""
+    torch.manual_seed(4)
+    value = torch.randn(4, 6, 10)
+    weight = Params4bit(value.clone(), quant_type="nf4", compress_statistics=False).to("cpu")
+    chosen = torch.tensor([1, 3])
+    two = quantized_experts.DEQUANTIZE[Params4bit](weight, chosen, torch.float32)
+    return float((two - rounded(value, "4bit")[chosen]).abs().max())
+
+
+def large_experts() -> list[str]:
+    """The names of tensors that would be quantized of DeepSeek-V3's experts: 7.5 billion weights in one."""
+    config, _ = zoo.tiny_config("qwen3_moe")
+    config.num_experts, config.moe_intermediate_size, config.hidden_size = 256, 2048, 7168
+    with torch.device("meta"):
+        return quantizable_experts(zoo.model_class("qwen3_moe", config)(config))
+
+
 def estimated(folder: Path, kind: dict[str, Any]) -> list[float]:
     """Bytes of the weights as estimated, and as they are."""
     spec = spec_of(folder, model__quantization=kind)
@@ -297,6 +317,7 @@ def main(root: Path) -> None:
             "estimated": {name: estimated(folder, kind) for name, kind in KINDS.items()},
         }
     base = root / "qwen3_moe" / "base"
+    report["without whole blocks"], report["too large"] = without_whole_blocks(), large_experts()
     report["loading"] = memory_of_loading(root / "large")
     report["adapters on experts"] = adapters_on_experts(base)
     report["whole way"] = whole_way(base, model__quantization__bnb_4bit_use_double_quant=False)

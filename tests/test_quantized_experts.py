@@ -56,6 +56,12 @@ def test_a_single_token_needs_the_matrices_of_its_experts_alone(report: dict[str
 
 
 @pytest.mark.slow
+def test_matrices_need_not_end_with_a_block_nor_are_more_quantized_than_can_be_counted(report: dict[str, Any]) -> None:
+    assert report["without whole blocks"] == 0.0
+    assert report["too large"] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_dequantized_matrix_is_kept_for_the_backward_pass(report: dict[str, Any], family: str) -> None:
     """What the oracle keeps includes all of its experts, in fp32."""

@@ -28,6 +28,7 @@ from engine.models.vision_parts import name_in_base
 # Names of the number of experts in the configurations of different families.
 EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERT_MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # in transformers' interface for experts
+MAX_QUANTIZED = 2**31  # weights of a tensor: bitsandbytes counts them in 32 bits on a GPU, and does not notice more
 HEADS = {"lm_head", "score", "v_head"}
 TOWER_HEADS = {"head", "pooler", "classifier"}  # make a single vector of an image, which a language part does not use
 # Names of modules outside the language part. There is no interface by which models say what they are for.
@@ -210,14 +211,14 @@ def _is_of_experts(name: str, shape: Shape) -> bool:
 
 def quantizable_experts(model: Any) -> list[str]:
     """The matrices of experts that `engine.worker.models.quantized_experts` can quantize: those of classes with
-    transformers' interface for experts."""
-    return [
-        f"{name}.{matrix}"
-        for name, part in model.named_modules()
-        if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed")
-        for matrix in EXPERT_MATRICES
-        if matrix in part._parameters
-    ]
+    transformers' interface for experts, unless there are more of them than bitsandbytes can count."""
+    names: list[str] = []
+    for name, part in model.named_modules():
+        if hasattr(part, "_apply_gate") and hasattr(part, "is_transposed"):
+            matrices = [matrix for matrix in EXPERT_MATRICES if matrix in part._parameters]
+            if all(getattr(part, matrix).numel() < MAX_QUANTIZED for matrix in matrices):
+                names += [f"{name}.{matrix}" for matrix in matrices]
+    return names
 
 
 def _linear(model: Any, names: dict[nn.Module, str], towers: Structure) -> Iterator[str]:
