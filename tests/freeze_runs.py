@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback, trainer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, TrainerCallback, trainer
 
 from engine.core.rundir import RunDir, read_lines
 from engine.models.facts import inspect_model
@@ -123,6 +123,24 @@ def alone(trial: Trial, base: Path) -> dict[str, Any]:
     return report
 
 
+def frozen_tower(trial: Trial) -> dict[str, Any]:
+    """The types of language part and tower in full training, and bytes of the weights as estimated and held."""
+    base = zoo.build("qwen3_vl", trial.root / "sees" / "base")
+    AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    spec = short_training(base, trial.root, method="full", training__precision="bf16")
+    model: Any = load_model(spec, str(base))
+    need = memory_needed(spec, inspect_model(base), gpu_count=0)
+    assert need is not None
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(20, 40)[None], attention_mask=torch.ones(1, 20, dtype=torch.long)).logits
+    types = {"tower": set[str](), "language": set[str]()}
+    for name, weight in model.named_parameters():
+        types["tower" if model.structure.is_in_tower(name) else "language"].add(str(weight.dtype))
+    return {name: sorted(kinds) for name, kinds in types.items()} | {
+        "estimated": need.weights, "held": bytes_of(model.parameters()), "finite": bool(logits.isfinite().all()),
+    }  # fmt: skip
+
+
 def main(root: Path) -> None:
     trainer.DEFAULT_CALLBACKS.append(Observer)
     root.mkdir(exist_ok=True)
@@ -133,6 +151,7 @@ def main(root: Path) -> None:
         "stages": {name: every_stage(trial, base, judge) for name, base in bases.items()},
         "estimated": {name: estimated(trial, base) for name, base in bases.items()},
         "alone": {name: alone(trial, base) for name, base in bases.items()},
+        "frozen tower": frozen_tower(trial),
     }))  # fmt: skip
 
 

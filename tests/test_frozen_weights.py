@@ -71,3 +71,10 @@ def test_a_model_computes_alone_whatever_is_trained_of_it(report: dict[str, Any]
     largest = max(map(abs, theirs["logits"]))
     difference = max(abs(logit - other) for logit, other in zip(ours["logits"], theirs["logits"], strict=True))
     assert 0 < difference < 5 * ROUNDING * largest
+
+
+def test_a_tower_that_full_training_leaves_frozen_stays_in_bf16(report: dict[str, Any]) -> None:
+    tower = report["frozen tower"]
+    assert (tower["language"], tower["tower"]) == (["torch.float32"], ["torch.bfloat16"])
+    assert tower["estimated"] == pytest.approx(tower["held"], rel=0.02)
+    assert tower["finite"]
