@@ -210,3 +210,17 @@ def test_a_text_argument_keeps_its_spaces_and_an_unfinished_one_takes_no_time() 
     assert call["arguments"] == {"a": "123", "b": "1"}
     text = "<tool_call>\n<function=f>\n<parameter=x>" + "\n" * 20_000
     assert form.parse_tool_calls(text) == (text, [])
+
+
+def test_gpt_oss_calls_a_tool_after_a_thought_in_the_header_of_a_message() -> None:
+    form = ToolCallFormat.of(tokenizer("gptoss"), tokenizer("gptoss").chat_template)
+    thought = "<|channel|>analysis<|message|>I look.<|end|>"
+    call = "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    text = thought + call + json.dumps({"city": "Rome"})
+    assert form.parse_tool_calls(text) == (thought, [{"name": "get_weather", "arguments": {"city": "Rome"}}])
+    upto = 0
+    for end in range(len(text) + 1):
+        upto = form.length_before_calls(text[:end], upto)
+    assert upto == len(thought)
+    plain = thought + "<|start|>assistant<|channel|>final<|message|>It rains."
+    assert form.parse_tool_calls(plain) == (plain, [])

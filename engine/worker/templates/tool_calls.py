@@ -25,6 +25,11 @@ NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, QUESTION, ANSWER = map(chr, range(0xE0
 ARGUMENTS = {KEY: VALUE, KEY_2: VALUE_2}
 REASONING_END = "</think>"  # ends the reasoning
 MAX_NAME_CHARACTERS = 64  # as OpenAI allows
+# How gpt-oss calls a tool, in the header of a message; its template writes the name before the channel.
+CHANNEL_CALL = (
+    r"(?:<\|start\|>\w+)?<\|channel\|>\w+\s+to=functions\."
+    rf"(?P<name>[\w-]{{1,{MAX_NAME_CHARACTERS}}})[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>\s*"
+)
 # What a form must be able to read in its template's own output, otherwise it is rejected.
 PROBE_ARGUMENTS = {"text": "two words", "number": 7}
 PYTHON_LITERALS = {"True": True, "False": False, "None": None}  # some templates write values like Python
@@ -145,6 +150,7 @@ class _FormatProbe:
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
         control = control_tokens(tokenizer, template)
         visible = reasoning_marks(control)
+        self.channels = "<|channel|>" in visible
         self.special = any_of([token for token in control if control[token] and token not in visible])
         self.prompt, _ = render(
             tokenizer, template, [{"role": "user", "content": QUESTION}], add_generation_prompt=True
@@ -187,9 +193,10 @@ class _FormatProbe:
         if not each.strip():
             raise ValueError("nothing tells a call")
         call = rf"{_spaced_pattern(each)}\s*(?P<name>[^\s\"]{{1,{MAX_NAME_CHARACTERS}}}?)\s*{behind.between}\s*"
+        any_call = rf"(?:{call}|{CHANNEL_CALL})" if self.channels else call
         form = ToolCallFormat(
-            first=regex.compile(_optional_pattern(read.removesuffix(each)) + call),
-            further=regex.compile(r"\s*" + _optional_pattern(joined) + call),
+            first=regex.compile(_optional_pattern(read.removesuffix(each)) + any_call),
+            further=regex.compile(r"\s*" + _optional_pattern(joined) + any_call),
             arguments=behind.arguments,
             opened=self.opened(whole, before),
             named=CallPrefix(behind.text, self.read(behind.text)),
