@@ -225,3 +225,22 @@ def test_no_more_sessions_are_held_than_a_number(visits: Visits) -> None:
     visits.sessions.capacity = 3
     visits.come_and_go(["a", "b", "c", "a", "d", "e"])
     assert list(visits.sessions.session_data) == ["a", "d", "e"]
+
+
+def test_without_events_nobody_looks_for_them_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep, naps = asyncio.sleep, []
+
+    async def count(seconds: float) -> None:
+        naps.append(seconds)
+        await sleep(seconds)
+
+    async def wait_for_events() -> None:
+        queue = Controls().blocks._queue
+        monkeypatch.setattr(asyncio, "sleep", count)
+        looking = asyncio.create_task(queue.start_processing())
+        await sleep(0.3)
+        queue.stopped = True
+        await looking
+
+    asyncio.run(wait_for_events())
+    assert 1 < len(naps) < 40  # every millisecond, there would be hundreds

@@ -22,6 +22,8 @@ from gradio.state_holder import SessionState
 from gradio.utils import delete_none, is_prop_update
 
 SCALARS = (str, int, float, bool, type(None))
+# Between two looks for events. Gradio looks every millisecond, which takes a twentieth of a core at all times.
+EVENT_POLL_SECONDS = 0.01
 
 
 class PageBlocks(gr.Blocks):
@@ -30,6 +32,7 @@ class PageBlocks(gr.Blocks):
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         self.changed_components: WeakValueDictionary[tuple[int, str], Block] = WeakValueDictionary()
+        self._queue.sleep_when_free = EVENT_POLL_SECONDS
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False

@@ -141,7 +141,7 @@ def refilled(lasting_studio: tuple[str, Workplace]) -> tuple[str, Workplace]:
     return lasting_studio
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Address and runs folder of a studio in which nothing is ever started: for all who only look, or are refused."""
     saves = tmp_path_factory.mktemp("untouched")
