@@ -61,7 +61,10 @@ def living(mark: str) -> list[Living]:
 
 
 def _read(entry: Path, mark: str) -> Living | None:
-    environment = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+    content = (entry / "environ").read_bytes()
+    if content and mark.encode() not in content:  # as it is for nearly all
+        return None
+    environment = content.decode(errors="replace").split("\0")
     if mark not in environment and environment != [""]:
         return None
     run = next((pair.partition("=")[2] for pair in environment if pair.startswith("ATHANOR_RUN=")), "")
