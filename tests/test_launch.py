@@ -45,6 +45,7 @@ def test_only_a_run_that_quantizes_meets_bitsandbytes_and_none_takes_a_device(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_launcher_whose_keeper_is_gone_trains_nothing(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.path.mkdir()

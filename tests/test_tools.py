@@ -35,7 +35,7 @@ SPEC = {
     "method": {"kind": "full"},
     "data": {"datasets": ["calls"]},
     "training": {
-        "num_train_epochs": 40,
+        "num_train_epochs": 28,
         "learning_rate": 0.003,
         "per_device_train_batch_size": 12,
         "gradient_checkpointing": False,
