@@ -29,6 +29,8 @@ from engine.spec.run_spec import RunSpec
 from tests.conftest import short_training, wait_until
 from tests.preloaded import run_ranks
 from tests.train_many import lay_out, train_many
+from webui.runs_tab import output_html
+from webui.words import Words
 
 pytestmark = pytest.mark.slow
 
@@ -193,6 +195,7 @@ def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
     wait_until(broken.dir.exit.exists)
     assert {read_json(run.dir.exit)["outcome"] for run in (whole, broken)} == {"finished"}
     assert is_fsdp(broken.dir.accelerate.read_text(encoding="utf-8"))
+    assert "distributed_type: FSDP" in output_html.settings(submitted.get(workplace.saves, broken.id), Words("en"))
     losses = {line["step"]: line["loss"] for line in read_lines(broken.dir.metrics)}
     assert list(losses.values()) == logged(whole.dir, "loss")
     for tensor, expected in learned(whole.dir).items():
