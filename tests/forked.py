@@ -45,8 +45,8 @@ OUR_MODULES = (
     "engine.worker.serving.server_state", "engine.runs.supervisor",
 )  # fmt: skip
 LIGHT_PROGRAMS = (
-    "app.py", "engine", "engine.runs.supervisor", "engine.worker.prepare", "engine.worker.data.preview",
-    "engine.worker.models.skeleton",
+    "app.py", "engine", "engine.data.data_jobs", "engine.runs.supervisor", "engine.worker.prepare",
+    "engine.worker.data.preview", "engine.worker.models.convert", "engine.worker.models.skeleton",
 )  # fmt: skip
 # Programs that may need bitsandbytes, by the file in their folder that says so.
 HEAVY_PROGRAMS = {

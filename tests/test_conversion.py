@@ -23,6 +23,8 @@ from engine.worker.models import convert
 from tests.conftest import engine, made_once
 from tests.preloaded import run_python
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CHILD = """
 import runpy, sys
 sys.argv = ["convert", sys.argv[1]]

@@ -14,6 +14,8 @@ from engine.data.datasets import find
 from engine.launch.processes import find_processes
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def given(data: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from engine.runs.progress import curves
 from tests.conftest import engine, wait_until
 from tests.old_saves import CUT_OFF, TRAINED, extract, run_called
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:

@@ -20,6 +20,8 @@ from tests.past_runs import past_run
 from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LONG_AGO = time.time() - 30 * prune.DAY_SECONDS
 
 
