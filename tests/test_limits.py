@@ -25,6 +25,8 @@ from engine.worker.data.splits import repetitions, validation_rows
 from tests.conftest import engine
 from webui.form import reading, writing
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Checked = tuple[list[Problem], list[Problem]]
 
 

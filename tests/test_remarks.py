@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from engine.launch.workspace import Workplace
 from engine.preflight.remarks import remarks
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def test_what_rows_ask_for_and_do_not_get_is_told_with_how_many_they_are(
