@@ -86,7 +86,8 @@ def test_a_strategy_needs_its_number_of_processes() -> None:
     assert problems_at(spec(extra={"use_liger_kernel": True}), "extra.use_liger_kernel") == ["fsdp2-not-with-extra"]
 
 
-def test_the_form_greys_out_what_cannot_be_combined() -> None:
+def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, 2, 80)
     asked = spec()
     greyed = set(excluded_choices(asked))
     assert ("stage", "ppo") in greyed
@@ -98,8 +99,11 @@ def test_the_form_greys_out_what_cannot_be_combined() -> None:
         changed = asked.change(path, {"kind": value} if path in SPEC_CHOICES else value)
         assert "fsdp2-not-with" in problems_at(changed, path)
     assert ("hardware.strategy", "fsdp2") in set(excluded_choices(spec(hardware={"num_processes": 1})))
-    ppo = spec(hardware__strategy="ddp", stage={"kind": "ppo", "reward_model": "r"})
-    assert ("hardware.strategy", "fsdp2") in set(excluded_choices(ppo))
+    ddp = spec(hardware__strategy="ddp")
+    assert set(excluded_choices(ddp)) == {("hardware.strategy", "single")}
+    for change in ({"stage": {"kind": "ppo", "reward_model": "r"}}, {"hardware__device": "cpu"}):
+        excluding = spec(hardware__strategy="ddp", **change)
+        assert ("hardware.strategy", "fsdp2") in set(excluded_choices(excluding))
     assert 'label:has(input[value="ppo"])' in disabled_choices_css(asked, Words("zh"))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from engine.core import hardware
+from engine.launch.command import on_cpu
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
 from engine.spec.strategies import FSDP2_LIMITS, fsdp2_problems, value_at
 from webui.form.settings import choices, control_kind, element_id
@@ -28,7 +30,8 @@ def excluded_choices(spec: RunSpec) -> Iterator[tuple[str, Any]]:
             if limit.applies_to(spec) and current is not None:
                 values = (True, False) if isinstance(current, bool) else choices(limit.path)
                 yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
-    divided = ["single", "fsdp2"] if fsdp2_problems(spec) else ["single"]
+    whole = fsdp2_problems(spec) or on_cpu(spec, len(hardware.gpus()))
+    divided = ["single", "fsdp2"] if whole else ["single"]
     excluded = ["ddp", "fsdp2"] if processes == 1 else divided
     yield from ((STRATEGY, kind) for kind in excluded if kind != chosen)
 
