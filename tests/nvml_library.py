@@ -54,10 +54,15 @@ def nvmlDeviceGetHandleByIndex(index):
     return ANSWER["gpus"][index]
 
 
+def nvmlDeviceGetHandleByUUID(uuid):
+    return next(gpu for gpu in ANSWER["gpus"] if gpu["uuid"] == uuid)
+
+
 def nvmlDeviceGetMemoryInfo(gpu):
     if "lost" in gpu:
         raise NVMLError("GPU is lost")
-    return types.SimpleNamespace(total=_reported(gpu, "memory"), free=_reported(gpu, "free"))
+    total, free = _reported(gpu, "memory"), _reported(gpu, "free")
+    return types.SimpleNamespace(total=total, free=free, used=total - free)
 
 
 def nvmlDeviceGetCudaComputeCapability(gpu):

@@ -6,6 +6,8 @@ The machine of the tests has no card: `tests.nvml` reports some. All else is rea
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.core.rundir import read_object
 from engine.launch import command
-from engine.launch.workspace import Workplace
+from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import checks
 from engine.runs import failures, runs
 from engine.serving import servers
@@ -206,3 +208,33 @@ def test_a_driver_that_fails_after_submitting_fails_the_run_with_its_reason(
     assert read_object(run.dir.error)["problems"][0]["code"] == "gpu-driver-failed"
     assert "GPU is lost" in failures.explain(run).what("en")
     assert not run.dir.prepared.exists()
+
+
+SAMPLES = """
+import threading, time
+from engine.worker.runtime.gpu_sampler import GpuSampler
+sampler = GpuSampler()
+sampler.start()
+while not (values := sampler.take()) and threading.active_count() > 1: time.sleep(0.01)
+sampler.stop()
+print(values, sampler.take())
+"""
+
+
+def test_what_the_gpus_of_a_run_do_is_among_its_curves(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler alone, in a process that finds the stand-in."""
+    busy = [gpu | {"utilization": load} for gpu, load in zip(FOUR, (10, 90, 50, 100), strict=True)]
+    say(gpus=busy)
+
+    def sampled(uuids: str) -> str:
+        monkeypatch.setenv("ATHANOR_HELD_LEASES", uuids)
+        words = [sys.executable, "-c", SAMPLES]
+        return subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+
+    # 80 GiB of which 71 and 72 are free: 9 GiB are 9.66 GB.
+    assert sampled("GPU-11aa,GPU-22aa") == "{'gpu_load': 70.0, 'gpu_memory': 9.66} {}"
+    assert sampled("") == "{} {}"
+    say(gpus=[FOUR[0]])
+    assert sampled("GPU-00aa") == "{'gpu_memory': 10.74} {}"
+    say(error="GPU is lost")
+    assert sampled("GPU-00aa") == "{} {}"

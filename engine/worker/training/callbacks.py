@@ -25,6 +25,7 @@ from engine.core.rundir import (
 )
 from engine.core.stages import STAGES
 from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.gpu_sampler import GpuSampler
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 from engine.worker.training.disk_space import CheckpointSpace, checkpoint_bytes, remove_checkpoint
 from engine.worker.training.loss_watch import LossWatch
@@ -60,6 +61,7 @@ class RunCallback(TrainerCallback):
         self.request_mtime = 0  # of the request file when it was last read, ns
         self.stopping = False
         self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
+        self.gpus = GpuSampler()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed run continues from its checkpoint: in steps, in seconds and in tokens."""
@@ -71,6 +73,11 @@ class RunCallback(TrainerCallback):
         if state.num_input_tokens_seen:  # a trainer that counts in its state continues counting by itself
             self.tokens_before = 0.0
         self.report("training", state.global_step, state.max_steps, "steps")
+        if state.is_world_process_zero:
+            self.gpus.start()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.gpus.stop()
 
     def on_log(
         self,
@@ -91,7 +98,8 @@ class RunCallback(TrainerCallback):
             values["num_tokens"] += self.tokens_before
         if "train_loss" not in values:  # the summary at the end is not a point of a curve
             now = round(self.time_before + time.monotonic() - self.began, 3)
-            line = {"step": state.global_step, "epoch": state.epoch or 0.0, "time": now, **values}
+            own = values if any(name.startswith("eval_") for name in values) else values | self.gpus.take()
+            line = {"step": state.global_step, "epoch": state.epoch or 0.0, "time": now, **own}
             with contextlib.suppress(OSError):
                 append_lines(self.run.metrics, [line])
             print(" · ".join(f"{name} {_formatted(value)}" for name, value in line.items()), flush=True)
