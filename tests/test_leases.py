@@ -29,6 +29,7 @@ from engine.serving import servers
 from engine.spec.run_spec import RunSpec
 from tests.conftest import end_runs, wait_until
 from tests.nvml import Nvml
+from tests.preloaded import run_python
 
 GB = 1 << 30
 
@@ -209,6 +210,61 @@ def test_a_shared_server_used_to_the_full_through_kill_nine(
     assert leased() == {"0": "large", "1": "large", "2": "foreign", "3": "small"}
     runs.stop(large, "kill")
     wait_until(lambda: leased() == {"2": "foreign", "3": "small"})
+
+
+def test_a_run_that_waits_asks_only_for_gpus_of_servers_that_it_could_use(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    monkeypatch.setattr(queue, "_start", lambda *_: True)
+    held = [
+        *leases.take(["GPU-0"], Holder("m", "chat")),
+        *leases.take(["GPU-1"], Holder("big", "vllm")),
+        *leases.take(["GPU-2"], Holder("x", "training")),
+    ]
+    asked = [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")]
+    assert asked == []
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "advance", lambda *_: None)
+        queue_order.hold(submit("held", hardware__devices=[1]))
+    submit("chosen", hardware__devices=[0])
+    assert [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")] == [0]
+    submit("any")
+    assert [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")] == [0, 1]
+    monkeypatch.setattr(leases, "WAITING_SECONDS", 0.0)
+    assert not leases.somebody_waits("GPU-0")
+    close(held)
+
+
+IDLE_SERVER = """
+import asyncio, time
+from pathlib import Path
+from types import SimpleNamespace
+from engine.core import leases
+from engine.core.locks import try_lock
+from engine.worker.serving import openai_api
+studios = Path(leases.folder(), "studios")
+lock = try_lock(studios, 0, shared=True)
+server = SimpleNamespace(should_exit=False)
+settings = {"studios": str(studios), "idle_s": 900, "gpu": "GPU-0"}
+generator = SimpleNamespace(fault=lambda: None)
+state = SimpleNamespace(
+    settings=settings, generator=generator, busy=lambda: False, last_activity=time.monotonic() - 61
+)
+async def main():
+    ending = asyncio.create_task(openai_api._end_when_idle(state, server))
+    await asyncio.sleep(1.5)
+    print(server.should_exit, flush=True)
+    leases.note_waiting("GPU-0")
+    await asyncio.wait_for(ending, 5)
+    print(server.should_exit)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_an_idle_server_ends_for_a_run_that_waits_for_its_gpu(folder: Path) -> None:
+    folder.mkdir()
+    assert run_python("-c", IDLE_SERVER).split() == ["False", "True"]
 
 
 def test_hold_release_move_and_priority(

@@ -26,9 +26,11 @@ from engine.core.problems import Problem, problem
 FOLDER_VARIABLE = "ATHANOR_LEASES"
 HELD_VARIABLE = "ATHANOR_HELD_LEASES"  # of the processes of a holder: the UUIDs, separated by commas
 MAX_HOLDER_BYTES = 4096
+WAITING_PREFIX, WAITING_SECONDS = ".waiting-", 15.0  # a studio's tick, every two seconds, renews it
 # Two bytes of a lock file. The first is locked by the one who takes the lease, and stays so in processes that inherit
 # the descriptor; the second is shared by all that join it themselves.
 HOLDER_BYTE, MEMBER_BYTE = 0, 1
+SERVER_KINDS = ("chat", "vllm")  # of holders that are servers: they answer with transformers, or with vLLM
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,16 @@ class Holder:
     """Who holds a lease. For people: the lock alone decides."""
 
     what: str  # the name of a run or a model
-    kind: str  # a kind of run, or "chat"
+    kind: str  # a kind of run, or one of SERVER_KINDS
     user: str = ""  # of the operating system
     by: str = ""  # of the studio
     saves: str = ""  # the saves folder
     since: float = 0.0  # seconds since 1970
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a chat server and not a run."""
+        return self.kind in SERVER_KINDS
 
     @property
     def text(self) -> str:
@@ -123,6 +130,24 @@ def holders() -> dict[str, Holder]:
     except OSError:
         return {}
     return {name: holder for name in names if not name.startswith(".") and (holder := _holder(name))}
+
+
+def note_waiting(uuid: str) -> None:
+    """Let the holder of a lease know that a run waits for the GPU: a chat server that is idle then ends sooner."""
+    with contextlib.suppress(OSError):
+        path = folder() / f"{WAITING_PREFIX}{uuid}"
+        if not path.exists():
+            path.touch()
+            path.chmod(0o666)
+        os.utime(path)
+
+
+def somebody_waits(uuid: str) -> bool:
+    """Whether `note_waiting` has been called for the GPU in the last seconds."""
+    try:
+        return time.time() - (folder() / f"{WAITING_PREFIX}{uuid}").stat().st_mtime < WAITING_SECONDS
+    except OSError:
+        return False
 
 
 def _user() -> str:

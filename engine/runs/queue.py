@@ -182,6 +182,7 @@ def advance(saves: Path, hand_over: HandOver = lambda run, lock, gpus: False) ->
             open_runs = index.open_runs(saves)
             queued = _waiting(open_runs)
             decisions = _decide(queued, open_runs)
+            _note_waiting(queued, decisions)
             starts = [
                 (run.dir, decision.gpus) for run, decision in zip(queued, decisions, strict=True) if decision.starts
             ]
@@ -190,6 +191,20 @@ def advance(saves: Path, hand_over: HandOver = lambda run, lock, gpus: False) ->
             # waits on: either way, the others are looked at again.
             if all(results):
                 return
+
+
+def _note_waiting(queued: Sequence[Run], decisions: Sequence[Decision]) -> None:
+    """Let idle chat servers know that a run waits for their GPUs."""
+    needs = [
+        needed
+        for needed, decision in zip(map(demand, queued), decisions, strict=True)
+        if not (decision.starts or needed.on_cpu or needed.held)
+    ]
+    holders = leases.holders() if needs else {}
+    for gpu in hardware.gpus() if holders else ():
+        holder = holders.get(gpu.uuid)
+        if holder and holder.is_server and any(not needed.indices or gpu.index in needed.indices for needed in needs):
+            leases.note_waiting(gpu.uuid)
 
 
 def supervisor_command(folder: Path | str) -> list[str]:

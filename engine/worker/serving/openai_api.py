@@ -31,6 +31,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from engine.core.leases import somebody_waits
 from engine.core.locks import is_locked
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, write_json
@@ -45,7 +46,7 @@ from engine.worker.serving.server_state import ServerState
 from engine.worker.serving.vllm import VllmGenerator
 
 MAX_WAITING_ANSWERS = 128  # answers in progress or waiting; further requests are rejected as "busy"
-IDLE_SECONDS_WITHOUT_STUDIO = 60.0
+IDLE_SECONDS_WITHOUT_STUDIO = IDLE_SECONDS_WHILE_A_RUN_WAITS = 60.0
 HTTP_STATUS = {"chat-unknown-voice": 404, "chat-busy": 503, "chat-memory": 507, "chat-error": 500}  # otherwise 400
 OPENAI_CODES = {"chat-too-long": "context_length_exceeded", "chat-unknown-voice": "model_not_found"}
 
@@ -333,13 +334,16 @@ def application(state: ServerState, key: str = "") -> ASGIApp:
 
 
 async def _end_when_idle(state: ServerState, server: uvicorn.Server) -> None:
-    """End the server when it has been idle for a while; sooner if it belongs to studios and none is running."""
+    """End the server when it has been idle for a while; sooner if it belongs to studios and none is running, or a run
+    waits for its GPU."""
     studios = state.settings.get("studios")
     while not server.should_exit:
         await asyncio.sleep(1)
         patience = state.settings["idle_s"] or float("inf")
         if studios and not is_locked(Path(studios), ALIVE_BYTE):
             patience = min(patience, IDLE_SECONDS_WITHOUT_STUDIO)
+        if studios and state.settings.get("gpu") and somebody_waits(state.settings["gpu"]):
+            patience = min(patience, IDLE_SECONDS_WHILE_A_RUN_WAITS)
         idle = not state.busy() and time.monotonic() - state.last_activity > patience
         if idle or state.generator.fault():
             server.should_exit = True
