@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -180,26 +181,45 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
     assert reason.text() != reason.text("zh")
 
 
-def test_the_configuration_is_in_the_runs_folder_and_stays(
+def test_the_configuration_is_in_the_runs_folder_and_stays_once_there_is_a_checkpoint(
     seven: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cards(monkeypatch, 8, 80)
-    run = RunDir(tmp_path)
-    write_configuration(full(seven, 8), tmp_path, 8)
-    text = run.accelerate.read_text(encoding="utf-8")
+    run, asked = RunDir(tmp_path), full(seven, 8)
+
+    def written() -> str:
+        write_configuration(asked, tmp_path, 8)
+        return run.accelerate.read_text(encoding="utf-8")
+
+    text = written()
     assert is_fsdp(text)
     assert text.startswith("# Strategy: FSDP2. With DDP, the run would need about ")
     plain = read_yaml(text)
     assert (plain["num_processes"], plain["fsdp_config"]["fsdp_version"]) == (8, 2)
-    cards(monkeypatch, 8, 160)  # a resumed run continues as it began
-    write_configuration(full(seven, 8), tmp_path, 8)
-    assert run.accelerate.read_text(encoding="utf-8") == text
-    run.accelerate.unlink()
+    cards(monkeypatch, 8, 160)
+    assert not is_fsdp(written())
+    cards(monkeypatch, 8, 80)
+    assert written() == text
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-5" / "complete.json").write_text("{}", encoding="utf-8")
+    cards(monkeypatch, 8, 160)  # a resumed run continues as it began
+    assert written() == text
+    run.accelerate.unlink()
     cards(monkeypatch, 8, 80)  # a run of a version without strategies has trained with DDP
-    write_configuration(full(seven, 8), tmp_path, 8)
-    assert read_yaml(run.accelerate.read_text(encoding="utf-8"))["distributed_type"] == "MULTI_GPU"
+    assert not is_fsdp(written())
+
+
+def test_a_model_from_a_hub_is_estimated_once_it_is_there(
+    seven: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cards(monkeypatch, 8, 80)
+    run, asked = RunDir(tmp_path), full(Path("somebody/7B"), 8)
+    write_configuration(asked, tmp_path, 8)
+    assert "cannot be estimated yet" in run.accelerate.read_text(encoding="utf-8")
+    run.prepared.mkdir()
+    (run.prepared / "summary.json").write_text(json.dumps({"model_path": str(seven)}), encoding="utf-8")
+    write_configuration(asked, tmp_path, 8)
+    assert is_fsdp(run.accelerate.read_text(encoding="utf-8"))
 
 
 def test_what_does_not_fit_with_ddp_is_fitted_by_fsdp2(seven: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.core import hardware
 from engine.core.problems import LANGUAGES, Problem, problem
-from engine.core.rundir import RunDir, write_text
+from engine.core.rundir import RunDir, read_object, write_text
 from engine.launch.accelerate_config import configuration
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
@@ -47,11 +47,14 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
 
 
 def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
-    """Write accelerate.yaml for a run of several processes that is about to start. A resumed run continues with the
-    strategy that it has: its checkpoints are those of that strategy."""
+    """Write accelerate.yaml for a run of several processes that is about to start. A run with a checkpoint continues
+    with the strategy that it has, which that depends on. Without one, it is chosen again: by now, a model from a hub
+    may have been downloaded."""
     run = RunDir(folder)
-    if spec.hardware.num_processes == 1 or run.accelerate.exists():
+    if spec.hardware.num_processes == 1 or (run.accelerate.exists() and run.checkpoints()):
         return
+    downloaded = read_object(run.prepared / "summary.json").get("model_path")
+    spec = spec.change("model.model_name_or_path", downloaded or spec.model.model_name_or_path)
     path = Path(spec.model.model_name_or_path)
     model = inspect_model(path) if path.is_dir() else None
     strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
