@@ -36,7 +36,7 @@ def test_what_is_pasted_fills_the_tab_that_it_is_for(
     page.get_by_role("button", name="Load settings").click()
     told = page.locator("#imported")
 
-    paste(page, TRAINING, "#imported", "deepspeed (ds_z3_config.json) was left out: each GPU holds")
+    paste(page, TRAINING, "#imported", "deepspeed (ds_z3_config.json) was imported, with a difference: FSDP2 divides")
     expect(page.locator("#f-method-r input")).to_have_value("12")
     expect(told).to_contain_text("Nearest: learning_rate")
     expect(told.get_by_text("overwrite_cache")).to_be_hidden()  # folded: it was not needed
