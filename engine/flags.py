@@ -69,10 +69,27 @@ def add_sweep_options(verb: argparse.ArgumentParser) -> None:
         help="a setting and its values, such as training.learning_rate=1e-4,2e-4; repeat it for others",
     )  # fmt: skip
     how = verb.add_mutually_exclusive_group()
-    how.add_argument("--random", type=int, metavar="N", help="N of the combinations, drawn with the training's seed")
+    how.add_argument(
+        "--random", type=_positive_count, metavar="N", help="N of the combinations, drawn with the training's seed"
+    )
     how.add_argument("--list", action="store_true", help="the first values together, then the second ones, and so on")
-    verb.add_argument("--budget", type=float, metavar="HOURS", help="GPU hours for all runs, which are then stopped")
+    verb.add_argument(
+        "--budget", type=_positive_number, metavar="HOURS", help="GPU hours for all runs, which are then stopped"
+    )
     verb.add_argument("--early-stop", action="store_true", help="stop runs that are worse than the others' median")
+
+
+def _positive_count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise ValueError
+    return count
+
+
+def _positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
 
 
 def add_queue_options(verb: argparse.ArgumentParser) -> None:
@@ -86,18 +103,18 @@ def add_queue_options(verb: argparse.ArgumentParser) -> None:
     how.add_argument("--priority", choices=queue_order.PRIORITIES, help="of all waiting runs, the highest come first")
 
 
-def queue_changes(arguments: argparse.Namespace) -> Iterator[Callable[[Run], None]]:
+def queue_changes(arguments: argparse.Namespace, by: str) -> Iterator[Callable[[Run], None]]:
     """What the options of `queue` do to the run."""
     if arguments.now:
-        yield queue_order.start_now
+        yield partial(queue_order.start_now, by=by)
     if arguments.hold:
-        yield queue_order.hold
+        yield partial(queue_order.hold, by=by)
     if arguments.release:
-        yield queue_order.release
+        yield partial(queue_order.release, by=by)
     if arguments.move:
-        yield partial(queue_order.move, where=arguments.move)
+        yield partial(queue_order.move, where=arguments.move, by=by)
     if arguments.priority:
-        yield partial(queue_order.set_priority, priority=arguments.priority)
+        yield partial(queue_order.set_priority, priority=arguments.priority, by=by)
 
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:

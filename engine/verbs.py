@@ -109,15 +109,17 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
 def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print the waiting runs in their order and why each waits, then the GPUs and who uses them. With a run
     and an option, change its turn first."""
+    changes = list(flags.queue_changes(arguments, user_name()))
+    if changes and not arguments.run:
+        raise Refusal(problem("queue-which-run"))
     if arguments.run:
         run = _run(arguments, workplace)
-        for change in flags.queue_changes(arguments):
+        for change in changes:
             change(run)
-    for number, run in enumerate(queue.waiting(workplace.saves), start=1):
-        place = queue.place(run)
+    for number, (run, decision) in enumerate(queue.decisions(workplace.saves), start=1):
         print(f"{number:>3}  {run.id}")
-        if place and place.decision.reason:
-            print(f"     {place.decision.text(shell_language())}")
+        if decision.reason:
+            print(f"     {decision.text(shell_language())}")
     for use in gpu_use.gpu_uses():
         gpu, by = use.gpu, use.holder.text if use.holder else "others" if use.others else "free"
         print(f"GPU {gpu.index}  {(gpu.memory - gpu.free) / 1e9:>6.1f} of {gpu.memory / 1e9:.1f} GB  {by}")

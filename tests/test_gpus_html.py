@@ -73,3 +73,20 @@ def test_the_command_line_lists_them_and_changes_the_turn_of_a_run(
         "GPU 3     0.0 of 0.0 GB  free",
     ]
     assert "There is no run" in engine(workplace, "queue", "nothing", "--hold").stderr
+    assert "Name the run" in engine(workplace, "queue", "--hold").stderr
+    for words in (("--random", "0"), ("--random", "-5"), ("--budget", "nan"), ("--budget", "-1")):
+        assert "invalid" in engine(workplace, "sweep", "spec.yaml", "--set", "method.r=8", *words).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["python", "-m", "train", "--token=secret"], "python -m train"),
+        (["python", "train.py", "--token=secret"], "python train.py"),
+        (["serve", "--key", "secret"], "serve"),
+        (["env", "KEY=secret", "serve"], "env"),
+        ([], ""),
+    ],
+)
+def test_arguments_of_processes_are_not_shown(words: list[str], shown: str) -> None:
+    assert gpu_use._without_arguments(words) == shown

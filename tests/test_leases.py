@@ -18,8 +18,9 @@ import pytest
 
 from engine.core import leases
 from engine.core.leases import Holder
+from engine.core.locks import lock_byte
 from engine.core.problems import Refusal
-from engine.core.rundir import read_object
+from engine.core.rundir import read_object, write_json
 from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
@@ -73,22 +74,60 @@ def test_every_user_of_the_machine_can_use_the_folder_and_no_link_is_followed(fo
     for uuid in ("GPU-b", "GPU-c"):
         with pytest.raises(OSError, match=r"Too many levels|is not a file"):
             leases.take([uuid], Holder("x", "training"))
-    assert (target.read_text(), leases.holders()) == ("untouched", {})
+    assert target.read_text() == "untouched"
+    assert [name[-5:] for name in sorted(leases.holders())] == ["GPU-b", "GPU-c"]  # nobody can take them
 
 
-@pytest.mark.parametrize("content", ["", "null", '{"what": ["x"], "since": "y"}', "\0" * 5000, '{"what": "cut'])
+NONSENSE = ["", "null", '{"what": ["x"], "since": "y"}', "\0" * 5000, '{"what": "cut', "[" * 4096]
+NONSENSE += ['{"what": "\\ud800\\u001b[2J"}']
+
+
+@pytest.mark.parametrize("content", NONSENSE)
 def test_whatever_is_written_in_a_lease_the_lock_decides(folder: Path, content: str) -> None:
     held = leases.take(["GPU-a"], Holder("x", "training"))
     (folder / "GPU-a").write_text(content)
-    assert list(leases.holders()) == ["GPU-a"]
+    [(uuid, holder)] = leases.holders().items()
+    assert (uuid, holder.text.isprintable()) == ("GPU-a", True)
     assert leases.take(["GPU-a"], Holder("y", "training")) is None
     close(held)
 
 
+def test_what_the_last_holder_was_does_not_let_a_chat_beside_a_run(folder: Path) -> None:
+    close(leases.take(["GPU-a"], Holder("m", "chat")))  # its text stays in the file
+    setup = os.open(folder / "GPU-a", os.O_RDWR)
+    assert lock_byte(setup, leases.SETUP_BYTE, shared=False)  # somebody is taking it, and has not written his text yet
+    assert leases.take_beside("GPU-a", Holder("n", "chat")) is None
+    assert leases.take(["GPU-a"], Holder("y", "training")) is None
+    os.close(setup)
+    member = os.open(folder / "GPU-a", os.O_RDWR)  # the last rank of a run whose launcher is gone
+    close(leases.take(["GPU-a"], Holder("x", "training")))
+    assert lock_byte(member, leases.MEMBER_BYTE, shared=True)
+    assert leases.take_beside("GPU-a", Holder("n", "chat")) is None
+    assert leases.take(["GPU-a"], Holder("y", "training")) is None
+    os.close(member)
+    chat = leases.take_beside("GPU-a", Holder("n", "chat"))
+    assert leases.holders()["GPU-a"].what == "n"
+    close(chat)
+
+
+def test_a_lock_file_that_was_deleted_meanwhile_is_not_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close(leases.take(["GPU-a"], Holder("x", "training")))
+    opened = leases._open
+
+    def open_and_delete(uuid: str, create: bool = False) -> int:
+        descriptor = opened(uuid, create)
+        (folder / uuid).unlink()
+        (folder / uuid).touch()
+        return descriptor
+
+    monkeypatch.setattr(leases, "_open", open_and_delete)
+    assert leases.take(["GPU-a"], Holder("y", "training")) is None
+
+
 def test_servers_share_a_gpu_with_their_kind_until_the_last_has_ended(folder: Path) -> None:
     first = leases.take(["GPU-a"], Holder("m", "chat"))
-    assert leases.take_beside("GPU-a", "training") is None
-    second = leases.take_beside("GPU-a", "chat")
+    assert leases.take_beside("GPU-a", Holder("x", "training")) is None
+    second = leases.take_beside("GPU-a", Holder("n", "chat"))
     close(first)
     assert leases.take(["GPU-a"], Holder("x", "training")) is None
     close(second)
@@ -174,8 +213,9 @@ def test_a_shared_server_used_to_the_full_through_kill_nine(
     assert leased() == {"0": "two", "1": "two", "2": "single"}
     # The next waits for two; the one behind it may not take the GPU that is kept for it, but one that it does not need.
     large, small = submit("large", 2), submit("small")
+    needed = large.request["devices"]["memory"]
     assert reason(large) == (
-        f"Needs 2 GPUs with about {large.request['memory'] / 1e9:.1f} GB of memory; 0 are free. GPU 0: two (ada); "
+        f"Needs 2 GPUs with about {needed / 1e9:.1f} GB of memory; 0 are free. GPU 0: two (ada); "
         f"GPU 1: two (ada); GPU 2: single (ada); GPU 3: 41.9 GB used by other programs (process 1)"
     )
     assert "GPU 3: kept for large" in reason(small)
@@ -183,7 +223,7 @@ def test_a_shared_server_used_to_the_full_through_kill_nine(
     other = replace(workplace, saves=tmp_path / "other")
     other.saves.mkdir()
     foreign = submit("foreign", place=other, hardware__devices=[2])
-    assert reason(foreign) == "Needs the GPUs 2; 0 of them are free. GPU 2: single (ada)"
+    assert reason(foreign) == "Needs GPU 2; 0 are free. GPU 2: single (ada)"
     assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 3
 
     # Its owner decides to start the small one beside the others: it comes first, and large keeps waiting.
@@ -210,6 +250,71 @@ def test_a_shared_server_used_to_the_full_through_kill_nine(
     assert leased() == {"0": "large", "1": "large", "2": "foreign", "3": "small"}
     runs.stop(large, "kill")
     wait_until(lambda: leased() == {"2": "foreign", "3": "small"})
+
+
+def test_a_run_has_the_gpus_of_the_studio_that_submitted_it_whoever_starts_it(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    begun = []
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "advance", lambda *_: None)
+        anywhere = submit("anywhere")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+        limited = submit("limited")
+    monkeypatch.setattr(queue, "_start", lambda run, _lock, gpus: not begun.append([gpu.index for gpu in gpus]))
+    for variable in ("", "1"):  # a shell that hides the GPUs, or has others
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+        begun.clear()
+        queue.advance(workplace.saves)
+        assert begun == [[0], [2]], variable
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    write_json(anywhere.dir.request, anywhere.request | {"devices": {"count": "many"}})  # damaged: read from the spec
+    assert queue.demand(runs.read(anywhere.path, workplace.saves)).count == 1
+    assert queue.demand(limited).allowed == {"GPU-2"}
+
+
+def test_a_supervisor_that_was_told_no_gpus_finds_them_or_waits(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    """As a studio of an older version starts one, after its code has been replaced."""
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "advance", lambda *_: None)
+        run = submit("older", 2)
+    assert queue.uuids_for(run.dir) == ["GPU-0", "GPU-1"]
+    held = leases.take(["GPU-0", "GPU-2"], Holder("x", "training"))
+    assert queue.uuids_for(run.dir) is None
+    done = subprocess.run(queue.supervisor_command(run.path), cwd=PROJECT, env=queue.supervisor_environment())
+    assert done.returncode == queue.GPUS_TAKEN
+    assert runs.read(run.path, workplace.saves).state == "queued"
+    close(held)
+
+
+def test_without_a_usable_folder_runs_wait_and_say_why(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace, tiny: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "advance", lambda *_: None)
+        run = submit("waits")
+    file = workplace.saves.parent / "no folder"
+    file.touch()
+    monkeypatch.setenv(leases.FOLDER_VARIABLE, str(file))
+    queue.advance(workplace.saves)
+    assert "cannot be used: part of the path is a file" in reason(run)
+    with pytest.raises(Refusal, match="cannot be used"):
+        servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "")
+
+
+def test_a_server_that_cannot_be_started_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, workplace: Workplace, tiny: Path
+) -> None:
+    choice = servers.choose(workplace, str(tiny))
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "write_json", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device")))
+        with pytest.raises(Refusal, match="No space left"):
+            servers.start(workplace, choice)
+    assert leases.holders() == {}
+    assert servers.servers(workplace.saves) == []
+    assert not list((workplace.saves / servers.SERVERS_FOLDER).glob("[!.]*"))
 
 
 def test_a_run_that_waits_asks_only_for_gpus_of_servers_that_it_could_use(
@@ -320,8 +425,7 @@ def test_while_the_driver_fails_only_runs_on_the_cpu_start(
     with monkeypatch.context() as patch:
         patch.setattr(queue, "advance", lambda *_: None)
         auto, on_cpu = submit("auto"), submit("cpu", training__precision="fp32")
-        spec = on_cpu.spec.change("hardware.device", "cpu")
-        on_cpu.dir.spec.write_text(spec.to_yaml())
+        write_json(on_cpu.dir.request, on_cpu.request | {"devices": on_cpu.request["devices"] | {"count": 0}})
     four_gpus.report(error="GPU is lost")
     queue.advance(workplace.saves)
     assert begun == ["cpu"]

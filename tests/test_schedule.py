@@ -66,6 +66,18 @@ def test_a_small_run_passes_a_large_one_only_where_it_does_not_delay_it() -> Non
     assert started([Demand("held", 3, held=True), small], EIGHT[:1]) == {"held": None, "small": [0]}
 
 
+def test_what_can_never_start_keeps_nothing_from_others() -> None:
+    seven = EIGHT[:7]
+    demands = [Demand("eight", 8), Demand("lost", 2, (6, 7)), Demand("other", 1, allowed=frozenset())]
+    assert started([*demands, Demand("small", 3)], seven) == dict.fromkeys(("eight", "lost", "other")) | {
+        "small": [0, 1, 2]
+    }
+    texts = [decision.text() for decision in decide(demands, Machine(seven, {}))]
+    assert texts[0].startswith("Needs 8 GPUs that it could use; there are only 7 now.")
+    assert texts[1].startswith("Needs GPU 7, which is not available")
+    assert texts[2].startswith("Needs 1 GPU that it could use; there are only 0 now.")
+
+
 def test_the_emptiest_gpus_are_taken_and_then_the_first() -> None:
     uneven = [gpu(0, 78), gpu(1, 79), gpu(2, 79), gpu(3, 79)]
     assert started([Demand("one", 1)], uneven) == {"one": [1]}
@@ -76,7 +88,7 @@ def test_the_emptiest_gpus_are_taken_and_then_the_first() -> None:
 
 def test_slices_are_for_runs_with_one_process() -> None:
     slices = [Gpu(100 + number, f"MIG-{number}", "slice", 10 * GB, 9 * GB, 9.0) for number in range(3)]
-    assert started([Demand("two", 2), Demand("small", 1)], slices) == {"two": [100, 101], "small": [102]}
+    assert started([Demand("two", 2), Demand("small", 1)], slices) == {"two": None, "small": [100]}
     both = [*slices, gpu(0), gpu(1)]
     assert started([Demand("two", 2), Demand("small", 1)], both) == {"two": [0, 1], "small": [100]}
 
@@ -102,7 +114,9 @@ def test_a_run_that_waits_says_what_for_in_both_languages() -> None:
     assert second.text().startswith("Needs 1 GPU; 0 are free. GPU 0: tiny/lora/a (ada); GPU 1: kept for b")
     [on_cpu] = decide([Demand("d", 0)], Machine([], {}, on_cpu=list("efgh")))
     assert on_cpu.text() == "Waits for the CPU. Before it: e, f, g, …."
-    [narrow] = decide([Demand("d", 0, memory=9 * 10**9)], Machine([], {}, lanes=2, on_cpu=["e"], free_memory=10**9))
+    two = [Demand("d", 0, memory=9 * 10**9)] * 2
+    assert [decision.starts for decision in decide(two, Machine([], {}, lanes=2, free_memory=10**10))] == [True, False]
+    [narrow] = decide(two[:1], Machine([], {}, lanes=2, on_cpu=["e"], free_memory=10**9))
     assert narrow.text() == "Needs about 9.0 GB of memory; 1.0 GB is free."
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,7 @@ def test_grid_random_and_list(make_spec: Callable[..., RunSpec]) -> None:
         (["learning_rate = 1"], "grid", "is not a setting"),
         (["data.datasets = a, b"], "grid", "is not a setting"),
         (["nonsense"], "grid", "is not a setting"),
+        ([f"{RANK} = 8", f"{RANK} = 16"], "grid", "chosen twice"),
         ([f"{LR} = 1e-4, 2e-4", f"{RANK} = 8"], "list", "they have 2, 1"),
         ([f"{LR} = {','.join(['1'] * 5000)}", f"{RANK} = {','.join(['1'] * 5000)}"], "grid", "25,000,000 runs"),
         ([f"{LR} = fast"], "grid", "must be a number"),
@@ -132,7 +135,6 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     assert (
         warning.problem.values | {"curve": "loss", "step": "4", "value": "2.5", "median": "2"} == warning.problem.values
     )
-    assert sweeps.best(members).path == members[0].path
 
     watch = SweepWatch(members[0], lambda: now)
     now += 1700 / 4  # four runs on two GPUs each, for 525 s: 1.17 hours
@@ -140,8 +142,37 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     watch.look()
     assert stopping() == [True] * 5
     assert "has used its 1 GPU hours" in read_warnings(members[0].dir)[0].problem.text()
+    before = runs.read(members[1].path, workplace.saves).request
+    now += 60
+    watch.look()  # it has done its work
+    assert len(members[0].dir.warnings.read_text().splitlines()) == 1
+    SweepWatch(members[1], lambda: now).look()  # and another supervisor finds nothing left to stop
+    assert runs.read(members[1].path, workplace.saves).request == before
+    resumed = dataclasses.replace(members[2], request=members[2].request | {"attempt": 2})
+    SweepWatch(resumed, lambda: now).look()
+    assert read_warnings(resumed.dir) == []
     for lock in alive:
         os.close(lock)
+    # Without a process, and without an end: interrupted. What counts is until when it reported progress.
+    write_json(members[0].dir.progress, {"at": 1060.0})
+    assert sweeps.hours_used([runs.read(members[0].path, workplace.saves)], now) == pytest.approx(2 * 60 / 3600)
+
+
+def test_what_was_submitted_before_an_error_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    new_folder, count = runs._new_folder, iter(range(3))
+
+    def full_at_the_third(spec: Any, saves: Path) -> Path:
+        if next(count) == 2:
+            raise OSError(28, "No space left on device")
+        return new_folder(spec, saves)
+
+    monkeypatch.setattr(runs, "_new_folder", full_at_the_third)
+    with pytest.raises(Refusal, match="No space left"):
+        sweeps.submit(sweeps.variants(make_spec(), {RANK: ["1", "2", "4"]}, "grid"), workplace)
+    assert runs.find(workplace.saves) == []
 
 
 SLOW_AT_16 = """

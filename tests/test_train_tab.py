@@ -233,7 +233,7 @@ def test_a_sweep_counts_its_runs_and_starts_them_all_or_none(
     assert "must be ≥ 1" in refused[tab.context.message]
     assert runs.find(place.saves) == []
     started = panel.submit(ADA, *controls("1e-3, 2e-3", "8"), 5, True, *form)
-    assert "2 runs started" in started[tab.context.message]
+    assert "2 runs submitted" in started[tab.context.message]
     members = runs.find(place.saves)[::-1]
     assert started[tab.context.selected] == members[0].id
     assert [(run.by, run.spec.training.learning_rate, run.spec.method.r) for run in members] == [

@@ -74,6 +74,16 @@ def gpus() -> tuple[Gpu, ...]:
     return _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
+def all_gpus() -> tuple[Gpu, ...]:
+    """All GPUs of the machine, whatever CUDA_VISIBLE_DEVICES is."""
+    return _cached_query()[0]
+
+
+def driver_failure() -> Problem | None:
+    """Why the driver does not list the GPUs, whatever CUDA_VISIBLE_DEVICES is."""
+    return _cached_query()[1]
+
+
 def may_have_gpus() -> bool:
     """Whether there is a trace of a driver; asks nobody."""
     return any(map(os.path.exists, (*DRIVER_TRACES, WSL_TRACE)))

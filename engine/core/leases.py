@@ -9,27 +9,27 @@ they share the folder.
 from __future__ import annotations
 
 import contextlib
-import errno
 import getpass
 import json
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.core.locks import byte_is_locked, lock_byte
+from engine.core.locks import byte_is_locked, lock_byte, unlock_byte
 from engine.core.problems import Problem, problem
 
 FOLDER_VARIABLE = "ATHANOR_LEASES"
 HELD_VARIABLE = "ATHANOR_HELD_LEASES"  # of the processes of a holder: the UUIDs, separated by commas
 MAX_HOLDER_BYTES = 4096
 WAITING_PREFIX, WAITING_SECONDS = ".waiting-", 15.0  # a studio's tick, every two seconds, renews it
-# Two bytes of a lock file. The first is locked by the one who takes the lease, and stays so in processes that inherit
-# the descriptor; the second is shared by all that join it themselves.
-HOLDER_BYTE, MEMBER_BYTE = 0, 1
+# Three bytes of a lock file. The first is locked by the one who takes the lease, and stays so in processes that inherit
+# the descriptor; the second is shared by all that join it themselves; the third is locked while a lease is being taken.
+HOLDER_BYTE, MEMBER_BYTE, SETUP_BYTE = 0, 1, 2
 SERVER_KINDS = ("chat", "vllm")  # of holders that are servers: they answer with transformers, or with vLLM
 
 
@@ -68,48 +68,70 @@ def folder() -> Path:
 
 
 def obstacle() -> Problem | None:
-    """Why no lease can be taken: the folder cannot be used."""
+    """Why no lease can be taken: the folder cannot be used, or has no locks of this kind."""
     try:
         _make_folder(folder())
+        with tempfile.TemporaryFile(dir=folder()) as probe:
+            lock_byte(probe.fileno(), HOLDER_BYTE, shared=False)
+            byte_is_locked(probe.fileno(), HOLDER_BYTE)
     except OSError as error:
         return problem("leases-not-writable", "hardware.device", folder=folder(), why=error.strerror or error)
-    if os.access(folder(), os.W_OK | os.X_OK):
-        return None
-    return problem("leases-not-writable", "hardware.device", folder=folder(), why=os.strerror(errno.EACCES))
+    return None
 
 
 def take(uuids: Iterable[str], holder: Holder) -> list[int] | None:
     """Take the leases of all these GPUs, or of none if another holds one of them. Returns the descriptors that hold
     them; None if they could not be taken. Raises OSError if the folder cannot be used."""
-    descriptors: list[int] = []
-    try:
+    with contextlib.ExitStack() as undo:
+        descriptors = []
         for uuid in sorted(uuids):
-            descriptor = _open(uuid, create=True)
+            descriptor = _prepared(uuid, undo)
+            if descriptor is None or byte_is_locked(descriptor, MEMBER_BYTE):
+                return None
+            if not lock_byte(descriptor, HOLDER_BYTE, shared=False):
+                return None
             descriptors.append(descriptor)
-            if not lock_byte(descriptor, HOLDER_BYTE, shared=False) or byte_is_locked(descriptor, MEMBER_BYTE):
-                raise BlockingIOError
-        content = json.dumps(asdict(holder) | {"user": _user(), "since": time.time()}).encode()
         for descriptor in descriptors:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, content[:MAX_HOLDER_BYTES], 0)
-    except OSError as error:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if isinstance(error, BlockingIOError):
+            _write(descriptor, holder)
+            unlock_byte(descriptor, SETUP_BYTE)
+        undo.pop_all()
+        return descriptors
+
+
+def take_beside(uuid: str, holder: Holder) -> list[int] | None:
+    """Share the lease of a GPU with holders of the same kind. Returns the descriptors that hold it; None if the holder
+    is of another kind. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+        descriptor = _prepared(uuid, undo)
+        if descriptor is None:
             return None
-        raise
-    return descriptors
-
-
-def take_beside(uuid: str, kind: str) -> list[int] | None:
-    """Share the lease of a GPU with holders of that kind. Returns the descriptors that hold it; None if the holder is
-    of another kind. Raises OSError."""
-    descriptor = _open(uuid, create=True)
-    lock_byte(descriptor, MEMBER_BYTE, shared=True)  # first: from now on, nobody else can take it
-    if not byte_is_locked(descriptor, HOLDER_BYTE) or _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0)).kind == kind:
+        is_held = byte_is_locked(descriptor, HOLDER_BYTE) or byte_is_locked(descriptor, MEMBER_BYTE)
+        if is_held and _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0)).kind != holder.kind:
+            return None
+        lock_byte(descriptor, MEMBER_BYTE, shared=True)
+        if not is_held:
+            _write(descriptor, holder)
+        unlock_byte(descriptor, SETUP_BYTE)
+        undo.pop_all()
         return [descriptor]
-    os.close(descriptor)
-    return None
+
+
+def _prepared(uuid: str, undo: contextlib.ExitStack) -> int | None:
+    """The lock file of a GPU, which nobody else takes or shares at the same moment: what is written in it belongs to
+    those who hold it. None if somebody does. `undo` closes it."""
+    descriptor = _open(uuid, create=True)
+    undo.callback(os.close, descriptor)
+    if not lock_byte(descriptor, SETUP_BYTE, shared=False):
+        return None
+    there = os.stat(folder() / uuid)
+    return descriptor if os.path.samestat(there, os.fstat(descriptor)) else None  # deleted in the meantime
+
+
+def _write(descriptor: int, holder: Holder) -> None:
+    content = json.dumps(asdict(holder) | {"user": _user(), "since": time.time()}).encode()
+    with contextlib.suppress(OSError):  # the disk is full; the lock alone decides
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content[:MAX_HOLDER_BYTES], 0)
 
 
 def join() -> list[int]:
@@ -158,27 +180,37 @@ def _user() -> str:
 
 
 def _holder(uuid: str) -> Holder | None:
+    """None if nobody has leased the GPU. A lock file that cannot be used counts as leased: nobody can take it."""
     try:
         descriptor = _open(uuid)
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        return Holder(f"{folder() / uuid}: {error.strerror or error}", "")
     try:
         if not (byte_is_locked(descriptor, HOLDER_BYTE) or byte_is_locked(descriptor, MEMBER_BYTE)):
             return None
         return _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0))
+    except OSError as error:
+        return Holder(f"{folder() / uuid}: {error.strerror or error}", "")
     finally:
         os.close(descriptor)
 
 
 def _read(content: bytes) -> Holder:
-    """Anybody may have written it, so it may be anything."""
+    """Any user of the machine may have written it, so it may be anything."""
     fields: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(content)
         fields = value if isinstance(value, dict) else {}
-    texts = {name: str(fields.get(name, "")) for name in ("what", "kind", "user", "by", "saves")}
+    texts = {name: plain(str(fields.get(name, ""))) for name in ("what", "kind", "user", "by", "saves")}
     since = fields.get("since")
     return Holder(**texts, since=since if isinstance(since, (int, float)) else 0.0)
+
+
+def plain(text: str) -> str:
+    """Text for a page or a terminal: without control characters, and in valid UTF-8."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _open(uuid: str, create: bool = False) -> int:
@@ -202,19 +234,29 @@ def _open(uuid: str, create: bool = False) -> int:
 
 
 def _create(path: Path, flags: int) -> int:
-    """A lock file that every user may lock."""
+    """A lock file that every user may lock. It appears with its permissions, or not at all."""
     _make_folder(path.parent)
+    handle, hidden = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:  # created by another at the same moment
-        return os.open(path, flags)
-    os.fchmod(descriptor, 0o666)  # whatever the umask is
-    return descriptor
+        os.fchmod(handle, 0o666)  # whatever the umask is
+        with contextlib.suppress(FileExistsError):  # created by another at the same moment
+            os.link(hidden, path)
+    finally:
+        os.close(handle)
+        os.unlink(hidden)
+    return os.open(path, flags)
 
 
 def _make_folder(path: Path) -> None:
     """Create it unless it exists, so that every user may add a lock file. Raises OSError."""
-    if not path.is_dir():
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            path.chmod(0o1777)
+    if path.is_dir():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = tempfile.mkdtemp(prefix=".new-", dir=path.parent)
+    os.chmod(hidden, 0o1777)
+    try:
+        os.rename(hidden, path)
+    except OSError:
+        os.rmdir(hidden)
+        if not path.is_dir():  # otherwise created by another at the same moment
+            raise

@@ -31,6 +31,11 @@ def lock_byte(descriptor: int, byte: int, *, shared: bool) -> bool:
     return True
 
 
+def unlock_byte(descriptor: int, byte: int) -> None:
+    """Release one byte that was locked through this descriptor, and keep the others."""
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _record(fcntl.F_UNLCK, byte))
+
+
 def byte_is_locked(descriptor: int, byte: int) -> bool:
     """Whether anyone else holds that byte of an open file, shared or exclusively."""
     return _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _record(fcntl.F_WRLCK, byte)))[0] != fcntl.F_UNLCK

@@ -8,11 +8,10 @@ import psutil
 
 from engine.core import hardware, leases
 from engine.core.hardware import Gpu
-from engine.core.leases import Holder
+from engine.core.leases import Holder, plain
 from engine.runs.schedule import others_bytes
 
 MAX_COMMAND_CHARACTERS = 60
-COMMAND_WORDS = 3  # program, -m, module; what follows may be secret
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,18 @@ def _names(pid: int) -> tuple[str, str]:
     """The user and the command of a process; "" where they cannot be seen."""
     try:
         process = psutil.Process(pid)
-        command = " ".join(process.cmdline()[:COMMAND_WORDS]) or process.name()
-        return process.username(), command[:MAX_COMMAND_CHARACTERS]
+        command = _without_arguments(process.cmdline()) or process.name()
+        return plain(process.username()), plain(command)[:MAX_COMMAND_CHARACTERS]
     except (psutil.Error, OSError, KeyError):
         return "", ""
+
+
+def _without_arguments(words: list[str]) -> str:
+    """A program, with the script or module that it runs; arguments may be secret."""
+    program, *others = words or [""]
+    kept = [program]
+    if others[:1] == ["-m"]:
+        kept += others[:2]
+    elif others and not others[0].startswith("-") and "=" not in others[0]:
+        kept.append(others[0])
+    return " ".join(kept)

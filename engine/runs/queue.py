@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from engine.core import hardware, leases, regular_files
 from engine.core.hardware import Gpu
@@ -25,7 +26,7 @@ from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.runs import index
-from engine.runs.run import Run
+from engine.runs.run import Run, read
 from engine.runs.schedule import Decision, Demand, Machine, decide
 from engine.spec.run_spec import Spec
 
@@ -95,43 +96,78 @@ def place(run: Run) -> Place | None:
     """None if the run is not waiting."""
     if run.state != "queued":
         return None
-    open_runs = index.open_runs(saves_of(run.path))
-    queued = _waiting(open_runs)
-    for number, (other, decision) in enumerate(zip(queued, _decide(queued, open_runs), strict=True), start=1):
+    for number, (other, decision) in enumerate(decisions(saves_of(run.path)), start=1):
         if other.path == run.path:
             return Place(number, decision)
     return None  # it has started in the meantime
 
 
+def decisions(saves: Path) -> list[tuple[Run, Decision]]:
+    """The waiting runs in their order, and why each waits."""
+    open_runs = index.open_runs(saves)
+    queued = _waiting(open_runs)
+    return list(zip(queued, _decide(queued, open_runs), strict=True))
+
+
 # ------------------------------------------------------------------------------------------ who starts, and where
 
 
+def demand_fields(spec: Spec, memory: int) -> dict[str, Any]:
+    """What request.json says of a run's devices: decided at submission, by the process that knows which GPUs the run
+    may use. Whoever starts the run may have another CUDA_VISIBLE_DEVICES."""
+    gpus, chosen = hardware.gpus(), spec.hardware
+    limited = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
+    return {
+        "count": 0 if command.on_cpu(spec, len(gpus)) else chosen.num_processes,
+        "indices": list(chosen.devices),
+        "allowed": [gpu.uuid for gpu in gpus] if limited else None,
+        "memory": memory,
+    }
+
+
 def demand(run: Run) -> Demand:
-    """What a waiting run needs. One whose spec cannot be read needs nothing: it starts, and fails with the reason."""
-    request, needed = run.request, run.request.get("memory")
-    try:
-        chosen = run.spec.hardware
-        # While the driver fails, nobody knows how many GPUs there are; "auto" does not mean the CPU then.
-        unknown = chosen.device != "cpu" and hardware.gpu_failure() is not None
-        on_cpu = not unknown and command.on_cpu(run.spec, len(hardware.gpus()))
-    except Refusal:
-        return Demand(run.title, count=0)
+    """What a waiting run needs."""
+    request = run.request
+    fields = _valid(request.get("devices")) or _demand_of_older(run)
+    on_cpu, allowed = fields["count"] == 0, fields.get("allowed")
     return Demand(
         run.title,
-        count=0 if on_cpu else chosen.num_processes,
-        indices=() if on_cpu else tuple(chosen.devices),
-        memory=needed if isinstance(needed, int) else 0,
+        count=fields["count"],
+        indices=() if on_cpu else tuple(fields["indices"]),
+        memory=fields["memory"],
         beside_others=bool(request.get("now")),
         held=bool(request.get("held")),
+        allowed=None if allowed is None else frozenset(allowed),
     )
 
 
+def _valid(fields: Any) -> dict[str, Any] | None:
+    """What `demand_fields` has written; None if it is damaged, or missing."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("indices"), list):
+        return None
+    numbers = all(isinstance(fields.get(name), int) for name in ("count", "memory"))
+    return fields if numbers and isinstance(fields.get("allowed"), (list, type(None))) else None
+
+
+def _demand_of_older(run: Run) -> dict[str, Any]:
+    """Of a run that was submitted by a version without leases. One whose spec cannot be read needs nothing: it starts,
+    and fails with the reason."""
+    try:
+        return demand_fields(run.spec, 0)
+    except Refusal:
+        return {"count": 0, "indices": [], "memory": 0}
+
+
 def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
-    """What happens to the waiting runs now. While the driver fails, those that may need a GPU wait."""
+    """What happens to the waiting runs now. While the driver fails, or no lease can be taken, those that need a GPU
+    wait."""
     if not queued:
         return []
-    demands, failure = [demand(run) for run in queued], hardware.gpu_failure()
+    demands = [demand(run) for run in queued]
     decisions = decide(demands, _machine([run for run in open_runs if run.dir.alive()]))
+    failure = None
+    if any(not (needed.on_cpu or needed.held) for needed in demands):
+        failure = hardware.driver_failure() or leases.obstacle()
     return [
         decision if failure is None or needed.on_cpu or needed.held else Decision(reason=failure)
         for needed, decision in zip(demands, decisions, strict=True)
@@ -140,7 +176,7 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
 
 def _machine(alive: Sequence[Run]) -> Machine:
     """The devices as they are now, and which runs use them."""
-    gpus, holders = hardware.gpus(), leases.holders()
+    gpus, holders = hardware.all_gpus(), leases.holders()
     taken = {uuid: holder.text for uuid, holder in holders.items()}
     on_cpu = []
     for run in alive:
@@ -169,6 +205,16 @@ def gpus_for(spec: Spec, saves: Path) -> tuple[Gpu, ...]:
     needed = Demand("", count=chosen.num_processes, indices=tuple(chosen.devices))
     [decision] = decide([needed], Machine(gpus, {uuid: "" for uuid in leases.holders()}))
     return decision.gpus or hardware.chosen_gpus(chosen.devices, chosen.num_processes)
+
+
+def uuids_for(run: RunDir) -> list[str] | None:
+    """The GPUs of a run whose supervisor was told none, because the run needs none; or by a studio of a version without
+    leases, whose code has been replaced under it. None if there are not enough now."""
+    needed = replace(demand(read(run.path, saves_of(run.path))), held=False)
+    if needed.on_cpu:
+        return []
+    [decision] = decide([needed], _machine([]))
+    return [gpu.uuid for gpu in decision.gpus] if decision.starts else None
 
 
 HandOver = Callable[[RunDir, int, Sequence[Gpu]], bool]
@@ -201,7 +247,7 @@ def _note_waiting(queued: Sequence[Run], decisions: Sequence[Decision]) -> None:
         if not (decision.starts or needed.on_cpu or needed.held)
     ]
     holders = leases.holders() if needs else {}
-    for gpu in hardware.gpus() if holders else ():
+    for gpu in hardware.all_gpus() if holders else ():
         holder = holders.get(gpu.uuid)
         if holder and holder.is_server and any(not needed.indices or gpu.index in needed.indices for needed in needs):
             leases.note_waiting(gpu.uuid)

@@ -1,7 +1,11 @@
-"""Changes of the order in which waiting runs start: on hold, at once, earlier, later, more important."""
+"""Changes of the order in which waiting runs start: on hold, at once, earlier, later, more important.
+
+The request of a run records the last change and who (`by`) made it.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -16,35 +20,35 @@ PRIORITIES = {"high": 1, "normal": 0, "low": -1}
 SECOND_NS = 1_000_000_000
 
 
-def hold(run: Run) -> None:
+def hold(run: Run, by: str = "") -> None:
     """Keep a waiting run from starting. Raises Refusal if it does not wait."""
-    _change(run, "hold", lambda _order: {"held": True, "now": False})
+    _change(run, "hold", by, lambda _order: {"held": True, "now": False})
 
 
-def release(run: Run) -> None:
+def release(run: Run, by: str = "") -> None:
     """Let a run on hold wait for its turn again. Raises Refusal if it does not wait."""
-    _change(run, "release", lambda _order: {"held": False})
+    _change(run, "release", by, lambda _order: {"held": False})
 
 
-def start_now(run: Run) -> None:
+def start_now(run: Run, by: str = "") -> None:
     """Put a waiting run first, and let it start even on GPUs on which processes of others compute, or on a CPU that
     other runs use; not on a GPU that is leased. Raises Refusal if it does not wait."""
-    _change(run, "start-now", lambda _order: {"held": False, "now": True})
+    _change(run, "start-now", by, lambda _order: {"held": False, "now": True})
 
 
-def set_priority(run: Run, priority: str) -> None:
+def set_priority(run: Run, priority: str, by: str = "") -> None:
     """A key of PRIORITIES. Runs of a higher priority come first. Raises Refusal if the run does not wait."""
     if priority not in PRIORITIES:
         raise Refusal(problem("spec-choice", "priority", given=priority, choices=", ".join(PRIORITIES)))
-    _change(run, "priority", lambda _order: {"priority": PRIORITIES[priority]})
+    _change(run, "priority", by, lambda _order: {"priority": PRIORITIES[priority]})
 
 
-def move(run: Run, where: str) -> None:
+def move(run: Run, where: str, by: str = "") -> None:
     """Move a waiting run in the queue; it gets the priority of the run whose place it takes. Those that start at once
     stay in front. Raises Refusal if it does not wait."""
     if where not in MOVES:
         raise Refusal(problem("spec-choice", "move", given=where, choices=", ".join(MOVES)))
-    _change(run, "move", lambda order: _moved(run, order, where))
+    _change(run, "move", by, lambda order: _moved(run, order, where))
 
 
 def _moved(run: Run, order: list[Run], where: str) -> dict[str, Any]:
@@ -73,12 +77,14 @@ def _queued(run: Run) -> int:
     return run.request.get("queued", 0)
 
 
-def _change(run: Run, action: str, changes: Callable[[list[Run]], dict[str, Any]]) -> None:
+def _change(run: Run, action: str, by: str, changes: Callable[[list[Run]], dict[str, Any]]) -> None:
     """Change the request of a waiting run: the runs in their order → what is changed."""
     saves = queue.saves_of(run.path)
     with runs.refusing_write_errors(saves), queue.locked(saves):
         run = runs.read(run.path, saves)
         if run.state != "queued":
             raise Refusal(problem("run-cannot", what=action, state=run.state))
-        write_json(run.dir.request, read_object(run.dir.request) | changes(queue.waiting(saves)))
+        change = {"action": action, "by": by, "at": time.time()}
+        request = read_object(run.dir.request)
+        write_json(run.dir.request, request | changes(queue.waiting(saves)) | {"queue_change": change})
     queue.advance(saves)

@@ -74,9 +74,11 @@ def _abbreviates(text: str, run: Run) -> bool:
     return any(name.startswith(text) or re.search(rf"(?<!\w){re.escape(text)}$", name) for name in names)
 
 
-def submit(spec: Spec, workplace: Workplace, by: str = "", request: Mapping[str, Any] | None = None) -> Run:
-    """Freeze the spec into a new folder and put it in the queue. `request`: what else request.json says of it. Raises
-    Refusal with every problem."""
+def submit(
+    spec: Spec, workplace: Workplace, by: str = "", request: Mapping[str, Any] | None = None, start: bool = True
+) -> Run:
+    """Freeze the spec into a new folder and put it in the queue. `request`: what else request.json says of it; `start`:
+    let the queue move on at once. Raises Refusal with every problem."""
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
     text = spec.to_yaml()
@@ -98,14 +100,15 @@ def submit(spec: Spec, workplace: Workplace, by: str = "", request: Mapping[str,
                     "queued": time.time_ns(),
                     "attempt": 1,
                     "stop": None,
-                    "memory": kind.memory(spec),
+                    "devices": queue.demand_fields(spec, kind.memory(spec)),
                     **(request or {}),
                 },
             )
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        queue.advance(workplace.saves, standby.hand_over)
+        if start:
+            queue.advance(workplace.saves, standby.hand_over)
     return read(folder, workplace.saves)
 
 

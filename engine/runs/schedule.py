@@ -21,9 +21,9 @@ ALIKE_BYTES = 1 << 30  # GPUs whose free memory differs by less are taken in the
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes free on each (0 if unknown).
-    Without GPUs, `memory` is that of the machine. `beside_others`: even on GPUs on which processes of others compute,
-    or on a CPU that other runs use."""
+    """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes each (0 if unknown). Without
+    GPUs, `memory` is that of the machine. `beside_others`: even on GPUs on which processes of others compute, or on a
+    CPU that other runs use."""
 
     name: str
     count: int = 1
@@ -31,6 +31,7 @@ class Demand:
     memory: int = 0
     beside_others: bool = False
     held: bool = False
+    allowed: frozenset[str] | None = None  # the UUIDs of the GPUs that it may use; None: all
 
     @property
     def on_cpu(self) -> bool:
@@ -71,14 +72,14 @@ class Decision:
 
 def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     """What happens to each of the waiting runs, in their order."""
-    taken, reserved, on_cpu = dict(machine.taken), dict[str, str](), list(machine.on_cpu)
+    taken, reserved, on_cpu = dict(machine.taken), dict[str, str](), list[Demand]()
     decisions = []
     for demand in demands:
         if demand.held:
             decision = Decision(reason=problem("waits-held"))
         elif demand.on_cpu:
             decision = _on_cpu(demand, machine, on_cpu)
-            on_cpu.append(demand.name)  # it starts, or its place is kept
+            on_cpu.append(demand)  # it starts, or its place is kept
         else:
             decision = _on_gpus(demand, machine.gpus, taken, reserved)
             claimed = decision.gpus if decision.starts else _reserved(demand, machine.gpus, taken, reserved)
@@ -87,28 +88,31 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     return decisions
 
 
-def _on_cpu(demand: Demand, machine: Machine, before: Sequence[str]) -> Decision:
+def _on_cpu(demand: Demand, machine: Machine, before: Sequence[Demand]) -> Decision:
     """The only run on the CPU may try to use all of the memory."""
-    if len(before) >= machine.lanes and not demand.beside_others:
-        return Decision(
-            reason=problem("waits-cpu", runs=", ".join([*before[:MAX_NAMED], *["…"] * (len(before) > MAX_NAMED)]))
-        )
-    if before and demand.memory > machine.free_memory:
-        sizes = {"needed": _size(demand.memory), "free": _size(machine.free_memory)}
-        return Decision(reason=problem("waits-memory", **sizes))
+    names = [*machine.on_cpu, *(other.name for other in before)]
+    if len(names) >= machine.lanes and not demand.beside_others:
+        listed = [*names[:MAX_NAMED], *["…"] * (len(names) > MAX_NAMED)]
+        return Decision(reason=problem("waits-cpu", runs=", ".join(listed)))
+    free = machine.free_memory - sum(other.memory for other in before)
+    if names and demand.memory > free:
+        return Decision(reason=problem("waits-memory", needed=_size(demand.memory), free=_size(max(free, 0))))
     return Decision()
 
 
 def _on_gpus(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], reserved: Mapping[str, str]) -> Decision:
-    obstacles = {gpu.uuid: _obstacle(gpu, demand, taken, reserved) for gpu in _eligible(demand, gpus)}
-    ready = [gpu for gpu in gpus if gpu.uuid in obstacles and obstacles[gpu.uuid] is None]
+    eligible = _eligible(demand, gpus)
+    if len(eligible) < demand.count:
+        return Decision(reason=_never(demand, eligible))
+    obstacles = {gpu.uuid: _obstacle(gpu, demand, taken, reserved) for gpu in eligible}
+    ready = [gpu for gpu in eligible if obstacles[gpu.uuid] is None]
     if len(ready) >= demand.count:
         emptiest = sorted(ready, key=lambda gpu: -(gpu.free // ALIKE_BYTES))[: demand.count]
         order = demand.indices or [gpu.index for gpu in gpus]
         return Decision(tuple(sorted(emptiest, key=lambda gpu: order.index(gpu.index))))
     values = {"count": demand.count, "free": len(ready)}
     if demand.indices:
-        reason = problem("waits-these-gpus", gpus=", ".join(map(str, demand.indices)), free=len(ready))
+        reason = problem("waits-these-gpus", gpus=", ".join(map(str, demand.indices)), **values)
     elif demand.memory:
         reason = problem("waits-gpus-memory", needed=_size(demand.memory), **values)
     else:
@@ -116,15 +120,26 @@ def _on_gpus(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], rese
     return Decision(reason=reason, details=tuple(filter(None, obstacles.values())))
 
 
+def _never(demand: Demand, eligible: Sequence[Gpu]) -> Problem:
+    """That there are not as many GPUs as the run needs, so that it cannot start until that changes."""
+    if demand.indices:
+        missing = sorted(set(demand.indices) - {gpu.index for gpu in eligible})
+        return problem("waits-missing-gpus", gpus=", ".join(map(str, missing)), count=len(missing))
+    return problem("waits-too-few-gpus", count=demand.count, there=len(eligible))
+
+
 def _eligible(demand: Demand, gpus: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs that could ever be used. Several processes cannot share slices: each would see only the first."""
-    if demand.indices:
-        return [gpu for gpu in gpus if gpu.index in demand.indices]
-    return [
+    usable = [
         gpu
         for gpu in gpus
-        if not (gpu.is_slice and demand.count > 1) and (not gpu.memory or gpu.memory >= demand.memory)
-    ] or list(gpus)  # none is large enough, and the user wants to try it all the same
+        if (demand.allowed is None or gpu.uuid in demand.allowed)
+        and (not demand.indices or gpu.index in demand.indices)
+        and not (gpu.is_slice and demand.count > 1)
+    ]
+    large = [gpu for gpu in usable if not gpu.memory or gpu.memory >= demand.memory]
+    # If too few are large enough, the user wants to try it all the same.
+    return usable if demand.indices or len(large) < demand.count else large
 
 
 def _obstacle(gpu: Gpu, demand: Demand, taken: Mapping[str, str], reserved: Mapping[str, str]) -> Problem | None:
@@ -142,8 +157,12 @@ def _obstacle(gpu: Gpu, demand: Demand, taken: Mapping[str, str], reserved: Mapp
 
 
 def _reserved(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], reserved: Mapping[str, str]) -> list[Gpu]:
-    """The free GPUs that are kept for a run until it has enough; of more than it needs, those that it could use now."""
-    free = [gpu for gpu in _eligible(demand, gpus) if gpu.uuid not in taken and gpu.uuid not in reserved]
+    """The free GPUs that are kept for a run until it has enough; of more than it needs, those that it could use now.
+    None if it can never have enough."""
+    eligible = _eligible(demand, gpus)
+    free = [gpu for gpu in eligible if gpu.uuid not in taken and gpu.uuid not in reserved]
+    if len(eligible) < demand.count:
+        return []
     unfit = {gpu.uuid: _obstacle(gpu, demand, {}, {}) is not None for gpu in free}
     return sorted(free, key=lambda gpu: (unfit[gpu.uuid], -(gpu.free // ALIKE_BYTES)))[: demand.count]
 

@@ -70,9 +70,9 @@ class Leased:
 
     def gpus(self) -> tuple[Gpu, ...]:
         """Raises Refusal if one is not there any more."""
-        there = {gpu.uuid: gpu for gpu in hardware.gpus()}
+        there = {gpu.uuid: gpu for gpu in hardware.all_gpus()}
         if lost := [uuid for uuid in self.uuids if uuid not in there]:
-            raise Refusal(hardware.gpu_failure() or problem("gpu-gone", "hardware.device", uuid=lost[0]))
+            raise Refusal(hardware.driver_failure() or problem("gpu-gone", "hardware.device", uuid=lost[0]))
         return tuple(there[uuid] for uuid in self.uuids)
 
 
@@ -266,8 +266,12 @@ def _supervise_to_end(
     supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
     if supervisor_lock is None:
         os._exit(1)
-    descriptors = leases.take(uuids, _holder(run))
-    if descriptors is None:
+    chosen = uuids or queue.uuids_for(run)
+    try:
+        descriptors = None if chosen is None else leases.take(chosen, _holder(run))
+    except OSError:  # the queue says why, and the run waits on
+        descriptors = None
+    if chosen is None or descriptors is None:
         os._exit(queue.GPUS_TAKEN)
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert alive_lock is not None  # nobody locks this byte exclusively
@@ -280,7 +284,7 @@ def _supervise_to_end(
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
         if _reserve_space(run):
-            _supervise_or_refuse(run, Leased(uuids, descriptors), launcher)
+            _supervise_or_refuse(run, Leased(chosen, descriptors), launcher)
         else:  # it keeps waiting, as its page says
             run.reserve.unlink(missing_ok=True)
     except BaseException as error:

@@ -16,20 +16,24 @@ LOOK_SECONDS = 10.0
 
 
 class SweepWatch:
-    """Looks at the sweep of a run every few seconds."""
+    """Looks at the sweep of a run every few seconds, until it has stopped something.
+
+    A run that was resumed is left alone: somebody wants it to go on.
+    """
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.time):
         self.run, self.clock, self.due = run, clock, 0.0
         self.saves, self.sweep = queue.saves_of(run.path), sweeps.sweep_of(run)
+        self.done = run.request.get("attempt", 1) > 1
 
     def look(self) -> None:
         """Request a stop if it is time for that. Does nothing between two looks. Raises nothing: the run goes on."""
-        if self.clock() < self.due:
+        if self.done or self.clock() < self.due:
             return
         self.due = self.clock() + LOOK_SECONDS
         try:
             self._look()
-        except (Refusal, OSError, ValueError, KeyError, TypeError):  # a damaged file of another run
+        except Exception:  # whatever is in a file of another run
             traceback.print_exc()
 
     def _look(self) -> None:
@@ -52,5 +56,6 @@ class SweepWatch:
                 runs.stop(runs.read(self.run.path, self.saves), "save")
 
     def _note(self, warning: Problem) -> None:
+        self.done = True
         write_warning(self.run.dir, warning, 0)
         print(warning.text(), flush=True)

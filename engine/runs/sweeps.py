@@ -21,7 +21,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import read_object
 from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
-from engine.runs import attempts, progress, runs
+from engine.runs import attempts, progress, queue, runs, standby
 from engine.runs.run import Run
 from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, fields
 
@@ -54,6 +54,8 @@ def read_axes(lines: Sequence[str]) -> dict[str, list[str]]:
         path = path.strip()
         if not equals or path not in settings():
             raise Refusal(problem("sweep-setting", "sweep", line=line))
+        if path in axes:
+            raise Refusal(problem("sweep-twice", "sweep"))
         axes[path] = [value.strip() for value in values.split(",") if value.strip()]
     return axes
 
@@ -121,10 +123,19 @@ def submit(
             raise Refusal([_in_run(variant, obstacle) for obstacle in obstacles[:MAX_PROBLEMS]])
     id = f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{time.time_ns() % 10**6:06}"
     extra = {"id": id, "budget_hours": budget_hours, "early_stop": early_stop}
-    return [
-        runs.submit(variant.spec, workplace, by, {"sweep": extra | {"values": dict(variant.values)}})
-        for variant in sweep
-    ]
+    submitted: list[Run] = []
+    try:
+        for variant in sweep:
+            request = {"sweep": extra | {"values": dict(variant.values)}}
+            submitted.append(runs.submit(variant.spec, workplace, by, request, start=False))
+    except Refusal:
+        for run in submitted:
+            with contextlib.suppress(Refusal):  # a studio's tick may have started it in the meantime
+                runs.stop(run, "kill", by)
+                runs.delete(runs.read(run.path, workplace.saves))
+        raise
+    queue.advance(workplace.saves, standby.hand_over)
+    return [runs.read(run.path, workplace.saves) for run in submitted]
 
 
 def _in_run(variant: Variant, obstacle: Problem) -> Problem:
@@ -147,7 +158,7 @@ def members(saves: Path, id: str) -> list[Run]:
 def stop(saves: Path, id: str, by: str = "") -> list[Run]:
     """Stop all runs of a sweep that have not ended: those that wait, and then, with a checkpoint, those that train.
     Returns them."""
-    left = [run for run in members(saves, id) if not run.final]
+    left = [run for run in members(saves, id) if not run.final and not run.request.get("stop")]
     for run in sorted(left, key=lambda run: run.state != "queued"):  # otherwise a waiting one starts in the meantime
         with contextlib.suppress(Refusal):  # it has just ended
             runs.stop(run, "kill" if run.state == "queued" else "save", by)
@@ -161,9 +172,21 @@ def hours_used(sweep: Sequence[Run], now: float) -> float:
     """The GPU hours of all runs until `now`, in seconds since 1970; on the CPU, a process counts as a GPU."""
     total = 0.0
     for run in sweep:
+        seconds = attempts.seconds_before(run)
         if run.started:
-            total += _devices(run) * ((run.ended or now) - run.started + attempts.seconds_before(run))
+            seconds += _end(run, now) - run.started
+        total += _devices(run) * max(seconds, 0.0)
     return total / 3600
+
+
+def _end(run: Run, now: float) -> float:
+    """When the attempt ended; if it was interrupted, when it last reported progress."""
+    if run.ended:
+        return run.ended
+    if run.state != "interrupted":
+        return now
+    reported = read_object(run.dir.progress).get("at")
+    return reported if isinstance(reported, (int, float)) else run.started or now
 
 
 def _devices(run: Run) -> int:
@@ -202,12 +225,6 @@ def objective(run: Run) -> Objective | None:
             finite = np.isfinite(curves[name].value)
             return Objective(name, curves[name].step[finite], curves[name].value[finite])
     return None
-
-
-def best(sweep: Sequence[Run]) -> Run | None:
-    """The run with the best value of its objective; None if none has one."""
-    scored = [(float(curve.until(np.inf).min()), run) for run in sweep if (curve := objective(run)) and len(curve.step)]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 def median_verdict(own: Objective, others: Sequence[Objective]) -> tuple[float, float, float] | None:

@@ -36,7 +36,7 @@ def lease(uuid: str, engine: str, holder: Holder) -> list[int]:
     """The descriptors that hold the lease. Raises Refusal if somebody has taken the GPU in the meantime."""
     descriptors = leases.take([uuid], holder)
     if descriptors is None and engine == "transformers":
-        descriptors = leases.take_beside(uuid, KINDS[engine])
+        descriptors = leases.take_beside(uuid, holder)
     if descriptors is None:
         index = next((gpu.index for gpu in hardware.gpus() if gpu.uuid == uuid), 0)
         raise Refusal(_taken({index: leases.holders().get(uuid, Holder("?", ""))}))

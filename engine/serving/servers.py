@@ -281,32 +281,34 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
 def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False) -> subprocess.Popen[bytes]:
     """Start the process of a server with a new folder. In the `foreground` it prints to this terminal and ends with it;
     otherwise it prints to its log and outlives the process that started it. Raises Refusal if its GPU is taken."""
-    leased = _lease(server, settings)
-    server.path.mkdir(parents=True)
-    # The lock is passed on: the server is alive before it has imported anything.
-    lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
-    assert lock is not None  # nobody locks this byte exclusively
-    if key:
-        (server.path / "key").touch(0o600)
-        (server.path / "key").write_text(key, encoding="utf-8")
-    write_json(server.path / "serve.json", settings, durable=False)
-    log = None if foreground else (server.path / "log.txt").open("ab")
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "engine.worker.serve", str(server.path)],
-            cwd=PROJECT,
-            env=_environment(settings, server.path),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=not foreground,
-            pass_fds=(lock, *leased),
-        )
-    finally:
-        for descriptor in (lock, *leased):
-            os.close(descriptor)
-        if log:
-            log.close()
+    with contextlib.ExitStack() as closing:
+        leased = _lease(server, settings)
+        for descriptor in leased:
+            closing.callback(os.close, descriptor)
+        server.path.mkdir(parents=True)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, server.path, ignore_errors=True)
+            # The lock is passed on: the server is alive before it has imported anything.
+            lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
+            assert lock is not None  # nobody locks this byte exclusively
+            closing.callback(os.close, lock)
+            if key:
+                (server.path / "key").touch(0o600)
+                (server.path / "key").write_text(key, encoding="utf-8")
+            write_json(server.path / "serve.json", settings, durable=False)
+            log = None if foreground else closing.enter_context((server.path / "log.txt").open("ab"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "engine.worker.serve", str(server.path)],
+                cwd=PROJECT,
+                env=_environment(settings, server.path),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=not foreground,
+                pass_fds=(lock, *leased),
+            )
+            undo.pop_all()
+        return process
 
 
 def _lease(server: Server, settings: Mapping[str, Any]) -> list[int]:

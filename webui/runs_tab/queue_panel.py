@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -45,7 +46,7 @@ class QueuePanel(Panel):
 
     def wire_actions(self, actions: RunActions) -> None:
         """`actions` change the run and show it again."""
-        functions: dict[str, Callable[[Run], object]] = {
+        functions: dict[str, Callable[..., object]] = {
             "start-now": queue_order.start_now,
             "hold": queue_order.hold,
             "release": queue_order.release,
@@ -53,16 +54,14 @@ class QueuePanel(Panel):
         }
         for action, function in functions.items():
             actions.wire_action(self.buttons[action], function, f"told-queue-{action}")
+
+        def set_priority(request: gr.Request, run_id: str, name: str | None, *view: Any) -> Updates:
+            change = partial(queue_order.set_priority, priority=name or "", by=self.context.user(request))
+            return actions.act(change, "told-queue-priority", run_id, view)
+
         # `input` is the user's own choice; what the page sets when it opens a run changes nothing.
         inputs = [actions.selected, self.priority, *actions.run_view.view]
-        self.priority.input(
-            lambda run_id, name, *view: actions.act(
-                partial(queue_order.set_priority, priority=name or ""), "told-queue-priority", run_id, view
-            ),
-            inputs,
-            actions.run_view.outputs,
-            **QUIET,
-        )
+        self.priority.input(set_priority, inputs, actions.run_view.outputs, **QUIET)
 
     @property
     def moving(self) -> list[Block]:

@@ -37,10 +37,14 @@ class RunActions(Panel):
         for button, action in actions.items():
             button.click(action, inputs, self.run_view.outputs, **QUIET)
 
-    def wire_action(self, button: gr.Button, action: Callable[[Run], object], done: str) -> None:
-        """A click on the button does `action` to the open run, and reports `done`."""
-        inputs = [self.selected, *self.run_view.view]
-        button.click(lambda run_id, *view: self.act(action, done, run_id, view), inputs, self.run_view.outputs, **QUIET)
+    def wire_action(self, button: gr.Button, action: Callable[..., object], done: str) -> None:
+        """A click on the button does `action` to the open run, with the user as `by`, and reports `done`."""
+
+        def act(request: gr.Request, run_id: str, *view: Any) -> Updates:
+            by = self.context.user(request)
+            return self.act(lambda run: action(run, by=by), done, run_id, view)
+
+        button.click(act, [self.selected, *self.run_view.view], self.run_view.outputs, **QUIET)
 
     def stop(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)

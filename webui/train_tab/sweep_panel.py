@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Refusal
 from engine.runs import sweeps
 from webui import notices
 from webui.events import QUIET, changes
@@ -108,6 +108,4 @@ class SweepPanel(Panel):
         """The settings with their values, the order and the number of runs, from the controls. Raises Refusal."""
         *axes, order, count = held
         lines = [f"{path} = {values}" for path, values in zip(axes[::2], axes[1::2], strict=True) if values]
-        if len({line.partition(" = ")[0] for line in lines}) < len(lines):
-            raise Refusal(problem("sweep-twice", "sweep"))
         return sweeps.read_axes(lines), order, int(count) if count else None
