@@ -242,5 +242,6 @@ def test_without_events_nobody_looks_for_them_all_the_time(monkeypatch: pytest.M
         queue.stopped = True
         await looking
 
-    asyncio.run(wait_for_events())
+    with ThreadPoolExecutor(1) as thread:  # Playwright, in a test before, leaves a running loop in this one
+        thread.submit(lambda: asyncio.run(wait_for_events())).result()
     assert 1 < len(naps) < 40  # every millisecond, there would be hundreds

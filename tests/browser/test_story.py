@@ -103,7 +103,14 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
 def standbys() -> list[int]:
     """Supervisors that have no run yet; the process that starts one has no session of its own."""
     waiting = (process for process in living("STANDBY_TEST=story") if process.supervises and PLACE in process.words)
-    return [process.pid for process in waiting if os.getsid(process.pid) == process.pid]
+    return [process.pid for process in waiting if leads_a_session(process.pid)]
+
+
+def leads_a_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:  # it has ended in the meantime
+        return False
 
 
 def looks_at_the_form(page: Page) -> int:
