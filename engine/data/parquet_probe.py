@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyarrow import ArrowException, ArrowMemoryError, parquet
-
 from engine.data import limited_process
 from engine.data.row_files import PLACE_INTERVAL_ROWS
 
@@ -17,6 +15,8 @@ def prove_bounded(file: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, int]:
+    from pyarrow import ArrowException, ArrowMemoryError, parquet  # a tenth of a second, which only this process takes
+
     rows = 0
     try:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=PLACE_INTERVAL_ROWS):
