@@ -120,9 +120,11 @@ def gradients(model: Any, recompute: dict[str, Any] | None) -> tuple[Tensor, dic
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         logits = model(input_ids=IDS).logits
     logits.float().square().mean().backward()
-    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    gradients_by_name = {
+        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+    }
     model.zero_grad()
-    return logits.detach(), found, sum(kept.values())
+    return logits.detach(), gradients_by_name, sum(kept.values())
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -249,7 +251,7 @@ def whole_way(folder: Path, **changes: Any) -> dict[str, Any]:
     shutil.rmtree(half.adapter)
     shutil.rmtree(half.path / "checkpoint-4")
     train(half)
-    resumed, learned = (load_file(one.adapter / "adapter_model.safetensors") for one in (half, run))
+    resumed, learned = (load_file(trained_run.adapter / "adapter_model.safetensors") for trained_run in (half, run))
     merged = lay_out(RunDir(folder.parent / "runs" / "merged"), ExportSpec.read({
         "model": {"model_name_or_path": str(folder)}, "adapters": {str(run.adapter): 1.0}, "precision": "fp32",
         "check_prompts": 0, "prompts": ["What comes after 3?"],

@@ -110,16 +110,16 @@ def test_how_a_model_is_divided_among_gpus_becomes_the_strategy(text: str, setti
     imported = read(text)
     assert imported.spec.hardware.strategy == Fsdp2(**settings)
     assert imported.spec.extra == {}
-    assert not [one for one in imported.left_out if one.code == "import-value"]
+    assert not [note for note in imported.left_out if note.code == "import-value"]
 
 
 def test_a_division_that_is_not_here_or_not_known_is_told() -> None:
     imported = read("train --stage sft --deepspeed ds.json --fsdp hybrid_shard")
     assert imported.spec.extra == {}
-    assert {one.values["name"] for one in imported.left_out} == {"deepspeed", "fsdp"}
+    assert {note.values["name"] for note in imported.left_out} == {"deepspeed", "fsdp"}
     unused = read("stage: sft\nfsdp_config: {cpu_offload: true}\ndeepspeed: ds_z0_config.json")
     assert unused.spec.hardware.strategy == Auto()
-    assert {one.code for one in unused.left_out} == {"import-needless"}
+    assert {note.code for note in unused.left_out} == {"import-needless"}
 
 
 @pytest.mark.parametrize(

@@ -326,17 +326,20 @@ def test_a_run_that_waits_asks_only_for_gpus_of_servers_that_it_could_use(
         *leases.take(["GPU-1"], Holder("big", "vllm")),
         *leases.take(["GPU-2"], Holder("x", "training")),
     ]
-    asked = [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")]
-    assert asked == []
+
+    def awaited() -> list[int]:
+        return [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")]
+
+    assert awaited() == []
     with monkeypatch.context() as patch:
         patch.setattr(queue, "advance", lambda *_: None)
         queue_order.hold(submit("held", hardware__devices=[1]))
     submit("chosen", hardware__devices=[0])
-    assert [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")] == [0]
+    assert awaited() == [0]
     submit("any")
-    assert [number for number in range(4) if leases.somebody_waits(f"GPU-{number}")] == [0, 1]
+    assert awaited() == [0, 1]
     monkeypatch.setattr(leases, "WAITING_SECONDS", 0.0)
-    assert not leases.somebody_waits("GPU-0")
+    assert awaited() == []
     close(held)
 
 

@@ -221,7 +221,7 @@ def test_weights_that_stay_frozen_take_half_if_the_files_have_them_in_bf16(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Of 28 layers, the last two are trained."""
-    case = next(one for one in CASES if "freeze" in one.name)
+    case = next(case for case in CASES if "freeze" in case.name)
     wide = make_model(tmp_path / "fp32", SHAPES[case.shape], "F32")
     run = spec(case, models)
 

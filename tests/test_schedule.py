@@ -94,12 +94,12 @@ def test_slices_are_for_runs_with_one_process() -> None:
 
 
 def test_processes_of_others_are_seen_by_what_they_use() -> None:
-    one = Demand("one", 1)
-    assert started([one], [gpu(0, processes=(GpuProcess(5, 100 << 20),))]) == {"one": [0]}  # a monitor
-    assert started([one], [gpu(0, processes=(GpuProcess(5, 300 << 20),))]) == {"one": None}
-    assert started([one], [gpu(0, processes=(GpuProcess(5),))]) == {"one": None}  # its memory is not reported
-    assert started([one], [gpu(0, 70)]) == {"one": None}  # in a container, no process is seen
-    assert started([one], [Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1)]) == {"one": [0]}
+    demand = Demand("run", 1)
+    assert started([demand], [gpu(0, processes=(GpuProcess(5, 100 << 20),))]) == {"run": [0]}  # a monitor
+    assert started([demand], [gpu(0, processes=(GpuProcess(5, 300 << 20),))]) == {"run": None}
+    assert started([demand], [gpu(0, processes=(GpuProcess(5),))]) == {"run": None}  # its memory is not reported
+    assert started([demand], [gpu(0, 70)]) == {"run": None}  # in a container, no process is seen
+    assert started([demand], [Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1)]) == {"run": [0]}
 
 
 def test_a_run_that_waits_says_what_for_in_both_languages() -> None:
@@ -138,23 +138,30 @@ def test_no_gpu_is_given_twice_and_nobody_is_delayed_by_a_later_run() -> None:
             )
             for number in range(draw.randint(0, 8))
         ]
-        _check_rules(demands, Machine(gpus, dict.fromkeys(taken, "x")))
+        assert broken_rules(demands, Machine(gpus, dict.fromkeys(taken, "x"))) == []
 
 
-def _check_rules(demands: list[Demand], machine: Machine) -> None:
+def broken_rules(demands: list[Demand], machine: Machine) -> list[str]:
+    """Which rules of the queue the decisions about these runs break."""
     decisions = decide(demands, machine)
     used = [device.uuid for decision in decisions for device in decision.gpus]
-    assert len(used) == len(set(used))
-    assert not set(used) & set(machine.taken)
+    broken = []
+    if len(used) != len(set(used)) or set(used) & set(machine.taken):
+        broken.append("a GPU is used twice")
     for number, (demand, decision) in enumerate(zip(demands, decisions, strict=True)):
-        assert not (demand.held and decision.starts)
-        assert len(decision.gpus) == (demand.count if decision.starts else 0)
-        assert all(demand.beside_others or not device.processes for device in decision.gpus)
-        # What a run gets does not depend on those behind it, and what it would get now is not taken by them.
-        assert decide(demands[: number + 1], machine)[number] == decision
+        if demand.held and decision.starts:
+            broken.append("a run on hold starts")
+        if len(decision.gpus) != (demand.count if decision.starts else 0):
+            broken.append("another number of GPUs than needed")
+        if not demand.beside_others and any(device.processes for device in decision.gpus):
+            broken.append("a run starts beside others")
+        if decide(demands[: number + 1], machine)[number] != decision:
+            broken.append("what a run gets depends on those behind it")
         if not decision.starts and not demand.held and not demand.on_cpu:
             later = {device.uuid: "y" for behind in decisions[number + 1 :] for device in behind.gpus}
             alone, beside = (
                 decide([demand], Machine(machine.gpus, taken))[0] for taken in (machine.taken, machine.taken | later)
             )
-            assert alone.starts == beside.starts
+            if alone.starts != beside.starts:
+                broken.append("a later run takes what a run could use now")
+    return broken

@@ -58,12 +58,12 @@ GRPO = {
 
 def write_data(folder: Path) -> Path:
     folder.mkdir()
-    asked = [{"instruction": f"What comes after {n}?", "input": ""} for n in range(32)]
+    questions = [{"instruction": f"What comes after {n}?", "input": ""} for n in range(32)]
     tables = {
-        "chat": [row | {"output": f"{n + 1}."} for n, row in enumerate(asked)],
+        "chat": [row | {"output": f"{n + 1}."} for n, row in enumerate(questions)],
         "text": [{"text": f"After {n} comes {n + 1}. " * 5} for n in range(60)],
-        "pairs": [row | {"chosen": f"{n + 1}.", "rejected": f"No idea {n}"} for n, row in enumerate(asked)],
-        "thumbs": [row | {"output": f"{n + 1}.", "label": bool(n % 3)} for n, row in enumerate(asked)],
+        "pairs": [row | {"chosen": f"{n + 1}.", "rejected": f"No idea {n}"} for n, row in enumerate(questions)],
+        "thumbs": [row | {"output": f"{n + 1}.", "label": bool(n % 3)} for n, row in enumerate(questions)],
     }
     pairs = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
     thumbs = {"prompt": "instruction", "response": "output", "kto_tag": "label"}

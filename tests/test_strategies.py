@@ -52,14 +52,14 @@ def spec(**changes: Any) -> RunSpec:
         "data": {"datasets": ["d"], "max_length": 2048},
         "hardware": {"num_processes": 2, "strategy": "fsdp2"},
     }
-    asked = RunSpec.read(plain)
+    result = RunSpec.read(plain)
     for path, value in changes.items():
-        asked = asked.change(path.replace("__", "."), value)
-    return asked
+        result = result.change(path.replace("__", "."), value)
+    return result
 
 
-def problems_at(asked: RunSpec, field: str) -> list[str]:
-    return [problem.code for problem in spec_problems(asked) if problem.field == field]
+def problems_at(run_spec: RunSpec, field: str) -> list[str]:
+    return [problem.code for problem in spec_problems(run_spec) if problem.field == field]
 
 
 def excluded_values(limit: Limit) -> list[Any]:
@@ -70,34 +70,34 @@ def excluded_values(limit: Limit) -> list[Any]:
 @pytest.mark.parametrize("limit", list(filter(excluded_values, FSDP2_LIMITS)))
 def test_what_fsdp2_excludes_is_a_problem_at_its_field(limit: Limit) -> None:
     for value in excluded_values(limit):
-        asked = spec(**{"stage": {"kind": limit.stages[0]}} if limit.stages else {})
+        run_spec = spec(**{"stage": {"kind": limit.stages[0]}} if limit.stages else {})
         if limit.path.startswith("model.quantization."):
-            asked = asked.change("model.quantization", {"kind": "4bit"})
-        asked = asked.change(limit.path, {"kind": value} if limit.path in SPEC_CHOICES else value)
-        assert "fsdp2-not-with" in problems_at(asked, limit.path), value
-        assert "fsdp2-not-with" not in problems_at(asked.change("hardware.strategy", "ddp"), limit.path)
+            run_spec = run_spec.change("model.quantization", {"kind": "4bit"})
+        run_spec = run_spec.change(limit.path, {"kind": value} if limit.path in SPEC_CHOICES else value)
+        assert "fsdp2-not-with" in problems_at(run_spec, limit.path), value
+        assert "fsdp2-not-with" not in problems_at(run_spec.change("hardware.strategy", "ddp"), limit.path)
 
 
 def test_a_strategy_needs_its_number_of_processes() -> None:
     assert problems_at(spec(hardware__strategy="single"), "hardware.strategy") == ["strategy-single"]
     for strategy in ("ddp", "fsdp2"):
-        asked = spec(hardware={"num_processes": 1, "strategy": strategy})
-        assert problems_at(asked, "hardware.num_processes") == ["strategy-needs-processes"]
+        run_spec = spec(hardware={"num_processes": 1, "strategy": strategy})
+        assert problems_at(run_spec, "hardware.num_processes") == ["strategy-needs-processes"]
     assert not problems_at(spec(hardware={"num_processes": 1}), "hardware.num_processes")
     assert problems_at(spec(extra={"use_liger_kernel": True}), "extra.use_liger_kernel") == ["fsdp2-not-with-extra"]
 
 
 def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, 2, 80)
-    asked = spec()
-    greyed = set(excluded_choices(asked))
+    run_spec = spec()
+    greyed = set(excluded_choices(run_spec))
     assert ("stage", "ppo") in greyed
     assert ("model.quantization", "8bit") in greyed
     assert ("training.optim", "adafactor") in greyed
     assert ("hardware.strategy", "single") in greyed
     assert not any(path == "stage" and value in ("sft", "dpo") for path, value in greyed)
     for path, value in greyed - {("hardware.strategy", "single")}:
-        changed = asked.change(path, {"kind": value} if path in SPEC_CHOICES else value)
+        changed = run_spec.change(path, {"kind": value} if path in SPEC_CHOICES else value)
         assert "fsdp2-not-with" in problems_at(changed, path)
     assert ("hardware.strategy", "fsdp2") in set(excluded_choices(spec(hardware={"num_processes": 1})))
     ddp = spec(hardware__strategy="ddp")
@@ -105,7 +105,7 @@ def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPa
     for change in ({"stage": {"kind": "ppo", "reward_model": "r"}}, {"hardware__device": "cpu"}):
         excluding = spec(hardware__strategy="ddp", **change)
         assert ("hardware.strategy", "fsdp2") in set(excluded_choices(excluding))
-    assert 'label:has(input[value="ppo"])' in disabled_choices_css(asked, Words("zh"))
+    assert 'label:has(input[value="ppo"])' in disabled_choices_css(run_spec, Words("zh"))
 
 
 @pytest.mark.parametrize("name", ["strategies.md", "strategies_zh.md"])
@@ -136,9 +136,9 @@ def full(model: Path, processes: int, strategy: Any = "auto", **changes: Any) ->
     return spec(**small, method={"kind": "full"}, hardware=devices, **changes)
 
 
-def needed(asked: RunSpec) -> memory.MemoryNeed:
-    model = inspect_model(asked.model.model_name_or_path)
-    need = memory.memory_needed(asked, model, asked.hardware.num_processes)
+def needed(run_spec: RunSpec) -> memory.MemoryNeed:
+    model = inspect_model(run_spec.model.model_name_or_path)
+    need = memory.memory_needed(run_spec, model, run_spec.hardware.num_processes)
     assert need
     return need
 
@@ -174,9 +174,9 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
     code: str,
 ) -> None:  # fmt: skip
     cards(monkeypatch, 8, gib)
-    asked, model = full(seven, count, **changes), inspect_model(seven)
-    assert memory.with_strategy(asked, model, 8).hardware.strategy.kind == strategy
-    reason = strategy_reason(asked, model, 8)
+    run_spec, model = full(seven, count, **changes), inspect_model(seven)
+    assert memory.with_strategy(run_spec, model, 8).hardware.strategy.kind == strategy
+    reason = strategy_reason(run_spec, model, 8)
     assert reason.code == code
     assert reason.text() != reason.text("zh")
 
@@ -185,10 +185,10 @@ def test_the_configuration_is_in_the_runs_folder_and_stays_once_there_is_a_check
     seven: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cards(monkeypatch, 8, 80)
-    run, asked = RunDir(tmp_path), full(seven, 8)
+    run, run_spec = RunDir(tmp_path), full(seven, 8)
 
     def written() -> str:
-        write_configuration(asked, tmp_path, 8)
+        write_configuration(run_spec, tmp_path, 8)
         return run.accelerate.read_text(encoding="utf-8")
 
     text = written()
@@ -213,21 +213,21 @@ def test_a_model_from_a_hub_is_estimated_once_it_is_there(
     seven: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cards(monkeypatch, 8, 80)
-    run, asked = RunDir(tmp_path), full(Path("somebody/7B"), 8)
-    write_configuration(asked, tmp_path, 8)
+    run, run_spec = RunDir(tmp_path), full(Path("somebody/7B"), 8)
+    write_configuration(run_spec, tmp_path, 8)
     assert "cannot be estimated yet" in run.accelerate.read_text(encoding="utf-8")
     run.prepared.mkdir()
     (run.prepared / "summary.json").write_text(json.dumps({"model_path": str(seven)}), encoding="utf-8")
-    write_configuration(asked, tmp_path, 8)
+    write_configuration(run_spec, tmp_path, 8)
     assert is_fsdp(run.accelerate.read_text(encoding="utf-8"))
 
 
 def test_what_does_not_fit_with_ddp_is_fitted_by_fsdp2(seven: Path) -> None:
-    asked = full(seven, 8, "ddp", training__optim="adamw_torch")
-    fits = memory.fit_to_memory(asked, inspect_model(seven), 8, 80 * GIB)
+    run_spec = full(seven, 8, "ddp", training__optim="adamw_torch")
+    fits = memory.fit_to_memory(run_spec, inspect_model(seven), 8, 80 * GIB)
     assert fits
     assert fits.hardware.strategy.kind == "fsdp2"
-    assert fits.training == asked.training
+    assert fits.training == run_spec.training
     excluded = full(seven, 8, "ddp", training__optim="adafactor", data__max_length=100_000)
     other = memory.fit_to_memory(excluded, inspect_model(seven), 8, 80 * GIB)
     assert other is None or other.hardware.strategy.kind == "ddp"
@@ -237,16 +237,16 @@ def test_the_plan_says_which_strategy_and_why(
     make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch, workplace: Workplace
 ) -> None:
     cards(monkeypatch, 8, 80)
-    asked = make_spec(hardware={"num_processes": 8})
-    plan = summary(asked, workplace)
+    run_spec = make_spec(hardware={"num_processes": 8})
+    plan = summary(run_spec, workplace)
     assert plan.strategy
     assert plan.strategy.code == "strategy-fits"
-    assert "Strategy: DDP" in plan_html.plan(asked, plan, [], Words("en"), known=True)
+    assert "Strategy: DDP" in plan_html.plan(run_spec, plan, [], Words("en"), known=True)
     assert summary(make_spec(hardware={"num_processes": 1}), workplace).strategy is None
 
 
-def on_this_machine(asked: RunSpec) -> list[Problem]:
-    return checks._gpu_problems(asked)
+def on_this_machine(run_spec: RunSpec) -> list[Problem]:
+    return checks._gpu_problems(run_spec)
 
 
 def test_without_gpus_there_is_nothing_to_divide(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,12 +265,12 @@ def test_what_fsdp2_cannot_divide_of_a_model_or_on_a_machine_is_said(
     assert [problem.code for problem in stored] == ["fsdp2-stored-weights"]
     seeing = ModelFacts(**(vars(model) | {"has_towers": True}))
     assert [problem.code for problem in fsdp2_obstacles(full(seven, 2), seeing)] == ["fsdp2-towers"]
-    asked = full(seven, 2, "fsdp2")
-    assert fsdp2_machine_problems(asked) == []
+    run_spec = full(seven, 2, "fsdp2")
+    assert fsdp2_machine_problems(run_spec) == []
     old = hardware.Gpu(0, "GPU-0", "Tesla T4", 16 * GIB, 16 * GIB, 7.5)
     monkeypatch.setattr(hardware, "gpus", lambda: (old, old))
-    assert [problem.field for problem in fsdp2_machine_problems(asked)] == ["training.precision"]
-    assert fsdp2_machine_problems(asked.change("training.precision", "fp32")) == []
+    assert [problem.field for problem in fsdp2_machine_problems(run_spec)] == ["training.precision"]
+    assert fsdp2_machine_problems(run_spec.change("training.precision", "fp32")) == []
 
 
 def test_copies_that_may_not_fit_into_main_memory_while_loading_are_a_warning(

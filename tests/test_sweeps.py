@@ -76,6 +76,12 @@ def test_all_runs_are_submitted_or_none(
     with pytest.raises(Refusal, match=r"With hardware\.num_processes = 999: .*999") as refused:
         sweeps.submit(sweeps.variants(base, {"hardware.num_processes": ["1", "999"]}, "grid"), workplace)
     assert "当 hardware.num_processes = 999 时" in refused.value.problems[0].text("zh")
+    variants = sweeps.variants(base, {RANK: ["4"]}, "grid")
+    for budget in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(Refusal, match="positive number of hours"):
+            sweeps.submit(variants, workplace, budget_hours=budget)
+    with pytest.raises(Refusal, match="at least one run"):
+        sweeps.variants(base, {RANK: ["4", "8"]}, "random", -5)
     assert runs.find(workplace.saves) == []
     first = sweeps.submit(sweeps.variants(base, {RANK: ["4", "8"]}, "grid"), workplace, by="ada", budget_hours=2)
     second = sweeps.submit(sweeps.variants(base, {RANK: ["4", "8"]}, "grid"), workplace)

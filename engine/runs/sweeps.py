@@ -69,7 +69,7 @@ def combinations(
     if order not in ORDERS:
         raise Refusal(problem("spec-choice", "sweep", given=order, choices=", ".join(ORDERS)))
     lengths = [len(values) for values in axes.values()]
-    if not lengths or not all(lengths):
+    if not lengths or not all(lengths) or (count is not None and count < 1):
         raise Refusal(problem("sweep-empty", "sweep"))
     if order == "list" and len(set(lengths)) > 1:
         raise Refusal(problem("sweep-uneven", "sweep", lengths=", ".join(map(str, lengths))))
@@ -117,6 +117,8 @@ def submit(
     """Submit all runs of a sweep, or none. `budget_hours`: GPU hours, or processor hours of runs on the CPU, of all
     runs together, after which those that are left are stopped. Raises Refusal with the problems of the first run that
     has any."""
+    if budget_hours is not None and not 0 < budget_hours < math.inf:
+        raise Refusal(problem("sweep-budget-number", "sweep", given=budget_hours))
     for variant in sweep:
         kind = runs.kinds.KINDS[RunSpec.kind]
         if obstacles := kind.problems(kind.frozen(variant.spec, workplace), workplace):
