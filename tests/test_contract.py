@@ -24,6 +24,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
     assert names == {
         "spec": "spec.yaml",
         "accelerate": "accelerate.yaml",
+        "connection": "connection.json",
         "request": "request.json",
         "lock": "lock",
         "keeper": "keeper.json",

@@ -44,6 +44,7 @@ class RunDir:
 
     spec = _PathBelow("spec.yaml")
     accelerate = _PathBelow("accelerate.yaml")
+    connection = _PathBelow("connection.json")
     request = _PathBelow("request.json")
     lock = _PathBelow("lock")
     keeper = _PathBelow("keeper.json")

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.core.hardware import Gpu
@@ -32,9 +32,9 @@ def on_cpu(spec: Spec, gpu_count: int) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """One child process of a run. A child that `waits` is started with the first and begins at its turn, after a line
-    on its standard input. A child that `saves` gets time to do so when it is asked to stop; others are ended
-    immediately."""
+    """One child process of a run. A child that `waits` is started with the first, and at its turn gets a line on its
+    standard input, after which it may use what the steps before it have written. A child that `saves` gets time to do
+    so when it is asked to stop; others are ended immediately."""
 
     arguments: list[str]
     waits: bool = False
@@ -48,11 +48,13 @@ def worker_step(module: str, folder: Path) -> Step:
 
 
 def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> list[Step]:
-    """Rows are tokenized before any process uses a device; meanwhile the launcher imports its libraries. All downloads
-    are finished by the time it begins."""
+    """Rows are tokenized before the training uses a device; meanwhile several processes try whether they can
+    communicate, and the launcher imports its libraries. All downloads are finished by the time it begins."""
     training = train_command(spec, folder, port, gpu_count)
+    several = spec.hardware.num_processes > 1
     return [
         worker_step("prepare", folder),
+        *[replace(worker_step("check_ranks", folder), waits=True)] * several,
         Step(training, waits=True, saves=True, environment=OFFLINE_VARIABLES),
     ]
 

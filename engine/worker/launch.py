@@ -16,7 +16,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from engine.core.rundir import RunDir
+from engine.core.rundir import RunDir, read_object
 from engine.launch.command import STANDBY_VARIABLE, WAIT_VARIABLE
 from engine.preflight.package_checks import trains_quantized
 from engine.spec.run_spec import RunSpec
@@ -46,6 +46,8 @@ def main() -> None:
         return  # the supervisor is gone, or the rows could not be prepared
     arguments = launch.launch_command_parser().parse_args()
     if not alone:
+        # How its processes can communicate (`engine.worker.check_ranks`).
+        os.environ.update(read_object(RunDir(Path(sys.argv[-1])).connection).get("variables", {}))
         launch.launch_command(arguments)
         return
     arguments, *_ = launch._validate_launch_command(arguments)

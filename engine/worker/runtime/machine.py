@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
 import sys
-import threading
 import time
 import urllib.request
-from datetime import timedelta
 from typing import Any
 
+from engine.worker.runtime.all_reduce import INDIRECT, all_reduce_failure
 from engine.worker.runtime.doctor import reason
 from engine.worker.runtime.process_lifecycle import silence_warnings
 
 MATRIX_SIZE = 256
 MAX_RELATIVE_ERROR = {"fp32": 1e-3, "bf16": 2e-2}  # of a correct product: TF32 and bf16 keep 10 and 7 bits
-RANKS_LIMIT_SECONDS = 60.0
+RANKS_LIMIT_SECONDS = 90.0  # processes that are started anew import PyTorch
 HUB_LIMIT_SECONDS = 8.0
 MAX_RANKS = 8
 
@@ -151,50 +148,19 @@ def try_attention() -> None:
 
 
 def try_ranks(gpu_count: int) -> None:
-    """All chosen GPUs add up a number each; without GPUs, two processes on the CPU do."""
+    """All chosen GPUs add up numbers; without GPUs, two processes on the CPU do. If GPUs cannot, once more without
+    direct connections."""
     count, backend = (min(gpu_count, MAX_RANKS), "nccl") if gpu_count > 1 else (2, "gloo")
-    port = _free_port()
-    outcome: list[str] = []
-    trial = threading.Thread(target=_spawn, args=(count, backend, port, outcome), daemon=True)
+    values: dict[str, Any] = {"count": count, "backend": backend}
     began = time.monotonic()
-    trial.start()
-    trial.join(2 * RANKS_LIMIT_SECONDS)
+    why = all_reduce_failure(count, backend, RANKS_LIMIT_SECONDS, {})
     seconds = f"{time.monotonic() - began:.1f}"
-    failure = outcome[0] if outcome else f"no answer within {2 * RANKS_LIMIT_SECONDS:.0f} s"
-    if failure:
-        return say("broken", "machine-ranks-failed", count=count, backend=backend, why=failure)
-    return say("good", "machine-ranks", count=count, backend=backend, seconds=seconds)
-
-
-def _spawn(count: int, backend: str, port: int, outcome: list[str]) -> None:
-    import torch
-
-    try:
-        torch.multiprocessing.spawn(all_reduce, (count, backend, port), nprocs=count)
-        outcome.append("")
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        outcome.append(lines[-1][:300] if lines else type(error).__name__)
-
-
-def all_reduce(rank: int, count: int, backend: str, port: int) -> None:
-    """One rank's part. Raises an error if the sum is not that of all ranks."""
-    import torch
-
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed, device = torch.distributed, f"cuda:{rank}" if backend == "nccl" else "cpu"
-    distributed.init_process_group(backend, rank=rank, world_size=count, timeout=timedelta(seconds=RANKS_LIMIT_SECONDS))
-    number = torch.full((1024,), float(rank + 1), device=device)
-    distributed.all_reduce(number)
-    distributed.destroy_process_group()
-    if not bool((number.cpu() == count * (count + 1) / 2).all()):
-        raise ArithmeticError("the sum over all processes is wrong")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    if not why:
+        return say("good", "machine-ranks", **values, seconds=seconds)
+    if backend == "nccl" and not all_reduce_failure(count, backend, RANKS_LIMIT_SECONDS, INDIRECT):
+        variables = " ".join(f"{name}={value}" for name, value in INDIRECT.items())
+        return say("doubtful", "machine-ranks-indirect", **values, why=why, variables=variables)
+    return say("broken", "machine-ranks-failed", **values, why=why)
 
 
 def try_hubs() -> None:
