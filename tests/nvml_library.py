@@ -66,7 +66,7 @@ def nvmlDeviceGetMemoryInfo(gpu):
 
 
 def nvmlDeviceGetCudaComputeCapability(gpu):
-    return 9, 0
+    return gpu.get("capability", (9, 0))
 
 
 def nvmlDeviceGetUUID(gpu):

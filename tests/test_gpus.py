@@ -6,6 +6,7 @@ The machine of the tests has no card: `tests.nvml` reports some. All else is rea
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from engine.core.problems import Refusal
 from engine.core.rundir import read_object
 from engine.launch import command
 from engine.launch.workspace import PROJECT, Workplace
-from engine.preflight import checks
-from engine.runs import failures, runs
+from engine.preflight import checks, doctor
+from engine.preflight.memory import available_memory
+from engine.preflight.suitable_gpus import gpu_without_bf16, needed_capability
+from engine.runs import failures, queue, runs, schedule
 from engine.serving import servers
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
@@ -83,6 +86,70 @@ def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
     [wrong] = checks._gpu_problems(auto.change("hardware.devices", [0]))
     assert wrong.text() == "There is no GPU 0 here. Available GPUs: 2, 3."
     assert codes(auto.change("hardware.num_processes", 3)) == ["too-few-cards"]
+
+
+MIXED = [
+    {"uuid": "GPU-old", "name": "V100", "memory": 96 << 30, "free": 96 << 30, "capability": [7, 0]},
+    {"uuid": "GPU-large", "name": "A100", "memory": 80 << 30, "free": 79 << 30, "capability": [8, 0]},
+    {"uuid": "GPU-small", "name": "A30", "memory": 24 << 30, "free": 24 << 30, "capability": [8, 0]},
+]
+
+
+def test_of_gpus_of_different_kinds_those_are_checked_that_the_schedule_takes(
+    say: Say, monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., RunSpec], workplace: Workplace
+) -> None:
+    say(gpus=MIXED)
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: "13.0")
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    auto = make_spec(hardware__device="auto")
+    bf16 = auto.change("training.precision", "bf16")
+
+    def devices(spec: RunSpec) -> list[str]:
+        """On which it would start now."""
+        run = runs.submit(spec, workplace)
+        machine = schedule.Machine(hardware.all_gpus(), {})
+        [decision] = schedule.decide([queue.demand(run)], machine)
+        runs.delete(run)
+        return [gpu.name for gpu in decision.gpus]
+
+    # The first and emptiest GPU has no bf16: a run that needs it is not refused, and gets another.
+    assert devices(auto) == ["V100"]
+    assert devices(bf16) == ["A100"]
+    assert doctor.device_of(bf16).name == "A100"
+    two, three = (bf16.change("hardware.num_processes", count) for count in (2, 3))
+    assert devices(two) == ["A100", "A30"]
+    for refused in (three, bf16.change("hardware.devices", [0])):
+        [wrong] = checks._gpu_problems(refused)
+        assert (wrong.code, wrong.values["name"]) == ("bf16-not-there", "V100")
+    # With "auto", FSDP2 would train in fp16 there: the same holds for it.
+    divided = two.change("training.precision", "auto").change("hardware.strategy", "fsdp2")
+    assert devices(divided) == ["A100", "A30"]
+    [wrong] = checks._gpu_problems(divided.change("hardware.num_processes", 3))
+    assert (wrong.code, wrong.values["given"]) == ("fsdp2-not-with", "auto (fp16)")
+    assert codes(divided.change("hardware.devices", [0, 1])) == ["fsdp2-not-with"]
+
+
+def test_a_run_fits_if_the_schedule_finds_gpus_into_which_it_fits(say: Say, make_spec: Callable[..., RunSpec]) -> None:
+    say(gpus=MIXED)
+    drawn = random.Random(0)
+    spec = make_spec(hardware__device="auto")
+    for _ in range(300):
+        gpus = tuple(
+            hardware.Gpu(number, f"GPU-{number}", "", memory, memory, drawn.choice([0.0, 7.5, 9.0]))
+            for number, memory in enumerate(drawn.choices([16 << 30, 24 << 30, 80 << 30], k=5))
+        )
+        precision, count = drawn.choice(["auto", "bf16"]), drawn.randint(1, 5)
+        changed = spec.change("training.precision", precision).change("hardware.num_processes", count)
+        needed = drawn.randint(1, 100) << 30
+        demand = schedule.Demand("", count, memory=needed, capability=needed_capability(changed))
+        with hardware.limited_to(gpus):
+            room, too_few = available_memory(changed), gpu_without_bf16(changed)
+        [decision] = schedule.decide([demand], schedule.Machine(gpus, {}))
+        if precision == "bf16" and too_few:
+            assert not decision.starts
+        else:
+            assert (needed <= room.bytes) == all(gpu.memory >= needed for gpu in decision.gpus)
+            assert len(decision.gpus) == count
 
 
 def test_threads_on_a_cpu_wait_without_keeping_a_core_busy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,21 @@ class Gpu:
 def gpus() -> tuple[Gpu, ...]:
     """The usable GPUs, at most a few seconds old: those of CUDA_VISIBLE_DEVICES in its order, if it is set, otherwise
     all. Empty if there are none or the driver fails (see `gpu_failure`)."""
-    return _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    limited = _limited.get()
+    return limited if limited is not None else _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+_limited: ContextVar[tuple[Gpu, ...] | None] = ContextVar("limited", default=None)
+
+
+@contextlib.contextmanager
+def limited_to(gpus: tuple[Gpu, ...]) -> Iterator[None]:
+    """Within it, the usable GPUs are these, which a run has been given."""
+    token = _limited.set(gpus)
+    try:
+        yield
+    finally:
+        _limited.reset(token)
 
 
 def all_gpus() -> tuple[Gpu, ...]:
@@ -100,15 +116,6 @@ def gpu_failure() -> Problem | None:
         return failure
     there = ", ".join(str(gpu.index) for gpu in all_gpus)
     return problem("gpu-none-visible", "hardware.device", visible=visible, there=there)
-
-
-def chosen_gpus(indices: Sequence[int], count: int) -> tuple[Gpu, ...]:
-    """The GPUs with these indices, as far as they exist; without indices, the first `count`."""
-    there = gpus()
-    if not indices:
-        return there[:count]
-    by_index = {gpu.index: gpu for gpu in there}
-    return tuple(by_index[index] for index in indices if index in by_index)
 
 
 def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:

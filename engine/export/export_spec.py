@@ -29,6 +29,7 @@ from engine.models.safetensors_headers import Tensor, read_header
 from engine.preflight import checks
 from engine.preflight.doctor import device_of
 from engine.preflight.package_checks import bitsandbytes_problems
+from engine.preflight.suitable_gpus import likely_gpus
 from engine.spec.hardware_settings import Hardware
 from engine.spec.model_settings import Model
 from engine.spec.parts import named_weights, setting
@@ -306,7 +307,7 @@ def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
     if on_cpu(spec, len(hardware.gpus())):
         (free, whole), code = hardware.memory(), "export-no-memory"
     else:
-        gpu = next(iter(hardware.chosen_gpus(spec.hardware.devices, 1)), None)
+        gpu = next(iter(likely_gpus(spec, memory_needed(spec))), None)
         if gpu is None:  # reported by `_device_problems`
             return []
         free, whole, code = gpu.free, gpu.memory, "export-no-card-memory"

@@ -20,6 +20,7 @@ from engine.preflight.data_checks import any_dataset_has_answers, dataset_proble
 from engine.preflight.fsdp2 import fsdp2_machine_problems
 from engine.preflight.model_checks import chosen_model_problems, model_is_readable, trained_parameters
 from engine.preflight.package_checks import package_problems
+from engine.preflight.suitable_gpus import gpu_without_bf16
 from engine.spec.hardware_settings import Hardware
 from engine.spec.run_spec import RunSpec
 
@@ -79,13 +80,13 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
         return missing
     if chosen.num_processes > len(gpus):
         return [problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(gpus))]
-    first = hardware.chosen_gpus(chosen.devices, 1)[0]
     if doctor.torch_cuda() == "":
-        return [problem("torch-without-cuda", "hardware.device", name=first.name)]
+        name = next(gpu.name for gpu in gpus if not chosen.devices or gpu.index in chosen.devices)
+        return [problem("torch-without-cuda", "hardware.device", name=name)]
     if chosen.strategy.kind == "fsdp2" and (problems := fsdp2_machine_problems(spec)):
         return problems
-    if spec.training.precision == "bf16" and 0 < first.capability < 8:
-        return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
+    if spec.training.precision == "bf16" and (old := gpu_without_bf16(spec)):
+        return [problem("bf16-not-there", "training.precision", name=old.name, capability=old.capability)]
     return []
 
 

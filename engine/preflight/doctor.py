@@ -31,6 +31,7 @@ from engine.core.problems import Problem, problem
 from engine.core.rundir import read_json, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
+from engine.preflight.suitable_gpus import likely_gpus
 from engine.spec.run_spec import Spec
 
 TRIAL_LIMIT_S = 180  # for one trial; imports alone take a minute over a network file system
@@ -71,7 +72,7 @@ def device_of(spec: Spec) -> Device:
     gpus = hardware.gpus()
     if not gpus or command.on_cpu(spec, len(gpus)):
         return Device()
-    gpu = (hardware.chosen_gpus(spec.hardware.devices, 1) or gpus)[0]
+    gpu = (likely_gpus(spec) or gpus)[0]
     return Device(gpu.index, gpu.name, gpu.uuid)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from engine.core import hardware
 from engine.core.problems import Problem, problem
 from engine.models.adapters import adapts_experts
 from engine.models.facts import ModelFacts
 from engine.models.structure import structure_of
+from engine.preflight.suitable_gpus import gpu_without_bf16
 from engine.spec.run_spec import RunSpec
 from engine.spec.strategies import fsdp2_problems
 
@@ -19,8 +19,7 @@ def fsdp2_obstacles(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 def fsdp2_machine_problems(spec: RunSpec) -> list[Problem]:
     """GPUs on which the precision "auto" means fp16, whose loss scaling has not been seen to work with it."""
-    chosen = hardware.chosen_gpus(spec.hardware.devices, spec.hardware.num_processes)
-    if spec.training.precision != "auto" or not any(0 < gpu.capability < 8 for gpu in chosen):
+    if spec.training.precision != "auto" or gpu_without_bf16(spec) is None:
         return []
     return [problem("fsdp2-not-with", "training.precision", given="auto (fp16)", allowed="fp32")]
 

@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from engine.core import hardware
+from engine.core.gpu_choice import lacks
 from engine.core.problems import Refusal
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
@@ -23,6 +24,7 @@ from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.fsdp2 import fsdp2_obstacles
 from engine.preflight.image_memory import ACTIVATION_BYTES, image_bytes
 from engine.preflight.model_checks import frozen_weights_stay_in, quantizes_experts, trained_parameters
+from engine.preflight.suitable_gpus import BF16_CAPABILITY, usable_gpus
 from engine.spec.contradictions import spec_problems
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
@@ -168,12 +170,9 @@ def _frozen_weight_bytes(spec: RunSpec, model: ModelFacts, half: bool) -> float:
     """Bytes of each weight that freeze or full training leaves frozen. FSDP2 divides weights of one type."""
     if isinstance(spec.hardware.strategy, Fsdp2):
         return 4.0
-    chosen, precision = (
-        hardware.chosen_gpus(spec.hardware.devices, spec.hardware.num_processes),
-        spec.training.precision,
-    )
+    precision = spec.training.precision
     if precision == "auto":
-        precision = "fp16" if any(0 < gpu.capability < 8 for gpu in chosen) else "bf16"
+        precision = "fp16" if any(lacks(gpu, BF16_CAPABILITY) for gpu in usable_gpus(spec)) else "bf16"
     return 2.0 if half and frozen_weights_stay_in(spec, model, precision) else 4.0
 
 
@@ -292,19 +291,20 @@ def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) 
 
 @dataclass(frozen=True)
 class AvailableMemory:
-    """The available memory: bytes of the smallest GPU that the run would use, or of the machine's memory."""
+    """The available memory: bytes of a GPU, or of the machine's memory."""
 
     bytes: int
     card: str  # its name; "" for the machine's memory
 
 
 def available_memory(spec: RunSpec) -> AvailableMemory | None:
-    """What each process of the run may take; None if a GPU does not report it."""
+    """What each process of the run may take: as much as there is on enough GPUs for all of them, since the schedule
+    gives it GPUs into which it fits. None if one does not report it."""
     gpus, processes = hardware.gpus(), spec.hardware.num_processes
     if on_cpu(spec, len(gpus)) or not gpus:
         return AvailableMemory(hardware.memory()[1] // processes, "")
-    chosen = hardware.chosen_gpus(spec.hardware.devices, processes) or gpus[:1]
-    smallest = min(chosen, key=lambda gpu: gpu.memory)
+    largest = sorted(usable_gpus(spec) or gpus, key=lambda gpu: -(gpu.memory or math.inf))[:processes]
+    smallest = min(largest, key=lambda gpu: gpu.memory)
     return AvailableMemory(smallest.memory, smallest.name) if smallest.memory else None
 
 

@@ -20,6 +20,7 @@ from engine.models.facts import inspect_model
 from engine.preflight import checks, limits, memory
 from engine.preflight.remarks import remarks
 from engine.preflight.strategy import write_configuration
+from engine.preflight.suitable_gpus import needed_capability
 from engine.spec.contradictions import spec_problems
 from engine.spec.explanations import UNKNOWN_KEY_CODES, unknown_last
 from engine.spec.run_spec import RunSpec, Spec
@@ -31,7 +32,7 @@ class Kind:
     """`frozen` makes every path absolute; `problems` is everything that prevents such a spec from running here; `steps`
     are its child processes in order: (spec, folder, port, number of GPUs) → steps; `doubts` are warnings that do not
     prevent a start: (spec, problems) → warnings; `memory` estimates the bytes that each of its processes takes, 0 if
-    that is unknown."""
+    that is unknown; `capability` is the compute capability that its GPUs need, 0 if any will do."""
 
     spec: type[Spec]
     frozen: Callable[[Any, Workplace], Any]
@@ -39,6 +40,7 @@ class Kind:
     steps: Callable[[Any, Path, int, int], list[Step]]
     doubts: Callable[[Any, list[Problem]], list[Problem]] = lambda _spec, _problems: []
     memory: Callable[[Any], int] = lambda _spec: 0
+    capability: Callable[[Any], float] = lambda _spec: 0.0
 
 
 def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
@@ -65,6 +67,12 @@ def training_memory(spec: RunSpec) -> int:
     return int(need.total) if need else 0
 
 
+def training_capability(spec: RunSpec) -> float:
+    """The compute capability that each GPU of a training needs."""
+    model = inspect_model(spec.model.model_name_or_path)
+    return needed_capability(memory.with_strategy(spec, model, len(hardware.gpus())))
+
+
 KINDS = {
     "training": Kind(
         RunSpec,
@@ -73,6 +81,7 @@ KINDS = {
         _training_steps,
         training_doubts,
         training_memory,
+        training_capability,
     ),
     "evaluation": Kind(
         evaluation_spec.EvaluationSpec,

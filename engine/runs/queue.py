@@ -25,6 +25,7 @@ from engine.core.problems import Refusal
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
+from engine.preflight.suitable_gpus import likely_gpus, needed_capability
 from engine.runs import index
 from engine.runs.run import Run, read
 from engine.runs.schedule import Decision, Demand, Machine, decide
@@ -112,7 +113,7 @@ def decisions(saves: Path) -> list[tuple[Run, Decision]]:
 # ------------------------------------------------------------------------------------------ who starts, and where
 
 
-def demand_fields(spec: Spec, memory: int) -> dict[str, Any]:
+def demand_fields(spec: Spec, memory: int, capability: float = 0.0) -> dict[str, Any]:
     """What request.json says of a run's devices: decided at submission, by the process that knows which GPUs the run
     may use. Whoever starts the run may have another CUDA_VISIBLE_DEVICES."""
     gpus, chosen = hardware.gpus(), spec.hardware
@@ -122,6 +123,7 @@ def demand_fields(spec: Spec, memory: int) -> dict[str, Any]:
         "indices": list(chosen.devices),
         "allowed": [gpu.uuid for gpu in gpus] if limited else None,
         "memory": memory,
+        "capability": capability,
     }
 
 
@@ -135,6 +137,7 @@ def demand(run: Run) -> Demand:
         count=fields["count"],
         indices=() if on_cpu else tuple(fields["indices"]),
         memory=fields["memory"],
+        capability=fields.get("capability", 0.0),  # absent from requests of older versions
         beside_others=bool(request.get("now")),
         held=bool(request.get("held")),
         allowed=None if allowed is None else frozenset(allowed),
@@ -146,6 +149,7 @@ def _valid(fields: Any) -> dict[str, Any] | None:
     if not isinstance(fields, dict) or not isinstance(fields.get("indices"), list):
         return None
     numbers = all(isinstance(fields.get(name), int) for name in ("count", "memory"))
+    numbers &= isinstance(fields.get("capability", 0), (int, float))
     return fields if numbers and isinstance(fields.get("allowed"), (list, type(None))) else None
 
 
@@ -195,16 +199,22 @@ def _machine(alive: Sequence[Run]) -> Machine:
     )
 
 
-def gpus_for(spec: Spec, saves: Path) -> tuple[Gpu, ...]:
+def gpus_for(spec: Spec, memory: int) -> tuple[Gpu, ...]:
     """The GPUs that a run of `spec` would have if it were started now; if it would have to wait, those that it would
-    probably have."""
+    probably have. `memory`: the estimated bytes of each of its processes."""
     gpus = hardware.gpus()
     if command.on_cpu(spec, len(gpus)):
         return ()
     chosen = spec.hardware
-    needed = Demand("", count=chosen.num_processes, indices=tuple(chosen.devices))
+    needed = Demand(
+        "",
+        count=chosen.num_processes,
+        indices=tuple(chosen.devices),
+        memory=memory,
+        capability=needed_capability(spec),
+    )
     [decision] = decide([needed], Machine(gpus, {uuid: "" for uuid in leases.holders()}))
-    return decision.gpus or hardware.chosen_gpus(chosen.devices, chosen.num_processes)
+    return decision.gpus or tuple(likely_gpus(spec, memory))
 
 
 def uuids_for(run: RunDir) -> list[str] | None:

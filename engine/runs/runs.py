@@ -100,7 +100,7 @@ def submit(
                     "queued": time.time_ns(),
                     "attempt": 1,
                     "stop": None,
-                    "devices": queue.demand_fields(spec, kind.memory(spec)),
+                    "devices": queue.demand_fields(spec, kind.memory(spec), kind.capability(spec)),
                     **(request or {}),
                 },
             )

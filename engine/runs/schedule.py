@@ -10,25 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.core.gpu_choice import ALIKE_BYTES, eligible, emptiest
 from engine.core.hardware import Gpu
 from engine.core.problems import NOTHING, Problem, problem
 
 OTHERS_BYTES = 256 << 20  # a process with less of a GPU's memory has no computation there
 UNSEEN_BYTES = 2 << 30  # of used memory that belongs to no visible process; drivers themselves take up to a gigabyte
 MAX_NAMED = 3  # runs in a sentence
-ALIKE_BYTES = 1 << 30  # GPUs whose free memory differs by less are taken in their order
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes each (0 if unknown). Without
-    GPUs, `memory` is that of the machine. `beside_others`: even on GPUs on which processes of others compute, or on a
-    CPU that other runs use."""
+    """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes each (0 if unknown) and this
+    compute `capability`. Without GPUs, `memory` is that of the machine. `beside_others`: even on GPUs on which
+    processes of others compute, or on a CPU that other runs use."""
 
     name: str
     count: int = 1
     indices: tuple[int, ...] = ()
     memory: int = 0
+    capability: float = 0.0
     beside_others: bool = False
     held: bool = False
     allowed: frozenset[str] | None = None  # the UUIDs of the GPUs that it may use; None: all
@@ -107,9 +108,8 @@ def _on_gpus(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], rese
     obstacles = {gpu.uuid: _obstacle(gpu, demand, taken, reserved) for gpu in eligible}
     ready = [gpu for gpu in eligible if obstacles[gpu.uuid] is None]
     if len(ready) >= demand.count:
-        emptiest = sorted(ready, key=lambda gpu: -(gpu.free // ALIKE_BYTES))[: demand.count]
         order = demand.indices or [gpu.index for gpu in gpus]
-        return Decision(tuple(sorted(emptiest, key=lambda gpu: order.index(gpu.index))))
+        return Decision(tuple(sorted(emptiest(ready, demand.count), key=lambda gpu: order.index(gpu.index))))
     values = {"count": demand.count, "free": len(ready)}
     if demand.indices:
         reason = problem("waits-these-gpus", gpus=", ".join(map(str, demand.indices)), **values)
@@ -129,17 +129,15 @@ def _never(demand: Demand, eligible: Sequence[Gpu]) -> Problem:
 
 
 def _eligible(demand: Demand, gpus: Sequence[Gpu]) -> list[Gpu]:
-    """The GPUs that could ever be used. Several processes cannot share slices: each would see only the first."""
-    usable = [
-        gpu
-        for gpu in gpus
-        if (demand.allowed is None or gpu.uuid in demand.allowed)
-        and (not demand.indices or gpu.index in demand.indices)
-        and not (gpu.is_slice and demand.count > 1)
-    ]
-    large = [gpu for gpu in usable if not gpu.memory or gpu.memory >= demand.memory]
-    # If too few are large enough, the user wants to try it all the same.
-    return usable if demand.indices or len(large) < demand.count else large
+    """The GPUs that could ever be used."""
+    return eligible(
+        gpus,
+        demand.count,
+        indices=demand.indices,
+        memory=demand.memory,
+        capability=demand.capability,
+        allowed=demand.allowed,
+    )
 
 
 def _obstacle(gpu: Gpu, demand: Demand, taken: Mapping[str, str], reserved: Mapping[str, str]) -> Problem | None:

@@ -10,6 +10,7 @@ from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
+from engine.preflight.suitable_gpus import likely_gpus
 from engine.runs import progress, runs
 from engine.spec.run_spec import RunSpec
 
@@ -60,7 +61,8 @@ def _speed(spec: RunSpec) -> float:
     gpus = hardware.gpus()
     if on_cpu(spec, len(gpus)) or not gpus:
         return _cpu_speed()
-    best = next(speed for capability, speed in GPU_OPERATIONS_PER_S.items() if gpus[0].capability >= capability)
+    slowest = min(gpu.capability for gpu in likely_gpus(spec) or gpus)
+    best = next(speed for capability, speed in GPU_OPERATIONS_PER_S.items() if slowest >= capability)
     return best * spec.hardware.num_processes
 
 

@@ -60,7 +60,7 @@ def offer(spec: RunSpec, workplace: Workplace, viewer: str = "") -> bool:
     if not _enabled:
         return False
     spec = workplace.frozen(spec)
-    step = _step(spec, queue.gpus_for(spec, workplace.saves))
+    step = _step(spec, queue.gpus_for(spec, kinds.training_memory(spec)))
     with _turn, contextlib.suppress(OSError):
         if _standby and _standby.has_ended():
             _not_before = 0 if _standby.is_idle() else time.monotonic() + RETRY_SECONDS

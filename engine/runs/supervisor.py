@@ -86,7 +86,8 @@ def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher |
     gpus, port = leased.gpus(), free_port()
     if not gpus and spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
         raise Refusal(failure)  # it worked when the run was submitted; "auto" does not mean the CPU now
-    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
+    with hardware.limited_to(gpus):
+        steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
     environment = command.inherited_environment() | command.environment(spec, run.path, gpus, hardware.threads())
     environment[leases.HELD_VARIABLE] = ",".join(leased.uuids)
     log_from = run.log.stat().st_size  # everything before it belongs to an earlier attempt

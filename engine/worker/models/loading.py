@@ -56,7 +56,8 @@ def precision(spec: RunSpec) -> str:
     if not torch.cuda.is_available():
         return "fp32"
     # is_bf16_supported() also reports emulation on GPUs before Ampere, which is slower than fp16.
-    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    gpus = range(torch.cuda.device_count())  # of all processes of the run: they compute in the same precision
+    return "bf16" if min(torch.cuda.get_device_capability(gpu)[0] for gpu in gpus) >= 8 else "fp16"
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
