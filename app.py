@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from engine.core import users
 from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
@@ -162,6 +163,8 @@ def serve(options: argparse.Namespace) -> None:
     listener = open_socket(options)
     if options.auth:
         keep_from_other_users()
+        if remark := users.remark_without_role(Path(options.auth)):
+            print(remark.text(shell_language()), file=sys.stderr)
     for made in (make_saves(workplace), make_data(workplace)):
         if made:
             print(made.text(shell_language()), file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine import flags, verbs
 from engine.core.problems import Refusal, problem
+from engine.core.rights import OPERATOR, ROLES, USER
 from engine.core.stages import STAGES
 from engine.following import sentence
 from engine.launch.workspace import Workplace, add_arguments, from_arguments
@@ -99,8 +100,14 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
     if function is verbs.doctor:
         verb.add_argument("--hub", action="store_true", help="also try to reach the model hubs")
     if function is verbs.user:
-        verb.add_argument("what", choices=("add", "remove"))
-        verb.add_argument("name")
+        verb.add_argument("what", choices=("add", "remove", "role", "list"))
+        verb.add_argument("name", nargs="?", default="")
+        verb.add_argument(
+            "role",
+            nargs="?",
+            default="",
+            help=f"{', '.join(ROLES)}; of the first user {OPERATOR}, of others {USER}, unless given",
+        )
         verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
 
 

@@ -305,15 +305,22 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
-    """Add or remove a user of the login page."""
+    """Add or remove a user of the login page, set a role (user role NAME ROLE), or list users and roles."""
     file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.txt")
+    if arguments.what == "list":
+        print("".join(f"{account.role:<10}{name}\n" for name, account in users.read_users(file).items()), end="")
+        return 0
     if arguments.what == "remove":
         users.remove_user(file, arguments.name)
         return 0
+    if arguments.what == "role":
+        users.set_role(file, arguments.name, arguments.role)
+        return 0
     # Without a terminal, from a pipe, so that scripts can add users; never as an argument, which ps shows.
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-    users.add_user(file, arguments.name, password)
-    print(f"{arguments.name} can log in; the file is {file}")
+    users.add_user(file, arguments.name, password, arguments.role)
+    role = users.read_users(file)[arguments.name].role
+    print(f"{arguments.name} can log in as {role}; the file is {file}")
     return 0
 
 

@@ -294,13 +294,13 @@ def test_a_waiting_run_shows_why_and_its_turn_can_be_changed(
     assert (opened[panel.buttons["hold"]]["visible"], opened[panel.buttons["release"]]["visible"]) == (True, False)
     assert opened[panel.priority]["value"] == "normal"
 
-    done = tab.actions.act(partial(queue_order.move, where="first"), "told-queue-first", second.id, VIEW)
+    done = tab.actions.act("reorder", partial(queue_order.move, where="first"), "told-queue-first", second.id, VIEW)
     assert "Moved to the front" in done[tab.context.message]
     assert "position 1 in the queue" in done[tab.head.head]
-    done = tab.actions.act(queue_order.hold, "told-queue-hold", second.id, VIEW)
+    done = tab.actions.act("reorder", queue_order.hold, "told-queue-hold", second.id, VIEW)
     assert done[panel.reason] == "<p>On hold. It stays in the queue until somebody releases it.</p>"
     assert (done[panel.buttons["hold"]]["visible"], done[panel.buttons["release"]]["visible"]) == (False, True)
     runs.stop(first, "kill")
-    refused = tab.actions.act(queue_order.hold, "told-queue-hold", first.id, VIEW)
+    refused = tab.actions.act("reorder", queue_order.hold, "told-queue-hold", first.id, VIEW)
     assert "not possible" in refused[tab.context.message]
     assert not refused[panel.column]["visible"]

@@ -38,7 +38,7 @@ def test_equal_passwords_have_different_hashes(file):
 
 def test_the_usual_cost_is_one_that_owasp_advises(tmp_path):
     users.add_user(tmp_path / "users", "han", "correct horse")
-    assert users.read_users(tmp_path / "users")["han"].startswith("scrypt:16384:8:5:")
+    assert users.read_users(tmp_path / "users")["han"].hash.startswith("scrypt:16384:8:5:")
     assert users.check_password(tmp_path / "users", "han", "correct horse")
 
 

@@ -1,7 +1,7 @@
 """The login of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
 
 Everything behind it is protected, including websockets and API endpoints; only /login, /logout and /healthz respond by
-themselves. The app finds the user's name in `request.state.user`, which clients cannot set. Users and hashes are in
+themselves. The app finds the user's name and role in `request.state`, which clients cannot set. Users and hashes are in
 `engine.core.users`, sessions in `webui.sessions`; this module handles cookies, pages and rate limiting.
 """
 
@@ -24,7 +24,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.core import users
+from engine.core import rights, users
 from engine.core.problems import say
 from webui.reader_language import language_of
 from webui.sessions import SESSION_SECONDS, Sessions
@@ -73,12 +73,16 @@ class LoginRequired:
         if name is None:
             return await self._turn_away(scope, receive, send)
         # A copy: the server's own state is kept, and what is added here stays with this request.
-        inside = {**scope, "state": {**scope.get("state", {}), "user": name}}
+        inside = {**scope, "state": {**scope.get("state", {}), "user": name, "role": self._role(name)}}
         return await self.app(inside, receive, send)
 
     def _user(self, connection: HTTPConnection) -> str | None:
         # Reads the users file each time: it has only a few lines, and a removed user is out at once.
         return self.sessions.user(connection.cookies.get(self.cookie, ""))
+
+    def _role(self, name: str) -> str:
+        user = users.read_users(self.users_file).get(name)
+        return user.role if user else rights.VIEWER  # removed a moment ago
 
     async def _own_page(self, request: Request, name: str | None) -> Response | None:
         """The answer of /login, /logout and /healthz; None for every other path."""

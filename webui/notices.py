@@ -88,6 +88,14 @@ def refused(problems: Sequence[Problem], words: Words) -> str:
     return toast(" ".join(sentences), "bad")
 
 
+def denied(problem: Problem | None, selector: str, words: Words) -> str:
+    """Why this person may not use the controls that match the CSS selector; the page's script disables them as long as
+    this is shown. "" if there is no problem, or if it is that of all viewers, which the head of the page says."""
+    if problem is None or problem.code == "rights-viewer":
+        return ""
+    return f'<p class="denied" data-denies="{escape(selector)}">{escape(sentence(problem, words))}</p>'
+
+
 def code(id: str, text: str, words: Words, save: bool = False) -> str:
     """Text to copy, and to save as a file."""
     done = escape(words("copied"))

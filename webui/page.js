@@ -108,6 +108,29 @@
     }
   });
 
+  // ---- controls that this person may not use: a note [data-denies] says why, and names them by a selector. The server
+  // refuses them in any case.
+  const deny = () => {
+    const reasons = new Map();
+    for (const note of document.querySelectorAll('[data-denies]'))
+      for (const part of document.querySelectorAll(note.dataset.denies))
+        for (const control of part.matches('button') ? [part] : part.querySelectorAll('button, input'))
+          if (!control.disabled || control.hasAttribute('data-denied')) reasons.set(control, note.textContent);
+    for (const control of document.querySelectorAll('[data-denied]'))
+      if (!reasons.has(control)) { control.disabled = false; control.removeAttribute('data-denied'); control.removeAttribute('title'); }
+    for (const [control, why] of reasons) {
+      if (!control.disabled) control.disabled = true;
+      if (control.title !== why) { control.title = why; control.setAttribute('data-denied', ''); }
+    }
+  };
+  const watchRights = () => {
+    if (!document.querySelector('#head .who')) return;  // without a login, everybody may do everything
+    let due = 0;
+    const soon = () => { due ||= requestAnimationFrame(() => { due = 0; deny(); }); };
+    new MutationObserver(soon).observe(document.body, { childList: true, subtree: true, attributeFilter: ['disabled'] });
+    soon();
+  };
+
   // ---- debounce: the values once nothing has changed for a moment; overtaken calls are never made
   let turn = 0;
   window.athanorSettled = async (held) => {
@@ -137,7 +160,7 @@
     root.classList.add('arriving');
     setTimeout(show, 10_000); // should the studio not answer
   }
-  window.athanorArrived = () => { requestAnimationFrame(show); return []; };
+  window.athanorArrived = () => { requestAnimationFrame(show); requestAnimationFrame(watchRights); return []; };
   window.athanorArrive = () => {
     const query = new URLSearchParams(location.search);
     arrived = true;

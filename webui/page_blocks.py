@@ -21,6 +21,8 @@ from gradio.components import Component
 from gradio.state_holder import SessionState
 from gradio.utils import delete_none, is_prop_update
 
+from webui.people import note_person
+
 SCALARS = (str, int, float, bool, type(None))
 # Between two looks for events. Gradio looks every millisecond, which takes a twentieth of a core at all times.
 EVENT_POLL_SECONDS = 0.01
@@ -33,6 +35,14 @@ class PageBlocks(gr.Blocks):
         super().__init__(**settings)
         self.changed_components: WeakValueDictionary[tuple[int, str], Block] = WeakValueDictionary()
         self._queue.sleep_when_free = EVENT_POLL_SECONDS
+
+    async def call_function(
+        self, block_fn: BlockFunction | int, processed_input: list[Any], iterator: Any = None, requests: Any = None,
+        *rest: Any, **named: Any,
+    ) -> Any:  # fmt: skip
+        """Call a handler, for the person who has sent its request."""
+        note_person(requests[0] if isinstance(requests, list) else requests)
+        return await super().call_function(block_fn, processed_input, iterator, requests, *rest, **named)
 
     async def preprocess_data(
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False

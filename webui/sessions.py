@@ -30,7 +30,7 @@ class Sessions:
 
     def begin(self, name: str) -> str:
         """A token for this user. Raises KeyError for an unknown one."""
-        stored = read_users(self.users_file)[name]
+        stored = read_users(self.users_file)[name].hash
         return self.serializer.dumps([name, self._password_mark(stored), secrets.token_hex(8)])
 
     def user(self, token: str) -> str | None:
@@ -50,8 +50,8 @@ class Sessions:
             name, mark, id = self.serializer.loads(token, max_age=SESSION_SECONDS)
         except BadData:
             return None
-        stored = read_users(self.users_file).get(name)
-        valid = stored and mark == self._password_mark(stored) and id not in self._ended()
+        user = read_users(self.users_file).get(name)
+        valid = user and mark == self._password_mark(user.hash) and id not in self._ended()
         return (name, id) if valid else None
 
     def _password_mark(self, stored: str) -> str:

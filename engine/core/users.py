@@ -1,7 +1,8 @@
-"""The users of the studio: a file of names and password hashes, and the key that signs their sessions.
+"""The users of the studio: a file of names, password hashes and roles, and the key that signs their sessions.
 
-One line per user, `name:scrypt:n:r:p:salt:hash`, so that an operator can read and edit it. Sessions are handled by
-`webui.sessions`; cookies, pages and rate limiting by `webui.login`.
+One line per user, `name:scrypt:n:r:p:salt:hash:role`, so that an operator can read and edit it. A line without a role
+is from a version that had none, in which everybody could do everything: an operator's. What roles may do is in
+`engine.core.rights`. Sessions are handled by `webui.sessions`; cookies, pages and rate limiting by `webui.login`.
 """
 
 from __future__ import annotations
@@ -17,55 +18,110 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.core.problems import NOTHING, Refusal, problem
+from engine.core.problems import NOTHING, Problem, Refusal, problem
+from engine.core.rights import OPERATOR, ROLES, USER
 
 USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, which separates the fields of the file
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # length of a password in characters
+HASH_FIELDS = 6  # scrypt:n:r:p:salt:hash
 SCRYPT_COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and about 0.2 s, one of OWASP's equivalent choices
 
 
-def read_users(path: Path) -> dict[str, str]:
-    """Name → stored hash, in the order of the file; {} without a file. Invalid lines are skipped, so that a typo in one
-    line locks out one user and not the whole team."""
+@dataclass(frozen=True)
+class User:
+    """A line of the file without its name. `written_role` is "" in a line from a version without roles."""
+
+    hash: str
+    written_role: str = ""
+
+    @property
+    def role(self) -> str:
+        return self.written_role or OPERATOR
+
+    @property
+    def line(self) -> str:
+        return f"{self.hash}:{self.written_role}" if self.written_role else self.hash
+
+
+def read_users(path: Path) -> dict[str, User]:
+    """The users by name, in the order of the file; {} without a file. Invalid lines are skipped, so that a typo in one
+    line, also in its role, locks out one user and not the whole team."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return {}
     pairs = (line.strip().partition(":") for line in lines)
-    return {name: stored for name, _, stored in pairs if USER_NAME.fullmatch(name) and stored.startswith("scrypt:")}
+    users = ((name, _user(stored)) for name, _, stored in pairs if USER_NAME.fullmatch(name))
+    return {name: user for name, user in users if user}
 
 
-def add_user(path: Path, name: str, password: str) -> None:
-    """Add a user, or set a new password, which ends the sessions with the old one. Raises Refusal for an invalid name
-    or password."""
+def _user(stored: str) -> User | None:
+    fields = stored.split(":")
+    hash, role = ":".join(fields[:HASH_FIELDS]), fields[HASH_FIELDS:]
+    if fields[0] != "scrypt" or role not in ([], *([role] for role in ROLES)):
+        return None
+    return User(hash, *role)
+
+
+def add_user(path: Path, name: str, password: str, role: str = "") -> None:
+    """Add a user, or set a new password, which ends the sessions with the old one. Without `role`, a known user keeps
+    theirs, the first in a file is an operator, and every other a user. Raises Refusal for an invalid name, password or
+    role."""
     problems = []
     if not USER_NAME.fullmatch(name):
         problems.append(problem("user-name", "name", given=name[:80]))
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         problems.append(problem("user-password", "password", shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH))
+    if role and role not in ROLES:
+        problems.append(_unknown_role(role))
     if problems:
         raise Refusal(problems)
     stored = _hash(password, secrets.token_bytes(16), SCRYPT_COST)
     with _locked(path):
-        _write(path, {**read_users(path), name: stored})
+        known = read_users(path)
+        kept = known[name].written_role if name in known else USER if known else OPERATOR
+        _replace_line(path, name, User(stored, role or kept))
+
+
+def set_role(path: Path, name: str, role: str) -> None:
+    """Give a user another role, from their next request on. Raises Refusal for an unknown user or role."""
+    if role not in ROLES:
+        raise Refusal(_unknown_role(role))
+    with _locked(path):
+        _replace_line(path, name, replace(_known(path, name), written_role=role))
 
 
 def remove_user(path: Path, name: str) -> None:
     """Remove a user; their sessions end immediately. Raises Refusal if there is no such user."""
     with _locked(path):
-        known = read_users(path)
-        if name not in known:
-            raise Refusal(problem("user-missing", "name", given=name[:80], known=", ".join(known) or NOTHING))
-        _write(path, {other: stored for other, stored in known.items() if other != name})
+        _known(path, name)
+        _replace_line(path, name, None)
+
+
+def _known(path: Path, name: str) -> User:
+    users = read_users(path)
+    if name not in users:
+        raise Refusal(problem("user-missing", "name", given=name[:80], known=", ".join(users) or NOTHING))
+    return users[name]
+
+
+def _unknown_role(role: str) -> Problem:
+    return problem("user-role", "role", given=role[:80], roles=", ".join(ROLES))
+
+
+def remark_without_role(path: Path) -> Problem | None:
+    """Says which users are operators only because their line is from a version without roles; None without any."""
+    names = [name for name, user in read_users(path).items() if not user.written_role]
+    return problem("users-without-role", count=len(names), file=path, names=", ".join(names)) if names else None
 
 
 def check_password(path: Path, name: str, password: str) -> bool:
     """Whether the password is correct. Takes the same time for names that do not exist."""
-    stored = read_users(path).get(name) or "scrypt:{}:{}:{}:{}:".format(
-        *SCRYPT_COST, base64.b64encode(bytes(16)).decode()
-    )
+    user = read_users(path).get(name)
+    stored = user.hash if user else "scrypt:{}:{}:{}:{}:".format(*SCRYPT_COST, base64.b64encode(bytes(16)).decode())
     try:
         _, n, r, p, salt, _ = stored.split(":")
         hashed = _hash(password[:MAX_PASSWORD_LENGTH], base64.b64decode(salt), (int(n), int(r), int(p)))
@@ -94,9 +150,15 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _write(path: Path, known: dict[str, str]) -> None:
-    partial = _write_private(path, "".join(f"{name}:{stored}\n" for name, stored in known.items()))
-    os.replace(partial, path)
+def _replace_line(path: Path, name: str, user: User | None) -> None:
+    """Write a user's line, or remove it. Every other line stays as it is: comments, and lines with a typo, too."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    places = [at for at, line in enumerate(lines) if line.strip().partition(":")[0] == name]
+    written = [f"{name}:{user.line}"] if user else []
+    at = places[0] if places else len(lines)
+    others = [line for place, line in enumerate(lines) if place not in places]
+    text = "".join(f"{line}\n" for line in [*others[:at], *written, *others[at:]])
+    os.replace(_write_private(path, text), path)
 
 
 def _write_private(path: Path, text: str) -> str:

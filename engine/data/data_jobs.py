@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol
 from engine.core.locks import is_locked, try_lock
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, read_json, read_object, write_json
-from engine.data import derive, uploads, validation
+from engine.data import derive, owners, uploads, validation
 from engine.data.datasets import find
 from engine.data.row_files import truncation_problem, version
 from engine.launch import command
@@ -294,7 +294,9 @@ JOB_MODULES = {"download": "engine.worker.data.download", "convert": "engine.wor
 def main() -> int:
     with job_process(sys.argv[1]) as (folder, arguments, report):
         what = read_json(folder / "request.json")["what"]
-        write_json(folder / "result.json", JOBS[what](folder, arguments, report))
+        result = JOBS[what](folder, arguments, report)
+        owners.claim_result(arguments, result)
+        write_json(folder / "result.json", result)
     return 0
 
 

@@ -36,6 +36,7 @@ from webui.chat_tab.questions import (
 from webui.chat_tab.settings_panel import SettingsPanel
 from webui.events import QUIET, concurrent
 from webui.panels import Updates
+from webui.people import acting
 
 MAX_CONCURRENT_ANSWERS = 12  # of all users together; each occupies a thread
 # Keeps the end of the page in view while it grows, if the reader is there.
@@ -139,6 +140,8 @@ class AnswersPanel(Panel):
         try:
             options, choice = exchange.options(), self.models.choice(exchange.selection)
             models = models_to_ask([choice.name, *choice.adapters], exchange.turn, exchange.before)
+            with acting(self.workplace.saves, "ask", ", ".join(models)):
+                pass  # what becomes of the answers is the reader's own
             server = servers.start(self.workplace, choice, by=self.context.user(exchange.request))
             yield self._begun(exchange, server)
             servers.wait(server)

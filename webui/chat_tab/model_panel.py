@@ -22,6 +22,7 @@ from webui.chat_tab.question_panel import QuestionPanel
 from webui.chat_tab.settings_panel import SettingsPanel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import acting, hindrance
 from webui.pickers import picker
 
 
@@ -66,8 +67,15 @@ class ModelPanel(Panel):
         )
         with gr.Row(elem_classes="held-row"):
             self.status = gr.HTML(elem_id="held")
-            self.load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load", scale=0)
-            self.unload = gr.Button(words("chat-unload"), size="sm", visible=False, elem_id="chat-unload", scale=0)
+            self.load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load", scale=0, elem_classes="acts")
+            self.unload = gr.Button(
+                words("chat-unload"),
+                size="sm",
+                visible=False,
+                elem_id="chat-unload",
+                scale=0,
+                elem_classes="acts owned",
+            )
 
     def wire(self, timer: gr.Timer) -> None:
         """`timer` ticks while the tab is open."""
@@ -135,6 +143,9 @@ class ModelPanel(Panel):
         others = [other for other in servers.servers(self.workplace.saves) if not server or other.path != server.path]
         since = time.time() - server.settings["started"] if server else 0
         status = server_html.status(server, others, self.models.titles(), since, self.words)
+        if server and server.alive:
+            mine = hindrance("unload", server.settings.get("by", ""))
+            status += notices.denied(mine, "#chat-unload", self.words)
         return {self.status: status, **self.memory_buttons(server)}
 
     def memory_buttons(self, server: Server | None) -> Updates:
@@ -146,9 +157,12 @@ class ModelPanel(Panel):
     @refusal_as_message
     def load_model(self, request: gr.Request, *selected: Any) -> Updates:
         choice = self.models.choice(ModelSelection(*selected))
-        return self.memory(servers.start(self.workplace, choice, by=self.context.user(request)))
+        with acting(self.workplace.saves, "load", choice.name):
+            return self.memory(servers.start(self.workplace, choice, by=self.context.user(request)))
 
+    @refusal_as_message
     def unload_model(self, *selected: Any) -> Updates:
         if server := self.models.server(ModelSelection(*selected)):
-            servers.end(server)
+            with acting(self.workplace.saves, "unload", server.name, server.settings.get("by", "")):
+                servers.end(server)
         return {self.message: notices.toast(self.words("chat-unloaded")), **self.show_memory(*selected)}

@@ -43,9 +43,11 @@ class QuestionPanel(Panel):
             )
             self.is_tool_result = gr.Checkbox(True, label=words("chat-result"), visible=False, elem_id="chat-result")
             with gr.Row(elem_classes="buttons"):
-                self.send = gr.Button(words("chat-send"), variant="primary", size="sm", elem_id="send")
+                self.send = gr.Button(
+                    words("chat-send"), variant="primary", size="sm", elem_id="send", elem_classes="acts"
+                )
                 self.stop = gr.Button(words("chat-stop"), size="sm", visible=False, elem_id="chat-stop")
-                self.again = gr.Button(words("chat-again"), size="sm", elem_id="chat-again")
+                self.again = gr.Button(words("chat-again"), size="sm", elem_id="chat-again", elem_classes="acts")
                 self.new = gr.Button(words("chat-new"), size="sm", elem_id="chat-new")
                 self.clear = gr.Button(words("chat-clear"), size="sm", elem_id="chat-clear")
                 self.export = gr.HTML(elem_id="chat-export")

@@ -20,6 +20,7 @@ from webui.data_tab.job_panel import JobPanel
 from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import hindrance
 
 MAX_BYTES_UNASKED = 100_000_000  # rows of a set that is checked as soon as the panel is shown
 
@@ -42,7 +43,9 @@ class CheckPanel(Panel):
                 scale=3,
                 elem_id="against",
             )
-            self.check_button = gr.Button(words("check-all"), size="sm", scale=0, min_width=140, elem_id="check-all")
+            self.check_button = gr.Button(
+                words("check-all"), size="sm", scale=0, min_width=140, elem_id="check-all", elem_classes="acts"
+            )
         self.findings = gr.HTML(elem_id="found")
 
     def wire(self, tab: gr.Tab) -> None:
@@ -70,12 +73,12 @@ class CheckPanel(Panel):
     @refusal_as_message
     def check(self, id: str, against: Sequence[str] | None) -> Updates:
         """Start checking a set; `against` are sets that must not share rows with it."""
-        return self.jobs.start_on(id, "check", **self._settings(against))
+        return self.jobs.start_on("check-data", id, "check", **self._settings(against))
 
     def check_unasked(self, id: str, against: Sequence[str] | None) -> Updates:
         """Check a small set without being asked."""
         try:
-            small = bytes_of(self.folder.saved_set(id)) <= MAX_BYTES_UNASKED
+            small = not hindrance("check-data") and bytes_of(self.folder.saved_set(id)) <= MAX_BYTES_UNASKED
         except Refusal:
             small = False
         return self.check(id, against) if small else gr.skip()

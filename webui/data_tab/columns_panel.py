@@ -14,13 +14,14 @@ from gradio.blocks import Block
 
 from engine.core.problems import Refusal
 from engine.core.stages import Kind
-from engine.data import browse, dataset_info_edits, uploads
+from engine.data import browse, dataset_info_edits, owners, uploads
 from engine.data.dataset_info_edits import ROLES
 from engine.data.datasets import Dataset, dataset_of
 from engine.data.encodings import encoding_key
+from engine.data.owners import set_id
 from webui import notices
 from webui.data_tab import rows_html, set_html, sources
-from webui.data_tab.data_folder import Selection, is_set, set_id
+from webui.data_tab.data_folder import Selection, is_set
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_entry import (
@@ -35,6 +36,7 @@ from webui.data_tab.set_entry import (
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import acting, asking
 
 ROWS_SHOWN = 3
 
@@ -49,7 +51,9 @@ class ColumnsPanel(Panel):
         with gr.Column(elem_classes="grid grid-4"):
             self.roles = {role: self._role(role) for role in ALL_ROLES}
         with gr.Row(elem_classes="buttons"):
-            self.save_button = gr.Button(self.words("save-set"), variant="primary", size="sm", elem_id="save-set")
+            self.save_button = gr.Button(
+                self.words("save-set"), variant="primary", size="sm", elem_id="save-set", elem_classes="acts owned-set"
+            )
         gr.HTML(f"<h2>{escape(self.words('mapped-rows'))}</h2>", elem_classes="section-title")
         self.mapped = gr.HTML(elem_id="mapped")
 
@@ -203,8 +207,12 @@ class ColumnsPanel(Panel):
     def save(self, id: str, name: str, kind: str, encoding: str, *columns: str) -> Updates:
         """Save the set under this name with this description; a file becomes a set."""
         dataset, entry = entry_from(self.folder, id, Description(kind, encoding, columns), self.words)
-        replaced = dataset.name if is_set(id) else ""
-        name = dataset_info_edits.save(self.folder.path, name, entry, instead_of=replaced)
-        uploads.forget_workbook(dataset.files[0])
+        replaced, owner = dataset.name if is_set(id) else "", self.folder.owner(id)
+        right = "describe" if replaced or owner else "derive"  # a file that belongs to nobody may become anybody's set
+        with acting(self.workplace.saves, right, f"{id} → {name}", owner):
+            name = dataset_info_edits.save(self.folder.path, name, entry, instead_of=replaced)
+            new_owner = owner if replaced else owner or asking().name
+            owners.claim(self.folder.path, [set_id(name)], new_owner, instead_of=id if replaced else "")
+            uploads.forget_workbook(dataset.files[0])
         toast = notices.toast(self.words("set-saved", name=name))
         return self.sets.opening(set_id(name)) | {self.message: toast}

@@ -14,16 +14,8 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.data import dataset_info_edits, image_folders, uploads
 from engine.data.datasets import Dataset, count_rows, dataset_of, find, read_dataset_info
 from engine.data.encodings import encoding_key
+from engine.data.owners import file_id, owner_of
 from engine.data.soundness import sound_names
-
-
-def set_id(name: str) -> str:
-    return f"set:{name}"
-
-
-def file_id(path: str) -> str:
-    """The id of a file; `path` is relative to the data folder."""
-    return f"file:{path}"
 
 
 def is_set(id: str) -> bool:
@@ -87,6 +79,10 @@ class DataFolder:
         if (self.path / name).is_dir():
             raise Refusal(problem("imagefolder-no-rows", folder=name))
         return Selection(file_id(name), self._dataset_of_file(name, encoding))
+
+    def owner(self, id: str) -> str:
+        """Whose set or file it is; "" if it belongs to nobody."""
+        return owner_of(self.path, id)
 
     def image_folder(self, id: str) -> str:
         """The path of the listed folder of images with this id; "" if it is none."""

@@ -13,6 +13,7 @@ from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import asking
 
 
 class DerivePanel(Panel):
@@ -27,10 +28,10 @@ class DerivePanel(Panel):
         with gr.Column(elem_classes="derive"):
             gr.HTML(f"<h2>{escape(words('derive'))}</h2><p class='quiet'>{escape(words('derive-help'))}</p>")
             with gr.Row(elem_classes="tools-row"):
-                self.deduplicate_button = button(words("deduplicate"), elem_id="deduplicate")
+                self.deduplicate_button = button(words("deduplicate"), elem_id="deduplicate", elem_classes="acts")
                 self.share = field("0.1", label=words("split-share"), min_width=150)
                 self.seed = field("42", label=words("split-seed"), min_width=110)
-                self.split_button = button(words("split-off"), elem_id="split-off")
+                self.split_button = button(words("split-off"), elem_id="split-off", elem_classes="acts")
 
     def wire(self) -> None:
         for what in ("deduplicate", "split"):
@@ -41,13 +42,13 @@ class DerivePanel(Panel):
 
     @refusal_as_message
     def deduplicate(self, id: str) -> Updates:
-        return self.jobs.start_on(id, "deduplicate")
+        return self.jobs.start_on("derive", id, "deduplicate", by=asking().name)
 
     @refusal_as_message
     def split(self, id: str, share: str, seed: str) -> Updates:
-        name = self.folder.saved_set(id).name
         share_of_rows, number = split_settings(share, seed)
-        return self.jobs.start("split", name=name, share=share_of_rows, seed=number)
+        settings = {"share": share_of_rows, "seed": number, "by": asking().name}
+        return self.jobs.start_on("derive", id, "split", **settings)
 
 
 def split_settings(share: str, seed: str) -> tuple[float, int]:

@@ -10,6 +10,7 @@ from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import asking
 
 
 class HubPanel(Panel):
@@ -33,7 +34,7 @@ class HubPanel(Panel):
                 label=words("hub-subset"), info=words("hub-subset-help"), max_lines=1, elem_classes="field"
             )
             self.split = gr.Textbox("train", label=words("hub-split"), max_lines=1, elem_classes="field")
-            self.fetch_button = gr.Button(words("hub-fetch"), size="sm", elem_id="hub-fetch")
+            self.fetch_button = gr.Button(words("hub-fetch"), size="sm", elem_id="hub-fetch", elem_classes="acts")
 
     def wire(self, fetch_rows_button: gr.Button) -> None:
         """`fetch_rows_button` is that of an open set whose rows are still on a hub."""
@@ -46,21 +47,26 @@ class HubPanel(Panel):
     @refusal_as_message
     def fetch(self, hub_id: str, hub: str, subset: str, split: str) -> Updates:
         """Start downloading a data set by its id on a hub."""
-        return self.jobs.start(
-            "download", id=hub_id.strip(), hub=hub, subset=subset.strip(), split=split.strip() or "train", into=""
-        )
+        settings = {"hub": hub, "subset": subset.strip(), "split": split.strip() or "train", "into": ""}
+        id = hub_id.strip()
+        return self.jobs.start("fetch", "download", id, id=id, by=asking().name, **settings)
 
     @refusal_as_message
     def fetch_rows(self, id: str) -> Updates:
         """Start downloading the rows of a set whose entry names their source."""
         dataset = self.folder.saved_set(id)
         entry = dataset_info_edits.entry_of(self.folder.path, dataset.name)
+        owner = self.folder.owner(id)
         return self.jobs.start(
+            "describe" if owner else "fetch",
             "download",
+            dataset.name,
+            owner,
             id=dataset.hub,
             hub="modelscope" if entry.get("ms_hub_url") else "huggingface",
             folder=dataset.folder,
             subset=dataset.subset,
             split=dataset.split,
             into=dataset.name,
+            by=owner,
         )

@@ -16,6 +16,7 @@ from webui.data_tab.data_folder import name_of
 from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
 from webui.panels import Updates, hidden_value
+from webui.people import acting
 
 POLL_SECONDS = 0.7
 
@@ -48,18 +49,21 @@ class JobPanel(Panel):
         outputs = [self.message, self.timer, self.progress, *self.done_outputs]
         self.timer.tick(self.watch, [self.job_id, self.chosen], outputs, **QUIET)
 
-    def start(self, what: str, **settings: Any) -> Updates:
-        """Start a job, and watch it."""
-        job = data_jobs.start(self.workplace.saves, what, {"data": str(self.folder.path), **settings})
+    def start(self, right: str, what: str, of: str, owner: str | None = None, /, **settings: Any) -> Updates:
+        """Start the job `what`, and watch it, if the person has the `right` to, an action of `engine.core.rights`; `of`
+        says of what, and `owner` whose that is. Raises Refusal."""
+        with acting(self.workplace.saves, right, of, owner):
+            job = data_jobs.start(self.workplace.saves, what, {"data": str(self.folder.path), **settings})
         return {
             self.job_id: job.id,
             self.timer: gr.Timer(active=True),
             self.progress: findings_html.working(job.progress, self.words),
         }
 
-    def start_on(self, id: str, what: str, **settings: Any) -> Updates:
+    def start_on(self, right: str, id: str, what: str, **settings: Any) -> Updates:
         """Start a job about a saved set. Raises Refusal."""
-        return self.start(what, name=self.folder.saved_set(id).name, **settings)
+        name = self.folder.saved_set(id).name
+        return self.start(right, what, f"{what} {name}", name=name, **settings)
 
     def watch(self, job_id: str, id: str) -> Updates:
         """The progress of the job, and its result when it is done; `id` is what is open now."""

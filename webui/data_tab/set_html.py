@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from engine.core.problems import Problem
 from engine.data.datasets import Dataset
+from engine.data.owners import file_id, set_id
 from engine.data.soundness import flaw
 from webui import notices
 from webui.data_tab import sources
-from webui.data_tab.data_folder import Selection, bytes_of, file_id, set_id
+from webui.data_tab.data_folder import Selection, bytes_of
 from webui.numbers import size
 from webui.words import Words
 

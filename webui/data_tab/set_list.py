@@ -6,10 +6,11 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.data.data_jobs import DataJob
+from engine.data.owners import set_id
 from engine.data.soundness import flaw
 from webui import clicks, notices
 from webui.data_tab import set_html
-from webui.data_tab.data_folder import Selection, row_count, set_id
+from webui.data_tab.data_folder import Selection, row_count
 from webui.data_tab.panel import Panel
 from webui.events import QUIET
 from webui.panels import Updates

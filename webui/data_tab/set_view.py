@@ -15,6 +15,7 @@ from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import acting
 
 
 class SetView(Panel):
@@ -66,7 +67,8 @@ class SetView(Panel):
         selection = self.folder.select(id)
         if selection.is_set or not sheet:
             return gr.skip()
-        notes = uploads.choose_sheet(self.folder.path / selection.name, sheet)
+        with acting(self.workplace.saves, "describe", f"{id}: {sheet}", self.folder.owner(id)):
+            notes = uploads.choose_sheet(self.folder.path / selection.name, sheet)
         text = " ".join(
             [self.words("sheet-read", sheet=sheet), *(notices.sentence(note, self.words) for note in notes)]
         )

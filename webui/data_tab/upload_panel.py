@@ -11,12 +11,13 @@ import gradio as gr
 
 from engine.core.problems import Problem
 from engine.data import data_jobs
+from engine.data.owners import file_id
 from webui import notices
-from webui.data_tab.data_folder import file_id
 from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import acting, asking
 
 
 class UploadPanel(Panel):
@@ -25,7 +26,7 @@ class UploadPanel(Panel):
         self.sets = sets
 
     def layout(self) -> None:
-        self.button = gr.UploadButton(self.words("upload"), type="filepath", elem_id="upload", elem_classes="drop")
+        self.button = gr.UploadButton(self.words("upload"), type="filepath", elem_id="upload", elem_classes="acts drop")
         gr.HTML(f'<p class="quiet">{escape(self.words("upload-help"))}</p>', elem_classes="under-drop")
 
     def wire(self) -> None:
@@ -47,8 +48,10 @@ class UploadPanel(Panel):
             "source": str(source),
             "called": source.name,
             "at": source.stat().st_mtime_ns,
+            "by": asking().name,
         }
-        result = data_jobs.wait(data_jobs.start(self.workplace.saves, "receive", settings))
+        with acting(self.workplace.saves, "upload", source.name):
+            result = data_jobs.wait(data_jobs.start(self.workplace.saves, "receive", settings))
         source.unlink(missing_ok=True)
         return self.sets.opening(file_id(result["file"])) | {self.message: self._message(result)}
 

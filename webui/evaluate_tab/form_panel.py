@@ -17,6 +17,7 @@ from webui.evaluate_tab.sampling_panel import SamplingPanel
 from webui.evaluate_tab.tasks_panel import TasksPanel
 from webui.events import QUIET
 from webui.panels import Updates
+from webui.people import acting
 
 # The label of each setting in page.yaml, for problems. Limits are declared in EvaluationSpec.
 SETTING_LABELS = {
@@ -52,7 +53,7 @@ class FormPanel(Panel):
 
     def layout(self) -> None:
         label = self.words("evaluate-start")
-        self.start_button = gr.Button(label, variant="primary", elem_id="evaluate-start")
+        self.start_button = gr.Button(label, variant="primary", elem_id="evaluate-start", elem_classes="acts")
         self.problems = gr.HTML(elem_id="evaluate-wrong")
 
     def wire(self) -> None:
@@ -89,7 +90,9 @@ class FormPanel(Panel):
 
     def start(self, values: Values, request: gr.Request) -> Updates:
         try:
-            run = runs.submit(self.read(values), self.workplace, by=self.context.user(request))
+            spec = self.read(values)
+            with acting(self.workplace.saves, "start", f"evaluation {spec.name}".strip()):
+                run = runs.submit(spec, self.workplace, by=self.context.user(request))
         except Refusal as refusal:
             problems = boxes.with_labels(refusal.problems, SETTING_LABELS, self.words)
             return {self.problems: notices.listed(problems, self.words)}

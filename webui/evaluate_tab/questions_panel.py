@@ -9,14 +9,16 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.data import uploads
+from engine.data import owners, uploads
 from engine.data.datasets import read_dataset_info
+from engine.data.owners import file_id, set_id
 from engine.data.row_files import truncation_problem
 from engine.evaluation.evaluation_spec import EvaluationSpec, add_questions, fitting_datasets
 from webui import boxes, notices
 from webui.evaluate_tab.panel import Panel, Values
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.people import acting, asking
 
 
 class QuestionsPanel(Panel):
@@ -33,7 +35,12 @@ class QuestionsPanel(Panel):
             interactive=True,
         )
         self.upload = gr.UploadButton(
-            words("evaluate-upload"), type="filepath", size="sm", elem_id="evaluate-upload", file_types=None
+            words("evaluate-upload"),
+            type="filepath",
+            size="sm",
+            elem_id="evaluate-upload",
+            file_types=None,
+            elem_classes="acts",
         )
         with gr.Column(elem_classes="grid grid-2"):
             self.rows = self.number("rows", "200", info=words("evaluate-rows-help"))
@@ -65,9 +72,12 @@ class QuestionsPanel(Panel):
         self, path: str, names: Sequence[str] | None, base: str | None, folders: Sequence[str] | None
     ) -> Updates:
         """Make a data set of an uploaded file of questions, and select it."""
-        file = uploads.receive(Path(path), Path(path).name, self.data)
-        Path(path).unlink(missing_ok=True)
-        name, truncated = add_questions(self.data, file), truncation_problem(file)
+        with acting(self.workplace.saves, "upload", Path(path or "").name):
+            file = uploads.receive(Path(path), Path(path).name, self.data)
+            Path(path).unlink(missing_ok=True)
+            name, truncated = add_questions(self.data, file), truncation_problem(file)
+            made = [set_id(name), file_id(str(file.relative_to(self.data)))]
+            owners.claim(self.data, made, asking().name)
         message = notices.toast(self.words("evaluate-uploaded", name=name))
         if truncated:
             message = notices.refused([truncated], self.words)

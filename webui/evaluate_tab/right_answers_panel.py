@@ -9,12 +9,15 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.core.problems import Refusal
+from engine.data import owners
+from engine.data.owners import set_id
 from engine.evaluation.right_answers import COMPARISONS, save_right_answers
 from engine.runs import runs
 from webui import notices
 from webui.evaluate_tab.panel import Panel
 from webui.events import QUIET
 from webui.panels import Updates
+from webui.people import acting, asking
 
 
 class RightAnswersPanel(Panel):
@@ -32,7 +35,9 @@ class RightAnswersPanel(Panel):
                 self.comparison = gr.Dropdown(
                     ways, value="exact", label=words("right-answers-by"), elem_id="right-answers-by", interactive=True
                 )
-            self.save = gr.Button(words("right-answers-save"), size="sm", elem_id="right-answers-save")
+            self.save = gr.Button(
+                words("right-answers-save"), size="sm", elem_id="right-answers-save", elem_classes="acts"
+            )
 
     def wire(self) -> None:
         inputs = [self.opened, self.model, self.comparison]
@@ -54,7 +59,10 @@ class RightAnswersPanel(Panel):
 
     def save_answers(self, id: str, model: str | None, comparison: str | None) -> Updates:
         try:
-            saved = save_right_answers(runs.get(self.saves, id).dir, model or "", self.data, comparison or "")
+            run = runs.get(self.saves, id)
+            with acting(self.saves, "derive", f"right answers of {run.id}"):
+                saved = save_right_answers(run.dir, model or "", self.data, comparison or "")
+                owners.claim(self.data, [set_id(saved.dataset)], asking().name)
         except Refusal as refusal:
             return {self.message: notices.refused(refusal.problems, self.words)}
         counts = {"rows": saved.rows, "answers": saved.answers, "thinking": saved.with_reasoning}

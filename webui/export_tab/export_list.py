@@ -16,6 +16,7 @@ from webui.export_tab import exports_html
 from webui.export_tab.panel import Context, Panel
 from webui.export_tab.upload_panel import UploadPanel
 from webui.panels import Updates, hidden_value
+from webui.people import acting
 
 POLL_SECONDS = 2  # between two refreshes of exports in progress
 MAX_EXPORTS_LISTED = 12
@@ -73,7 +74,9 @@ class ExportList(Panel):
         if not id:
             return gr.skip()
         try:
-            runs.resume(runs.get(self.saves, str(id)), by=self.user(request))
+            run = runs.get(self.saves, str(id))
+            with acting(self.saves, "resume", run.id, run.by):
+                runs.resume(run, by=self.user(request))
             message = notices.toast(self.words("started"))
         except Refusal as refusal:
             message = notices.refused(refusal.problems, self.words)

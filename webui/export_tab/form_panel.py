@@ -20,6 +20,7 @@ from webui.export_tab.export_list import ExportList
 from webui.export_tab.export_specs import export_spec_of
 from webui.export_tab.panel import Context, Panel
 from webui.panels import Updates
+from webui.people import acting
 from webui.pickers import picker
 from webui.words import Words
 
@@ -49,7 +50,9 @@ class FormPanel(Panel):
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             name = controls.text("name", words)
             self.plan = gr.HTML(elem_id="export-card")
-            self.start_button = gr.Button(words("export-start"), variant="primary", size="lg", elem_id="export-start")
+            self.start_button = gr.Button(
+                words("export-start"), variant="primary", size="lg", elem_id="export-start", elem_classes="acts"
+            )
         self.controls = essential | others | {"name": name}
 
     def _essential_controls(self) -> dict[str, Block]:
@@ -169,7 +172,8 @@ class FormPanel(Panel):
     def start(self, request: gr.Request, *held: Any) -> Updates:
         try:
             spec = export_spec_of(dict(zip(self.controls, held, strict=True)), self.workplace)
-            runs.submit(spec, self.workplace, by=self.user(request))
+            with acting(self.saves, "start", f"export {spec.name}".strip()):
+                runs.submit(spec, self.workplace, by=self.user(request))
             message = notices.toast(self.words("started"))
         except Refusal as refusal:  # the summary lists them; the message only says that there are some
             message = notices.toast(notices.counted(refusal.problems, self.words), "bad")

@@ -27,9 +27,8 @@ def gguf_file(run: Run, result_folder: Path, number: int, root: str, words: Word
     problems = [Problem(problem["code"], "", problem["values"]) for problem in made.get("problems", ())]
     listed = notices.listed(problems, words) if problems else ""
     if made["status"] == "failed":
-        again = (
-            f'<button type="button" class="plain" data-retry="{escape(run.id)}">{escape(words("gguf-retry"))}</button>'
-        )
+        label = escape(words("gguf-retry"))
+        again = f'<button type="button" class="plain acts" data-retry="{escape(run.id)}">{label}</button>'
         stays = f'<p class="quiet">{escape(words("gguf-stays"))}</p>'
         return f'{listed}{stays}<p class="buttons-row">{again if "resume" in run.can else ""}</p>'
     where = f"{root}/download/{quote(run.id)}/model/{quote(made['file'])}"

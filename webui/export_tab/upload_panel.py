@@ -16,6 +16,7 @@ from webui.events import concurrent
 from webui.export_tab.panel import Panel
 from webui.numbers import moment
 from webui.panels import Updates
+from webui.people import acting, hindrance
 
 MAX_CONCURRENT_UPLOADS = 2  # at once: each holds a thread
 
@@ -53,7 +54,7 @@ class UploadPanel(Panel):
                 )
                 self.private = gr.Checkbox(True, label=words("upload-private"), elem_id="upload-private")
             with gr.Row(elem_classes="buttons"):
-                self.button = gr.Button(words("upload-start"), size="sm", elem_id="upload-start")
+                self.button = gr.Button(words("upload-start"), size="sm", elem_id="upload-start", elem_classes="acts")
             self.status = gr.HTML(elem_id="uploaded")
 
     def wire(self) -> None:
@@ -70,9 +71,11 @@ class UploadPanel(Panel):
         return [self.column, self.which]
 
     def offering(self, export_runs: Sequence[Run]) -> Updates:
-        """The finished ones of these as choices; nothing if there are none."""
+        """The finished ones of these that the person may upload as choices; nothing if there are none."""
         done = [
-            (f"{run.title} · {moment(run.submitted)}", run.id) for run in export_runs if run.final and run.dir.result()
+            (f"{run.title} · {moment(run.submitted)}", run.id)
+            for run in export_runs
+            if run.final and run.dir.result() and not hindrance("publish", run.by)
         ]
         return {self.column: gr.update(visible=bool(done)), self.which: gr.update(choices=done)}
 
@@ -88,7 +91,8 @@ class UploadPanel(Panel):
         }
         try:
             run = runs.get(self.saves, id or "")
-            published = publish.publish(run, repo or "", token or "", private=bool(private), by=self.user(request))
+            with acting(self.saves, "publish", f"{run.id} → {repo or ''}", run.by):
+                published = publish.publish(run, repo or "", token or "", private=bool(private), by=self.user(request))
             uploaded = escape(self.words("uploaded", url=published["url"]))
             status = f'<p class="state right">{uploaded}</p>'
         except Refusal as refusal:

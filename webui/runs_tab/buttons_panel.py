@@ -16,6 +16,7 @@ from engine.runs.sweeps import sweep_of
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates
+from webui.people import hindrance
 from webui.runs_tab.panel import CurveView, Panel
 
 
@@ -25,15 +26,16 @@ class ButtonsPanel(Panel):
     def layout(self) -> None:
         with gr.Row(elem_classes="buttons actions"):
             self._layout_of_buttons()
+        self.rights = gr.HTML(elem_id="run-rights")
         self.sure_kill, self.yes_kill, self.no_kill = self._question("sure-kill", "yes-kill")
         self.sure_delete, self.yes_delete, self.no_delete = self._question("sure-delete", "yes-delete")
 
     def _layout_of_buttons(self) -> None:
         words, button = self.words, partial(gr.Button, size="sm")
-        self.stop = button(words("stop-save"), elem_id="stop")
-        self.kill = button(words("kill"), elem_id="kill", elem_classes="hurts")
-        self.stop_sweep = button(words("sweep-stop"), elem_id="stop-sweep", visible=False)
-        self.resume = button(words("resume"), elem_id="resume", variant="primary")
+        self.stop = button(words("stop-save"), elem_id="stop", elem_classes="owned")
+        self.kill = button(words("kill"), elem_id="kill", elem_classes="owned hurts")
+        self.stop_sweep = button(words("sweep-stop"), elem_id="stop-sweep", visible=False, elem_classes="owned")
+        self.resume = button(words("resume"), elem_id="resume", variant="primary", elem_classes="owned")
         self.chat = button(words("chat-with"), elem_id="chat-with", variant="primary", visible=False)
         self.export = button(words("export-it"), elem_id="export-it", visible=False)
         self.evaluate = button(words("evaluate-it"), elem_id="evaluate-it", visible=False)
@@ -52,7 +54,7 @@ class ButtonsPanel(Panel):
         self.clone_changed = button("", elem_id="clone-changed", variant="primary", visible=False)
         self.clone = button(words("clone"), elem_id="clone")
         self.compare = button(words("compare"), elem_id="compare")
-        self.delete = button(words("delete"), elem_id="delete", elem_classes="hurts")
+        self.delete = button(words("delete"), elem_id="delete", elem_classes="owned hurts")
 
     def _question(self, question: str, confirm: str) -> tuple[gr.Row, gr.Button, gr.Button]:
         """A confirmation: the row, and its buttons for yes and no, by the codes of their labels."""
@@ -87,7 +89,7 @@ class ButtonsPanel(Panel):
 
     @property
     def still(self) -> list[Block]:
-        return [self.sure_kill, self.sure_delete, self.compare]
+        return [self.sure_kill, self.sure_delete, self.compare, self.rights]
 
     def now(self, run: Run, view: CurveView) -> Updates:
         can, left = run.can, gr.update(visible=result_of(run) is not None)
@@ -106,10 +108,12 @@ class ButtonsPanel(Panel):
         }
 
     def gone(self, run_id: str) -> Updates:
-        return self.without_questions() | dict.fromkeys([*self.moving, self.compare], gr.update(visible=False))
+        hidden = dict.fromkeys([*self.moving, self.compare], gr.update(visible=False))
+        return self.without_questions() | hidden | {self.rights: ""}
 
     def opened(self, run: Run) -> Updates:
-        return self.without_questions() | {self.compare: gr.update(visible=True)}
+        rights = notices.denied(hindrance("stop", run.by), ".one-run .owned", self.words)
+        return self.without_questions() | {self.compare: gr.update(visible=True), self.rights: rights}
 
     def without_questions(self) -> Updates:
         return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))

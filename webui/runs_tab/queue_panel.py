@@ -31,7 +31,9 @@ class QueuePanel(Panel):
             self.reason = gr.HTML(elem_id="queue-reason")
             with gr.Row(elem_classes="buttons"):
                 for action in ("start-now", "hold", "release", *queue_order.MOVES):
-                    self.buttons[action] = button(words(f"queue-{action}"), elem_id=f"queue-{action}")
+                    self.buttons[action] = button(
+                        words(f"queue-{action}"), elem_id=f"queue-{action}", elem_classes="owned"
+                    )
                 self.priority = gr.Dropdown(
                     [(words(f"priority-{name}"), name) for name in queue_order.PRIORITIES],
                     value="normal",
@@ -41,6 +43,7 @@ class QueuePanel(Panel):
                     scale=0,
                     min_width=170,
                     elem_id="queue-priority",
+                    elem_classes="owned",
                     interactive=True,
                 )
 
@@ -53,11 +56,11 @@ class QueuePanel(Panel):
             **{where: partial(queue_order.move, where=where) for where in queue_order.MOVES},
         }
         for action, function in functions.items():
-            actions.wire_action(self.buttons[action], function, f"told-queue-{action}")
+            actions.wire_action(self.buttons[action], "reorder", function, f"told-queue-{action}")
 
         def set_priority(request: gr.Request, run_id: str, name: str | None, *view: Any) -> Updates:
             change = partial(queue_order.set_priority, priority=name or "", by=self.context.user(request))
-            return actions.act(change, "told-queue-priority", run_id, view)
+            return actions.act("reorder", change, "told-queue-priority", run_id, view)
 
         # `input` is the user's own choice; what the page sets when it opens a run changes nothing.
         inputs = [actions.selected, self.priority, *actions.run_view.view]

@@ -13,6 +13,7 @@ from engine.runs.runs import Run
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates
+from webui.people import acting
 from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.panel import Context, Panel
 from webui.runs_tab.run_view import RunView
@@ -37,45 +38,57 @@ class RunActions(Panel):
         for button, action in actions.items():
             button.click(action, inputs, self.run_view.outputs, **QUIET)
 
-    def wire_action(self, button: gr.Button, action: Callable[..., object], done: str) -> None:
-        """A click on the button does `action` to the open run, with the user as `by`, and reports `done`."""
+    def wire_action(self, button: gr.Button, right: str, action: Callable[..., object], done: str) -> None:
+        """A click on the button does `action` to the open run, with the user as `by`, if the user has the `right` to,
+        and reports `done`."""
 
         def act(request: gr.Request, run_id: str, *view: Any) -> Updates:
             by = self.context.user(request)
-            return self.act(lambda run: action(run, by=by), done, run_id, view)
+            return self.act(right, lambda run: action(run, by=by), done, run_id, view)
 
         button.click(act, [self.selected, *self.run_view.view], self.run_view.outputs, **QUIET)
 
     def stop(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self.act(lambda run: runs.stop(run, "save", by), "told-stop", run_id, view)
+        return self.act("stop", lambda run: runs.stop(run, "save", by), "told-stop", run_id, view)
 
     def kill(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self.act(lambda run: runs.stop(run, "kill", by), "told-kill", run_id, view)
+        return self.act("kill", lambda run: runs.stop(run, "kill", by), "told-kill", run_id, view)
 
     def stop_sweep(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
         return self.act(
-            lambda run: sweeps.stop(self.saves, sweeps.sweep_of(run).get("id", ""), by), "told-sweep-stop", run_id, view
+            "stop",
+            lambda run: sweeps.stop(self.saves, sweeps.sweep_of(run).get("id", ""), by),
+            "told-sweep-stop",
+            run_id,
+            view,
         )
 
     def resume(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self.act(lambda run: runs.resume(run, by), "told-resume", run_id, view)
+        return self.act("resume", lambda run: runs.resume(run, by), "told-resume", run_id, view)
 
     def delete(self, run_id: str, *view: Any) -> Updates:
         try:
-            runs.delete(runs.get(self.saves, run_id))
+            run = runs.get(self.saves, run_id)
+            with acting(self.saves, "delete", run.id, run.by):
+                runs.delete(run)
         except Refusal as refusal:
             return self.run_view.open(run_id, *view) | self._refused(refusal)
         done = {self.message: notices.toast(self.words("told-delete")), self.selected: ""}
         return self.run_view.open("", *view) | done
 
-    def act(self, action: Callable[[Run], object], done: str, run_id: str, view: tuple[Any, ...]) -> Updates:
-        """Do something to the run, report `done` or why it was refused, and show the run again."""
+    def act(
+        self, right: str, action: Callable[[Run], object], done: str, run_id: str, view: tuple[Any, ...]
+    ) -> Updates:
+        """Do something to the run, report `done` or why it was refused, and show the run again. `right` is an action of
+        `engine.core.rights`."""
         try:
-            action(runs.get(self.saves, run_id))
+            run = runs.get(self.saves, run_id)
+            with acting(self.saves, right, run.id, run.by):
+                action(run)
         except Refusal as refusal:
             return self.run_view.open(run_id, *view) | self._refused(refusal)
         return self.run_view.open(run_id, *view) | {self.message: notices.toast(self.words(done))}

@@ -10,6 +10,7 @@ import gradio as gr
 from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
 from engine.runs import kinds, progress, runs
+from webui.people import acting
 from webui.studio.header import user
 
 
@@ -18,7 +19,13 @@ def add_endpoints(workplace: Workplace) -> None:
 
     def start(spec: str, request: gr.Request) -> str:
         """Start a run from its spec as YAML. Returns the run's id."""
-        return _or_gradio_error(lambda: runs.submit(kinds.read(spec), workplace, by=user(request)).id)
+
+        def submit() -> str:
+            value = kinds.read(spec)
+            with acting(workplace.saves, "start", f"{value.kind} {value.name}".strip()):
+                return runs.submit(value, workplace, by=user(request)).id
+
+        return _or_gradio_error(submit)
 
     def list_runs() -> list[dict[str, Any]]:
         """All runs, newest first."""
@@ -34,10 +41,14 @@ def add_endpoints(workplace: Workplace) -> None:
 
     def stop_run(run: str, how: str, request: gr.Request) -> str:
         """Stop a run: how = "save" writes a checkpoint first, "kill" does not."""
-        _or_gradio_error(
-            lambda: runs.stop(runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request))
-        )
-        return _or_gradio_error(lambda: runs.get(workplace.saves, run)).state
+
+        def end() -> str:
+            selected_run, action = runs.get(workplace.saves, run), "kill" if how == "kill" else "stop"
+            with acting(workplace.saves, action, selected_run.id, selected_run.by):
+                runs.stop(selected_run, "kill" if how == "kill" else "save", user(request))
+            return runs.get(workplace.saves, selected_run.id).state
+
+        return _or_gradio_error(end)
 
     for name, action in {"start": start, "runs": list_runs, "run": show_run, "stop": stop_run}.items():
         gr.api(action, api_name=name, queue=False)

@@ -1,4 +1,5 @@
-"""The head of the page: the name of the studio, its language, light or dark mode, and the logged-in user."""
+"""The head of the page: the name of the studio, its language, light or dark mode, the logged-in user, and what a
+viewer cannot do."""
 
 from __future__ import annotations
 
@@ -6,31 +7,34 @@ from html import escape
 
 import gradio as gr
 
+from engine.core.rights import Person, may
 from webui import theme
 from webui.words import Words
 
 MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
 
 
-def header(words: Words, name: str, root: str) -> str:
-    """The head as HTML; `name` is the logged-in user, "" without a login."""
+def header(words: Words, person: Person, root: str) -> str:
+    """The head as HTML; the person has no name without a login."""
     languages = "".join(
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
     )
-    out = ""
-    if name:
+    out = note = ""
+    if person.name:
         out = (
-            f'<span class="who">{escape(name)}</span><form method="post" action="{escape(root)}/logout">'
-            f"<button>{escape(words('sign-out'))}</button></form>"
+            f'<span class="who">{escape(person.name)}<small>{escape(words(f"role-of-{person.role}"))}</small></span>'
+            f'<form method="post" action="{escape(root)}/logout"><button>{escape(words("sign-out"))}</button></form>'
         )
+    if refused := may(person, "start"):
+        note = f'<p class="denied" data-denies=".acts, .owned">{escape(refused.text(words.language))}</p>'
     return (
         f'<header><div class="brand">{MARK}<b>{escape(words("title"))}</b>'
         f"<span>{escape(words('subtitle'))}</span></div>"
         f'<nav>{out}<span class="switch">{languages}</span>'
         f'<button class="theme" data-theme-switch title="{escape(words("theme"))}" '
         f'aria-label="{escape(words("theme"))}">◐</button>'
-        "</nav></header>"
+        f"</nav></header>{note}"
     )
 
 

@@ -9,9 +9,10 @@ import gradio as gr
 
 from engine.core import hardware
 from engine.data import preview_client
+from webui import people
 from webui.events import QUIET
 from webui.panels import Updates
-from webui.studio.header import header, user
+from webui.studio.header import header
 from webui.studio.tabs import Frame, Tabs
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -90,7 +91,7 @@ class Navigation:
         frame, tabs = self.frame, self.tabs
         tab = "runs" if run_id else tab
         updates: Updates = {
-            frame.head: header(frame.words, user(request), frame.root),
+            frame.head: header(frame.words, people.person_of(request), frame.root),
             frame.selected: run_id,
             tabs.data.chosen: chosen,
             tabs.evaluate.opened: report,

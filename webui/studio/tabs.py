@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from engine.launch.workspace import Workplace
-from webui import chat_tab, compare_tab, data_tab, evaluate_tab, export_tab, runs_tab, system_tab, train_tab
+from webui import chat_tab, compare_tab, data_tab, evaluate_tab, export_tab, people, runs_tab, system_tab, train_tab
 from webui.chat_tab import ChatTab
 from webui.compare_tab import CompareTab
 from webui.data_tab import DataTab
@@ -54,7 +54,7 @@ class Tabs:
 
 def lay_out_frame(words: Words, workplace: Workplace, root: str) -> Frame:
     """The frame in the current context, above the tabs."""
-    head = gr.HTML(header(words, "", root), elem_id="head")
+    head = gr.HTML(header(words, people.asking(), root), elem_id="head")
     selected, address_tab, address_query = hidden_value(), hidden_value(), hidden_value()
     message = gr.HTML(elem_id="told")
     return Frame(words, workplace, root, head, message, selected, address_tab, address_query)

@@ -17,6 +17,7 @@ from webui import gpus_html, notices
 from webui.events import concurrent
 from webui.gpus_panel import GpusPanel
 from webui.panels import Panel, Updates
+from webui.people import hindrance
 from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
 
@@ -34,7 +35,14 @@ class ReportPanel(Panel):
         words = self.words
         gr.HTML(f'<p class="lead">{escape(words("system-help"))}</p>')
         with gr.Row(elem_classes="buttons"):
-            self.look = gr.Button(words("system-check"), variant="primary", size="sm", elem_id="system-check", scale=0)
+            self.look = gr.Button(
+                words("system-check"),
+                variant="primary",
+                size="sm",
+                elem_id="system-check",
+                scale=0,
+                elem_classes="acts",
+            )
             self.hub = gr.Checkbox(False, label=words("system-hub"), scale=0, min_width=280)
         self.report = gr.HTML(elem_id="system-report")
 
@@ -43,6 +51,9 @@ class ReportPanel(Panel):
 
     def check(self, hub: bool) -> Iterator[Updates]:
         """The report as it grows; at its end also as text to copy."""
+        if problem := hindrance("examine"):
+            yield {self.report: notices.listed([problem], self.words)}
+            return
         seen: list[Finding] = []
         try:
             for finding in chain(standby.findings(), machine.findings(self.workplace, hub=bool(hub))):

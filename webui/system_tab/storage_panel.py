@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from engine.launch.workspace import Workplace
-from engine.runs import prune
+from engine.runs import prune, runs
 from engine.runs.prune import Removable
 from webui import notices
 from webui.events import QUIET, SILENT
 from webui.numbers import size
-from webui.panels import Panel, Updates, hidden_value
+from webui.panels import Panel, Updates, hidden_value, refusal_as_message
+from webui.people import acting, asking, hindrance
 from webui.words import Words
 
 USUAL_DAYS = 7
@@ -38,12 +39,14 @@ class StoragePanel(Panel):
             self.days = gr.Number(
                 USUAL_DAYS, label=words("storage-days"), minimum=0, maximum=100_000, scale=0, min_width=220
             )
-            self.look = gr.Button(words("storage-list"), size="sm", elem_id="storage-list", scale=0)
+            self.look = gr.Button(
+                words("storage-list"), size="sm", elem_id="storage-list", scale=0, elem_classes="acts"
+            )
             self.remove = gr.Button(
                 words("storage-remove"),
                 size="sm",
                 elem_id="storage-remove",
-                elem_classes="hurts",
+                elem_classes="acts hurts",
                 scale=0,
                 visible=False,
             )
@@ -78,17 +81,29 @@ class StoragePanel(Panel):
         hidden = gr.update(visible=False)
         return {self.items: "", self.listed: "", self.remove: hidden, self.sure: hidden}
 
+    @refusal_as_message
     def remove_items(self, listed: str, kinds: list[str] | None, days: float | None) -> Updates:
         """Delete what was listed and can still be deleted, whatever is ticked now."""
         paths = set(json.loads(listed or "[]"))
-        items = [item for item in prune.removable(self.saves) if str(item.path) in paths]
-        gone = prune.remove(self.saves, items)
+        items = self._own(item for item in prune.removable(self.saves) if str(item.path) in paths)
+        with acting(self.saves, "free-space", ", ".join(_name(item) for item in items), asking().name):
+            gone = prune.remove(self.saves, items)
         freed = size(sum(item.bytes for item in gone))
         toast = notices.toast(self.words("storage-removed", count=len(gone), size=freed))
         return {self.message: toast} | self.list_items(kinds, days)
 
     def _chosen(self, kinds: list[str] | None, days: float | None) -> list[Removable]:
-        return prune.removable(self.saves, [kind for kind in kinds or () if kind in prune.KINDS], max(days or 0, 0))
+        kinds = [kind for kind in kinds or () if kind in prune.KINDS]
+        return self._own(prune.removable(self.saves, kinds, max(days or 0, 0)))
+
+    def _own(self, items: Iterable[Removable]) -> list[Removable]:
+        """Those that the person who is asking may delete: of their own runs; for operators, all."""
+        owners = {run.id: run.by for run in runs.find(self.saves)}
+        return [item for item in items if not hindrance("free-space", owners.get(item.run, ""))]
+
+
+def _name(item: Removable) -> str:
+    return f"{item.run} {item.path.name}".strip()
 
 
 def items_html(items: Sequence[Removable], words: Words) -> str:

@@ -15,6 +15,7 @@ from engine.spec.model_settings import Model
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates, hidden_value, refusal_as_message
+from webui.people import acting
 from webui.train_tab.panel import Context, Panel
 
 POLL_SECONDS = 1
@@ -29,7 +30,8 @@ class ConversionPanel(Panel):
         self.timer = gr.Timer(POLL_SECONDS, active=False)
 
     def layout(self) -> None:
-        self.button = gr.Button(self.words("convert-gguf"), size="sm", visible=False, elem_id="convert")
+        label = self.words("convert-gguf")
+        self.button = gr.Button(label, size="sm", visible=False, elem_id="convert", elem_classes="acts")
         self.progress = gr.HTML(elem_classes="facts")
 
     def wire(self, model: Any) -> None:
@@ -55,7 +57,8 @@ class ConversionPanel(Panel):
             roots = ", ".join(map(str, self.workplace.model_roots))
             raise Refusal(problem("convert-nothing", given=name_or_path or "", roots=roots))
         paths = {"file": str(source.file), "target": str(source.target)}
-        job = data_jobs.start(self.workplace.saves, "convert", paths)
+        with acting(self.workplace.saves, "convert", source.file.name):
+            job = data_jobs.start(self.workplace.saves, "convert", paths)
         return {self.job_id: job.id, self.timer: gr.Timer(active=True), self.progress: self._working({})}
 
     def watch(self, job_id: str) -> Updates:

@@ -19,6 +19,7 @@ from webui import notices
 from webui.events import QUIET, changes
 from webui.form.settings import setting_of
 from webui.panels import Updates
+from webui.people import acting, hindrance
 from webui.train_tab import model_html, plan_html, strategy_html
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.settings_panel import SettingsPanel
@@ -35,7 +36,7 @@ class SummaryPanel(Panel):
     def layout(self) -> None:
         words = self.words
         self.plan = gr.HTML(elem_id="summary")
-        self.start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start")
+        self.start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start", elem_classes="acts")
         self.looked = gr.Button(elem_id="looked", elem_classes="unseen")  # pressed by the page's script
         with gr.Accordion(words("command"), open=False, elem_classes="fold"):
             self.command = gr.HTML()
@@ -105,16 +106,17 @@ class SummaryPanel(Panel):
     def offer_standby(self, request: gr.Request, *held: Any) -> None:
         """Somebody is looking at the form, which is ready: what a start has to wait for can be done now."""
         spec, problems = self.settings.read(held)
-        if not problems and standby.offer(spec, self.workplace, request.session_hash or ""):
+        if not problems and not hindrance("start") and standby.offer(spec, self.workplace, request.session_hash or ""):
             rows_refused_by_template(spec, self.workplace)  # remembered until the start
 
     def submit(self, request: gr.Request, *held: Any) -> Updates:
         spec, problems = self.settings.read(held)
         try:
-            problems = problems or rows_refused_by_template(spec, self.workplace)
-            if problems:
-                raise Refusal(problems)
-            run = runs.submit(spec, self.workplace, by=self.context.user(request))
+            with acting(self.workplace.saves, "start", f"training {spec.name}".strip()):
+                problems = problems or rows_refused_by_template(spec, self.workplace)
+                if problems:
+                    raise Refusal(problems)
+                run = runs.submit(spec, self.workplace, by=self.context.user(request))
         except Refusal as refusal:
             # The summary lists them; the message only says that there are some.
             message = notices.toast(notices.counted(refusal.problems, self.words), "bad")

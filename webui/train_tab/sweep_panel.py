@@ -13,6 +13,7 @@ from engine.runs import sweeps
 from webui import notices
 from webui.events import QUIET, changes
 from webui.panels import Updates
+from webui.people import acting
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.settings_panel import SettingsPanel
 from webui.train_tab.summary_panel import rows_refused_by_template
@@ -59,7 +60,9 @@ class SweepPanel(Panel):
             self.early_stop = gr.Checkbox(
                 False, label=words("sweep-early-stop"), info=words("sweep-early-stop-help"), elem_id="sweep-early-stop"
             )
-            self.start = gr.Button(words("sweep-start", count=0), interactive=False, elem_id="sweep-start")
+            self.start = gr.Button(
+                words("sweep-start", count=0), interactive=False, elem_id="sweep-start", elem_classes="acts"
+            )
 
     @property
     def inputs(self) -> list[Block]:
@@ -93,12 +96,13 @@ class SweepPanel(Panel):
         *axes, budget, early_stop = own
         try:
             spec, problems = self.settings.read(form)
-            if problems := problems or rows_refused_by_template(spec, self.workplace):
-                raise Refusal(problems)
-            members = sweeps.submit(
-                sweeps.variants(spec, *self._axes(axes)), self.workplace, by=self.context.user(request),
-                budget_hours=budget or None, early_stop=bool(early_stop),
-            )  # fmt: skip
+            with acting(self.workplace.saves, "start", f"sweep {spec.name}".strip()):
+                if problems := problems or rows_refused_by_template(spec, self.workplace):
+                    raise Refusal(problems)
+                members = sweeps.submit(
+                    sweeps.variants(spec, *self._axes(axes)), self.workplace, by=self.context.user(request),
+                    budget_hours=budget or None, early_stop=bool(early_stop),
+                )  # fmt: skip
         except Refusal as refusal:
             return {self.message: notices.refused(refusal.problems, self.words)}
         done = notices.toast(self.words("sweep-started", count=len(members)))

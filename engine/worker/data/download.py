@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from engine.core import hardware
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import write_json
-from engine.data import dataset_info_edits, uploads
+from engine.data import dataset_info_edits, owners, uploads
 from engine.data.data_jobs import ReportProgress, job_process
 from engine.data.row_files import SUFFIXES
 
@@ -179,4 +179,6 @@ FETCHERS: dict[str, Callable[[str, Path, ReportProgress], None]] = {
 
 if __name__ == "__main__":
     with job_process(sys.argv[1]) as (folder, request, report):
-        write_json(folder / "result.json", download(request, report))
+        result = download(request, report)
+        owners.claim_result(request, result)
+        write_json(folder / "result.json", result)

@@ -1,0 +1,178 @@
+"""Three people at one studio: what each may not do is refused at every endpoint of the page, and leaves nothing
+changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.core import audit, users
+from engine.core.locks import try_lock
+from engine.core.rundir import ALIVE_BYTE, read_object, write_json
+from engine.data import owners
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.runs.runs import Run
+from tests.conftest import start_studio
+from tests.past_runs import run_maker
+
+pytestmark = [pytest.mark.usefixtures("forked"), pytest.mark.slow]
+
+ROWS = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(20)]
+PASSWORD = "correct horse"
+# What changes by looking: uploads on their way, results of checks, the list of runs, and this record itself.
+UNRELATED = (".tmp", ".errands", ".index", ".audit", ".lock")
+
+
+@dataclass
+class Studio:
+    """A running studio, and what there is in it."""
+
+    address: str
+    place: Workplace
+    runs: dict[str, Run] = field(default_factory=dict)
+    clients: dict[str, httpx.Client] = field(default_factory=dict)
+
+    def client(self, name: str) -> httpx.Client:
+        if name not in self.clients:
+            client = self.clients[name] = httpx.Client(base_url=self.address, trust_env=False, timeout=60)
+            assert client.post("/login", data={"name": name, "password": PASSWORD}).status_code == 303
+        return self.clients[name]
+
+    def contents(self) -> dict[str, str]:
+        """Every file of runs and data, by its path, with a hash of what it contains."""
+        files = [path for folder in (self.place.saves, self.place.data) for path in folder.rglob("*") if path.is_file()]
+        return {
+            str(path): hashlib.sha1(path.read_bytes()).hexdigest()
+            for path in files
+            if not any(part.startswith(UNRELATED) or part.endswith(".lock") for part in path.parts)
+        }
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    folder = tmp_path_factory.mktemp("people")
+    place = Workplace(models=(folder / "models",), data=folder / "data", saves=folder / "saves")
+    for path in (*place.models, place.data, place.saves):
+        path.mkdir()
+    for name, role in {"root": "operator", "ada": "user", "bob": "user", "eve": "viewer"}.items():
+        users.add_user(folder / "users", name, PASSWORD, role)
+    (place.data / "hers.json").write_text(json.dumps(ROWS))
+    (place.data / "loose.json").write_text(json.dumps(ROWS))
+    write_json(place.data / "dataset_info.json", {"hers": {"file_name": "hers.json"}})
+    owners.claim(place.data, ["set:hers", "file:loose.json"], "ada")
+    make = run_maker(place.saves)
+    made = {"past": make("past"), "waits": make("waits", outcome=None), "lives": make("lives", outcome=None)}
+    made["broken"] = make("broken", outcome="failed")
+    for name, run in made.items():
+        request = {
+            "kind": "training",
+            "by": "ada",
+            "submitted": 1e9,
+            "queued": 1,
+            "attempt": 1,
+            "held": name == "waits",
+        }
+        write_json(run.dir.request, request)
+    made["waits"].dir.keeper.unlink()
+    checkpoint = made["past"].path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_text("x" * 1000)
+    lock = try_lock(made["lives"].dir.lock, ALIVE_BYTE, shared=True)
+    assert lock is not None
+    process, address = start_studio(place, "--auth", str(folder / "users"))
+    there = Studio(address, place, {name: runs.get(place.saves, run.id) for name, run in made.items()})
+    assert {name: run.state for name, run in there.runs.items()} == {
+        "past": "finished", "waits": "queued", "lives": "preparing", "broken": "failed",
+    }  # fmt: skip
+    yield there
+    process.terminate()
+    process.wait()
+
+
+# ------------------------------------------------------------------------- every endpoint, as a browser calls it
+
+
+def walk(studio: Studio, name: str, without: tuple[str, ...] = ()) -> int:
+    """Call every handler of the page as `name`, with what is Ada's wherever an id fits: her waiting run, and of data
+    her set and her file. Rights are looked at before anything else, so the state of the run does not matter. Returns
+    the number of calls. `without`: buttons, by their elem_id, whose handlers are not called."""
+    client, calls = studio.client(name), 0
+    config = client.get("/config").json()
+    components = {component["id"]: component for component in config["components"]}
+    [of_data] = {event["inputs"][0] for event in config["dependencies"] if "athanorSet(id)" in str(event["js"])}
+    run = studio.runs["waits"].id
+    left_out = {id for id, component in components.items() if component["props"].get("elem_id") in without}
+    for event in config["dependencies"]:
+        if not event["backend_fn"] or left_out & {id for id, _ in event["targets"]}:
+            continue
+        for data_id in ("set:hers", "file:loose.json") if of_data in event["inputs"] else ("set:hers",):
+            data = [data_id if id == of_data else value_of(components[id], run) for id in event["inputs"]]
+            call(client, event, data, {"run": run, "retry": run, "set": data_id})
+            calls += 1
+    return calls
+
+
+def value_of(component: dict[str, Any], run: str) -> Any:
+    """What the page would send: the id of the run for a hidden value, otherwise what the control shows, and some text
+    for an empty box."""
+    if component["type"] != "textbox":
+        return component["props"].get("value")
+    hidden = "unseen" in (component["props"].get("elem_classes") or ())
+    return run if hidden else component["props"].get("value") or "x"
+
+
+def call(client: httpx.Client, event: dict[str, Any], data: list[Any], about: dict[str, str]) -> None:
+    body = {"data": data, "fn_index": event["id"], "session_hash": "walk", "event_data": about, "trigger_id": None}
+    if event["queue"] is False:
+        client.post("/gradio_api/run/predict", json=body)
+        return
+    client.post("/gradio_api/queue/join", json=body)
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "walk"}) as answer:
+        for line in answer.iter_lines():
+            if '"close_stream"' in line or '"process_completed"' in line:
+                return
+
+
+def attempted(studio: Studio, name: str) -> dict[str, set[str]]:
+    """The outcomes that the audit has of this person's actions, by action."""
+    outcomes: dict[str, set[str]] = {}
+    for entry in audit.read(studio.place.saves, 100_000):
+        if entry.user == name:
+            outcomes.setdefault(entry.action, set()).add(entry.outcome)
+    return outcomes
+
+
+OF_RUNS = {"stop", "kill", "resume", "delete", "reorder"}
+OF_DATA = {"remove-data", "describe"}
+OF_USERS = {"start", "derive", "fetch", "check-data"}
+
+
+def test_a_viewer_changes_nothing_at_any_endpoint(studio: Studio) -> None:
+    before = studio.contents()
+    assert walk(studio, "eve") > 120
+    assert studio.contents() == before
+    outcomes = attempted(studio, "eve")
+    assert outcomes.keys() >= OF_RUNS | OF_DATA | OF_USERS
+    assert {outcome for each in outcomes.values() for outcome in each} == {"refused: rights-viewer"}
+
+
+def test_another_user_changes_nothing_of_hers_at_any_endpoint(studio: Studio) -> None:
+    before, data = studio.contents(), studio.place.data
+    walk(studio, "bob", without=("system-check", "hub-fetch"))  # which he may do, and which takes long
+    after = studio.contents()
+    lists = {str(data / name) for name in ("dataset_info.json", owners.OWNERS_FILE)}  # he may add sets to them
+    assert {path: after.get(path) for path in before if path not in lists} == {
+        path: content for path, content in before.items() if path not in lists
+    }
+    assert read_object(data / "dataset_info.json")["hers"] == {"file_name": "hers.json"}
+    assert sorted(owners.owned_by(data, "ada")) == ["file:loose.json", "set:hers"]
+    assert "set:hers-train" in owners.owned_by(data, "bob")
+    outcomes = attempted(studio, "bob")
+    assert {outcome for action in OF_RUNS | OF_DATA for outcome in outcomes[action]} == {"refused: rights-owner"}
