@@ -108,12 +108,15 @@ class ButtonsPanel(Panel):
         }
 
     def gone(self, run_id: str) -> Updates:
-        hidden = dict.fromkeys([*self.moving, self.compare], gr.update(visible=False))
-        return self.without_questions() | hidden | {self.rights: ""}
+        parts = [*self.moving, self.compare, self.rights]
+        return self.without_questions() | dict.fromkeys(parts, gr.update(visible=False))
 
     def opened(self, run: Run) -> Updates:
         rights = notices.denied(hindrance("stop", run.by), ".one-run .owned", self.words)
-        return self.without_questions() | {self.compare: gr.update(visible=True), self.rights: rights}
+        return self.without_questions() | {
+            self.compare: gr.update(visible=True),
+            self.rights: gr.update(value=rights, visible=bool(rights)),
+        }
 
     def without_questions(self) -> Updates:
         return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))
