@@ -1,7 +1,8 @@
 """What a training step keeps for the backward pass with images, and the estimate: python -m tests.image_memory FOLDER
 
 Every tensor that the forward pass makes on the CPU is counted while it lives. Prints one JSON object: by run, the bytes
-that live when the loss is known, and the bytes that the estimate adds for images.
+that live when the loss is known, and the bytes that the estimate adds for images; and the numbers that two processors
+make of images.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trl import SFTTrainer
 
-from engine.core.rundir import RunDir, write_json
+from engine.core.rundir import RunDir, read_json, write_json
 from engine.models.facts import inspect_model
+from engine.models.image_values import image_values
 from engine.preflight.image_memory import image_bytes
 from engine.worker.prepare import prepare
 from engine.worker.train import train
+from tests import zoo
 from tests.conftest import short_training
 from tests.image_training import write_model
 from tests.train_many import lay_out
@@ -80,6 +83,20 @@ def kept_bytes(root: Path, family: str, tower: str, recomputes: bool) -> dict[st
     return {"kept": kept[0], "estimated": estimated}
 
 
+def processed_values(root: Path) -> dict[str, int | None]:
+    zoo.build("smolvlm", root / "smolvlm")
+    file = root / "smolvlm" / "preprocessor_config.json"
+    write_json(file, read_json(file) | {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}})
+
+    def values(folder: Path, *sizes: tuple[int, int]) -> int | None:
+        return image_values(short_training(folder, root), sizes)
+
+    return {
+        "scaled": values(root / "qwen2_5_vl" / "base", (SIDE, SIDE)),
+        "tiles": values(root / "smolvlm", (128, 128), (128, 64)),
+    }
+
+
 def main(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for number in range(2):
@@ -89,7 +106,8 @@ def main(root: Path) -> None:
     write_json(root / "dataset_info.json", {"seen": {"file_name": "seen.json"}})
     for family in sorted({family for family, _, _ in RUNS}):
         write_model(family, root / family / "base")
-    print(json.dumps({" ".join(map(str, run)): kept_bytes(root, *run) for run in sorted(RUNS)}))
+    kept = {" ".join(map(str, run)): kept_bytes(root, *run) for run in sorted(RUNS)}
+    print(json.dumps(kept | {"values": processed_values(root)}))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from engine.models.facts import ModelFacts
 from engine.models.structure import Structure
 from engine.preflight import image_memory
 from engine.preflight.data_checks import images_per_row
-from engine.preflight.image_memory import Tower, image_bytes, patches_of
+from engine.preflight.image_memory import Tower, image_bytes
 from engine.spec.run_spec import RunSpec
 from tests.preloaded import run_python
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-TOWER = Tower(layers=2, width=1000, hidden=64, patch=8, frames=2, side=None)
+TOWER = Tower(layers=2, width=1000, hidden=64, patch=8, frames=2)
 SIZES = ((80, 64), (16, 16))
 
 
@@ -43,6 +43,7 @@ def pictured(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> RunSpec
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModelFacts:
     monkeypatch.setattr(image_memory, "structure_of", lambda model: Structure({}, vision=("visual",)))
     monkeypatch.setattr(image_memory, "tower_of", lambda model: TOWER)
+    monkeypatch.setattr(image_memory, "image_values", lambda spec, sizes: sum(w * h for w, h in sizes) * 2 * 3)
     return ModelFacts("", tmp_path)
 
 
@@ -74,21 +75,12 @@ def test_a_trained_tower_keeps_its_layers_and_with_recomputation_their_inputs(
     assert kept(recomputes=True) == pytest.approx(patches * (2 * 64 * 2 + 500 * image_memory.ACTIVATION_BYTES))
 
 
-def test_images_are_scaled_to_the_limits_of_pixels_or_all_to_one_size(pictured: RunSpec, model: ModelFacts) -> None:
-    def patches(tower: Tower, spec: RunSpec = pictured) -> int:
-        return patches_of(spec, model, tower, SIZES)
-
-    assert patches(TOWER) == 80 + 4
-    assert patches(Tower(2, 1000, 64, 8, 2, side=32)) == 16 + 16
-    size = {"shortest_edge": 1024, "longest_edge": 12_800}
-    write_json(model.path / "preprocessor_config.json", {"image_processor_type": "x", "size": size})
-    assert patches(TOWER) == 80 + 16
-    assert patches(TOWER, pictured.change("data.image_max_pixels", 2048)) == 32 + 16
-
-
-def test_a_tower_that_its_files_do_not_show_is_unknown(
+def test_memory_is_unknown_if_tower_or_processor_do_not_show_it(
     pictured: RunSpec, model: ModelFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(image_memory, "image_values", lambda spec, sizes: None)
+    assert image_bytes(pictured, model, half=True) is None
+    monkeypatch.setattr(image_memory, "image_values", lambda spec, sizes: 3)
     monkeypatch.setattr(image_memory, "tower_of", lambda model: None)
     assert image_bytes(pictured, model, half=True) is None
 
@@ -120,3 +112,12 @@ def test_recomputation_keeps_the_inputs_of_an_adapted_tower_and_nothing_of_a_fro
     frozen, adapted = (steps[f"qwen2_5_vl {tower} True"]["kept"] for tower in ("frozen", "adapter"))
     inputs = 2 * 28 * 28 * 64 * 4 * 2
     assert inputs < adapted - frozen < 3 * inputs
+
+
+@pytest.mark.slow
+def test_the_processor_itself_is_asked_for_scaled_images_and_tiles(steps: dict[str, dict[str, float]]) -> None:
+    """Qwen scales to whole patches within its limits. SmolVLM, set to 256 pixels in tiles of 64, makes 4 × 4 of them of
+    a square, 4 × 2 of half of that, and adds the whole image."""
+    scaled, tiles = steps["values"]["scaled"], steps["values"]["tiles"]
+    assert scaled == 2 * 3 * (224 * 224)
+    assert tiles == ((16 + 1) + (8 + 1)) * 3 * 64 * 64

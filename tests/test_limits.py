@@ -225,9 +225,9 @@ def test_a_batch_beyond_the_memory_is_told_with_the_largest_that_fits(
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     path = "training.per_device_train_batch_size"
     monkeypatch.setattr(hardware, "memory", lambda: (2 << 30, 2 << 30))
-    began = time.monotonic()
+    began = time.process_time()  # of this process alone: others may keep the machine busy
     (found,), _ = check(training__per_device_train_batch_size=65536, data__max_length=512)
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
     assert (found.field, found.code) == (path, "batch-beyond-memory")
     # By another way than bisection: the largest fits, one more does not.
     largest = found.values["largest"]

@@ -67,6 +67,22 @@ def test_answers_are_shown_every_so_many_steps(every: int, stride: int, steps: l
     assert [step for step in range(1, 7, stride) if samples_are_due(step, every, stride)] == steps
 
 
+@pytest.mark.parametrize(
+    ("completion", "opened"),
+    [
+        ("<|channel|>analysis<|message|>well<|end|><|start|>assistant<|channel|>final<|message|>yes", False),
+        ("<think>well</think>\n\nyes", False),
+        ("well</think>yes", True),
+    ],
+)
+def test_reasoning_is_folded_beside_the_answer(completion: str, opened: bool) -> None:
+    sample = {"step": 1, "prompt": "sure?", "completion": completion, "reward": 1.0, "rewards": {}, "opened": opened}
+    html = samples_html.samples([sample], Words("en"))
+    assert "<div>well</div></details>yes</td>" in html
+    unfinished = samples_html.samples([sample | {"completion": "well", "opened": True}], Words("en"))
+    assert "<div>well</div></details></td>" in unfinished
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_what_a_model_writes_cannot_be_markup(language: str) -> None:
     hostile: dict[str, Any] = {

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,11 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core.problems import Problem, problem
+from engine.models import child
 from engine.models.facts import SCORER_CLASSES, ModelFacts
 from engine.models.safetensors_headers import tensors_of
 
-PROJECT = Path(__file__).resolve().parents[2]
-MAX_SKELETON_SECONDS = 90  # for the imports, and a model with a hundred layers
 HEAD_MODULES = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
 COMMON_MATRICES = {
     "embed_tokens", "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj",
@@ -152,17 +149,10 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
-    command = [sys.executable, "-m", "engine.worker.models.skeleton", str(folder.absolute())]
     try:
-        child = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=MAX_SKELETON_SECONDS,
-            env=os.environ | {"PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return Structure({}, error=f"> {MAX_SKELETON_SECONDS} s")
-    if child.returncode:
-        return Structure({}, error=child.stderr.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}")
-    return structure_from_json(child.stdout)
+        return structure_from_json(child.ask("engine.worker.models.skeleton", str(folder.absolute())))
+    except child.NoAnswer as reason:
+        return Structure({}, error=str(reason))
 
 
 LISTS = ("linear", "experts", "quantizable", "refused", "towers", "vision", "projectors", "vision_linear", "missing")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.core.stages import STAGES
-from engine.data.images import Size
 from engine.models.facts import ModelFacts
+from engine.models.image_values import image_values
 from engine.models.json_objects import json_object_or_empty
-from engine.models.processor_files import pixel_limits
 from engine.models.structure import LAYER_INDEX, structure_of
 from engine.preflight.data_checks import images_per_row
 from engine.spec.run_spec import RunSpec
@@ -26,43 +24,29 @@ PIXEL_BYTES = 4  # as a processor makes them; a model in half precision adds a c
 @dataclass(frozen=True)
 class Tower:
     """The layers of a vision tower: their number, the inputs and outputs of all their matrices, and the width between
-    them. `patch`: pixels of a side; `frames`: how often an image is in its patches; `side`: of every image, in pixels,
-    unless images have sizes of their own."""
+    them. `patch`: pixels of a side; `frames`: how often an image is in its patches."""
 
     layers: int
     width: int
     hidden: int
     patch: int
     frames: int
-    side: int | None
 
 
 def image_bytes(spec: RunSpec, model: ModelFacts, half: bool) -> float | None:
     """Bytes that the images of the largest batch need, according to the first rows of the data; 0 without images. None
-    if it is not known how the model sees them. A tile or crop that a processor adds is not counted."""
+    if it is not known how the model sees them."""
     sizes = images_per_row(spec) if structure_of(model).vision else ()
     if not sizes:
         return 0.0
-    tower = tower_of(model)
-    if tower is None:
+    tower, row = tower_of(model), image_values(spec, sizes)
+    if tower is None or row is None:
         return None
     copies = 2 if STAGES[spec.stage.kind].form == "pairs" else 1
-    patches = spec.training.per_device_train_batch_size * copies * patches_of(spec, model, tower, sizes)
-    pixels = patches * tower.frames * COLOURS * tower.patch**2 * (PIXEL_BYTES + (2 if half else 0))
+    values = spec.training.per_device_train_batch_size * copies * row
+    patches = math.ceil(values / (tower.frames * COLOURS * tower.patch**2))
+    pixels = values * (PIXEL_BYTES + (2 if half else 0))
     return pixels + (_kept_bytes(spec, tower, patches, half) if spec.vision.tower != "frozen" else 0.0)
-
-
-def patches_of(spec: RunSpec, model: ModelFacts, tower: Tower, sizes: Sequence[Size]) -> int:
-    """The number of patches of the images of a row. Images keep their sizes, within limits of pixels, or all get the
-    size that the model knows."""
-    limits = pixel_limits(model.path)
-    if limits is None:
-        side = tower.side
-        areas = [side * side if side else width * height for width, height in sizes]
-    else:
-        least, most = spec.data.image_min_pixels or limits[0], spec.data.image_max_pixels or limits[1]
-        areas = [min(max(width * height, least), most) for width, height in sizes]
-    return sum(math.ceil(area / tower.patch**2) for area in areas)
 
 
 def tower_of(model: ModelFacts) -> Tower | None:
@@ -78,14 +62,13 @@ def tower_of(model: ModelFacts) -> Tower | None:
     layers = {match[0] for name in matrices if (match := LAYER_INDEX.search(f".{name}."))}
     if not (matrices and isinstance(patch, int) and patch > 0):
         return None
-    side, frames = config.get("image_size"), config.get("temporal_patch_size")
+    frames = config.get("temporal_patch_size")
     return Tower(
         layers=len(layers),
         width=sum(map(sum, matrices.values())),
         hidden=min(map(min, matrices.values())),
         patch=patch,
         frames=frames if isinstance(frames, int) else 1,
-        side=side if isinstance(side, int) else None,
     )
 
 

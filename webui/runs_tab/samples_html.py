@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from engine.core.reasoning import split_reasoning
 from webui.numbers import short
-from webui.text_html import lines
+from webui.text_html import folded_reasoning, lines
 from webui.words import Words
 
 
@@ -20,14 +21,17 @@ def samples(latest_samples: Sequence[Mapping[str, Any]], words: Words) -> str:
     )
     body = "".join(
         f"<tr><td>{sample['step']:,}</td><td>{lines(_prompt_text(sample['prompt']))}</td>"
-        f"<td>{lines(str(sample['completion'])) or _empty(words)}</td><td>{_reward(sample, words)}</td></tr>"
+        f"<td>{_answer(sample, words)}</td><td>{_reward(sample, words)}</td></tr>"
         for sample in latest_samples
     )
     return f'<table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _empty(words: Words) -> str:
-    return f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+def _answer(sample: Mapping[str, Any], words: Words) -> str:
+    """The answer, with its reasoning folded away."""
+    parts = split_reasoning(str(sample["completion"]), opened=bool(sample.get("opened")) or None)
+    text = folded_reasoning(parts.reasoning, words) + lines(parts.answer.strip("\n"))
+    return text or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
 
 
 def _prompt_text(prompt: Any) -> str:

@@ -10,7 +10,6 @@ their presentation is decided here.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from engine.data.dataset_info import INFO_FILE
 from engine.data.datasets import example, find
 from engine.launch.workspace import template_file
 from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.optional_packages import hide_torch
 
 IDLE_S = 600
 STATISTICS_ROWS = 20_000  # rows in the sample for statistics
@@ -42,13 +42,6 @@ MAX_TOKENS_SHOWN = 4_000  # tokens of one row that are shown
 HISTOGRAM_BINS = 40
 MAX_REFUSALS_SHOWN = 3  # of rows that the template rejects
 NO_LIMIT = 10**9  # tokens
-
-
-def hide_torch() -> None:
-    """transformers loads torch wherever it is installed, which takes longer than everything else here; tokenizing does
-    not need it."""
-    find_spec = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
 
 
 # --------------------------------------------------------------------------------------- rows → tokens

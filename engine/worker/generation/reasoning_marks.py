@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -10,6 +11,22 @@ from tokenizers import Tokenizer
 from engine.core.reasoning import opens_reasoning, reasoning_marks
 
 MAX_MARK_TOKENS = 16  # in the mark that opens reasoning, with the line break after it
+
+
+class AnswerTexts:
+    """The texts of answers, with the marks of their reasoning even if these are special tokens."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.backend = with_visible_marks(tokenizer.backend_tokenizer)
+
+    def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each answer, given as tokens."""
+        return self.backend.decode_batch([list(ids) for ids in answers])
+
+    def opens(self, prompt: Sequence[int]) -> bool:
+        """Whether an answer to this prompt begins within its reasoning."""
+        return prompt_opens_reasoning(self.tokenizer, list(prompt))
 
 
 def prompt_opens_reasoning(tokenizer: Any, prompt: list[int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 from engine.preflight.package_checks import QUANTIZER
@@ -19,3 +20,10 @@ def hide_unused_packages(quantizes: bool) -> None:
 def is_quantization_hidden() -> bool:
     """Whether this process can no longer have quantized weights."""
     return sys.modules.get(QUANTIZER, sys) is None
+
+
+def hide_torch() -> None:
+    """transformers loads torch wherever it is installed, which takes longer than everything that a process without
+    models needs of it."""
+    find_spec = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)

@@ -22,7 +22,7 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
 from engine.spec.stage_settings import Grpo
 from engine.spec.steps import examples_per_step
-from engine.worker.generation.reasoning_marks import prompt_opens_reasoning, with_visible_marks
+from engine.worker.generation.reasoning_marks import AnswerTexts
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.runtime.sharding import shards_weights
 from engine.worker.training.context import TrainingContext, reference_adapter
@@ -96,7 +96,7 @@ def _with_trl_columns(rows: Any) -> Any:
 
 def _trl_reward_function(name: str, score: ScoreFunction, tokenizer: Any) -> Callable[..., list[float | None]]:
     """A reward function as TRL calls it; its name becomes that of the curve."""
-    backend = with_visible_marks(tokenizer.backend_tokenizer)
+    answers = AnswerTexts(tokenizer)
 
     def function(
         prompts: list[list[int]],
@@ -107,8 +107,7 @@ def _trl_reward_function(name: str, score: ScoreFunction, tokenizer: Any) -> Cal
         **_: Any,
     ) -> list[float | None]:
         conversations = map(json.loads, messages)
-        opened = [prompt_opens_reasoning(tokenizer, prompt) for prompt in prompts]
-        texts = backend.decode_batch(completion_ids)
+        opened, texts = map(answers.opens, prompts), answers.texts(completion_ids)
         rows = zip(conversations, prompts, texts, completion_ids, answer, opened, strict=True)
         return score([Answer(*row) for row in rows])
 
@@ -128,6 +127,7 @@ class GroupTrainer(PreparedPromptsTrainer):
     def __init__(self, run: RunDir, sample_steps: int, **arguments: Any):
         super().__init__(**arguments)
         self.run, self.sample_steps = run, sample_steps
+        self.answer_texts = AnswerTexts(self.processing_class)
         self.empty = self.alike = 0  # rounds of answers in a row
 
     @property
@@ -148,18 +148,16 @@ class GroupTrainer(PreparedPromptsTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            self._record_answers(inputs)
+            self._record_answers(inputs, output["completion_ids"].tolist())
         return output
 
-    def _record_answers(self, inputs: list[dict[str, Any]]) -> None:
-        """Keep a few of the newest answers for the page; end the run if all have been empty for a while.
-
-        TRL's logs contain the answers of all ranks; on rank 0, its own rows are first.
-        """
+    def _record_answers(self, inputs: list[dict[str, Any]], answers: list[list[int]]) -> None:
+        """Keep a few of the newest `answers` to `inputs` for the page; end the run if those of all ranks, which TRL's
+        logs contain, have been empty for a while."""
         texts = list(self._logs["completion"])
         step = self.state.global_step + 1  # the first step that learns from them
         if rank() == 0 and samples_are_due(step, self.sample_steps, self.num_iterations):
-            write_samples(self.run, step, self._samples(inputs, texts))
+            write_samples(self.run, step, self._samples(inputs, answers))
         self.empty = 0 if any(text.strip() for text in texts) else self.empty + 1
         if self.empty == MAX_EMPTY_ROUNDS:
             raise Refusal(problem("answers-empty", "training.learning_rate", rounds=MAX_EMPTY_ROUNDS))
@@ -168,15 +166,19 @@ class GroupTrainer(PreparedPromptsTrainer):
         if self.alike and self.alike % ALIKE_ROUNDS_BEFORE_WARNING == 0 and rank() == 0:
             print(problem("rewards-alike", "stage.rewards", rounds=self.alike).text(), flush=True)
 
-    def _samples(self, inputs: list[dict[str, Any]], texts: list[str]) -> Iterator[Sample]:
-        """Answers to as many different questions as possible."""
+    def _samples(self, inputs: list[dict[str, Any]], answers: list[list[int]]) -> Iterator[Sample]:
+        """Answers to as many different questions as possible, with their scores: on rank 0, its own rows are the first
+        ones in TRL's logs."""
+        padding = self.processing_class.pad_token_id
+        texts = self.answer_texts.texts([[token for token in answer if token != padding] for answer in answers])
         logged: Any = self._logs["rewards"]
         scores = {name: list(values) for name, values in logged.items()}
         weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
         for row in range(0, len(inputs), max(len(inputs) // SAMPLES_PER_STEP, 1)):
             rewards = {name: values[row] for name, values in scores.items()}
             known = [value * weights[name] for name, value in rewards.items() if value == value]
-            yield Sample(json.loads(inputs[row]["messages"]), texts[row], sum(known) if known else None, rewards)
+            score, opened = sum(known) if known else None, self.answer_texts.opens(inputs[row]["prompt"])
+            yield Sample(json.loads(inputs[row]["messages"]), texts[row], score, rewards, opened)
 
     # -- a resumed run continues as if nothing had happened
 

@@ -25,6 +25,7 @@ from transformers import GenerationConfig, Trainer, TrainingArguments
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir
 from engine.spec.stage_settings import Ppo
+from engine.worker.generation.reasoning_marks import AnswerTexts
 from engine.worker.training import ppo_math
 from engine.worker.training.actor_critic import ActorCritic
 from engine.worker.training.context import TrainingContext
@@ -233,15 +234,16 @@ class PpoTrainer(Trainer):
 
     def _write_samples(self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor) -> None:
         tokenizer: Any = self.processing_class
-        words = tokenizer.batch_decode
-        few = slice(SAMPLES_PER_STEP)
+        decoder, few = AnswerTexts(tokenizer), slice(SAMPLES_PER_STEP)
         shown = zip(
-            words(prompts[few], skip_special_tokens=True),
-            words(answers[few], skip_special_tokens=True),
+            tokenizer.batch_decode(prompts[few], skip_special_tokens=True),
+            decoder.texts(answers[few]),
             scores[few].tolist(),
+            map(decoder.opens, prompts[few]),
             strict=True,
         )
-        write_samples(self.run, step, (Sample(prompt, completion, score, {}) for prompt, completion, score in shown))
+        samples = (Sample(prompt, answer, score, {}, opened) for prompt, answer, score, opened in shown)
+        write_samples(self.run, step, samples)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's own points of the curves, and the means of ours since the last."""

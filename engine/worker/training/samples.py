@@ -14,12 +14,14 @@ SAMPLES_PER_STEP = 4  # answers per step
 
 @dataclass(frozen=True)
 class Sample:
-    """A scored answer. `prompt`: messages, or text as it was read; `rewards` are without their weights."""
+    """A scored answer. `prompt`: messages, or text as it was read; `rewards` are without their weights; `opened`: the
+    prompt ended with the mark that opens reasoning."""
 
     prompt: list[dict[str, Any]] | str
     completion: str
     reward: float | None
     rewards: dict[str, float | None]
+    opened: bool = False
 
 
 def samples_are_due(step: int, every: int, stride: int = 1) -> bool:
