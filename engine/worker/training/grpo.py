@@ -169,7 +169,7 @@ class GroupTrainer(PreparedPromptsTrainer):
     def _samples(self, inputs: list[dict[str, Any]], answers: list[list[int]]) -> Iterator[Sample]:
         """Answers to as many different questions as possible, with their scores: on rank 0, its own rows are the first
         ones in TRL's logs."""
-        padding = self.processing_class.pad_token_id
+        padding = self.answer_texts.tokenizer.pad_token_id
         texts = self.answer_texts.texts([[token for token in answer if token != padding] for answer in answers])
         logged: Any = self._logs["rewards"]
         scores = {name: list(values) for name, values in logged.items()}
