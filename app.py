@@ -10,15 +10,13 @@ import gc
 import os
 import socket
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from engine.api.base_models import add_api_arguments
 from engine.core import users
 from engine.core.problems import Refusal, problem, shell_language
+from engine.core.repetition import repeat
 from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
@@ -104,6 +102,7 @@ def arguments() -> argparse.Namespace:
         ),
     )
     add_standby_argument(parser)
+    add_api_arguments(parser)
     add_arguments(parser)
     return parser.parse_args()
 
@@ -136,27 +135,6 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
     return listen(options.host, options.port)
 
 
-def repeat(act: Callable[[], object], seconds: float) -> None:
-    """Call `act` now and every `seconds`, in a thread, as long as the studio runs. An error that repeats is printed
-    once, so that a full or missing disk does not fill another one with the log."""
-
-    def go_on() -> None:
-        before: list[str] = []
-        while True:
-            place: list[str] = []
-            try:
-                act()
-            except Exception as error:  # the next call may succeed again
-                # Without the message, which may name a temporary file.
-                place = [type(error).__name__, *traceback.format_tb(error.__traceback__)]
-                if place != before:
-                    traceback.print_exc()
-            before = place
-            time.sleep(seconds)
-
-    threading.Thread(target=go_on, daemon=True).start()
-
-
 def serve(options: argparse.Namespace) -> None:
     """Build the studio and serve it until it is stopped. Raises Refusal if it cannot start."""
     workplace = from_arguments(options)
@@ -178,6 +156,9 @@ def serve(options: argparse.Namespace) -> None:
     settle_memory()
     import uvicorn
 
+    from engine.api.app import Api
+    from engine.api.app import application as api_application
+    from engine.api.callers import Gate
     from webui.login import LoginRequired
     from webui.studio.application import application
 
@@ -189,7 +170,8 @@ def serve(options: argparse.Namespace) -> None:
         root_path=options.root_path,
     )
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
-    page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)
+    api = Api(workplace, Gate(options.auth and Path(options.auth)), options.api_models)
+    page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts, api=api_application(api))
     repeat(lambda: standby.tick(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors, too, let the queue move on
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)

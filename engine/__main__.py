@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import flags, verbs
+from engine import flags, programs, verbs
 from engine.core.problems import Refusal, problem
 from engine.core.rights import OPERATOR, ROLES, USER
 from engine.core.stages import STAGES
@@ -19,8 +19,8 @@ from engine.launch.workspace import Workplace, add_arguments, from_arguments
 from engine.runs import queue
 
 # Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
-VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.sweep, verbs.evaluate, verbs.convert)
-VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor)
+VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.sweep, verbs.evaluate, verbs.convert, programs.api)
+VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor, programs.token)
 
 
 OPERANDS = {
@@ -38,7 +38,7 @@ def _workplace(arguments: argparse.Namespace) -> Workplace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb per function of `engine.verbs`, its help the function's docstring."""
+    """The command line: one verb per function of `engine.verbs` and `engine.programs`, its help the docstring."""
     top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     subparsers = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
@@ -60,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
         verbs.convert: "model",
         verbs.export: "",
         verbs.serve: "",
+        programs.api: "",
+        programs.token: "",
         verbs.schema: "",
         verbs.user: "",
         verbs.doctor: "",
@@ -95,6 +97,10 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
         flags.add_export_options(verb)
     if function is verbs.serve:
         flags.add_serve_options(verb)
+    if function is programs.api:
+        programs.add_api_options(verb)
+    if function is programs.token:
+        programs.add_token_options(verb)
     if function is verbs.prune_:
         flags.add_prune_options(verb)
     if function is verbs.doctor:

@@ -14,7 +14,8 @@ from engine.launch.workspace import PROJECT
 TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers"}
 # Packages in the order of docs/architecture.md: each imports only those before it, and itself.
 ENGINE = (
-    "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "importer",
+    "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "api",
+    "importer",
 )  # fmt: skip
 WORKER = ("runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving")
 
@@ -101,6 +102,12 @@ def test_the_page_knows_no_training_stack_and_no_worker() -> None:
 def test_the_engine_knows_no_page_and_no_training_stack() -> None:
     forbidden = is_of(*TRAINING, "gradio", "webui", "app", "engine.worker")
     assert wrong_imports(ENGINE_FILES, imports, forbidden) == []
+
+
+def test_only_the_interface_for_programs_knows_a_web_server() -> None:
+    allowed = {"engine/api/app.py", "engine/api/bodies.py", "engine/api/server.py"}
+    others = [file for file in ENGINE_FILES if label(file) not in allowed]
+    assert wrong_imports(others, imports, is_of("starlette", "uvicorn", "fastapi", "python_multipart")) == []
 
 
 def test_a_worker_knows_no_page_and_nobody_who_starts_runs() -> None:

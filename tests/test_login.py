@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from engine.core import users
-from webui.login import FREE_TRIES, MAX_ADDRESSES, Attempts, LoginRequired
+from engine.core.attempts import FREE_TRIES, MAX_ADDRESSES, Attempts
+from webui.login import LoginRequired
 
 HTML = {"Accept": "text/html,*/*", "Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
 RIGHT = {"name": "han", "password": "correct horse"}

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import math
 import re
 import time
-from collections import OrderedDict
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
@@ -25,14 +23,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.core import rights, users
+from engine.core.attempts import Attempts
 from engine.core.problems import say
 from webui.reader_language import language_of
 from webui.sessions import SESSION_SECONDS, Sessions
 
-FREE_TRIES = 5  # failed logins of one address before it has to wait
-MAX_WAIT_SECONDS = 60  # bounded, because a whole office may come from one address
-FORGET_AFTER_SECONDS = 3600  # then an address starts afresh
-MAX_ADDRESSES = 10_000  # number of remembered addresses; the oldest is forgotten first
 MAX_FORM_BYTES = 8192
 # The page to show after the login: a path of this studio. For a browser, "//host" and "/\\host" are other sites.
 TARGET_PATTERN = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
@@ -157,29 +152,6 @@ class LoginRequired:
             answer = PlainTextResponse(say("login-needed", language_of(request)), HTTPStatus.UNAUTHORIZED)
         answer.headers["Cache-Control"] = "no-store"
         return await answer(scope, receive, send)
-
-
-class Attempts:
-    """Failed logins by client address: after FREE_TRIES each one doubles the wait. Times are seconds of one clock."""
-
-    def __init__(self) -> None:
-        self.known: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address → how many, when the last
-
-    def wait(self, address: str, now: float) -> int:
-        """Whole seconds until the address may try again; 0 = now."""
-        count, last = self.known.get(address, (0, now))
-        if count < FREE_TRIES:
-            return 0
-        return max(0, math.ceil(last + min(2.0 ** min(count - FREE_TRIES, 16), MAX_WAIT_SECONDS) - now))
-
-    def failed(self, address: str, now: float) -> None:
-        count, last = self.known.pop(address, (0, now))
-        self.known[address] = (1 if now - last > FORGET_AFTER_SECONDS else count + 1, now)
-        if len(self.known) > MAX_ADDRESSES:
-            self.known.popitem(last=False)
-
-    def forget(self, address: str) -> None:
-        self.known.pop(address, None)
 
 
 async def _form(request: Request) -> dict[str, str]:

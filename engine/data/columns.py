@@ -18,7 +18,7 @@ from typing import Any
 from engine.core.stages import Kind
 from engine.data import row_files
 from engine.data.labels import label_of
-from engine.data.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS
+from engine.data.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS, messages_of_input
 
 COLUMN_ROWS_SAMPLED = 200  # the first rows of a file, which determine its columns
 MIN_LABEL_SHARE = 0.75  # minimum share of ratings among the values of a rating column
@@ -50,14 +50,16 @@ USUAL_COLUMN_NAMES = {
     "system": ("system", "system_prompt", "系统提示"),
     "history": ("history", "历史"),
     "tools": ("tools", "functions", "工具"),
-    "chosen": ("chosen", "preferred", "better", "较好", "优选"),
-    "rejected": ("rejected", "dispreferred", "worse", "较差", "拒绝"),
+    "chosen": ("chosen", "preferred", "preferred_output", "better", "较好", "优选"),
+    "rejected": ("rejected", "dispreferred", "non_preferred_output", "worse", "较差", "拒绝"),
     "kto_tag": ("kto_tag", "label", "thumb", "good", "liked", "标签", "好评"),
     "text": ("text", "content", "document", "body", "正文", "文本", "内容"),
 }  # fmt: skip
 NON_CONVERSATION_COLUMNS = (
     "chosen",
     "rejected",
+    "preferred_output",
+    "non_preferred_output",
     "prompt",
     "completion",
 )  # columns whose turns are not the row's conversation
@@ -103,6 +105,8 @@ def _propose_by_names(rows: list[dict[str, Any]]) -> ColumnMapping | None:
     if turns := next((column for column in [*usual, *columns] if first_turns(rows, column)), None):
         named["messages"] = turns
     if "chosen" in named and "rejected" in named:
+        if any(messages_of_input(row.get("input")) for row in rows):  # OpenAI's preference rows
+            named = {role: column for role, column in named.items() if role != "query"} | {"prompt": "input"}
         return _column_mapping("pairs", named)
     labelled = "kto_tag" in named and _holds_labels(rows, named["kto_tag"])
     if labelled and ("messages" in named or {"prompt", "response"} <= set(named)):

@@ -18,7 +18,7 @@ from typing import Any
 from engine.data import loss_marks
 from engine.data.images import IMAGE_MARK
 from engine.data.loss_marks import TURN_MARK_KEYS, Message
-from engine.data.row_formats import CALL_ROLE, CONTENT_TAGS, ROLE_TAGS
+from engine.data.row_formats import CALL_ROLE, CONTENT_TAGS, ROLE_TAGS, messages_of_input
 from engine.data.row_images import PART_TYPES, part_reference
 from engine.data.row_values import Row, comma_separated, nth_element
 
@@ -77,7 +77,10 @@ def _masked_messages(row: Row, turns: Sequence[Any], column: str) -> list[Messag
 
 
 def as_conversation(row: Row, value: Any, column: str) -> list[Message] | None:
-    """The messages of a value that is a turn or a list of turns, or the JSON of such a list; None if it is not."""
+    """The messages of a value that is a turn or a list of turns, the JSON of such a list, or OpenAI's `input` of a
+    preference row; None if it is not."""
+    if (inner := messages_of_input(value)) is not None:
+        value, column = inner, f"{column}.messages"
     turns = [value] if isinstance(value, dict) else row.parsed(value)
     turns = _parsed_objects(row, turns) if isinstance(turns, list) else None
     if not turns or not isinstance(turns[0], dict):
@@ -281,11 +284,16 @@ def calls(row: Row, value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def tools(row: Row) -> list[dict[str, Any]] | None:
-    """The tools of a row in OpenAI's format; the older `functions` if there are no tools."""
+    """The tools of a row in OpenAI's format; if there are none, those of a preference row's `input`, or the older
+    `functions`."""
+    prompt = row.values.get(row.dataset.columns.get("prompt", ""))
     column = row.dataset.columns.get("tools")
-    if not column:
+    if isinstance(prompt, dict) and messages_of_input(prompt) and (value := prompt.get("tools")):
+        column = f"{row.column('prompt')}.tools"
+    elif not column:
         return None
-    value = row.values.get(column)
+    else:
+        value = row.values.get(column)
     if not value:
         column, value = "functions", row.values.get("functions")
     if not value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 # LLaMA-Factory's defaults, which users' files rely on. If an entry lists columns, those it leaves out do not exist.
 COLUMNS = {
     "alpaca": {
@@ -67,3 +69,10 @@ ROLE_OF_TAG = {
     "observation_tag": "tool",
     "function_tag": CALL_ROLE,
 }
+
+
+def messages_of_input(value: Any) -> list[Any] | None:
+    """The messages of the `input` of OpenAI's preference rows, an object with `messages` and `tools`; None for any
+    other value."""
+    messages = value.get("messages") if isinstance(value, dict) else None
+    return messages if isinstance(messages, list) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.locks import is_locked
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_json, step_of, write_json, write_text
 from engine.launch import command
 from engine.launch.processes import find_processes, wake_supervisor
@@ -75,16 +75,22 @@ def _abbreviates(text: str, run: Run) -> bool:
 
 
 def submit(
-    spec: Spec, workplace: Workplace, by: str = "", request: Mapping[str, Any] | None = None, start: bool = True
+    spec: Spec,
+    workplace: Workplace,
+    by: str = "",
+    request: Mapping[str, Any] | None = None,
+    start: bool = True,
+    fails_later: Callable[[Problem], bool] = lambda _: False,
 ) -> Run:
     """Freeze the spec into a new folder and put it in the queue. `request`: what else request.json says of it; `start`:
-    let the queue move on at once. Raises Refusal with every problem."""
+    let the queue move on at once; `fails_later`: problems with which the run itself may fail. Raises Refusal with every
+    other problem."""
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
     text = spec.to_yaml()
     if len(text) > MAX_YAML_CHARACTERS:  # it could not be read back
         raise Refusal(problem("yaml-too-large", size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}"))
-    if obstacles := kind.problems(spec, workplace):
+    if obstacles := [obstacle for obstacle in kind.problems(spec, workplace) if not fails_later(obstacle)]:
         raise Refusal(obstacles)
     with refusing_write_errors(workplace.saves):
         folder = _new_folder(spec, workplace.saves)

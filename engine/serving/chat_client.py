@@ -84,6 +84,21 @@ def cancel(server: Server, request_id: str) -> None:
         _call(server, "POST", "/v1/cancel", {"request_id": request_id})
 
 
+def connect(server: Server) -> http.client.HTTPConnection:
+    """A connection to the server for `forward`; `shut_down` ends it from any thread, and its answer with it. Raises
+    Refusal if the server has ended."""
+    return _connection(server)
+
+
+def forward(
+    server: Server, connection: http.client.HTTPConnection, body: Mapping[str, Any]
+) -> http.client.HTTPResponse:
+    """The server's own response to POST /v1/chat/completions, whatever its status. Raises OSError or HTTPException if
+    it ends now."""
+    _request(server, connection, "POST", "/v1/chat/completions", body)
+    return connection.getresponse()
+
+
 def ask(
     server: Server, questions: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
 ) -> Iterator[list[Answer]]:
@@ -116,7 +131,7 @@ def ask(
             yield list(latest.values())
     finally:
         for connection in connections:
-            _shut_down(connection)
+            shut_down(connection)
 
 
 def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str, Any], tell: Any) -> None:
@@ -157,7 +172,7 @@ def _parsed_call(function: Mapping[str, str]) -> ToolCall:
     return {"name": function["name"], "arguments": json.loads(function["arguments"])}
 
 
-def _shut_down(connection: http.client.HTTPConnection) -> None:
+def shut_down(connection: http.client.HTTPConnection) -> None:
     """Close a connection that another thread may be reading from: only a shutdown wakes it."""
     if connection.sock:
         with contextlib.suppress(OSError):
@@ -172,14 +187,18 @@ def _connection(server: Server) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(address["host"], address["port"], timeout=600)
 
 
-def _send(
-    server: Server, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
-) -> http.client.HTTPResponse:
+def _request(server: Server, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None) -> None:
     key = server.path / "key"
     headers = {"Content-Type": "application/json"}
     if key.exists():
         headers["Authorization"] = f"Bearer {key.read_text(encoding='utf-8')}"
     connection.request(method, path, None if body is None else json.dumps(body), headers)
+
+
+def _send(
+    server: Server, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
+) -> http.client.HTTPResponse:
+    _request(server, connection, method, path, body)
     response = connection.getresponse()
     if response.status >= 400:
         raise Refusal(_problem(json.loads(response.read())))

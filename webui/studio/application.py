@@ -34,9 +34,10 @@ def application(
     auth: Callable[[ASGIApp], ASGIApp] | None = None,
     root_path: str = "",
     hosts: Collection[str] | None = None,
+    api: ASGIApp | None = None,
 ) -> ASGIApp:
     """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is its external path; `hosts` are its names,
-    as in `SameOrigin`; None: any name."""
+    as in `SameOrigin`; None: any name. `api` answers below /v1, where it asks for tokens itself."""
     root = root_path.rstrip("/")
     pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
 
@@ -51,10 +52,10 @@ def application(
     routes = [healthy, Assets(), *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
-    guarded = auth(whole) if auth else whole
-    return SameOrigin(
-        BodyLimit(UnbufferedEventStreams(guarded)), hosts or (), any_host=hosts is None or auth is not None
-    )
+    guarded: ASGIApp = BodyLimit(auth(whole) if auth else whole)
+    if api:
+        guarded = _WithApi(guarded, _WithoutPrefix(api, urlsplit(root).path), urlsplit(root).path)
+    return SameOrigin(UnbufferedEventStreams(guarded), hosts or (), any_host=hosts is None or auth is not None)
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
@@ -88,6 +89,18 @@ class _ByLanguage:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.pages[language_of(HTTPConnection(scope))](scope, receive, send)
+
+
+class _WithApi:
+    """Passes requests below /v1 to the API, which has its own login and limits, and all others to the studio."""
+
+    def __init__(self, studio: ASGIApp, api: ASGIApp, prefix: str):
+        self.studio, self.api, self.prefix = studio, api, prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(self.prefix)
+        below = scope["type"] == "http" and path.startswith("/v1/")
+        await (self.api if below else self.studio)(scope, receive, send)
 
 
 class _WithoutPrefix:

@@ -33,10 +33,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.core.leases import somebody_waits
 from engine.core.locks import is_locked
+from engine.core.openai_errors import error_body
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.core.sockets import KEEP_ALIVE_SECONDS
-from engine.data.row_files import half_character
+from engine.data.json_bodies import json_object
 from engine.worker.generation.answer import Answer, Piece
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.sampling import Sampling
@@ -258,29 +259,11 @@ async def cancel(request: Request) -> Response:
 
 async def _body(request: Request) -> dict[str, Any]:
     """The JSON object that was sent. Raises Refusal if it is not one."""
-    sent = await request.body()
-    try:
-        body = json.loads(sent)
-    except (ValueError, RecursionError) as error:  # the latter: thousands of brackets
-        raise Refusal(problem("chat-request", what="—", why=error)) from None
-    if not isinstance(body, dict):
-        raise Refusal(problem("chat-request", what="—", why="not a JSON object"))
-    if surrogate := half_character(body, sent):
-        raise Refusal(problem("chat-request", what="—", why=f"{surrogate} is half of a character"))
-    return body
+    return json_object(await request.body())
 
 
 def _error(reason: Problem) -> dict[str, Any]:
-    """An error in OpenAI's format, with our own code and values for clients that show it in another language."""
-    values = {name: str(value) for name, value in reason.values.items()}
-    kind = "invalid_request_error" if HTTP_STATUS.get(reason.code, 400) < 500 else "server_error"
-    error = {
-        "message": reason.text(),
-        "type": kind,
-        "param": None,
-        "code": OPENAI_CODES.get(reason.code, reason.code),
-    }
-    return {"error": error | {"problem": {"code": reason.code, "values": values}}}
+    return error_body(reason, HTTP_STATUS.get(reason.code, 400), OPENAI_CODES.get(reason.code))
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

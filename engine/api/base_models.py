@@ -1,0 +1,119 @@
+"""The models that jobs start from: the operator's table of names, or every model of the model folders.
+
+The table is a YAML file, name → folder, or name → settings of the runs that start from it:
+
+    gpt-4o-mini-2024-07-18: Qwen2.5-7B-Instruct
+    gpt-4.1-nano-2025-04-14:
+      model: /srv/models/SmolLM2-135M-Instruct
+      preset: qlora_7b
+      settings: {training: {learning_rate: 1.0e-4}, hardware: {devices: [0]}}
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.core import regular_files
+from engine.core.problems import Refusal, problem
+from engine.launch.workspace import Workplace, absolute_path
+from engine.models.discovery import find_models, identity
+from engine.spec.run_spec import RunSpec
+from engine.spec.yaml_text import read_yaml
+
+NAME_PATTERN = re.compile(r"[\w][\w./@-]{0,99}")  # no colon, which separates the parts of the names of results
+# OpenAI reports every step and keeps a checkpoint of each of the last three epochs.
+AS_OPENAI = {"logging": {"logging_steps": 1, "save_strategy": "epoch", "save_total_limit": 3}}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """`folder`: a path, as in `model.model_name_or_path`; `settings`: parts of the specs of its runs."""
+
+    name: str
+    folder: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def spec(self, workplace: Workplace, stage: str) -> RunSpec:
+        """The spec of a run of this stage with everything else as its preset, its settings and the defaults say. Raises
+        Refusal if they do not fit together."""
+        whole = _merged(AS_OPENAI, self.settings)
+        # Settings of another stage than the job's do not apply.
+        kept = whole.get("stage", {}) if whole.get("stage", {}).get("kind") == stage else {}
+        model = whole.get("model", {}) | {"model_name_or_path": self.folder}
+        data = whole.get("data", {}) | {"datasets": {}, "eval_datasets": [], "dataset_dir": str(workplace.data)}
+        return RunSpec.read(whole | {"stage": {"kind": stage} | kept, "model": model, "data": data, "name": ""})
+
+
+def add_api_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flag for the table, with its environment variable."""
+    parser.add_argument(
+        "--api-models",
+        metavar="FILE",
+        type=Path,
+        default=os.environ.get("ATHANOR_API_MODELS") or None,
+        help=(
+            "YAML file with the models that programs may fine-tune through /v1, name: folder; by default all in the "
+            "model folders [ATHANOR_API_MODELS]"
+        ),
+    )
+
+
+def base_models(workplace: Workplace, table: Path | None) -> dict[str, BaseModel]:
+    """The base models by name. Raises Refusal if the table cannot be read."""
+    if table is None:
+        models = find_models(workplace.models)
+        return {model.name: BaseModel(model.name, str(model.path)) for model in models if not model.adapter_of}
+    try:
+        entries = read_yaml(regular_files.read_text(table))
+    except OSError as error:
+        raise Refusal(problem("file-unreadable", file=table, why=error.strerror or error)) from error
+    except UnicodeDecodeError as error:
+        raise Refusal(problem("file-not-text", file=table)) from error
+    if not isinstance(entries, dict):
+        raise Refusal(problem("api-table", file=table))
+    return {str(name): _base_model(workplace, table, str(name), entry) for name, entry in entries.items()}
+
+
+def name_of(models: Mapping[str, BaseModel], folder: str) -> str:
+    """The name under which the table has a model folder; the folder's own name if it does not."""
+    same = (model.name for model in models.values() if identity(model.folder) == identity(folder))
+    return next(same, Path(folder).name)
+
+
+def _base_model(workplace: Workplace, table: Path, name: str, entry: Any) -> BaseModel:
+    entry = {"model": entry} if isinstance(entry, str) else entry
+    if not NAME_PATTERN.fullmatch(name) or not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+        raise Refusal(problem("api-table-entry", file=table, name=name[:100]))
+    if unknown := set(entry) - {"model", "preset", "settings"}:
+        raise Refusal(problem("api-table-key", file=table, name=name, key=min(map(str, unknown))))
+    preset, presets = entry.get("preset"), workplace.presets()
+    if preset is not None and preset not in presets:
+        raise Refusal(problem("spec-choice", f"{name}.preset", given=preset, choices=", ".join(presets)))
+    folder = absolute_path(entry["model"], workplace.model_roots, "config.json")
+    if not os.path.isdir(folder):
+        raise Refusal(problem("api-table-model", file=table, name=name, folder=entry["model"]))
+    model = BaseModel(name, folder, _merged(presets[preset]["spec"] if preset else {}, entry.get("settings") or {}))
+    model.spec(workplace, model.settings.get("stage", {}).get("kind", "sft"))  # refuses settings that do not exist
+    return model
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings, the values of the second before those of the first, and mappings in both merged likewise; a part
+    of another kind replaces the first as a whole."""
+    merged = dict(first)
+    for name, value in second.items():
+        before = merged.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping) and _same_kind(before, value):
+            value = _merged(before, value)
+        merged[name] = value
+    return merged
+
+
+def _same_kind(before: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    return value.get("kind", before.get("kind")) == before.get("kind")

@@ -1,0 +1,76 @@
+"""Models of the interface: the base models, and the results of jobs as `ft:…`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.api import jobs
+from engine.api.base_models import BaseModel
+from engine.api.callers import Caller
+from engine.api.errors import ApiError, not_found
+from engine.core.problems import problem
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.runs.results import result_of
+from engine.serving import servers
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model, or the result of a job."""
+
+    name: str
+    base: BaseModel | None = None
+    job: jobs.Job | None = None
+
+    def as_object(self) -> dict[str, Any]:
+        """OpenAI's model object."""
+        created = self.job.run.ended or 0 if self.job else _changed(Path(self.base.folder)) if self.base else 0
+        owner = self.job.run.by or jobs.ORGANIZATION if self.job else "system"
+        return {"id": self.name, "object": "model", "created": int(created), "owned_by": owner}
+
+    def choice(self, workplace: Workplace) -> servers.Choice:
+        """What a chat server has to load. Raises Refusal."""
+        if self.job is None:
+            assert self.base
+            return servers.choose(workplace, self.base.folder)
+        return servers.choose(workplace, "", [self.job.run.id])
+
+    @property
+    def served_name(self) -> str:
+        """Its name in requests to the chat server; "" for a base, which is called as the server says."""
+        return self.job.run.id if self.job else ""
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def list_models(workplace: Workplace, models: Mapping[str, BaseModel], caller: Caller) -> list[Model]:
+    """The base models, then the caller's results, newest first."""
+    bases = [Model(name, base=base) for name, base in models.items()]
+    own = jobs.jobs(workplace, models, caller)
+    return bases + [Model(job.result_name, job=job) for job in own if result_of(job.run)]
+
+
+def find(workplace: Workplace, models: Mapping[str, BaseModel], name: str, caller: Caller) -> Model:
+    """The model of this name. Raises ApiError if the caller has none."""
+    if name in models:
+        return Model(name, base=models[name])
+    for model in list_models(workplace, models, caller):
+        if model.name == name:
+            return model
+    raise not_found("api-no-model", name, "model", "model_not_found")
+
+
+def delete(model: Model) -> None:
+    """Delete a result, and with it the run and its job. Raises ApiError for a base model; Refusal."""
+    if model.job is None:
+        raise ApiError(403, problem("api-base-stays", name=model.name), "model", "insufficient_permissions")
+    runs.delete(model.job.run)

@@ -1,0 +1,32 @@
+"""The interface as a server of its own, for machines without a studio: `python -m engine api`."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from engine.api.app import Api, application
+from engine.api.callers import Gate
+from engine.core.repetition import repeat
+from engine.core.sockets import KEEP_ALIVE_SECONDS
+from engine.launch.workspace import Workplace
+from engine.runs import queue
+from engine.serving import servers
+
+QUEUE_POLL_SECONDS = 2.0
+SHUTDOWN_SECONDS = 5  # how long shutting down waits for transfers in progress
+
+
+def serve(workplace: Workplace, users_file: Path, table: Path | None, listener: socket.socket) -> None:
+    """Answer requests until the process is told to end. Runs and chat servers go on without it, as without a studio."""
+    repeat(lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS)
+    servers.hold_studio_lock(workplace.saves)
+    config = uvicorn.Config(
+        application(Api(workplace, Gate(users_file), table)),
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
