@@ -82,8 +82,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Work
 def users_file(place: Workplace) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(users, "SCRYPT_COST", (16, 8, 1))
-        for name in ("ada", "bob"):
-            users.add_user(place.saves.parent / "users.txt", name, "correct horse")
+        for name, role in {"root": "operator", "ada": "user", "bob": "user", "vic": "viewer"}.items():
+            users.add_user(place.saves.parent / "users.txt", name, "correct horse", role)
     return place.saves.parent / "users.txt"
 
 
@@ -251,6 +251,12 @@ def test_two_users_do_not_see_each_others_jobs_and_files(
     for act in theirs:
         with pytest.raises(openai.NotFoundError):
             act()
+    root = client_of(studio, tokens.add_token(users_file, "root", "laptop"))
+    assert root.files.retrieve(file.id) == file
+    assert [job.id for job in root.fine_tuning.jobs.list()] == own
+    viewer = client_of(studio, tokens.add_token(users_file, "vic", "laptop"))
+    with pytest.raises(openai.PermissionDeniedError, match="viewer"):
+        upload(viewer, CHAT)
     reader = client_of(studio, tokens.add_token(users_file, "ada", "reader", ["read"]))
     assert [job.id for job in reader.fine_tuning.jobs.list()] == own
     for act in (lambda: upload(reader, CHAT), lambda: reader.chat.completions.create(model=BASE, messages=ASK)):

@@ -101,7 +101,7 @@ def _list(entries: list[dict[str, Any]], more: bool) -> dict[str, Any]:
 
 def list_files(call: Call) -> Any:
     purpose, order = (call.request.query_params.get(name) for name in ("purpose", "order"))
-    objects = [file.as_object() for file in files.uploaded(call.place) if call.caller.owns(file.owner)]
+    objects = [file.as_object() for file in files.uploaded(call.place) if call.caller.sees(file.owner)]
     objects += [results_object(job) for job in jobs.jobs(call.place, {}, call.caller) if job.status == "succeeded"]
     objects = [entry for entry in objects if purpose in (None, entry["purpose"])]
     objects.sort(key=lambda entry: entry["created_at"], reverse=order != "asc")
@@ -138,7 +138,7 @@ def file_content(call: Call) -> Any:
 def delete_file(call: Call) -> Any:
     if _job_of_results(call):
         raise ApiError(400, problem("api-results-stay"), "file_id")
-    files.delete(call.place, files.find(call.place, call.id(), call.caller))
+    files.delete(call.place, files.find(call.place, call.id(), call.caller), call.caller)
     return {"id": call.id(), "object": "file", "deleted": True}
 
 
@@ -166,11 +166,11 @@ def retrieve_job(call: Call) -> Any:
     return call.job_object()
 
 
-def change_job(act: Callable[[jobs.Job, str], None]) -> Callable[[Call], Any]:
+def change_job(act: Callable[[jobs.Job, Caller], None]) -> Callable[[Call], Any]:
     """What cancels, pauses or resumes a job, and returns it."""
 
     def change(call: Call) -> Any:
-        act(call.job(), call.caller.name)
+        act(call.job(), call.caller)
         return call.job_object()
 
     return change
@@ -199,7 +199,7 @@ def retrieve_model(call: Call) -> Any:
 
 
 def delete_model(call: Call) -> Any:
-    models.delete(models.find(call.place, call.api.models, call.id(), call.caller))
+    models.delete(models.find(call.place, call.api.models, call.id(), call.caller), call.caller)
     return {"id": call.id(), "object": "model", "deleted": True}
 
 
@@ -216,7 +216,8 @@ async def chat_completions(api: Api, request: Request, caller: Caller) -> Respon
     if not isinstance(name, str):
         raise ApiError(400, problem("chat-request", what="model", why="no text"), "model")
     model = await run_in_threadpool(lambda: models.find(api.workplace, api.models, name, caller))
-    relay = Relay(api.workplace, model, body, caller.name)
+    with caller.acting(api.workplace.saves, "ask", name):
+        relay = Relay(api.workplace, model, body, caller.name)
     opening = asyncio.ensure_future(run_in_threadpool(relay.open))
     leaving = asyncio.ensure_future(_disconnected(request))
     await asyncio.wait([opening, leaving], return_when=asyncio.FIRST_COMPLETED)

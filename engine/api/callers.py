@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.api.errors import ApiError
-from engine.core import tokens
+from engine.core import audit, tokens
 from engine.core.attempts import Attempts
-from engine.core.problems import problem
+from engine.core.problems import Refusal, problem
+from engine.core.rights import OPERATOR, VIEWER, Person, may
+from engine.core.users import read_users
 
 
 @dataclass(frozen=True)
 class Caller:
-    """`name` is "" without a login, when everybody may see everything."""
+    """A person, by one of their tokens. Without a login, everybody is an operator without a name, as on the page."""
 
-    name: str
+    person: Person
     scopes: tuple[str, ...] = tokens.SCOPES
+
+    @property
+    def name(self) -> str:
+        return self.person.name
 
     def require(self, *scopes: str) -> None:
         """Raises ApiError unless the token has one of these scopes."""
@@ -25,9 +33,19 @@ class Caller:
             missing = problem("api-scope", missing=" / ".join(scopes), scopes=", ".join(self.scopes))
             raise ApiError(403, missing, code="insufficient_permissions")
 
-    def owns(self, owner: str) -> bool:
-        """Whether what belongs to `owner` may be seen and changed."""
-        return not self.name or owner == self.name
+    def sees(self, owner: str) -> bool:
+        """Whether jobs, files and models of `owner` are there for the caller: their own, and everybody's for operators.
+        The page shows them to all who are signed in; a program is to work with its user's."""
+        return self.person.role == OPERATOR or (owner != "" and owner == self.name)
+
+    @contextlib.contextmanager
+    def acting(self, saves: Path, action: str, what: str, owner: str | None = None) -> Iterator[None]:
+        """Do an action to `what`, which belongs to `owner`, if the caller may; it is recorded in the audit. Raises
+        Refusal."""
+        with audit.recorded(saves, self.person, action, what):
+            if hindrance := may(self.person, action, owner):
+                raise Refusal(hindrance)
+            yield
 
 
 class Gate:
@@ -41,12 +59,14 @@ class Gate:
         """Who sent this Authorization header. Raises ApiError for a wrong token: 401, or 429 if many came from the
         address. A right token never waits, since nobody guesses 256 bits."""
         if self.users_file is None:
-            return Caller("")
+            return Caller(Person("", OPERATOR, address))
         scheme, _, text = authorization.partition(" ")
         token = tokens.find_token(self.users_file, text.strip()) if scheme.lower() == "bearer" else None
         if token:
-            tokens.note_use(self.users_file, token)
-            return Caller(token.user, token.scopes)
+            user = read_users(self.users_file).get(token.user)
+            with contextlib.suppress(OSError):  # a full disk keeps nobody out
+                tokens.note_use(self.users_file, token)
+            return Caller(Person(token.user, user.role if user else VIEWER, address), token.scopes)
         now = time.monotonic()
         if wait := self.attempts.wait(address, now):
             error = ApiError(429, problem("login-wait", seconds=wait), code="rate_limit_exceeded")

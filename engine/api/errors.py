@@ -11,6 +11,10 @@ from engine.core.problems import NOTHING, Problem, Refusal, problem
 
 # Refusals of the engine that are not the fault of the request; all others are answered with 400.
 STATUS_BY_CODE = {
+    "rights-viewer": 403,
+    "rights-owner": 403,
+    "rights-no-owner": 403,
+    "rights-operator": 403,
     "chat-too-many": 503,
     "chat-card-taken": 503,
     "chat-busy": 503,

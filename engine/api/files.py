@@ -1,4 +1,4 @@
-"""Files of the interface: each is a data set of the data folder, with a small record of who uploaded it and when.
+"""Files of the interface: each is a data set of the data folder, with a small record of how it was uploaded.
 
 The record is `.api/<file id>.json` in the data folder; the file itself and its entry in dataset_info.json are like
 those of any upload, so the page shows, checks and renames them. A data set of the page can be named where an id is
@@ -20,7 +20,7 @@ from engine.api.callers import Caller
 from engine.api.errors import ApiError, not_found
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import read_object, stamp, write_json
-from engine.data import columns, dataset_info_edits, uploads
+from engine.data import columns, dataset_info_edits, owners, uploads
 from engine.data.dataset_info import Dataset, read_dataset_info
 from engine.launch.workspace import Workplace
 from engine.runs import index
@@ -36,7 +36,7 @@ CHAT_ENTRY = {"formatting": "openai", "columns": {"messages": "messages", "tools
 
 @dataclass(frozen=True)
 class File:
-    """A file, by its data set. `owner` is "" for a data set that was not uploaded here."""
+    """A file, by its data set, whose owner is its owner."""
 
     id: str
     name: str  # as uploaded
@@ -72,16 +72,19 @@ def store(workplace: Workplace, source: Path, name: str, caller: Caller) -> File
     """Take an uploaded file into the data folder and add it to the data sets. Raises ApiError or Refusal."""
     if not name.lower().endswith(SUFFIX):
         raise ApiError(400, problem("api-file-format", file=name[:100]), "file", "invalid_file_format")
-    path = uploads.receive(source, name, workplace.data)
-    entry = columns.guess_entry(path)[0] or _default_entry(path)
-    stem = re.sub(r"[,\s]+|\.{2,}", "_", path.stem)[: dataset_info_edits.MAX_NAME_LENGTH - 8]
-    dataset_info_edits.add(workplace.data, stem, {"file_name": path.name, **entry})
-    id = f"file-{secrets.token_hex(12)}"
-    record = {"filename": name[:255], "by": caller.name, "created": time.time(), "file": path.name}
-    folder = workplace.data / RECORDS_FOLDER
-    with refusing_write_errors(workplace.data):
-        folder.mkdir(exist_ok=True)
-        write_json(folder / f"{id}.json", record | {"stamp": stamp([path])})
+    with caller.acting(workplace.saves, "upload", name):
+        path = uploads.receive(source, name, workplace.data)
+        owners.claim(workplace.data, [owners.file_id(path.name)], caller.name)
+        entry = columns.guess_entry(path)[0] or _default_entry(path)
+        stem = re.sub(r"[,\s]+|\.{2,}", "_", path.stem)[: dataset_info_edits.MAX_NAME_LENGTH - 8]
+        added = dataset_info_edits.add(workplace.data, stem, {"file_name": path.name, **entry})
+        owners.claim(workplace.data, [owners.set_id(added)], caller.name)
+        id = f"file-{secrets.token_hex(12)}"
+        record = {"filename": name[:255], "created": time.time(), "file": path.name, "stamp": stamp([path])}
+        folder = workplace.data / RECORDS_FOLDER
+        with refusing_write_errors(workplace.data):
+            folder.mkdir(exist_ok=True)
+            write_json(folder / f"{id}.json", record)
     return find(workplace, id, caller)
 
 
@@ -99,12 +102,13 @@ def uploaded(workplace: Workplace) -> list[File]:
             name = dataset.files[0].name
             if name not in datasets or datasets[name].problem:
                 datasets[name] = dataset
+    owned = read_object(workplace.data / owners.OWNERS_FILE)
     records = sorted((workplace.data / RECORDS_FOLDER).glob("file-*.json"))
-    files = [file for path in records if ID_PATTERN.fullmatch(path.stem) and (file := _file(path, datasets))]
+    files = [file for path in records if ID_PATTERN.fullmatch(path.stem) and (file := _file(path, datasets, owned))]
     return sorted(files, key=lambda file: file.created, reverse=True)
 
 
-def _file(path: Path, datasets: Mapping[str, Dataset]) -> File | None:
+def _file(path: Path, datasets: Mapping[str, Dataset], owned: Mapping[str, Any]) -> File | None:
     record = read_object(path)
     name, created = record.get("file"), record.get("created")
     if not isinstance(name, str) or not isinstance(created, (int, float)) or name not in datasets:
@@ -112,22 +116,22 @@ def _file(path: Path, datasets: Mapping[str, Dataset]) -> File | None:
     # Another file may have got the name of one that was removed, and belong to somebody else.
     if record.get("stamp") != stamp(datasets[name].files):
         return None
-    return File(path.stem, str(record.get("filename") or name), str(record.get("by", "")), created, datasets[name])
+    owner = str(owned.get(owners.set_id(datasets[name].name), ""))
+    return File(path.stem, str(record.get("filename") or name), owner, created, datasets[name])
 
 
 def find(workplace: Workplace, id: str, caller: Caller, param: str = "file_id") -> File:
-    """The file with this id, or the data set with this name. Raises ApiError if there is none that the caller may use;
-    `param` is the argument that named it."""
-    files = uploaded(workplace)
-    for file in files:
-        if file.id == id and caller.owns(file.owner):
+    """The file with this id, or the data set with this name: the caller's, or nobody's. Raises ApiError if there is
+    none; `param` is the argument that named it."""
+    for file in uploaded(workplace):
+        if file.id == id and caller.sees(file.owner):
             return file
-    taken = {file.path for file in files if not caller.owns(file.owner)}
     for dataset in read_dataset_info(workplace.data)[0]:
         if dataset.name == id and len(dataset.files) == 1 and dataset.problem is None:
-            path = dataset.files[0]
-            if path not in taken:
-                return File(id, path.name, "", path.stat().st_mtime, dataset)
+            owner = owners.owner_of(workplace.data, owners.set_id(id))
+            if not owner or caller.sees(owner):
+                path = dataset.files[0]
+                return File(id, path.name, owner, path.stat().st_mtime, dataset)
     raise not_found("api-no-file", id, param)
 
 
@@ -142,7 +146,7 @@ def ids_by_dataset(workplace: Workplace) -> dict[str, str]:
     }
 
 
-def delete(workplace: Workplace, file: File) -> None:
+def delete(workplace: Workplace, file: File, caller: Caller) -> None:
     """Delete the file, its data sets and its record. Raises ApiError while a job waits for it, or for a data set that
     was not uploaded here; Refusal."""
     if not ID_PATTERN.fullmatch(file.id):
@@ -151,8 +155,10 @@ def delete(workplace: Workplace, file: File) -> None:
     for run in index.open_runs(workplace.saves):
         if not run.final and set(names) & set(run.facts.data):
             raise ApiError(409, problem("api-file-in-use", run=run.title), "file_id")
-    for name in names:
-        with contextlib.suppress(Refusal):  # removed on the page in the meantime
-            dataset_info_edits.remove(workplace.data, name)
-    uploads.remove(workplace.data, file.path.relative_to(workplace.data).as_posix())
-    (workplace.data / RECORDS_FOLDER / f"{file.id}.json").unlink(missing_ok=True)
+    with caller.acting(workplace.saves, "remove-data", file.dataset.name, file.owner):
+        for name in names:
+            with contextlib.suppress(Refusal):  # removed on the page in the meantime
+                dataset_info_edits.remove(workplace.data, name)
+        uploads.remove(workplace.data, file.path.relative_to(workplace.data).as_posix())
+        (workplace.data / RECORDS_FOLDER / f"{file.id}.json").unlink(missing_ok=True)
+        owners.claim(workplace.data, [*map(owners.set_id, names), owners.file_id(file.path.name)], "")

@@ -23,7 +23,7 @@ from engine.api.job_specs import base_learning_rate, decided_hyperparameters, jo
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import read_json, write_json
 from engine.core.stages import STAGES
-from engine.data import dataset_info_edits
+from engine.data import dataset_info_edits, owners
 from engine.launch.workspace import Workplace
 from engine.runs import failures, queue, queue_order, runs
 from engine.runs.facts import newest_value
@@ -167,7 +167,7 @@ def _grader_of(spec: RunSpec) -> dict[str, Any]:
 def jobs(workplace: Workplace, models: Mapping[str, BaseModel], caller: Caller) -> Iterator[Job]:
     """The caller's jobs, newest first."""
     for run in runs.find(workplace.saves, "training"):
-        if caller.owns(run.by) and run.facts.stage in METHOD_OF:
+        if caller.sees(run.by) and run.facts.stage in METHOD_OF:
             yield Job(run, models)
 
 
@@ -196,7 +196,7 @@ def create(workplace: Workplace, models: Mapping[str, BaseModel], request: JobRe
         chosen = rewards(grader)
         weights = dict(chosen.weights)
         training, validation = (
-            name and _with_reference(workplace, name, chosen.column) for name in (training, validation)
+            name and _with_reference(workplace, name, chosen.column, caller) for name in (training, validation)
         )
     spec = job_spec(request, base, workplace, training, validation, weights)
     record = {
@@ -205,7 +205,8 @@ def create(workplace: Workplace, models: Mapping[str, BaseModel], request: JobRe
         "metadata": request.metadata,
         "learning_rate": base_learning_rate(base, workplace, spec.stage.kind),
     } | ({"grader": grader} if grader is not None else {})
-    run = runs.submit(spec, workplace, caller.name, {"api": record}, fails_later=_is_about_rows)
+    with caller.acting(workplace.saves, "start", f"training {spec.name}".strip()):
+        run = runs.submit(spec, workplace, caller.name, {"api": record}, fails_later=_is_about_rows)
     return Job(run, models)
 
 
@@ -213,43 +214,50 @@ def _is_about_rows(obstacle: Problem) -> bool:
     return obstacle.field in DATA_FIELDS
 
 
-def _with_reference(workplace: Workplace, name: str, column: str) -> str:
+def _with_reference(workplace: Workplace, name: str, column: str, caller: Caller) -> str:
     """The data set of the same file whose answers are in this column; it is added if there is none yet."""
-    entry = dataset_info_edits.entry_of(workplace.data, name)
-    wanted = {"file_name": entry["file_name"], "columns": {"prompt": "messages", "response": column, "tools": "tools"}}
+    file_name = dataset_info_edits.entry_of(workplace.data, name)["file_name"]
+    entry = {"file_name": file_name, "columns": {"prompt": "messages", "response": column, "tools": "tools"}}
     own = f"{name}.{column}"[: dataset_info_edits.MAX_NAME_LENGTH]
     try:
-        if dataset_info_edits.entry_of(workplace.data, own) == wanted:
+        if dataset_info_edits.entry_of(workplace.data, own) == entry:
             return own
     except Refusal:  # there is none
         pass
-    return dataset_info_edits.add(workplace.data, own, wanted)
+    added = dataset_info_edits.add(workplace.data, own, entry)
+    owners.claim(workplace.data, [owners.set_id(added)], caller.name)
+    return added
 
 
-def cancel(job: Job, by: str) -> None:
+def cancel(job: Job, caller: Caller) -> None:
     """End the job for good. Raises Refusal if it has ended."""
-    if job.run.state == "stopped" and job.status == "paused":
-        saves = queue.saves_of(job.run.path)
+    saves = queue.saves_of(job.run.path)
+    with caller.acting(saves, "kill", job.run.id, job.run.by):
+        if job.run.state != "stopped" or job.status != "paused":
+            runs.stop(job.run, "kill", caller.name)
+            return
         with runs.refusing_write_errors(saves), queue.locked(saves):
             request = read_json(job.run.dir.request)
-            write_json(job.run.dir.request, request | {"stop": {"how": "kill", "by": by, "at": time.time()}})
-        return
-    runs.stop(job.run, "kill", by)
+            write_json(job.run.dir.request, request | {"stop": {"how": "kill", "by": caller.name, "at": time.time()}})
 
 
-def pause(job: Job, by: str) -> None:
+def pause(job: Job, caller: Caller) -> None:
     """Save a checkpoint and stop, or hold the job if it waits. Raises Refusal if it can be neither."""
-    if job.run.state == "queued":
-        queue_order.hold(job.run, by)
-    else:
-        runs.stop(job.run, "save", by)
+    saves, waits = queue.saves_of(job.run.path), job.run.state == "queued"
+    with caller.acting(saves, "reorder" if waits else "stop", job.run.id, job.run.by):
+        if waits:
+            queue_order.hold(job.run, caller.name)
+        else:
+            runs.stop(job.run, "save", caller.name)
 
 
-def resume(job: Job, by: str) -> None:
+def resume(job: Job, caller: Caller) -> None:
     """Continue a paused job. Raises ApiError or Refusal if it is not paused."""
     if job.status != "paused":
         raise ApiError(400, problem("api-not-paused", status=job.status), "fine_tuning_job_id")
-    if job.run.state == "queued":
-        queue_order.release(job.run, by)
-    else:
-        runs.resume(job.run, by)
+    saves, waits = queue.saves_of(job.run.path), job.run.state == "queued"
+    with caller.acting(saves, "reorder" if waits else "resume", job.run.id, job.run.by):
+        if waits:
+            queue_order.release(job.run, caller.name)
+        else:
+            runs.resume(job.run, caller.name)

@@ -13,7 +13,7 @@ from engine.api.callers import Caller
 from engine.api.errors import ApiError, not_found
 from engine.core.problems import problem
 from engine.launch.workspace import Workplace
-from engine.runs import runs
+from engine.runs import queue, runs
 from engine.runs.results import result_of
 from engine.serving import servers
 
@@ -69,8 +69,10 @@ def find(workplace: Workplace, models: Mapping[str, BaseModel], name: str, calle
     raise not_found("api-no-model", name, "model", "model_not_found")
 
 
-def delete(model: Model) -> None:
+def delete(model: Model, caller: Caller) -> None:
     """Delete a result, and with it the run and its job. Raises ApiError for a base model; Refusal."""
     if model.job is None:
         raise ApiError(403, problem("api-base-stays", name=model.name), "model", "insufficient_permissions")
-    runs.delete(model.job.run)
+    run = model.job.run
+    with caller.acting(queue.saves_of(run.path), "delete", run.id, run.by):
+        runs.delete(run)
