@@ -153,10 +153,10 @@ def create_job(call: Call) -> Any:
 def list_jobs(call: Call) -> Any:
     own = list(jobs.jobs(call.place, call.api.models, call.caller))
     query = call.request.query_params
-    asked = {key[9:-1]: value for key, value in query.items() if key.startswith("metadata[") and key.endswith("]")}
+    filters = {key[9:-1]: value for key, value in query.items() if key.startswith("metadata[") and key.endswith("]")}
     if query.get("metadata") == "null":
         own = [job for job in own if not job.metadata]
-    own = [job for job in own if asked.items() <= (job.metadata or {}).items()]
+    own = [job for job in own if filters.items() <= (job.metadata or {}).items()]
     shown, more = call.page(own, lambda job: job.id, 20)
     ids = files.ids_by_dataset(call.place)
     return _list([job.as_object(ids) for job in shown], more)
