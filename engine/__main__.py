@@ -85,6 +85,8 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
     if function is verbs.stop:
         verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
         verb.add_argument("--sweep", action="store_true", help="stop all runs of its sweep")
+    if function is verbs.resume:
+        flags.add_resume_options(verb)
     if function is verbs.sweep:
         flags.add_sweep_options(verb)
     if function is verbs.queue_:

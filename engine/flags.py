@@ -62,6 +62,17 @@ def _number_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+def add_resume_options(verb: argparse.ArgumentParser) -> None:
+    """Where the run continues, if not as before."""
+    verb.add_argument(
+        "--processes", type=_positive_count, metavar="N",
+        help="continue with N processes; a step keeps its examples, if its batches can be divided among them",
+    )  # fmt: skip
+    verb.add_argument(
+        "--gpus", type=int, nargs="+", default=[], metavar="INDEX", help="continue on these GPUs, one process on each"
+    )
+
+
 def add_sweep_options(verb: argparse.ArgumentParser) -> None:
     """What varies, and how."""
     verb.add_argument(

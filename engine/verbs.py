@@ -27,7 +27,7 @@ from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
 from engine.preflight import machine
-from engine.runs import failures, gpu_use, kinds, prune, queue, results, runs, sweeps
+from engine.runs import failures, gpu_use, kinds, prune, queue, results, resumption, runs, sweeps
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
@@ -152,8 +152,12 @@ def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Queue a stopped, failed or interrupted run again, from its latest complete checkpoint."""
-    runs.resume(_run(arguments, workplace), by=user_name())
+    """Queue a stopped, failed or interrupted run again, from its latest complete checkpoint; on other GPUs or with
+    another number of processes if asked to."""
+    run, spec = _run(arguments, workplace), None
+    if arguments.processes or arguments.gpus:
+        spec = resumption.moved(run, arguments.processes, arguments.gpus)
+    runs.resume(run, by=user_name(), spec=spec)
     return 0
 
 

@@ -41,7 +41,7 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
 
 
 def codes(spec: RunSpec) -> list[str]:
-    return [problem.code for problem in checks._gpu_problems(spec)]
+    return [problem.code for problem in checks.device_problems(spec)]
 
 
 def test_the_cards_are_as_the_driver_says(say: Say) -> None:
@@ -83,7 +83,7 @@ def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
     assert cards(auto.change("hardware.num_processes", 2)) == "2,3"
     assert cards(auto.change("hardware.devices", [3])) == "3"
     assert cards(auto.change("hardware.device", "cpu")) == ""
-    [wrong] = checks._gpu_problems(auto.change("hardware.devices", [0]))
+    [wrong] = checks.device_problems(auto.change("hardware.devices", [0]))
     assert wrong.text() == "There is no GPU 0 here. Available GPUs: 2, 3."
     assert codes(auto.change("hardware.num_processes", 3)) == ["too-few-cards"]
 
@@ -119,12 +119,12 @@ def test_of_gpus_of_different_kinds_those_are_checked_that_the_schedule_takes(
     two, three = (bf16.change("hardware.num_processes", count) for count in (2, 3))
     assert devices(two) == ["A100", "A30"]
     for refused in (three, bf16.change("hardware.devices", [0])):
-        [wrong] = checks._gpu_problems(refused)
+        [wrong] = checks.device_problems(refused)
         assert (wrong.code, wrong.values["name"]) == ("bf16-not-there", "V100")
     # With "auto", FSDP2 would train in fp16 there: the same holds for it.
     divided = two.change("training.precision", "auto").change("hardware.strategy", "fsdp2")
     assert devices(divided) == ["A100", "A30"]
-    [wrong] = checks._gpu_problems(divided.change("hardware.num_processes", 3))
+    [wrong] = checks.device_problems(divided.change("hardware.num_processes", 3))
     assert (wrong.code, wrong.values["given"]) == ("fsdp2-not-with", "auto (fp16)")
     assert codes(divided.change("hardware.devices", [0, 1])) == ["fsdp2-not-with"]
 

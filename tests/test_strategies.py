@@ -246,7 +246,7 @@ def test_the_plan_says_which_strategy_and_why(
 
 
 def on_this_machine(run_spec: RunSpec) -> list[Problem]:
-    return checks._gpu_problems(run_spec)
+    return checks.device_problems(run_spec)
 
 
 def test_without_gpus_there_is_nothing_to_divide(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:

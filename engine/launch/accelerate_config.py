@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def _fsdp_config(strategy: Fsdp2) -> dict[str, Any]:
         "fsdp_activation_checkpointing": False,
         "fsdp_cpu_ram_efficient_loading": False,
     }
+
+
+def with_processes(text: str, processes: int) -> str:
+    """The text of an accelerate.yaml for another number of processes."""
+    return re.sub(r"(?m)^num_processes:.*$", f"num_processes: {processes}", text)
 
 
 def is_fsdp(text: str) -> bool:

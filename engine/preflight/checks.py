@@ -36,7 +36,7 @@ def preflight_problems(spec: RunSpec, workplace: Workplace, *, wait: bool = True
     if "data.dataset_dir" not in outside:
         problems += dataset_problems(spec)
     problems += _reward_problems(spec, workplace, outside)
-    problems += _gpu_problems(spec) + package_problems(spec, wait)
+    problems += device_problems(spec) + package_problems(spec, wait)
     weights = trained_parameters(spec) if model_is_readable({problem.field for problem in problems}) else 0
     return problems + _disk_problems(spec, workplace, weights or 0)
 
@@ -57,7 +57,8 @@ def _reward_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> 
     return problems
 
 
-def _gpu_problems(spec: RunSpec) -> list[Problem]:
+def device_problems(spec: RunSpec) -> list[Problem]:
+    """What prevents a training on the devices that it names: missing ones, or settings that they do not support."""
     chosen, gpus = spec.hardware, hardware.gpus()
     attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(gpus))
     if chosen.device != "cpu" and (failure := hardware.gpu_failure()):

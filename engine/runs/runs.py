@@ -15,14 +15,15 @@ from typing import Any
 
 from engine.core.locks import is_locked
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.run_warnings import write_warning
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_json, step_of, write_json, write_text
 from engine.launch import command
 from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT, Workplace
-from engine.runs import index, kinds, queue, standby
+from engine.runs import index, kinds, queue, resumption, standby
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
-from engine.spec.run_spec import Spec
+from engine.spec.run_spec import RunSpec, Spec
 from engine.spec.yaml_text import MAX_YAML_CHARACTERS
 
 MAX_NAMED = 10  # runs that a message lists
@@ -172,9 +173,9 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
         )
 
 
-def resume(run: Run, by: str = "") -> None:
+def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
     """Queue the run again. It continues from its newest complete checkpoint; a finished export only repeats its GGUF
-    step. Raises Refusal."""
+    step. `spec`: that with which it continues, as `resumption.moved` returns it; None: its own. Raises Refusal."""
     saves = queue.saves_of(run.path)
     with refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
@@ -196,8 +197,11 @@ def resume(run: Run, by: str = "") -> None:
                 "now": False,
                 "resumed_by": by,
                 "resumed_from": step_of(checkpoints[-1]) if checkpoints else 0,
+                **(resumption.request_fields(run, spec) if spec else {}),
             },
         )
+        if spec and (notice := resumption.change_spec(run.dir, run.spec, spec)):
+            write_warning(run.dir, notice, notice.values["step"])
         # exit.json is removed last: until then the state of the run does not change.
         for file in (run.dir.error, run.dir.progress, run.dir.keeper, run.dir.exit):
             if file.exists():

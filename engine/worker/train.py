@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import COMPLETE_FILE, RunDir, read_json
+from engine.core.rundir import COMPLETE_FILE, RunDir, read_json, read_object
 from engine.models.adapters import adapter_config
 from engine.preflight.package_checks import trains_quantized
 from engine.spec.run_spec import RunSpec
@@ -51,7 +51,7 @@ def train(run: RunDir) -> None:
     callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
     context = TrainingContext(spec, run, model, tokenizer, data, [callback, *loss_watch(spec, run)])
     trainer = trainer_of(spec.stage.kind)(context)
-    group_by_length(spec, trainer)
+    group_by_length(spec, run, trainer)
     save_where_there_is_space(spec, trainer, callback)
     assert_effective(spec, run, trainer)
     resume_or_begin(run, trainer)
@@ -83,6 +83,10 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
     newest = next(reversed(run.checkpoints()), None)
     if newest:
         _refuse_other_rows(newest, trainer.model)
+        if "processes" in read_object(run.request):
+            from engine.worker.training.callbacks import SameSteps
+
+            trainer.add_callback(SameSteps(read_json(newest / "trainer_state.json")["max_steps"]))
     if newest and read_json(newest / COMPLETE_FILE)["done"]:
         # Only the result was missing. The trainer would take one more step before it checks the count.
         trainer.state = trainer.state.load_from_json(str(newest / "trainer_state.json"))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from engine.core.rundir import RunDir, read_object
 from engine.spec.run_spec import RunSpec
 
 # Batches whose examples are sorted together: more batches mean less padding, but also less randomness. Few examples are
@@ -59,8 +60,9 @@ def lengths_of(dataset: Any) -> np.ndarray:
     return first + np.max(others, axis=0) if others else first
 
 
-def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
-    """Let the trainer order its examples by length, if the spec says so and the trainer has no order of its own."""
+def group_by_length(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
+    """Let the trainer order its examples by length, if the spec says so and the trainer has no order of its own. A run
+    that was resumed with another number of processes keeps its order."""
     arguments = trainer.args
     own_order = (
         type(trainer)._get_train_sampler is not Trainer._get_train_sampler
@@ -68,7 +70,8 @@ def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
     )
     if not spec.data.group_by_length or spec.data.packing or own_order:
         return
-    batch = arguments.per_device_train_batch_size * arguments.world_size
+    processes = read_object(run.request).get("processes", arguments.world_size)
+    batch = arguments.per_device_train_batch_size * processes
     lengths = lengths_of(trainer.train_dataset)
     sampler = LengthGroupedSampler(lengths, batch, spec.training.seed, lambda: int(trainer.state.epoch or 0))
     trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # no argument sets it

@@ -179,6 +179,20 @@ class RunCallback(TrainerCallback):
         return self.stop_requested
 
 
+class SameSteps(TrainerCallback):
+    """Ends a run that was resumed with another number of processes if it would have another number of steps than before
+    (`steps`): then its place in the data would be another, too."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Raises Refusal."""
+        if state.max_steps != self.steps:
+            values = {"before": self.steps, "now": state.max_steps}
+            raise Refusal(problem("resume-other-steps", "hardware.num_processes", **values))
+
+
 class LossWatchCallback(TrainerCallback):
     """Records in warnings.jsonl that the loss has gone wrong; if this should stop the run, a checkpoint is saved first.
 

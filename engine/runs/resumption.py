@@ -1,0 +1,113 @@
+"""Resume a training on other devices, or with another number of processes: what stays the same, and what forbids it.
+
+Each step keeps its examples, in the same order: the batches of a process stay as large as they are, and each process
+computes more or fewer of them per step. Weights and optimizer state are whole in every checkpoint. Random states belong
+to processes, so dropout goes on differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import RunDir, step_of, write_text
+from engine.launch.accelerate_config import is_fsdp, with_processes
+from engine.preflight.checks import device_problems
+from engine.runs import kinds, queue
+from engine.runs.run import Run
+from engine.spec.contradictions import spec_problems
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import examples_per_step
+
+# Stages in which the loss of a step is a mean over its examples, whichever of them a process has at a time.
+STAGES_OF_MEANS = ("pt", "sft", "rm", "dpo", "orpo", "simpo")
+MAX_LISTED = 12  # numbers of processes in a sentence or a list
+
+
+def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
+    """The spec with which a run continues with so many processes (None: one for each of `devices`, otherwise as many as
+    it has) on the GPUs with these indices (none: any). Raises Refusal with the reasons if that is not possible."""
+    if run.kind != "training":
+        raise Refusal(problem("resume-not-a-training", "hardware.num_processes"))
+    spec: RunSpec = run.spec
+    count = processes or len(devices) or spec.hardware.num_processes
+    if count != spec.hardware.num_processes and (obstacles := _obstacles(run, spec, count)):
+        raise Refusal(obstacles)
+    accumulated = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
+    changed = spec.change("training.gradient_accumulation_steps", accumulated // count)
+    hardware = changed.hardware.model_dump() | {"num_processes": count, "devices": list(devices)}
+    if hardware["strategy"]["kind"] in ("single", "ddp"):
+        hardware["strategy"] = {"kind": "single" if count == 1 else "ddp"}
+    changed = changed.change("hardware", hardware)
+    if wrong := spec_problems(changed) or device_problems(changed):
+        raise Refusal(wrong)
+    return changed
+
+
+def possible_processes(run: Run) -> list[int]:
+    """The numbers of processes with which the run could continue, if there are devices for them."""
+    spec: RunSpec = run.spec
+    accumulated = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
+    counts = _divisors(accumulated)
+    now = spec.hardware.num_processes
+    return [count for count in counts if count == now or not _obstacles(run, spec, count)][:MAX_LISTED]
+
+
+def _obstacles(run: Run, spec: RunSpec, count: int) -> list[Problem]:
+    """What forbids another number of processes."""
+    before, path = spec.hardware.num_processes, "hardware.num_processes"
+    accumulated = spec.training.gradient_accumulation_steps * before
+    if accumulated % count:
+        counts = ", ".join(map(str, _divisors(accumulated)[:MAX_LISTED]))
+        values = {"batch": spec.training.per_device_train_batch_size, "batches": accumulated, "possible": counts}
+        return [problem("resume-uneven", path, count=count, **values)]
+    if not run.dir.checkpoints():
+        return []  # it starts from the beginning
+    if spec.stage.kind not in STAGES_OF_MEANS:
+        return [problem("resume-stage-needs-processes", path, stage=spec.stage.kind, before=before)]
+    if spec.extra.get("dataloader_drop_last"):
+        return [problem("resume-drops-last", path, before=before)]
+    if count == 1 and run.dir.accelerate.exists() and is_fsdp(run.dir.accelerate.read_text(encoding="utf-8")):
+        return [problem("resume-divided", path)]
+    return []
+
+
+def _divisors(number: int) -> list[int]:
+    return [count for count in range(1, min(number, 1024) + 1) if number % count == 0]
+
+
+def request_fields(run: Run, spec: RunSpec) -> Mapping[str, Any]:
+    """What request.json says of a run that continues with another `spec`. `processes`: those for which the order of its
+    rows was made, which stays."""
+    before = run.request.get("processes", run.spec.hardware.num_processes)
+    return {
+        "devices": queue.demand_fields(spec, kinds.training_memory(spec), kinds.training_capability(spec)),
+        "processes": before if run.dir.checkpoints() else spec.hardware.num_processes,
+    }
+
+
+def change_spec(run: RunDir, before: RunSpec, spec: RunSpec) -> Problem | None:
+    """Let the folder of a run have another spec for its next attempt. Returns what its page is to say about it."""
+    past = run.attempts / str(run.attempt() - 1)
+    for file in (run.spec, run.accelerate):
+        if file.exists():
+            write_text(past / file.name, file.read_text(encoding="utf-8"))
+    count, checkpoints = spec.hardware.num_processes, run.checkpoints()
+    if run.accelerate.exists():
+        # From the first checkpoint on it stays, with the strategy on which that depends.
+        if count > 1 and checkpoints:
+            write_text(run.accelerate, with_processes(run.accelerate.read_text(encoding="utf-8"), count))
+        else:
+            run.accelerate.unlink()
+    write_text(run.spec, spec.to_yaml())
+    if count == before.hardware.num_processes or not checkpoints:
+        return None
+    values = {
+        "step": step_of(checkpoints[-1]),
+        "count": count,
+        "before": before.hardware.num_processes,
+        "batches": spec.training.gradient_accumulation_steps,
+        "examples": examples_per_step(spec),
+    }
+    return problem("resumed-with-others", "hardware.num_processes", **values)
