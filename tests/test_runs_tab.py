@@ -27,6 +27,7 @@ from webui.runs_tab.head_panel import HeadPanel
 from webui.runs_tab.output_panel import OutputPanel
 from webui.runs_tab.panel import Context, CurveView
 from webui.runs_tab.queue_panel import QueuePanel
+from webui.runs_tab.resume_panel import ResumePanel
 from webui.runs_tab.run_actions import RunActions
 from webui.runs_tab.run_view import ENDED_POLL_SECONDS, RunView
 from webui.runs_tab.table_panel import TABLE_ROWS, TablePanel, row_limit
@@ -51,7 +52,8 @@ class Tab:
                 ButtonsPanel(context),
             )
             self.queue, self.curves, self.output = QueuePanel(context), CurvesPanel(context), OutputPanel(context)
-            self.panels = [self.head, self.queue, self.buttons, self.curves, self.output]
+            self.resume = ResumePanel(context, self.buttons)
+            self.panels = [self.head, self.queue, self.buttons, self.resume, self.curves, self.output]
             self.view = RunView(context, self.table, self.buttons, self.curves, self.panels)
             self.actions = RunActions(context, self.buttons, self.view)
             for panel in (self.table, self.view, *self.panels):
@@ -60,6 +62,7 @@ class Tab:
             for panel in (self.table, self.view, self.head, self.buttons, self.curves, self.actions):
                 panel.wire()
             self.queue.wire_actions(self.actions)
+            self.resume.wire_actions(self.actions)
 
 
 @pytest.fixture
@@ -127,6 +130,37 @@ def test_a_reward_model_is_not_talked_to_and_an_interrupted_run_is_resumed(tab: 
     broken_off = tab.view.open(past("half", outcome=None).id, *VIEW)
     assert (visible(broken_off, tab.buttons.resume), visible(broken_off, tab.buttons.export)) == (True, False)
     assert broken_off[tab.head.failure] != ""
+
+
+def test_a_run_is_resumed_with_other_processes_and_only_where_there_is_a_choice(
+    tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
+    resume = tab.resume
+    spec = spec_of("two").change("hardware", {"device": "cpu", "num_processes": 2})
+    run = past_run(place.saves, spec, falling(20), None, 1e9)
+    assert visible(tab.view.open(run.id, *VIEW), tab.buttons.resume_elsewhere)
+    asked = resume.ask(run.id)
+    assert visible(asked, resume.row)
+    assert not visible(asked, resume.gpus)  # it is on the CPU
+    accumulated = 2 * spec.training.gradient_accumulation_steps
+    assert asked[resume.processes]["choices"] == [
+        count for count in range(1, accumulated + 1) if not accumulated % count
+    ]
+    assert asked[resume.processes]["value"] == 2
+    # What a page of another program might send: nothing changes, and the message says what is wrong.
+    for processes, gpus in ((0.5, []), ("many", []), (-1, []), (10**9, []), (1, [0]), (1, ["x"]), (3, [])):
+        assert "toast bad" in resume.resume(ADA, run.id, processes, gpus, *VIEW)[tab.context.message], (processes, gpus)
+    assert runs.get(place.saves, run.id).spec == spec
+    updates = resume.resume(ADA, run.id, 1, [], *VIEW)
+    assert "toast bad" not in updates[tab.context.message]
+    changed = runs.get(place.saves, run.id)
+    assert (changed.state, changed.spec.hardware.num_processes) == ("queued", 1)
+    assert changed.spec.training.gradient_accumulation_steps == accumulated
+    whole = past_run(
+        place.saves, spec_of("whole").change("training.gradient_accumulation_steps", 1), falling(9), None, 2e9
+    )
+    assert not visible(tab.view.open(whole.id, *VIEW), tab.buttons.resume_elsewhere)
 
 
 def test_a_run_that_is_not_there_leads_to_the_table_and_says_so(tab: Tab, past: Callable[..., Run]) -> None:

@@ -31,15 +31,18 @@ def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
     if run.kind != "training":
         raise Refusal(problem("resume-not-a-training", "hardware.num_processes"))
     spec: RunSpec = run.spec
-    count = processes or len(devices) or spec.hardware.num_processes
-    if count != spec.hardware.num_processes and (obstacles := _obstacles(run, spec, count)):
+    now = spec.hardware
+    if devices and now.device == "cpu":
+        raise Refusal(problem("resume-on-cpu", "hardware.devices"))
+    chosen = {"num_processes": processes or len(devices) or now.num_processes, "devices": list(devices)}
+    changed = spec.change("hardware", now.model_dump() | chosen)
+    count = changed.hardware.num_processes
+    if count != now.num_processes and (obstacles := _obstacles(run, spec, count)):
         raise Refusal(obstacles)
-    accumulated = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
-    changed = spec.change("training.gradient_accumulation_steps", accumulated // count)
-    hardware = changed.hardware.model_dump() | {"num_processes": count, "devices": list(devices)}
-    if hardware["strategy"]["kind"] in ("single", "ddp"):
-        hardware["strategy"] = {"kind": "single" if count == 1 else "ddp"}
-    changed = changed.change("hardware", hardware)
+    accumulated = spec.training.gradient_accumulation_steps * now.num_processes
+    changed = changed.change("training.gradient_accumulation_steps", accumulated // count)
+    if now.strategy.kind in ("single", "ddp"):
+        changed = changed.change("hardware.strategy", "single" if count == 1 else "ddp")
     if wrong := spec_problems(changed) or device_problems(changed):
         raise Refusal(wrong)
     return changed

@@ -3,7 +3,8 @@
     table_panel     all runs, and a search             curves_panel    its curves
     head_panel      the open run and its progress      output_panel    its log, answers, settings and files
     buttons_panel   actions on it                      run_view        opening a run, in all of these
-    run_actions     stop, kill, resume, delete        queue_panel     why it waits, and its turn
+    run_actions     stop, kill, resume, delete         queue_panel     why it waits, and its turn
+    resume_panel    where it continues
 
 `run_facts` and the modules that write HTML have no components: they are functions of their arguments. A short poll
 every two seconds (every ten once the run has ended) returns nothing if nothing has changed.
@@ -25,6 +26,7 @@ from webui.runs_tab.head_panel import HeadPanel
 from webui.runs_tab.output_panel import OutputPanel
 from webui.runs_tab.panel import Context
 from webui.runs_tab.queue_panel import QueuePanel
+from webui.runs_tab.resume_panel import ResumePanel
 from webui.runs_tab.run_actions import RunActions
 from webui.runs_tab.run_view import RunView
 from webui.runs_tab.table_panel import TablePanel
@@ -60,7 +62,8 @@ def build(
     context = Context(words, workplace, root, message, user, selected)
     table, head, buttons = TablePanel(context), HeadPanel(context), ButtonsPanel(context)
     queue, curves, output = QueuePanel(context), CurvesPanel(context), OutputPanel(context)
-    run_view = RunView(context, table, buttons, curves, [head, queue, buttons, curves, output])
+    resume = ResumePanel(context, buttons)
+    run_view = RunView(context, table, buttons, curves, [head, queue, buttons, resume, curves, output])
     actions = RunActions(context, buttons, run_view)
 
     table.layout()
@@ -68,6 +71,7 @@ def build(
         head.layout()
         queue.layout()
         buttons.layout()
+        resume.layout()
         head.layout_of_findings()
         curves.layout()
         output.layout()
@@ -75,6 +79,7 @@ def build(
     for panel in (run_view, table, curves, head, buttons, actions):
         panel.wire()
     queue.wire_actions(actions)
+    resume.wire_actions(actions)
     return RunsTab(
         run_view.open,
         run_view.view,
