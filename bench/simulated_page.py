@@ -15,7 +15,8 @@ import httpx
 
 CONFIG = re.compile(r"window\.gradio_config = (\{.*?\});</script>", re.DOTALL)
 CONNECTIONS = 6  # that a browser opens to one host over HTTP/1.1
-LOAD, TICK, CHANGE, SELECT = "load", "tick", "change", "select"
+SETTLED = re.compile(r"athanorSettled\('([\w-]+)'\)")  # page.js presses the button with this id
+LOAD, TICK, CHANGE, SELECT, CLICK = "load", "tick", "change", "select", "click"
 
 # Called with the event, the seconds to the complete response, and whether it succeeded.
 Answered = Callable[[str, float, bool], None]
@@ -94,6 +95,8 @@ class SimulatedPage:
     async def _ask(self, dependency: dict[str, Any], event: str, block: int | None) -> list[Any] | None:
         """The response of the server; None if it failed, or if none is needed."""
         if not dependency["backend_fn"]:
+            if settled := SETTLED.search(str(dependency["js"])):
+                await self._fire([(CLICK, self._block(settled[1]))])
             return None
         body = {
             "data": self._inputs(dependency), "event_data": None, "fn_index": dependency["id"], "trigger_id": block,
@@ -107,6 +110,9 @@ class SimulatedPage:
             succeeded = False
         self.answered(event, time.perf_counter() - began, succeeded)
         return answer.json()["data"] if succeeded else None
+
+    def _block(self, name: str) -> int:
+        return next(id for id, properties in self.properties.items() if properties.get("elem_id") == name)
 
     def _inputs(self, dependency: dict[str, Any]) -> list[Any]:
         if "athanorArrive" in str(dependency["js"]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypedDict
 
+import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 
@@ -44,3 +46,20 @@ def concurrent(name: str, most: int) -> EventOptions:
 def changes(controls: Iterable[Any]) -> list[Any]:
     """The change event of each control, which gradio's base classes do not declare."""
     return [control.change for control in controls]
+
+
+def settled_trigger(name: str) -> gr.Button:
+    """An invisible button for `on_settled`, which page.js presses; `name` is its element's id."""
+    return gr.Button(elem_id=name, elem_classes="unseen")
+
+
+def on_settled(
+    trigger: gr.Button, handler: Callable[..., Any], inputs: Sequence[Block], outputs: Sequence[Block]
+) -> None:
+    """Call `handler` once no input has changed for a moment, so that a form that is being filled is read once.
+
+    The changes themselves carry no values: the browser searches all components for each value of each event.
+    """
+    # `change` and not `input`: a text box sends `input` for typed letters, but not for pasting and deleting.
+    gr.on(changes(inputs), None, js=f"() => athanorSettled('{trigger.elem_id}')", **QUIET)
+    trigger.click(handler, inputs, outputs, trigger_mode="always_last", **QUIET)

@@ -131,12 +131,11 @@
     soon();
   };
 
-  // ---- debounce: the values once nothing has changed for a moment; overtaken calls are never made
-  let turn = 0;
-  window.athanorSettled = async (held) => {
-    const mine = ++turn;
-    await new Promise((done) => setTimeout(done, 180));
-    return mine === turn ? held : new Promise(() => {});
+  // ---- debounce: a form is read once nothing in it has changed for a moment (webui.events.on_settled)
+  const settling = {};
+  window.athanorSettled = (id) => {
+    clearTimeout(settling[id]);
+    settling[id] = setTimeout(() => document.getElementById(id)?.click(), 180);
   };
 
   // ---- somebody is looking at a form that is ready: the studio may import the libraries of a training (#looked)

@@ -14,7 +14,7 @@ from engine.export.export_spec import ExportSpec
 from engine.runs import runs
 from engine.runs.results import Result, results, titles
 from webui import notices
-from webui.events import QUIET, changes
+from webui.events import QUIET, on_settled, settled_trigger
 from webui.export_tab import controls, plan_html
 from webui.export_tab.export_list import ExportList
 from webui.export_tab.export_specs import export_spec_of
@@ -50,6 +50,7 @@ class FormPanel(Panel):
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             name = controls.text("name", words)
             self.plan = gr.HTML(elem_id="export-card")
+            self.settled = settled_trigger("export-settled")
             self.start_button = gr.Button(
                 words("export-start"), variant="primary", size="lg", elem_id="export-start", elem_classes="acts"
             )
@@ -110,15 +111,7 @@ class FormPanel(Panel):
         }
 
     def wire(self) -> None:
-        gr.on(
-            changes(self.inputs),
-            self.look,
-            self.inputs,
-            self.changing,
-            trigger_mode="always_last",
-            js="(...held) => athanorSettled(held)",
-            **QUIET,
-        )
+        on_settled(self.settled, self.look, self.inputs, self.changing)
         outputs = [self.message, *self.changing, *self.exports.outputs]
         self.start_button.click(self.start, self.inputs, outputs, **QUIET)
 

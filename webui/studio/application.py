@@ -25,6 +25,7 @@ from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.studio import page
 from webui.studio.assets import Assets
+from webui.studio.start_page import StartPage
 from webui.words import LANGUAGES
 
 
@@ -49,7 +50,8 @@ def application(
             yield
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
-    routes = [healthy, Assets(), *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
+    start_pages = {language: StartPage(page_app, root) for language, page_app in pages.items()}
+    routes = [healthy, Assets(), *downloads.routes(workplace), Mount("/", _ByLanguage(start_pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
     guarded: ASGIApp = BodyLimit(auth(whole) if auth else whole)

@@ -40,7 +40,7 @@ class Assets(Route):
 def _respond(request: Request) -> Response:
     name = request.path_params["name"]
     headers = {"Cache-Control": CACHE_CONTROL, "Vary": "Accept-Encoding"}
-    if _reads_brotli(request.headers.get("Accept-Encoding", "")):
+    if reads_brotli(request.headers.get("Accept-Encoding", "")):
         headers["Content-Encoding"] = "br"
         content = _compressed(name)
     else:
@@ -48,7 +48,7 @@ def _respond(request: Request) -> Response:
     return Response(content, headers=headers, media_type=mimetypes.guess_type(name)[0])
 
 
-def _reads_brotli(accepted: str) -> bool:
+def reads_brotli(accepted: str) -> bool:
     """Whether Accept-Encoding has `br`, and not with the weight 0 (RFC 9110, 12.5.3)."""
     return re.search(r"(?:^|,)\s*br\s*(?:;\s*q\s*=\s*(?:1|0?\.0*[1-9]).*)?(?:,|$)", accepted.lower()) is not None
 

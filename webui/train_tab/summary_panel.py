@@ -16,7 +16,7 @@ from engine.runs import runs, standby
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from webui import notices
-from webui.events import QUIET, changes
+from webui.events import QUIET, on_settled, settled_trigger
 from webui.form.settings import setting_of
 from webui.panels import Updates
 from webui.people import acting, hindrance
@@ -37,6 +37,7 @@ class SummaryPanel(Panel):
         words = self.words
         self.plan = gr.HTML(elem_id="summary")
         self.start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start", elem_classes="acts")
+        self.settled = settled_trigger("form-settled")
         self.looked = gr.Button(elem_id="looked", elem_classes="unseen")  # pressed by the page's script
         with gr.Accordion(words("command"), open=False, elem_classes="fold"):
             self.command = gr.HTML()
@@ -49,17 +50,7 @@ class SummaryPanel(Panel):
 
     def wire(self) -> None:
         inputs = self.settings.inputs
-        # `change` and not `input`: a text box sends `input` for typed letters, but not for pasting and deleting. The
-        # script lets only the last of several changes through, so that a filled form is read once.
-        gr.on(
-            changes(inputs),
-            self.look,
-            inputs,
-            self.outputs,
-            trigger_mode="always_last",
-            js="(...held) => athanorSettled(held)",
-            **QUIET,
-        )
+        on_settled(self.settled, self.look, inputs, self.outputs)
         # The result of a package trial is shown when it ends, whether or not anyone is typing.
         self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
         outputs = [self.message, self.context.selected, *self.outputs]
