@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types import FileObject
@@ -277,3 +279,179 @@ def test_lists_come_in_pages(ada: openai.OpenAI) -> None:
     results = ada.files.list(purpose="fine-tune-results").data
     assert results
     assert {file.purpose for file in results} == {"fine-tune-results"}
+
+
+def test_reinforcement_is_grpo_with_rewards_like_the_grader(ada: openai.OpenAI, place: Workplace) -> None:
+    file = upload(ada, SUMS, "sums.jsonl")
+    compares = {"input": "{{sample.output_text}}", "reference": "{{ item.correct }}"}
+    grader = {
+        "type": "multi",
+        "name": "sum",
+        "graders": {
+            "right": {"type": "string_check", "name": "right", "operation": "eq", **compares},
+            "near": {"type": "text_similarity", "name": "near", "evaluation_metric": "rouge_l", **compares},
+        },
+        "calculate_output": "(2 * right + near) / 3 - 1",
+    }
+    settings = {"n_epochs": 1, "batch_size": 2, "compute_multiplier": 0.5}
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": settings}}
+    created = ada.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=method)
+    assert created.training_file == file.id
+    job = ended(ada, created)
+    assert job.status == "succeeded", job.error
+    [spec] = [run.spec for run in runs.find(place.saves) if run.spec.stage.kind == "grpo"]
+    assert spec.stage.rewards == pytest.approx({"exact": 2 / 3, "rouge_l": 1 / 3})
+    assert (spec.stage.num_generations, job.method.reinforcement.hyperparameters.batch_size) == (4, 2)
+    steps = [event.data for event in ada.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
+    assert [step["step"] for step in steps] == [2, 1]
+    assert "train_reward_mean" in steps[0]
+    string_check = grader["graders"]["right"]
+    for wrong in (
+        {"type": "python", "name": "p", "source": "def grade(sample, item): return 1.0"},
+        {"type": "score_model", "name": "m", "model": "gpt-4o", "input": []},
+        string_check | {"operation": "regex"},
+        string_check | {"reference": "{{item.correct}} exactly"},
+        string_check | {"strict": True},
+        grader | {"calculate_output": "right ** near"},
+        grader | {"calculate_output": "(" * 900 + "right" + ")" * 900},
+        grader | {"calculate_output": "__import__('os')"},
+        grader | {"graders": {"a": grader}},
+        {},
+    ):
+        method = {"type": "reinforcement", "reinforcement": {"grader": wrong}}
+        with pytest.raises(openai.BadRequestError) as refused:
+            ada.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=method)
+        assert refused.value.param == "method.reinforcement.grader", wrong
+        assert refused.value.code == "invalid_grader"
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response, which has OpenAI's form."""
+    error = response.json()["error"]
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert error["message"]
+    assert str(Path.home()) not in error["message"]
+    return error
+
+
+WRONG_JOBS: list[tuple[dict[str, Any], str | None]] = [
+    ({"model": None}, "model"),
+    ({"model": "/etc"}, "model"),
+    ({"model": ["x"]}, "model"),
+    ({"training_file": "../../users.txt"}, "training_file"),
+    ({"training_file": "/etc/passwd"}, "training_file"),
+    ({"training_file": "file-" + "0" * 24}, "training_file"),
+    ({"validation_file": "dataset_info.json"}, "validation_file"),
+    ({"hyperparameters": {"n_epochs": 10**9}}, "hyperparameters.n_epochs"),
+    ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs"),
+    ({"hyperparameters": {"batch_size": True}}, "hyperparameters.batch_size"),
+    ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
+    ({"hyperparameters": {"learning_rate_multiplier": 1e308}}, "hyperparameters.learning_rate_multiplier"),
+    ({"hyperparameters": {"learning_rate_multiplier": 1e4}}, "training.learning_rate"),
+    ({"hyperparameters": {"epochs": 1}}, "hyperparameters.epochs"),
+    ({"method": {"type": "ppo"}}, "method.type"),
+    ({"method": {"type": "dpo", "supervised": {}}}, "method"),
+    ({"method": {"type": "reinforcement"}}, "method"),
+    ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 1}}, None),
+    ({"suffix": "<>"}, "suffix"),
+    ({"suffix": "x" * 65}, "suffix"),
+    ({"suffix": "half \ud800"}, None),
+    ({"seed": -1}, "seed"),
+    ({"seed": 10**400}, "seed"),
+    ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
+    ({"metadata": {"k": "v" * 513}}, "metadata.k"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations"),
+    ({"shell": "rm -rf /"}, "shell"),
+]
+
+
+def test_whatever_a_job_asks_for_wrongly_is_an_error_with_its_argument(ada: openai.OpenAI, place: Workplace) -> None:
+    file, before = upload(ada, CHAT).id, len(runs.find(place.saves))
+    with http_of(ada) as client:
+        for change, param in WRONG_JOBS:
+            body = {"model": BASE, "training_file": file} | change
+            response = client.post("/fine_tuning/jobs", content=json.dumps(body))
+            status = 404 if (param in change and "file" in str(param)) or "/etc" in str(change) else 400
+            assert response.status_code == status, (change, response.text)
+            assert error_of(response)["param"] == param, (change, response.text)
+    assert len(runs.find(place.saves)) == before
+
+
+def http_of(client: openai.OpenAI) -> httpx.Client:
+    """The same user without OpenAI's client, which sends nothing that is too wrong."""
+    headers = {"Authorization": f"Bearer {client.api_key}"}
+    return httpx.Client(base_url=str(client.base_url), headers=headers, timeout=60)
+
+
+def test_a_hostile_client_gets_errors_and_nothing_else(ada: openai.OpenAI, place: Workplace, studio: str) -> None:
+    with http_of(ada) as client:
+        bodies: list[tuple[Any, int]] = [
+            (b"[" * 200_000, 400),
+            (b'{"a":' * 200_000, 400),
+            (b'{"seed": ' + b"9" * 10_000 + b"}", 400),
+            (b"\xff\xfe", 400),
+            (b"[]", 400),
+        ]
+        for body, status in bodies:
+            response = client.post("/fine_tuning/jobs", content=body)
+            assert response.status_code == status, response.text
+            error_of(response)
+        with client.stream("POST", "/fine_tuning/jobs", content=(b" " * (1 << 20) for _ in range(17))) as response:
+            assert response.status_code == 413
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ada.api_key}\r\n"
+            form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000000000\r\n\r\n"
+            connection.sendall((head + form).encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+        for path in (
+            "/files/..%2F..%2Fusers.txt",
+            "/files/%2Fetc%2Fpasswd/content",
+            "/files/dataset_info.json/content",
+            "/files/.api",
+            "/files/" + "x" * 5000,
+            "/fine_tuning/jobs/..%2f..",
+            "/models/..%2f..%2fetc",
+            "/nothing",
+        ):
+            response = client.get(path)
+            assert response.status_code == 404, path
+            error_of(response)
+        for limit in ("0", "-1", "1000000000", "1e3", "\u0661", "", "9" * 5000):
+            response = client.get("/fine_tuning/jobs", params={"limit": limit})
+            assert (response.status_code, error_of(response)["param"]) == (400, "limit"), limit
+        assert client.get("/files", params={"after": "file-x"}).status_code == 400
+        assert client.put("/files").status_code == 405
+
+        uploads: list[tuple[str, bytes, dict[str, str]]] = [
+            ("train.json", b"{}", {"purpose": "fine-tune"}),
+            ("train.jsonl", b"{}", {"purpose": "assistants"}),
+            ("train.jsonl", b"{}", {}),
+            ("train.jsonl", b"", {"purpose": "fine-tune"}),
+            (".jsonl", b"{}", {"purpose": "fine-tune"}),
+            ("train.jsonl", b"{}", {"purpose": "fine-tune", "expires_after[seconds]": "3600"}),
+            ("train.jsonl", b"{}", {"purpose": "x" * 100_000}),
+            ("train.jsonl", b"{}", {"purpose": "fine-tune"} | {f"f{number}": "" for number in range(20)}),
+        ]
+        for name, content, form in uploads:
+            response = client.post("/files", files={"file": (name, content)}, data=form)
+            assert response.status_code == 400, (name, form, response.text)
+            error_of(response)
+        assert client.post("/files", content=b"{}").status_code == 400
+        answer = client.post("/files", files={"file": ("../../evil.jsonl", b"{}")}, data={"purpose": "fine-tune"})
+        assert answer.status_code == 200
+        assert list(place.data.parent.rglob("evil*")) == [place.data / "evil.jsonl"]
+        assert not list((place.saves / ".tmp").glob("api-*"))
+        for wrong in ({}, {"model": 1}, {"model": BASE, "messages": "hello"}, {"model": BASE, "messages": []}):
+            response = client.post("/chat/completions", json=wrong)
+            assert response.status_code == 400, response.text
+            error_of(response)
+    with httpx.Client(base_url=f"{studio}/v1") as stranger:
+        statuses = [
+            stranger.get(
+                "/models", headers={"Authorization": f"Bearer sk-athanor-{number:012x}-{'x' * 43}"}
+            ).status_code
+            for number in range(7)
+        ]
+        assert statuses == [401] * 5 + [429] * 2
+        assert error_of(stranger.post("/files", content=b"--x"))["code"] == "rate_limit_exceeded"
+    assert ada.models.retrieve(BASE).id == BASE  # who has a token does not wait for those who guess

@@ -178,6 +178,19 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, source: str, code: s
     assert (found.code, found.values.get("line")) == (code, line)
 
 
+def test_an_answer_may_contain_the_reference_or_be_like_it() -> None:
+    answers = [answer("It is PARIS.", "Paris"), answer("Paris", "Paris"), answer("Rome", " "), answer("x", None)]
+    assert score("contains", *answers) == [0, 1, None, None]
+    assert score("contains_ignore_case", *answers) == [1, 1, None, None]
+    likeness = answer("the cat sat", "the cat lay down")
+    # Of three words and four, two are common, one after the other, and one pair of two and three.
+    assert score("rouge_1", likeness) == pytest.approx([2 * 2 / (3 + 4)])
+    assert score("rouge_l", likeness) == pytest.approx([2 * 2 / (3 + 4)])
+    assert score("rouge_2", likeness, answer("Paris", "Paris")) == [pytest.approx(2 * 1 / (2 + 3)), None]
+    near, far, equal = score("bleu", likeness, answer("dog", "the cat"), answer("the cat lay down", "the cat lay down"))
+    assert 0 <= far < near < equal == pytest.approx(1)
+
+
 def test_data_without_anything_to_compare_with_is_refused_and_some_of_it_is_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -17,6 +17,10 @@ from engine.data.validation import check
 ASK, REPLY = {"role": "user", "content": "Two plus two?"}, {"role": "assistant", "content": "Five, I guess."}
 DOUBT, RIGHT = {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "No: four."}
 PLAIN = [ASK, REPLY, DOUBT, RIGHT]
+PAIR_ENTRY = {
+    "ranking": True,
+    "columns": {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
+}
 
 
 def dataset(folder: Path, *rows: Any, entry: dict[str, Any] | None = None, file: str = "rows.jsonl") -> Dataset:
@@ -42,6 +46,18 @@ def refused(folder: Path, *rows: Any, form: Form | None = None, **more: Any) -> 
 def marked(**marks: Any) -> dict[str, Any]:
     """The conversation with a mark on its first answer."""
     return {"messages": [ASK, REPLY | marks, DOUBT, RIGHT]}
+
+
+def test_openai_preference_rows_are_pairs_without_a_description(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    context = {"messages": [ASK], "tools": [tool], "parallel_tool_calls": True}
+    row = {"input": context, "preferred_output": [RIGHT], "non_preferred_output": [REPLY]}
+    [pair] = read(tmp_path, row, form="pairs")
+    assert pair == {"messages": [ASK], "chosen": [RIGHT], "rejected": [REPLY], "tools": [tool]}
+    [plain] = read(tmp_path, row | {"input": {"messages": [ASK]}}, form="pairs")
+    assert plain["tools"] is None
+    for broken in ({"messages": []}, {"messages": [{"role": "user"}]}, {"messages": "x"}):
+        assert refused(tmp_path, row | {"input": broken}, form="pairs", entry=PAIR_ENTRY)
 
 
 # --------------------------------------------------------------------------------- what is to be trained

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -33,6 +34,7 @@ from engine.data.json_bodies import json_object
 from engine.launch.workspace import Workplace
 
 MAX_PAGE = 10_000  # entries of a list
+MAX_ANSWERS = 128  # answers that are waited for at once; a chat server gives no more
 READ = ("read", "fine-tune")
 WRITE = ("fine-tune",)
 ANY = ("read", "fine-tune", "chat")
@@ -45,6 +47,8 @@ class Api:
     workplace: Workplace
     gate: Gate
     table: Path | None = None
+    # Answers have threads of their own: waiting for them must not keep anything else waiting.
+    answering: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_ANSWERS))
 
     @property
     def models(self) -> Mapping[str, BaseModel]:
@@ -110,10 +114,9 @@ def list_files(call: Call) -> Any:
 
 def results_object(job: jobs.Job) -> dict[str, Any]:
     """The file object of a job's figures."""
-    size = len(events.results_csv(job).encode())
-    return files.file_object(
-        job.results_file_id, "step_metrics.csv", size, job.run.ended or job.run.submitted, "fine-tune-results"
-    )
+    created = job.run.ended or job.run.submitted
+    size = events.results_size(job)
+    return files.file_object(job.results_file_id, "step_metrics.csv", size, created, "fine-tune-results")
 
 
 def _job_of_results(call: Call) -> jobs.Job | None:
@@ -218,14 +221,14 @@ async def chat_completions(api: Api, request: Request, caller: Caller) -> Respon
     model = await run_in_threadpool(lambda: models.find(api.workplace, api.models, name, caller))
     with caller.acting(api.workplace.saves, "ask", name):
         relay = Relay(api.workplace, model, body, caller.name)
-    opening = asyncio.ensure_future(run_in_threadpool(relay.open))
+    opening = asyncio.ensure_future(to_thread.run_sync(relay.open, limiter=api.answering))
     leaving = asyncio.ensure_future(_disconnected(request))
     await asyncio.wait([opening, leaving], return_when=asyncio.FIRST_COMPLETED)
     if leaving.done() and not opening.done():
         relay.close()
     leaving.cancel()
     await opening
-    return StreamingResponse(_lines(relay), relay.status, media_type=relay.content_type)
+    return StreamingResponse(_lines(relay, api.answering), relay.status, media_type=relay.content_type)
 
 
 async def _disconnected(request: Request) -> None:
@@ -234,9 +237,9 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _lines(relay: Relay) -> AsyncIterator[bytes]:
+async def _lines(relay: Relay, limiter: CapacityLimiter) -> AsyncIterator[bytes]:
     try:
-        while line := await run_in_threadpool(relay.line):
+        while line := await to_thread.run_sync(relay.line, limiter=limiter):
             yield line
     finally:
         relay.close()

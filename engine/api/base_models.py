@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,12 @@ def base_models(workplace: Workplace, table: Path | None) -> dict[str, BaseModel
         models = find_models(workplace.models)
         return {model.name: BaseModel(model.name, str(model.path)) for model in models if not model.adapter_of}
     try:
-        entries = read_yaml(regular_files.read_text(table))
+        text = regular_files.read_text(table)
     except OSError as error:
         raise Refusal(problem("file-unreadable", file=table, why=error.strerror or error)) from error
     except UnicodeDecodeError as error:
         raise Refusal(problem("file-not-text", file=table)) from error
+    entries = _at(str(table), lambda: read_yaml(text))
     if not isinstance(entries, dict):
         raise Refusal(problem("api-table", file=table))
     return {str(name): _base_model(workplace, table, str(name), entry) for name, entry in entries.items()}
@@ -99,8 +100,17 @@ def _base_model(workplace: Workplace, table: Path, name: str, entry: Any) -> Bas
     if not os.path.isdir(folder):
         raise Refusal(problem("api-table-model", file=table, name=name, folder=entry["model"]))
     model = BaseModel(name, folder, _merged(presets[preset]["spec"] if preset else {}, entry.get("settings") or {}))
-    model.spec(workplace, model.settings.get("stage", {}).get("kind", "sft"))  # refuses settings that do not exist
+    stage = model.settings.get("stage", {}).get("kind", "sft")
+    _at(f"{table}, {name}", lambda: model.spec(workplace, stage))  # refuses settings that do not exist
     return model
+
+
+def _at(place: str, act: Callable[[], Any]) -> Any:
+    """What `act` returns; its problems get this place."""
+    try:
+        return act()
+    except Refusal as refusal:
+        raise Refusal([wrong.at(place) for wrong in refusal.problems]) from None
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from engine.api.jobs import Job, id_of
 from engine.core.problems import say
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import COMPLETE_FILE, read_lines, read_object, step_of
+from engine.core.rundir import COMPLETE_FILE, read_lines, read_object, stamp, step_of
 
 Level = Literal["info", "warn", "error"]
 # Curves in metrics.jsonl → the names of OpenAI. Every validation is over all of its rows.
@@ -106,16 +109,22 @@ def _metric_events(job: Job) -> Iterator[Event]:
         yield Event(("step", step), min(begin + seconds, end), message, data=data)
 
 
-def steps(job: Job) -> dict[int, tuple[float, dict[str, float]]]:
+def steps(job: Job) -> Mapping[int, tuple[float, Mapping[str, float]]]:
     """What was logged at each step, in order: seconds since the start, and figures by OpenAI's names or, if it has
     none, ours. A resumed run's later line for a step wins."""
+    metrics = job.run.dir.metrics
+    return _steps(metrics, stamp([metrics]))
+
+
+@lru_cache(maxsize=32)  # a client that waits asks every few seconds
+def _steps(metrics: Path, _stamp: str) -> dict[int, tuple[float, dict[str, float]]]:
     logged: dict[int, tuple[float, dict[str, float]]] = {}
-    for line in read_lines(job.run.dir.metrics):
+    for line in read_lines(metrics):
         step, seconds = line.get("step"), line.get("time")
         if isinstance(step, int) and isinstance(seconds, (int, float)):
             figures = dict(logged.get(step, (0.0, {}))[1])
             for name, value in line.items():
-                if name not in ("step", "time") and isinstance(value, (int, float)):
+                if name not in ("step", "time") and isinstance(value, (int, float)) and math.isfinite(value):
                     figures |= dict.fromkeys(METRIC_NAMES.get(name, (name,)), value)
             logged[step] = (seconds, figures)
     return dict(sorted(logged.items()))
@@ -152,9 +161,23 @@ def checkpoints(job: Job) -> list[dict[str, Any]]:
 
 def results_csv(job: Job) -> str:
     """The figures of each step as CSV, empty cells for what was not measured."""
+    return _as_csv(steps(job))
+
+
+def results_size(job: Job) -> int:
+    """Bytes of that CSV."""
+    metrics = job.run.dir.metrics
+    return _results_size(metrics, stamp([metrics]))
+
+
+@lru_cache(maxsize=10_000)  # a list of files has one for each job that has succeeded
+def _results_size(metrics: Path, changed: str) -> int:
+    return len(_as_csv(_steps(metrics, changed)).encode())
+
+
+def _as_csv(logged: Mapping[int, tuple[float, Mapping[str, float]]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    logged = steps(job)
     others = sorted({name for _, figures in logged.values() for name in figures if not name.startswith("full_")})
     names = [*CSV_COLUMNS, *(name for name in others if name not in CSV_COLUMNS)]
     writer.writerow(["step", *names])

@@ -19,7 +19,13 @@ PARAM = "method.reinforcement.grader"
 ANSWER = re.compile(r"\s*\{\{\s*sample\.output_text\s*\}\}\s*")
 ITEM = re.compile(r"\s*\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}\s*")
 # Operations of string_check, and metrics of text_similarity → the reward, and its sign.
-OPERATIONS = {"eq": ("exact", 1.0), "ne": ("exact", -1.0)}
+OPERATIONS = {
+    "eq": ("exact", 1.0),
+    "ne": ("exact", -1.0),
+    "like": ("contains", 1.0),
+    "ilike": ("contains_ignore_case", 1.0),
+}
+METRICS = {"rouge_1": "rouge_1", "rouge_2": "rouge_2", "rouge_l": "rouge_l", "bleu": "bleu"}
 MAX_FORMULA_CHARACTERS = 1000
 MAX_GRADERS = 20
 
@@ -35,11 +41,12 @@ class Rewards:
 def rewards(grader: Mapping[str, Any]) -> Rewards:
     """The rewards of a grader. Raises ApiError with the reason if there are none like it."""
     kind = grader.get("type")
-    if kind == "multi":
-        return _weighted_sum(grader)
-    if kind not in GRADERS:
-        raise _refused("api-grader-type", kind=str(kind)[:80], known=", ".join([*GRADERS, "multi"]))
-    return GRADERS[str(kind)](grader)
+    if kind not in KEYS:
+        known = ", ".join(name for name in KEYS if name != "python")
+        raise _refused("api-grader-type", kind=str(kind)[:80], known=known)
+    if unknown := set(grader) - KEYS[str(kind)] - {"type", "name"}:
+        raise _refused("api-grader-key", kind=kind, key=min(unknown)[:80], known=", ".join(sorted(KEYS[str(kind)])))
+    return _weighted_sum(grader) if kind == "multi" else GRADERS[str(kind)](grader)
 
 
 def _string_check(grader: Mapping[str, Any]) -> Rewards:
@@ -50,11 +57,24 @@ def _string_check(grader: Mapping[str, Any]) -> Rewards:
     return Rewards({reward: sign}, _compared_column(grader))
 
 
+def _text_similarity(grader: Mapping[str, Any]) -> Rewards:
+    metric = grader.get("evaluation_metric")
+    if metric not in METRICS:
+        raise _refused("api-grader-metric", given=str(metric)[:80], known=", ".join(METRICS))
+    return Rewards({METRICS[str(metric)]: 1.0}, _compared_column(grader))
+
+
 def _python(_grader: Mapping[str, Any]) -> Rewards:
     raise _refused("api-grader-python")
 
 
-GRADERS = {"string_check": _string_check, "python": _python}
+GRADERS = {"string_check": _string_check, "text_similarity": _text_similarity, "python": _python}
+KEYS = {
+    "string_check": {"input", "reference", "operation"},
+    "text_similarity": {"input", "reference", "evaluation_metric"},
+    "multi": {"graders", "calculate_output"},
+    "python": {"source", "image_tag"},
+}
 
 
 def _compared_column(grader: Mapping[str, Any]) -> str:
@@ -69,7 +89,9 @@ def _compared_column(grader: Mapping[str, Any]) -> str:
 def _weighted_sum(grader: Mapping[str, Any]) -> Rewards:
     """The rewards of several graders that a formula adds up: `0.7 * correct + 0.3 * short`."""
     graders, formula = grader.get("graders"), grader.get("calculate_output")
-    if not isinstance(graders, dict) or not 0 < len(graders) <= MAX_GRADERS or not isinstance(formula, str):
+    inside = graders.values() if isinstance(graders, dict) else ()
+    nested = any(isinstance(inner, dict) and inner.get("type") == "multi" for inner in inside)
+    if not isinstance(graders, dict) or not 0 < len(graders) <= MAX_GRADERS or not isinstance(formula, str) or nested:
         raise _refused("api-grader-multi")
     factors = _factors(formula, set(graders))
     parts = {name: rewards(inner if isinstance(inner, dict) else {}) for name, inner in graders.items()}

@@ -23,6 +23,7 @@ from engine.preflight.package_checks import package_problems
 from engine.preflight.suitable_gpus import gpu_without_bf16
 from engine.spec.hardware_settings import Hardware
 from engine.spec.run_spec import RunSpec
+from engine.spec.stage_settings import COMPARING_REWARDS
 
 NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 
@@ -50,7 +51,7 @@ def _reward_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> 
     if file and "stage.reward_file" not in outside and not os.path.isfile(file):
         roots = ", ".join(map(str, workplace.reward_files))
         problems.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
-    comparing = [reward for reward in getattr(stage, "rewards", ()) if reward in ("exact", "numeric")]
+    comparing = [reward for reward in getattr(stage, "rewards", ()) if reward in COMPARING_REWARDS]
     if comparing and "data.dataset_dir" not in outside and not any_dataset_has_answers(spec):
         names = ", ".join(spec.data.datasets)
         problems.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))

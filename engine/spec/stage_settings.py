@@ -282,7 +282,14 @@ class Ppo(Answering):
 
 
 GrpoLoss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo"]
-Reward = Literal["format", "exact", "numeric", "length", "reward_model", "file"]
+Reward = Literal[
+    "format", "exact", "numeric", "contains", "contains_ignore_case", "rouge_1", "rouge_2", "rouge_l", "bleu", "length",
+    "reward_model", "file",
+]  # fmt: skip
+# Rewards that compare the answer with the one in the data.
+COMPARING_REWARDS = (
+    "exact", "numeric", "contains", "contains_ignore_case", "rouge_1", "rouge_2", "rouge_l", "bleu",
+)  # fmt: skip
 # The setting that a reward requires.
 SETTING_BY_REWARD = {
     "format": "reward_pattern",

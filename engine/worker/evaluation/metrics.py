@@ -100,6 +100,11 @@ def bleu_sums(answer: str, reference: str) -> list[int]:
     return _bleu("zh" if is_chinese(reference) else "13a")._extract_corpus_statistics([answer], [[reference]])[0]
 
 
+def sentence_bleu(answer: str, reference: str) -> float:
+    """BLEU of one sentence, 0…100, which is only approximate."""
+    return float(bleu(np.array(bleu_sums(answer, reference), float)))
+
+
 def chrf_sums(answer: str, reference: str) -> list[int]:
     """For each n-gram length, those of the answer, of the reference, and of both, as counted by sacrebleu."""
     return _chrf()._extract_corpus_statistics([answer], [[reference]])[0]
@@ -234,7 +239,7 @@ def row_scores(answer: ModelAnswer, reference: str | None, labels: Sequence[str]
         scores["loss"] = answer.loss / answer.loss_tokens
     if reference is not None:
         scores["accuracy" if labels else "exact"] = 100.0 * (normalize(answer.text) == normalize(reference))
-        scores["bleu"] = float(bleu(np.array(bleu_sums(answer.text, reference), float)))
+        scores["bleu"] = sentence_bleu(answer.text, reference)
         scores["chrf"] = float(chrf(np.array(chrf_sums(answer.text, reference), float)))
         scores |= rouge(answer.text, reference)
     return scores

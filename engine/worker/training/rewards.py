@@ -21,7 +21,8 @@ import regex
 from engine.core.problems import Refusal, problem
 from engine.core.reasoning import split_reasoning, without_reasoning
 from engine.evaluation.numeric_answers import last_number
-from engine.spec.stage_settings import Answering
+from engine.spec.stage_settings import COMPARING_REWARDS, Answering
+from engine.worker.evaluation import metrics
 
 PATTERN_TIMEOUT_S = 1.0  # for the pattern, per answer: on some texts, some patterns would take longer than a lifetime
 REWARD_FILE_FIELD = "stage.reward_file"
@@ -120,6 +121,41 @@ def _numeric_reward(*_: Any) -> ScoreFunction:
         return None if reference is None else float(last_number(answer.conclusion) == reference)
 
     return _per_answer(score)
+
+
+def _contains_reward(*_: Any) -> ScoreFunction:
+    """1 if the answer contains the reference, after its reasoning, else 0."""
+    return _compared(lambda answer, reference: float(reference.strip() in answer))
+
+
+def _contains_ignore_case_reward(*_: Any) -> ScoreFunction:
+    """The same, ignoring case."""
+    return _compared(lambda answer, reference: float(reference.strip().casefold() in answer.casefold()))
+
+
+def _rouge_reward(metric: str) -> Callable[..., ScoreFunction]:
+    """ROUGE of the answer, after its reasoning, and the reference: 0 to 1; None if the reference is too short."""
+
+    def score(answer: str, reference: str) -> float | None:
+        value = metrics.rouge(answer, reference).get(metric)
+        return None if value is None else value / 100
+
+    return lambda *_: _compared(score)
+
+
+def _bleu_reward(*_: Any) -> ScoreFunction:
+    """BLEU of the answer, after its reasoning, and the reference: 0 to 1."""
+    return _compared(lambda answer, reference: metrics.sentence_bleu(answer, reference) / 100)
+
+
+def _compared(score: Callable[[str, str], float | None]) -> ScoreFunction:
+    """The score of the answer without its reasoning and the reference; None without a reference."""
+
+    def checked(answer: Answer) -> float | None:
+        reference = answer.expected or ""
+        return score(answer.conclusion, reference) if reference.strip() else None
+
+    return _per_answer(checked)
 
 
 def _length_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
@@ -224,6 +260,12 @@ REWARDS: dict[str, Callable[[Any, Any], ScoreFunction]] = {
     "format": _format_reward,
     "exact": _exact_match_reward,
     "numeric": _numeric_reward,
+    "contains": _contains_reward,
+    "contains_ignore_case": _contains_ignore_case_reward,
+    "rouge_1": _rouge_reward("rouge1"),
+    "rouge_2": _rouge_reward("rouge2"),
+    "rouge_l": _rouge_reward("rougeL"),
+    "bleu": _bleu_reward,
     "length": _length_reward,
     "reward_model": _reward_model_score,
     "file": _file_reward,
@@ -231,6 +273,7 @@ REWARDS: dict[str, Callable[[Any, Any], ScoreFunction]] = {
 
 # Whether the reward can compare with an answer in the data.
 HAS_REFERENCE: dict[str, Callable[[str | None], bool]] = {
+    **dict.fromkeys(COMPARING_REWARDS, lambda reference: bool((reference or "").strip())),
     "exact": lambda reference: reference is not None,
     "numeric": lambda reference: last_number(reference or "") is not None,
 }

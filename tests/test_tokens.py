@@ -1,0 +1,153 @@
+"""Tokens of programs: made once, stored as hashes, ended with their user; and the table of base models."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from engine.__main__ import main
+from engine.api.base_models import base_models
+from engine.api.callers import Gate
+from engine.api.errors import ApiError
+from engine.core import tokens, users
+from engine.core.problems import Refusal
+from engine.launch.workspace import PROJECT, Workplace
+from tests.conftest import engine, flags_of
+
+pytestmark = pytest.mark.usefixtures("forked")
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A users file with an operator and a user."""
+    monkeypatch.setattr(users, "SCRYPT_COST", (16, 8, 1))
+    for name, role in {"root": "operator", "ada": "user"}.items():
+        users.add_user(tmp_path / "users.txt", name, "correct horse", role)
+    return tmp_path / "users.txt"
+
+
+def test_a_token_is_shown_once_and_only_its_hash_is_kept(file: Path) -> None:
+    text = tokens.add_token(file, "ada", "laptop", ["read", "chat"])
+    stored = tokens.tokens_file(file)
+    assert text.rsplit("-", 1)[-1] not in stored.read_text()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+    token = tokens.find_token(file, text)
+    assert (token.user, token.name, token.scopes, token.used) == ("ada", "laptop", ("chat", "read"), None)
+    tokens.note_use(file, token)
+    used = tokens.find_token(file, text).used
+    assert time.time() - used < 60
+    tokens.note_use(file, tokens.find_token(file, text))
+    assert tokens.find_token(file, text).used == used  # not again within a minute
+    for wrong in ("", text[:-1], text + "x", text.replace("athanor", "other"), text.upper(), "sk-" + "x" * 10**6):
+        assert tokens.find_token(file, wrong) is None
+
+
+def test_a_token_ends_when_it_is_revoked_or_its_user_removed(file: Path) -> None:
+    first, second = (tokens.add_token(file, "ada", name) for name in ("a", "b"))
+    tokens.revoke_token(file, "ada", "a")
+    assert tokens.find_token(file, first) is None
+    with pytest.raises(Refusal, match="Existing tokens: b"):
+        tokens.revoke_token(file, "ada", "a")
+    with pytest.raises(Refusal, match="no token"):
+        tokens.revoke_token(file, "root", "b")  # another user's
+    users.remove_user(file, "ada")
+    assert tokens.find_token(file, second) is None
+
+
+def test_names_and_scopes_that_are_none_are_refused(file: Path) -> None:
+    tokens.add_token(file, "ada", "laptop")
+    for user, name, scopes in (
+        ("ada", "", ["read"]),
+        ("ada", "laptop", ["read"]),
+        ("ada", "x" * 65, ["read"]),
+        ("ada", "a\nb", ["read"]),
+        ("ada", "b", []),
+        ("ada", "b", ["everything"]),
+        ("eve", "b", ["read"]),
+    ):
+        with pytest.raises(Refusal):
+            tokens.add_token(file, user, name, scopes)
+    tokens.tokens_file(file).write_text(json.dumps([{"id": 1}, "x", {"user": "ada"}]))
+    assert tokens.read_tokens(file) == []
+
+
+def test_a_role_counts_from_the_next_request_on_and_a_guess_is_slowed_down(file: Path) -> None:
+    gate, text = Gate(file), tokens.add_token(file, "ada", "laptop")
+    assert gate.caller(f"Bearer {text}", "10.0.0.1").person.role == "user"
+    users.set_role(file, "ada", "viewer")
+    assert gate.caller(f"bearer  {text}", "10.0.0.1").person.role == "viewer"
+    statuses = []
+    for _ in range(7):
+        with pytest.raises(ApiError) as refused:
+            gate.caller("Basic eDp5", "10.0.0.1")
+        statuses.append(refused.value.status)
+    assert statuses == [401] * 5 + [429] * 2
+    assert gate.caller(f"Bearer {text}", "10.0.0.1").name == "ada"
+    assert Gate(None).caller("", "").sees("anybody")
+
+
+def test_a_table_of_models_is_read_with_its_settings_or_refused(tiny: Path, tmp_path: Path) -> None:
+    place, table = Workplace(models=(tiny.parent,)), tmp_path / "table.yaml"
+    assert tiny.name in base_models(place, None)
+    table.write_text("gpt: tiny\nother: {model: tiny, preset: qlora_7b, settings: {training: {learning_rate: 0.5}}}\n")
+    models = base_models(place, table)
+    spec = models["other"].spec(place, "dpo")
+    assert (spec.stage.kind, spec.model.quantization.kind, spec.training.learning_rate) == ("dpo", "4bit", 0.5)
+    assert (spec.training.gradient_accumulation_steps, spec.logging.logging_steps) == (16, 1)
+    for text, why in {
+        "[gpt]": "not a table",
+        "gpt: 7": "not an entry",
+        "'a:b': tiny": "not an entry",
+        "gpt: nowhere": "does not exist",
+        "gpt: {model: tiny, presets: x}": "has the key 'presets'",
+        "gpt: {model: tiny, preset: x}": "preset",
+        "gpt: {model: tiny, settings: {training: {lr: 1}}}": "table.yaml, gpt: .*lr",
+        "gpt: [": "table.yaml: Line 2",
+    }.items():
+        table.write_text(text)
+        with pytest.raises(Refusal, match=why):
+            base_models(place, table)
+
+
+def test_tokens_are_listed_in_the_shell_and_need_a_users_file(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tokens.add_token(file, "ada", "laptop")
+    monkeypatch.setattr(sys, "argv", ["engine", "token", "list", "--auth", str(file)])
+    assert main() == 0
+    listed = capsys.readouterr().out
+    assert "ada  laptop  fine-tune,chat,read" in listed
+    assert text not in listed
+    monkeypatch.setattr(sys, "argv", ["engine", "api", "--auth", str(file.parent / "nobody.txt")])
+    assert main() == 2
+    assert "no users file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_interface_stands_alone_with_tokens_made_in_the_shell(file: Path, workplace: Workplace) -> None:
+    auth = ["--auth", str(file)]
+    made = engine(workplace, "token", "add", "laptop", "--user", "ada", *auth)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "engine", "api", "--port", "0", *auth, *flags_of(workplace)],
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        address = server.stdout.readline().split()[-1]
+        client = openai.OpenAI(base_url=address, api_key=made.stdout.strip(), max_retries=0)
+        assert "tiny" in {model.id for model in client.models.list()}
+        assert client.files.retrieve("chat").filename == "chat.json"  # a data set of the page
+        tokens.revoke_token(file, "ada", "laptop")
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+    finally:
+        server.terminate()
+        server.wait()
