@@ -383,7 +383,7 @@ def http_of(client: openai.OpenAI) -> httpx.Client:
     return httpx.Client(base_url=str(client.base_url), headers=headers, timeout=60)
 
 
-def test_a_hostile_client_gets_errors_and_nothing_else(ada: openai.OpenAI, place: Workplace, studio: str) -> None:
+def test_a_hostile_client_gets_errors_and_nothing_else(ada: openai.OpenAI) -> None:
     with http_of(ada) as client:
         bodies: list[tuple[Any, int]] = [
             (b"[" * 200_000, 400),
@@ -422,6 +422,11 @@ def test_a_hostile_client_gets_errors_and_nothing_else(ada: openai.OpenAI, place
         assert client.get("/files", params={"after": "file-x"}).status_code == 400
         assert client.put("/files").status_code == 405
 
+
+def test_an_upload_that_is_none_is_refused_and_leaves_nothing(
+    ada: openai.OpenAI, place: Workplace, studio: str
+) -> None:
+    with http_of(ada) as client:
         uploads: list[tuple[str, bytes, dict[str, str]]] = [
             ("train.json", b"{}", {"purpose": "fine-tune"}),
             ("train.jsonl", b"{}", {"purpose": "assistants"}),
