@@ -132,7 +132,7 @@ class Page:
         return shown
 
     def _request(self) -> gr.Request:
-        request = gr.Request(username=None, session_hash="x")
+        request = gr.Request(username=None, session_hash="x", client=None)
         request.state = type("State", (), {"user": ""})()
         return request
 

@@ -60,21 +60,23 @@ class RunIndex:
             others: list[Run] = []
             self.entries = {}
             for method, path in scan_methods(self.saves):
-                known, kept = before.get(method, {}), self.entries.setdefault(method, {})
+                known = before.get(method, {})
                 now = time.monotonic()
-                for name, changed in modification_times(path):
-                    entry = known.get(name)
-                    if entry and entry.changed == changed and now - entry.checked >= RECHECK_SECONDS:
-                        entry = _compared(entry, now)
-                    if entry and entry.changed == changed:
+                overdue = now - RECHECK_SECONDS
+                times = dict(modification_times(path))
+                # Whole dictionaries at a time: what is done for each of ten thousand runs is most of a look.
+                kept = {name: entry for name, entry in known.items() if times.get(name) == entry.changed}
+                for name in [name for name, entry in kept.items() if entry.checked <= overdue]:
+                    if entry := _compared(kept.pop(name), now):
                         kept[name] = entry
-                        ended.append(entry.run)
-                        continue
+                ended += [entry.run for entry in kept.values()]
+                for name in times.keys() - kept.keys():
                     run, has_ended = self._read(f"{path}/{name}")
                     if run and run.request:
                         others.append(run)
-                        if has_ended and (new := self._entry(run, changed)):
+                        if has_ended and (new := self._entry(run, times[name])):
                             kept[name] = new
+                self.entries[method] = kept
             if self.unwritten >= WRITE_AFTER_RUNS:
                 self._write(self.entries)
             return ended, others
