@@ -1,7 +1,8 @@
-"""The earlier attempts of a resumed run: how long they took, and from which step the current one continues."""
+"""The attempts of a run: when each took place, on how many devices, and from which step the current one continues."""
 
 from __future__ import annotations
 
+from engine.core.problems import Refusal
 from engine.core.regular_files import list_folders
 from engine.core.rundir import RunDir, read_object
 from engine.runs.run import Run
@@ -10,15 +11,46 @@ from engine.runs.run import Run
 def seconds_before(run: Run) -> float:
     """How long the earlier attempts took together, from the start of each supervisor to its end; of an attempt that was
     interrupted, to its last report."""
-    return sum(_seconds(RunDir(run.dir.attempts / folder.name)) for folder in list_folders(run.dir.attempts))
+    return sum(end - start for start, end in _earlier(run))
 
 
-def _seconds(attempt: RunDir) -> float:
+def spans(run: Run, now: float) -> list[tuple[float, float]]:
+    """When each attempt began and ended, the current one until `now` if it has not; in seconds since 1970."""
+    current = [(run.started, max(_end(run, now), run.started))] if run.started else []
+    return [*_earlier(run), *current]
+
+
+def _earlier(run: Run) -> list[tuple[float, float]]:
+    found = (_span(RunDir(run.dir.attempts / folder.name)) for folder in list_folders(run.dir.attempts))
+    return [span for span in found if span]
+
+
+def _span(attempt: RunDir) -> tuple[float, float] | None:
     started = read_object(attempt.keeper).get("started")
     ended = read_object(attempt.exit).get("ended") or read_object(attempt.progress).get("at")
     if isinstance(started, (int, float)) and isinstance(ended, (int, float)):
-        return max(ended - started, 0.0)
-    return 0.0
+        return started, max(ended, started)
+    return None
+
+
+def _end(run: Run, now: float) -> float:
+    """When the attempt ended; if it was interrupted, when it last reported progress."""
+    if run.ended:
+        return run.ended
+    if run.state != "interrupted":
+        return now
+    reported = read_object(run.dir.progress).get("at")
+    return reported if isinstance(reported, (int, float)) else run.started or now
+
+
+def devices(run: Run) -> int:
+    """The number of GPUs that the run uses or used; on the CPU, of its processes."""
+    if leased := read_object(run.dir.keeper).get("leases"):
+        return len(leased)
+    try:
+        return run.spec.hardware.num_processes
+    except (Refusal, AttributeError):  # evaluations and exports have one process
+        return 1
 
 
 def resumed_from(run: Run) -> int | None:

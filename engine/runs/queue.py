@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from typing import Any
 from engine.core import hardware, leases, regular_files
 from engine.core.hardware import Gpu
 from engine.core.locks import is_locked, wait_for_lock
-from engine.core.problems import Refusal
+from engine.core.problems import Problem, Refusal
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.preflight.suitable_gpus import likely_gpus, needed_capability
 from engine.runs import index
+from engine.runs.quotas import Quotas, read_quotas
 from engine.runs.run import Run, read
 from engine.runs.schedule import Decision, Demand, Machine, decide
 from engine.spec.run_spec import Spec
@@ -141,6 +143,7 @@ def demand(run: Run) -> Demand:
         beside_others=bool(request.get("now")),
         held=bool(request.get("held")),
         allowed=None if allowed is None else frozenset(allowed),
+        owner=run.by,
     )
 
 
@@ -168,7 +171,21 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
     if not queued:
         return []
     demands = [demand(run) for run in queued]
-    decisions = decide(demands, _machine([run for run in open_runs if run.dir.alive()]))
+    quotas, wrong = _quotas(saves_of(queued[0].path))
+    alive = [run for run in open_runs if run.dir.alive()]
+    limits = {needed.owner: quotas.of(needed.owner).runs_at_once for needed in demands}
+    machine = replace(
+        _machine(alive),
+        running=Counter(run.by for run in alive),
+        limits={owner: limit for owner, limit in limits.items() if limit is not None},
+    )
+    decisions = decide(demands, machine)
+    if wrong:  # nobody knows how many may start
+        unknown = Decision(reason=wrong)
+        decisions = [
+            unknown if needed.owner and decision.starts else decision
+            for needed, decision in zip(demands, decisions, strict=True)
+        ]
     failure = None
     if any(not (needed.on_cpu or needed.held) for needed in demands):
         failure = hardware.driver_failure() or leases.obstacle()
@@ -176,6 +193,14 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
         decision if failure is None or needed.on_cpu or needed.held else Decision(reason=failure)
         for needed, decision in zip(demands, decisions, strict=True)
     ]
+
+
+def _quotas(saves: Path) -> tuple[Quotas, Problem | None]:
+    """The quotas, and what is wrong with their file."""
+    try:
+        return read_quotas(saves), None
+    except Refusal as refusal:
+        return Quotas(), refusal.problems[0]
 
 
 def _machine(alive: Sequence[Run]) -> Machine:

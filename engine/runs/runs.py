@@ -20,7 +20,7 @@ from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_json, step_of, writ
 from engine.launch import command
 from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT, Workplace
-from engine.runs import index, kinds, queue, resumption, standby
+from engine.runs import index, kinds, queue, quota_use, resumption, standby
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
 from engine.spec.run_spec import RunSpec, Spec
@@ -91,7 +91,8 @@ def submit(
     text = spec.to_yaml()
     if len(text) > MAX_YAML_CHARACTERS:  # it could not be read back
         raise Refusal(problem("yaml-too-large", size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}"))
-    if obstacles := [obstacle for obstacle in kind.problems(spec, workplace) if not fails_later(obstacle)]:
+    obstacles = [obstacle for obstacle in kind.problems(spec, workplace) if not fails_later(obstacle)]
+    if obstacles := [*obstacles, *quota_use.excess(workplace.saves, workplace.data, by)]:
         raise Refusal(obstacles)
     with refusing_write_errors(workplace.saves):
         folder = _new_folder(spec, workplace.saves)
@@ -181,6 +182,8 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
+        if reached := quota_use.excess(saves, None, run.by):
+            raise Refusal(reached)
         if left := find_processes(run.path):
             raise Refusal(problem("run-still-there", pids=", ".join(str(process.pid) for process in left)))
         number, checkpoints = run.request["attempt"], run.dir.checkpoints()

@@ -7,8 +7,10 @@ no run's duration is assumed to be known).
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.core.gpu_choice import ALIKE_BYTES, eligible, emptiest
 from engine.core.hardware import Gpu
@@ -33,6 +35,7 @@ class Demand:
     beside_others: bool = False
     held: bool = False
     allowed: frozenset[str] | None = None  # the UUIDs of the GPUs that it may use; None: all
+    owner: str = ""  # whose limit of runs at once it counts towards
 
     @property
     def on_cpu(self) -> bool:
@@ -42,13 +45,16 @@ class Demand:
 @dataclass(frozen=True)
 class Machine:
     """The devices as they are now. `taken`: who uses a GPU, by its UUID, among runs and servers; `lanes`: how many runs
-    may use the CPU at once, `on_cpu` those that do, and `free_memory` the bytes left for another."""
+    may use the CPU at once, `on_cpu` those that do, and `free_memory` the bytes left for another. `running`: how many
+    runs each owner has in progress, and `limits` how many at once they may have, if there is a limit."""
 
     gpus: Sequence[Gpu]
     taken: Mapping[str, str]
     lanes: int = 1
     free_memory: int = 0
     on_cpu: Sequence[str] = ()
+    running: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,15 @@ class Decision:
 def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     """What happens to each of the waiting runs, in their order."""
     taken, reserved, on_cpu = dict(machine.taken), dict[str, str](), list[Demand]()
+    running = Counter(machine.running)
     decisions = []
     for demand in demands:
         if demand.held:
             decision = Decision(reason=problem("waits-held"))
+        elif running[demand.owner] >= machine.limits.get(demand.owner, math.inf):
+            # It keeps nothing for itself: what others wait for is free.
+            values = {"running": running[demand.owner], "limit": f"{machine.limits[demand.owner]:g}"}
+            decision = Decision(reason=problem("waits-quota", user=demand.owner, **values))
         elif demand.on_cpu:
             decision = _on_cpu(demand, machine, on_cpu)
             on_cpu.append(demand)  # it starts, or its place is kept
@@ -85,6 +96,7 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
             decision = _on_gpus(demand, machine.gpus, taken, reserved)
             claimed = decision.gpus if decision.starts else _reserved(demand, machine.gpus, taken, reserved)
             (taken if decision.starts else reserved).update({gpu.uuid: demand.name for gpu in claimed})
+        running[demand.owner] += decision.starts
         decisions.append(decision)
     return decisions
 

@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import read_object
 from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
 from engine.runs import attempts, progress, queue, runs, standby
@@ -172,32 +171,9 @@ def stop(saves: Path, id: str, by: str = "") -> list[Run]:
 
 def hours_used(sweep: Sequence[Run], now: float) -> float:
     """The GPU hours of all runs until `now`, in seconds since 1970; on the CPU, a process counts as a GPU."""
-    total = 0.0
-    for run in sweep:
-        seconds = attempts.seconds_before(run)
-        if run.started:
-            seconds += _end(run, now) - run.started
-        total += _devices(run) * max(seconds, 0.0)
-    return total / 3600
-
-
-def _end(run: Run, now: float) -> float:
-    """When the attempt ended; if it was interrupted, when it last reported progress."""
-    if run.ended:
-        return run.ended
-    if run.state != "interrupted":
-        return now
-    reported = read_object(run.dir.progress).get("at")
-    return reported if isinstance(reported, (int, float)) else run.started or now
-
-
-def _devices(run: Run) -> int:
-    if leased := read_object(run.dir.keeper).get("leases"):
-        return len(leased)
-    try:
-        return run.spec.hardware.num_processes
-    except Refusal:
-        return 1
+    return sum(
+        attempts.devices(run) * sum(end - start for start, end in attempts.spans(run, now)) / 3600 for run in sweep
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""How much of the GPUs and the disk somebody uses, beside their quotas.
+
+Counted from the folders of their runs each time: nothing is kept that could differ from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import stamp
+from engine.data.dataset_info import read_dataset_info
+from engine.data.owners import owned_by, set_id
+from engine.runs import attempts, index
+from engine.runs.quotas import read_quotas
+from engine.runs.run import ALIVE_STATES, Run
+
+WINDOW_SECONDS = 30 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one user uses now."""
+
+    runs: int  # that are alive
+    gpu_hours: float  # in the last 30 days
+    disk_gb: float
+
+
+def use_of(saves: Path, data: Path, user: str, now: float | None = None) -> Use:
+    """The use of a user; `now` in seconds since 1970."""
+    runs = runs_of(saves, user)
+    now = time.time() if now is None else now
+    alive = sum(run.state in ALIVE_STATES for run in runs)
+    return Use(alive, gpu_hours(runs, now), (sum(map(_run_bytes, runs)) + data_bytes(data, user)) / 1e9)
+
+
+def runs_of(saves: Path, user: str) -> list[Run]:
+    """The runs that belong to a user."""
+    return [run for run in index.runs(saves) if run.by == user]
+
+
+def gpu_hours(runs: list[Run], now: float) -> float:
+    """The GPU hours of runs within the 30 days before `now`; on the CPU, a process counts as a GPU."""
+    since, seconds = now - WINDOW_SECONDS, 0.0
+    for run in runs:
+        spans = [(max(start, since), min(end, now)) for start, end in attempts.spans(run, now)]
+        if spans := [(start, end) for start, end in spans if end > start]:
+            seconds += attempts.devices(run) * sum(end - start for start, end in spans)
+    return seconds / 3600
+
+
+def data_bytes(data: Path, user: str) -> int:
+    """The size of a user's data sets and files."""
+    ids = set(owned_by(data, user))
+    if not ids:
+        return 0
+    own = [dataset for dataset in read_dataset_info(data)[0] if set_id(dataset.name) in ids]
+    files = {file for dataset in own for file in dataset.files}
+    files |= {data / id.removeprefix("file:") for id in ids if id.startswith("file:")}
+    return sum(map(_size, {file.resolve() for file in files}))
+
+
+def _run_bytes(run: Run) -> int:
+    """The size of a run's folder, remembered for one that has ended until its folder changes."""
+    files = (run.dir.exit, run.path)
+    return _folder_bytes(run.path, stamp(files) if run.final else f"{time.time()}")
+
+
+@lru_cache(maxsize=4096)
+def _folder_bytes(folder: Path, _stamp: str) -> int:
+    return sum(_size(Path(inner, name)) for inner, _, names in os.walk(folder) for name in names)
+
+
+def _size(file: Path) -> int:
+    with contextlib.suppress(OSError):
+        status = file.lstat()
+        return status.st_size // max(status.st_nlink, 1) if not file.is_symlink() else 0
+    return 0
+
+
+def excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
+    """Why a user may not start another run: each limit that has been reached, with what is used. Without `data`, the
+    disk is not looked at. What runs is not stopped. The limit of runs at once is no reason: then the run waits."""
+    try:
+        limits = read_quotas(saves).of(user)
+    except Refusal as refusal:
+        return refusal.problems
+    problems = []
+    if limits.gpu_hours is not None:
+        used = gpu_hours(runs_of(saves, user), time.time())
+        if used >= limits.gpu_hours:
+            problems.append(problem("quota-hours", user=user, used=f"{used:,.1f}", limit=f"{limits.gpu_hours:g}"))
+    if limits.disk_gb is not None and data is not None:
+        used = (sum(map(_run_bytes, runs_of(saves, user))) + data_bytes(data, user)) / 1e9
+        if used >= limits.disk_gb:
+            problems.append(problem("quota-disk", user=user, used=f"{used:.3g}", limit=f"{limits.disk_gb:g}"))
+    return problems

@@ -1,0 +1,172 @@
+"""Quotas: what somebody may use, what they do use, and who waits while others start."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.core.locks import try_lock
+from engine.core.problems import Refusal
+from engine.core.rundir import ALIVE_BYTE, write_json
+from engine.data import owners
+from engine.launch.workspace import Workplace
+from engine.runs import queue, quota_use, runs
+from engine.runs.quotas import QUOTAS_FILE, Limits, Quotas, read_quotas
+from engine.runs.run import Run
+from engine.runs.schedule import Demand, Machine, decide
+from engine.spec.run_spec import RunSpec
+from tests.past_runs import run_maker
+
+HOUR, DAY = 3600.0, 24 * 3600.0
+
+
+def test_what_a_user_leaves_out_is_the_default_and_null_is_no_limit(tmp_path: Path) -> None:
+    assert read_quotas(tmp_path) == Quotas()
+    file = tmp_path / QUOTAS_FILE
+    file.write_text(
+        "default: {runs_at_once: 2, gpu_hours: 100}\nusers:\n  ada: {runs_at_once: null, disk_gb: 0.5}\n  李雷:\n"
+    )
+    quotas = read_quotas(tmp_path)
+    assert quotas.of("ada") == Limits(None, 100, 0.5)
+    assert quotas.of("李雷") == quotas.of("bob") == Limits(2, 100, None)
+    assert quotas.of("") == Limits()
+    file.write_text("")
+    assert read_quotas(tmp_path) == Quotas()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("default: {runs: 2}", "quotas-key"),
+        ("defaults: {}", "quotas-key"),
+        ("- 1", "quotas-key"),
+        ("users: [ada]", "quotas-key"),
+        ("default: {gpu_hours: -1}", "quotas-number"),
+        ("default: {gpu_hours: .inf}", "quotas-number"),
+        ("users: {ada: {runs_at_once: yes}}", "quotas-number"),
+        ("users: {ada: {runs_at_once: '2'}}", "quotas-number"),
+        ("a: [", "quotas-unreadable"),
+        ("a: !!python/object/apply:os.system ['true']", "quotas-unreadable"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused_with_its_place(tmp_path: Path, text: str, code: str) -> None:
+    (tmp_path / QUOTAS_FILE).write_text(text)
+    with pytest.raises(Refusal) as refused:
+        read_quotas(tmp_path)
+    assert [problem.code for problem in refused.value.problems] == [code]
+    assert str(tmp_path / QUOTAS_FILE) in refused.value.text()
+
+
+# ------------------------------------------------------------------------------------------------ use
+
+
+def test_use_is_counted_within_thirty_days_and_by_device(tmp_path: Path) -> None:
+    saves, data, now = tmp_path / "saves", tmp_path / "data", 2e9
+    data.mkdir()
+    make = run_maker(saves)
+
+    def ran(name: str, by: str, start: float, end: float, gpus: int) -> Run:
+        run = make(name)
+        write_json(run.dir.request, {"by": by, "submitted": start, "attempt": 1})
+        write_json(run.dir.keeper, {"started": start, "leases": [f"GPU-{number}" for number in range(gpus)]})
+        write_json(run.dir.exit, {"outcome": "finished", "reason": "finished", "ended": end})
+        return run
+
+    ran("two", "ada", now - 5 * HOUR, now - 2 * HOUR, 2)  # 6 hours
+    ran("edge", "ada", now - 30 * DAY - 10 * HOUR, now - 30 * DAY + HOUR, 4)  # 4 hours of it
+    ran("old", "ada", now - 60 * DAY, now - 40 * DAY, 8)  # none
+    ran("others", "bob", now - HOUR, now, 8)
+    resumed = ran("resumed", "ada", now - HOUR / 2, now, 1)  # half an hour, and three before
+    earlier = resumed.dir.attempts / "1"
+    earlier.mkdir(parents=True)
+    write_json(earlier / "keeper.json", {"started": now - 9 * HOUR})
+    write_json(earlier / "exit.json", {"ended": now - 6 * HOUR})
+    assert quota_use.use_of(saves, data, "ada", now).gpu_hours == pytest.approx(6 + 4 + 3.5)
+    assert quota_use.use_of(saves, data, "eve", now) == quota_use.Use(0, 0.0, 0.0)
+
+
+def test_a_limit_that_is_reached_is_said_with_the_use(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    saves, now = workplace.saves, time.time()
+    past = run_maker(saves)("past")
+    write_json(past.dir.request, {"by": "ada", "submitted": now, "attempt": 1})
+    write_json(past.dir.keeper, {"started": now - 3 * HOUR})
+    write_json(past.dir.exit, {"outcome": "failed", "reason": "failed", "ended": now - HOUR})
+    (past.path / "weights").write_bytes(bytes(3_000_000))
+    (workplace.data / "hers.json").write_bytes(b" " * 2_000_000)
+    owners.claim(workplace.data, ["file:hers.json"], "ada")
+    runs.submit(make_spec(), workplace, by="ada")
+    (saves / QUOTAS_FILE).write_text("default: {gpu_hours: 2}\nusers: {bob: {gpu_hours: 0}, ada: {disk_gb: 0.005}}")
+    with pytest.raises(Refusal) as refused:
+        runs.submit(make_spec(), workplace, by="ada")
+    text = refused.value.text()
+    assert "ada has used 2.0 of 2 GPU hours" in text
+    assert re.search(r"ada take 0.005\d* of 0.005 GB", text)
+    with pytest.raises(Refusal, match=r"2.0 of 2 GPU hours"):
+        runs.resume(runs.get(saves, past.id), "root")
+    with pytest.raises(Refusal, match=r"bob has used 0.0 of 0 GPU hours"):
+        runs.submit(make_spec(), workplace, by="bob")
+    runs.submit(make_spec(), workplace, by="eve")
+    runs.submit(make_spec(), workplace)  # without a login there is nobody to limit
+    (saves / QUOTAS_FILE).write_text("default: {gpu_hours: many}")
+    with pytest.raises(Refusal, match=r"default.gpu_hours"):
+        runs.submit(make_spec(), workplace, by="eve")
+
+
+# ------------------------------------------------------------------------------------------- who waits
+
+
+def test_whoever_has_enough_in_progress_waits_and_keeps_nothing_from_others() -> None:
+    machine = Machine([], {}, lanes=4, free_memory=1 << 40, running={"ada": 1}, limits={"ada": 2, "bob": 0})
+    names = ("ada", "ada", "bob", "eve", "ada", "eve")
+    demands = [Demand(str(number), 0, owner=owner) for number, owner in enumerate(names)]
+    decisions = decide(demands, machine)
+    assert [decision.starts for decision in decisions] == [True, False, False, True, False, True]
+    assert decisions[1].text() == "Waits for another run of ada: 2 of 2 allowed at once are in progress."
+    assert decisions[2].text() == "Waits for another run of bob: 0 of 0 allowed at once are in progress."
+
+
+def test_no_queue_starts_more_than_a_limit_nor_fewer_than_without_those_who_wait() -> None:
+    chance = random.Random(1)
+    for _ in range(300):
+        owners_ = [chance.choice("abcd") for _ in range(chance.randint(1, 12))]
+        running = {owner: chance.randint(0, 2) for owner in "ab"}
+        limits = {owner: chance.randint(0, 3) for owner in "abc"}
+        machine = Machine([], {}, lanes=chance.randint(0, 8), free_memory=1 << 40, running=running, limits=limits)
+        demands = [Demand(str(number), 0, owner=owner) for number, owner in enumerate(owners_)]
+        decisions = decide(demands, machine)
+        after = Counter(running) + Counter(d.owner for d, e in zip(demands, decisions, strict=True) if e.starts)
+        assert all(after[owner] <= max(limits[owner], running.get(owner, 0)) for owner in limits)
+        left = [d for d, e in zip(demands, decisions, strict=True) if not (e.reason and e.reason.code == "waits-quota")]
+        again = decide(left, Machine([], {}, lanes=machine.lanes, free_memory=1 << 40))
+        assert [e.starts for e in again] == [e.starts for d, e in zip(demands, decisions, strict=True) if d in left]
+
+
+def test_the_queue_counts_what_is_alive_and_a_broken_file_stops_users_only(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    monkeypatch.setenv("ATHANOR_CPU_RUNS", "4")
+    submitted = [runs.submit(make_spec(name=name), workplace, by=name[:3]) for name in ("ada1", "ada2", "bob1")]
+    runs.submit(make_spec(name="nobody"), workplace)
+    lock = try_lock(submitted[0].dir.lock, ALIVE_BYTE, shared=True)
+    assert lock is not None
+    quotas = workplace.saves / QUOTAS_FILE
+    quotas.write_text("default: {runs_at_once: 1}")
+    waits = {run.title: decision.text() for run, decision in queue.decisions(workplace.saves)}
+    assert waits == {
+        "ada2": "Waits for another run of ada: 1 of 1 allowed at once is in progress.", "bob1": "", "nobody": "",
+    }  # fmt: skip
+    quotas.write_text("default: [")
+    waits = {run.title: decision.text() for run, decision in queue.decisions(workplace.saves)}
+    assert waits["nobody"] == ""
+    assert "cannot be read" in waits["ada2"]
+    assert "cannot be read" in waits["bob1"]
