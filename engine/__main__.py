@@ -8,19 +8,31 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from engine import flags, programs, verbs
+from engine import flags, people_verbs, programs, verbs
+from engine.core import audit
 from engine.core.problems import Refusal, problem
-from engine.core.rights import OPERATOR, ROLES, USER
 from engine.core.stages import STAGES
-from engine.following import sentence
+from engine.following import sentence, user_name
 from engine.launch.workspace import Workplace, add_arguments, from_arguments
 from engine.runs import queue
 
 # Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
 VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.sweep, verbs.evaluate, verbs.convert, programs.api)
-VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor, programs.token)
+VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, people_verbs.user, verbs.doctor, programs.token)
+
+
+# Verbs that change something, with the name of that in the audit; `following.submit` records what it submits.
+AUDITED = {
+    verbs.sweep: "start",
+    verbs.clone: "start",
+    verbs.stop: "stop",
+    verbs.resume: "resume",
+    verbs.delete: "delete",
+    verbs.right_answers: "derive",
+    verbs.convert: "convert",
+    verbs.prune_: "free-space",
+}
 
 
 OPERANDS = {
@@ -38,7 +50,8 @@ def _workplace(arguments: argparse.Namespace) -> Workplace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb per function of `engine.verbs` and `engine.programs`, its help the docstring."""
+    """The command line: one verb per function of `engine.verbs`, `engine.people_verbs` and `engine.programs`, its help
+    the docstring."""
     top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     subparsers = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
@@ -63,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         programs.api: "",
         programs.token: "",
         verbs.schema: "",
-        verbs.user: "",
+        people_verbs.user: "",
+        people_verbs.audit: "",
+        people_verbs.quotas_: "",
         verbs.doctor: "",
         verbs.prune_: "",
     }
@@ -107,16 +122,19 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
         flags.add_prune_options(verb)
     if function is verbs.doctor:
         verb.add_argument("--hub", action="store_true", help="also try to reach the model hubs")
-    if function is verbs.user:
-        verb.add_argument("what", choices=("add", "remove", "role", "list"))
-        verb.add_argument("name", nargs="?", default="")
-        verb.add_argument(
-            "role",
-            nargs="?",
-            default="",
-            help=f"{', '.join(ROLES)}; of the first user {OPERATOR}, of others {USER}, unless given",
-        )
-        verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
+    if function is people_verbs.user:
+        people_verbs.add_user_options(verb)
+    if function is people_verbs.audit:
+        people_verbs.add_audit_options(verb)
+
+
+def _recorded(arguments: argparse.Namespace, workplace: Workplace) -> contextlib.AbstractContextManager[None]:
+    """The audit of a verb that changes something, unless its function records what it does itself."""
+    action = AUDITED.get(arguments.function)
+    if not action or (arguments.function is verbs.prune_ and not arguments.yes):
+        return contextlib.nullcontext()
+    what = next((str(value) for name in ("run", "spec", "model") if (value := getattr(arguments, name, None))), "")
+    return audit.recorded(workplace.saves, audit.shell(user_name()), action, what)
 
 
 def main() -> int:
@@ -126,7 +144,8 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         workplace = _workplace(arguments)
-        status = arguments.function(arguments, workplace)
+        with _recorded(arguments, workplace):
+            status = arguments.function(arguments, workplace)
         if arguments.function not in VERBS_WITHOUT_SAVES:
             # A supervisor that was killed did not start the next run, and there may be no studio to do so.
             with contextlib.suppress(OSError):  # a user with read access only

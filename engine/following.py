@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine.core import regular_files
+from engine.core import audit, regular_files
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
 from engine.evaluation import report
 from engine.launch.workspace import Workplace, make_data
@@ -26,7 +26,8 @@ def submit(spec: Spec, workplace: Workplace) -> runs.Run:
     if made:
         print(made.text(shell_language()), file=sys.stderr)
     fresh = not workplace.saves.is_dir()
-    run = runs.submit(spec, workplace, by=user_name())
+    with audit.recorded(workplace.saves, audit.shell(user_name()), "start", f"{spec.kind} {spec.name}".strip()):
+        run = runs.submit(spec, workplace, by=user_name())
     if fresh:
         print(problem("saves-made", folder=workplace.saves).text(shell_language()), file=sys.stderr)
     kind = kinds.KINDS[spec.kind]

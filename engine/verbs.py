@@ -4,17 +4,17 @@ Refusal."""
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from engine import flags, following, importer
-from engine.core import users
+from engine.core import audit
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
 from engine.core.sockets import is_loopback
 from engine.data import data_jobs, preview_client
@@ -114,8 +114,9 @@ def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
         raise Refusal(problem("queue-which-run"))
     if arguments.run:
         run = _run(arguments, workplace)
-        for change in changes:
-            change(run)
+        with audit.recorded(workplace.saves, audit.shell(user_name()), "reorder", run.id) if changes else nullcontext():
+            for change in changes:
+                change(run)
     for number, (run, decision) in enumerate(queue.decisions(workplace.saves), start=1):
         print(f"{number:>3}  {run.id}")
         if decision.reason:
@@ -268,7 +269,8 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     settings["hardware"] = {"device": arguments.device}
     spec = new_export_spec(workplace, weights, **settings)
-    run = runs.submit(spec, workplace, by=user_name())
+    with audit.recorded(workplace.saves, audit.shell(user_name()), "start", f"export {spec.name}".strip()):
+        run = runs.submit(spec, workplace, by=user_name())
     code = following.follow(run, workplace, quiet=True)
     return code or _without_gguf(run)
 
@@ -306,26 +308,6 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     print("".join(f"{sentence(cause)}\n" for cause in why), end="", file=sys.stderr)
     servers.end(server)
     return 1 if why else 0
-
-
-def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
-    """Add or remove a user of the login page, set a role (user role NAME ROLE), or list users and roles."""
-    file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.txt")
-    if arguments.what == "list":
-        print("".join(f"{account.role:<10}{name}\n" for name, account in users.read_users(file).items()), end="")
-        return 0
-    if arguments.what == "remove":
-        users.remove_user(file, arguments.name)
-        return 0
-    if arguments.what == "role":
-        users.set_role(file, arguments.name, arguments.role)
-        return 0
-    # Without a terminal, from a pipe, so that scripts can add users; never as an argument, which ps shows.
-    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-    users.add_user(file, arguments.name, password, arguments.role)
-    role = users.read_users(file)[arguments.name].role
-    print(f"{arguments.name} can log in as {role}; the file is {file}")
-    return 0
 
 
 def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:

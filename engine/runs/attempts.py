@@ -21,8 +21,8 @@ def spans(run: Run, now: float) -> list[tuple[float, float]]:
 
 
 def _earlier(run: Run) -> list[tuple[float, float]]:
-    found = (_span(RunDir(run.dir.attempts / folder.name)) for folder in list_folders(run.dir.attempts))
-    return [span for span in found if span]
+    attempts = (_span(RunDir(run.dir.attempts / folder.name)) for folder in list_folders(run.dir.attempts))
+    return [span for span in attempts if span]
 
 
 def _span(attempt: RunDir) -> tuple[float, float] | None:

@@ -64,16 +64,16 @@ def read_quotas(saves: Path) -> Quotas:
 
 def _object(path: Path, place: str, value: Any, known: tuple[str, ...] = ()) -> Mapping[Any, Any]:
     if not isinstance(value, dict) or (known and set(value) - set(known)):
-        given = ", ".join(map(str, set(value) - set(known))) if isinstance(value, dict) else value
-        values = {"file": path, "place": place or QUOTAS_FILE, "given": str(given)[:80]}
+        strange = ", ".join(map(str, set(value) - set(known))) if isinstance(value, dict) else value
+        values = {"file": path, "place": place or QUOTAS_FILE, "given": str(strange)[:80]}
         raise Refusal(problem("quotas-key", **values, known=", ".join(known) or "NAME: {…}"))
     return value
 
 
 def _limits(path: Path, place: str, value: Any, default: Limits) -> Limits:
-    given = _object(path, place, value, NAMES)
-    for name, limit in given.items():
+    own = _object(path, place, value, NAMES)
+    for name, limit in own.items():
         number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
         if limit is not None and not (number and 0 <= limit < math.inf):
             raise Refusal(problem("quotas-number", file=path, place=f"{place}.{name}", given=str(limit)[:80]))
-    return Limits(**{name: given.get(name, getattr(default, name)) for name in NAMES})
+    return Limits(**{name: own.get(name, getattr(default, name)) for name in NAMES})

@@ -1,5 +1,6 @@
 """The System tab: the GPUs and who uses them; what works on this machine, with fixes, like `python -m engine doctor`;
-and disk space that can be freed (`storage_panel`), like `python -m engine prune`."""
+disk space that can be freed (`storage_panel`), like `python -m engine prune`; and what everybody has done
+(`audit_panel`), like `python -m engine audit`."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from webui.events import concurrent
 from webui.gpus_panel import GpusPanel
 from webui.panels import Panel, Updates
 from webui.people import hindrance
+from webui.system_tab.audit_panel import AuditPanel
 from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
 
@@ -90,7 +92,8 @@ def build(words: Words, workplace: Workplace, message: gr.HTML) -> GpusPanel:
     """The tab in the current context. Returns its GPUs."""
     gpus = GpusPanel(words, gpus_html.table, "system-gpus")
     gr.HTML(f"<h3>{escape(words('gpus'))}</h3>")
-    for panel in (gpus, ReportPanel(words, workplace), StoragePanel(words, workplace, message)):
+    storage, record = StoragePanel(words, workplace, message), AuditPanel(words, workplace)
+    for panel in (gpus, ReportPanel(words, workplace), storage, record):
         panel.layout()
         panel.wire()
     return gpus
