@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from engine.api.base_models import add_api_arguments
@@ -88,6 +89,16 @@ def arguments() -> argparse.Namespace:
             "needed without --auth, and behind a proxy that does not pass on Host [ATHANOR_ALLOWED_HOSTS]"
         ),
     )
+    add_proxy_arguments(parser)
+    add_standby_argument(parser)
+    add_api_arguments(parser)
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def add_proxy_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which reverse proxies there are, and what is believed of what they say."""
+    environment = os.environ.get
     parser.add_argument(
         "--trusted-proxy",
         metavar="ADDRESS",
@@ -101,10 +112,15 @@ def arguments() -> argparse.Namespace:
             "none by default [ATHANOR_TRUSTED_PROXIES]"
         ),
     )
-    add_standby_argument(parser)
-    add_api_arguments(parser)
-    add_arguments(parser)
-    return parser.parse_args()
+    parser.add_argument(
+        "--trust-header",
+        metavar="NAME",
+        default=environment("ATHANOR_TRUST_HEADER", ""),
+        help=(
+            "header by which a --trusted-proxy says who is signed in, such as X-Forwarded-User; "
+            "ignored from any other address [ATHANOR_TRUST_HEADER]"
+        ),
+    )
 
 
 def add_standby_argument(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +146,22 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
     """The socket to serve on. Raises Refusal if it would be open to anyone, or if another process listens there."""
     if not is_loopback(options.host) and not options.auth and not options.no_auth:
         raise Refusal(problem("open-without-login", host=options.host))
+    if options.trust_header and not (options.auth and options.trusted_proxy):
+        raise Refusal(problem("proxy-header-alone"))
     if options.auth and not Path(options.auth).is_file():
         raise Refusal(problem("no-users-file", file=options.auth))
     return listen(options.host, options.port)
+
+
+def behind_proxies(page: Any, options: argparse.Namespace) -> Any:
+    """The app with what the trusted proxies say of a request: the client's own address and, if so configured, its user.
+    That is looked at first, by the address of the connection. Raises Refusal."""
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+    from webui.proxy_sign_in import ProxySignIn
+
+    page = ProxyHeadersMiddleware(page, trusted_hosts=options.trusted_proxy)
+    return ProxySignIn(page, options.trust_header, options.trusted_proxy) if options.trust_header else page
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -168,6 +197,7 @@ def serve(options: argparse.Namespace) -> None:
         secret_file=Path(options.auth).with_suffix(".secret"),
         ended_file=Path(options.auth).with_suffix(".ended.jsonl"),
         root_path=options.root_path,
+        saves=workplace.saves,
     )
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     api = Api(workplace, Gate(options.auth and Path(options.auth)), options.api_models)
@@ -183,10 +213,10 @@ def serve(options: argparse.Namespace) -> None:
     gc.collect()
     gc.freeze()
     config = uvicorn.Config(
-        page,
+        behind_proxies(page, options),
         root_path=options.root_path,
         log_level="warning",
-        forwarded_allow_ips=options.trusted_proxy,
+        proxy_headers=False,  # behind_proxies
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

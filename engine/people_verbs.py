@@ -35,12 +35,15 @@ def user(arguments: argparse.Namespace, workplace: Workplace) -> int:
         elif arguments.what == "role":
             users.set_role(file, arguments.name, arguments.role)
         else:
-            # Without a terminal, from a pipe, so that scripts can add users; never as an argument, which ps shows.
-            password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-            users.add_user(file, arguments.name, password, arguments.role)
+            users.add_user(file, arguments.name, None if arguments.no_password else _password(), arguments.role)
             role = users.read_users(file)[arguments.name].role
             print(f"{arguments.name} can log in, as {role}; the file is {file}")
     return 0
+
+
+def _password() -> str:
+    # Without a terminal, from a pipe, so that scripts can add users; never as an argument, which ps shows.
+    return getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
 
 
 def add_user_options(verb: argparse.ArgumentParser) -> None:
@@ -52,6 +55,9 @@ def add_user_options(verb: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         help=f"{', '.join(ROLES)}; by default, the first user of a file is {OPERATOR}, every other {USER}",
+    )
+    verb.add_argument(
+        "--no-password", action="store_true", help="of a user who signs in through a reverse proxy (--trust-header)"
     )
     verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
 
@@ -68,9 +74,8 @@ def audit(arguments: argparse.Namespace, workplace: Workplace) -> int:
 def add_audit_options(verb: argparse.ArgumentParser) -> None:
     """Which lines."""
     verb.add_argument("words", nargs="*", metavar="WORD", help="only lines that contain all of these words")
-    verb.add_argument(
-        "--last", type=int, default=USUAL_LINES, metavar="N", help=f"how many lines; default: {USUAL_LINES}"
-    )
+    lines = f"how many lines; default: {USUAL_LINES}"
+    verb.add_argument("--last", type=int, default=USUAL_LINES, metavar="N", help=lines)
 
 
 def quotas_(arguments: argparse.Namespace, workplace: Workplace) -> int:

@@ -11,9 +11,11 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from engine.core import users
+from engine.core import audit, users
 from engine.core.attempts import FREE_TRIES, MAX_ADDRESSES, Attempts
+from engine.core.problems import Refusal
 from webui.login import LoginRequired
+from webui.proxy_sign_in import ProxySignIn
 
 HTML = {"Accept": "text/html,*/*", "Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
 RIGHT = {"name": "han", "password": "correct horse"}
@@ -21,6 +23,10 @@ RIGHT = {"name": "han", "password": "correct horse"}
 
 async def who(request):
     return PlainTextResponse(request.state.user)
+
+
+async def role(request):
+    return PlainTextResponse(request.state.role)
 
 
 async def socket(websocket):
@@ -38,13 +44,14 @@ def studio(tmp_path, monkeypatch):
         routes=[
             Route("/", who),
             Route("/api", who, methods=["GET", "POST"]),
+            Route("/role", role),
             WebSocketRoute("/ws", socket),
             Route("/studio/", who),
         ]
     )
 
-    def client(root_path="", base_url="http://studio.lan:7860"):
-        app = LoginRequired(inner, tmp_path / "users", tmp_path / "secret", tmp_path / "ended", root_path)
+    def client(root_path="", base_url="http://studio.lan:7860", saves=None):
+        app = LoginRequired(inner, tmp_path / "users", tmp_path / "secret", tmp_path / "ended", root_path, saves)
         return TestClient(app, base_url=base_url, follow_redirects=False)
 
     return client
@@ -229,3 +236,128 @@ def test_a_flood_of_addresses_does_not_fill_the_memory():
     for number in range(MAX_ADDRESSES + 50):
         attempts.failed(str(number), now=0)
     assert len(attempts.known) == MAX_ADDRESSES
+
+
+# ------------------------------------------------------------------------------------------ roles and passwords
+
+
+def test_the_app_is_told_the_role_of_the_next_request_on(studio, tmp_path):
+    client = studio()
+    client.post("/login", data=RIGHT)
+    assert client.get("/role").text == "operator"
+    users.set_role(tmp_path / "users", "han", "viewer")
+    assert client.get("/role").text == "viewer"
+
+
+def test_a_password_is_changed_with_the_old_one_and_other_sessions_end(studio, tmp_path):
+    here, there, file = studio(), studio(), tmp_path / "users"
+    for client in (here, there):
+        client.post("/login", data=RIGHT)
+    users.set_role(file, "han", "viewer")
+
+    def change(old, new, again, **more):
+        return here.post("/password", data={"old": old, "new": new, "again": again}, **more)
+
+    for page in ("/password", "/password?x=<script>"):
+        assert "<script" not in here.get(page).text
+    assert (
+        change(
+            "correct horse", "another horse", "another horse", headers={"Origin": "https://evil.example"}
+        ).status_code
+        == 403
+    )
+    assert "not right" in change("wrong", "another horse", "another horse").text
+    assert "differ" in change("correct horse", "another horse", "another hors").text
+    assert "8 to 256 characters" in change("correct horse", "short", "short").text
+    assert "8 to 256 characters" in change("correct horse", "x" * 300, "x" * 300).text
+    assert here.put("/password").status_code == 405
+    assert there.get("/api").text == "han"  # nothing has been changed so far
+    assert change("correct horse", "another horse", "another horse").headers["location"] == "/"
+    assert (here.get("/api").text, there.get("/api").status_code) == ("han", 401)
+    assert users.check_password(file, "han", "another horse")
+    assert users.read_users(file)["han"].role == "viewer"
+
+
+def test_guessing_the_old_password_gets_slower_and_strangers_cannot_try(studio):
+    client = studio()
+    assert client.post("/password", data={"old": "x"}).status_code == 401
+    assert client.get("/password", headers=HTML).headers["location"] == "/login?next=%2Fpassword"
+    client.post("/login", data=RIGHT)
+    answers = [client.post("/password", data={"old": str(i)}).status_code for i in range(FREE_TRIES + 1)]
+    assert answers == [422] * FREE_TRIES + [429]
+
+
+def test_signing_in_leaves_lines_without_what_was_typed(studio, tmp_path):
+    saves = tmp_path / "saves"
+    saves.mkdir()
+    client = studio(saves=saves)
+    client.post("/login", data={"name": "correct horse", "password": "han"})  # in the wrong boxes
+    client.post("/login", data={"name": "han", "password": "secret"})
+    client.post("/login", data=RIGHT)
+    client.post("/password", data={"old": "correct horse", "new": "another horse", "again": "another horse"})
+    client.post("/logout")
+    lines = [(entry.user, entry.action, entry.outcome) for entry in reversed(audit.read(saves, 10))]
+    assert lines == [
+        ("", "sign-in", "refused: login-wrong"),
+        ("han", "sign-in", "refused: login-wrong"),
+        ("han", "sign-in", "done"),
+        ("han", "password", "done"),
+        ("han", "sign-out", "done"),
+    ]
+    assert "horse" not in (saves / audit.AUDIT_FILE).read_text()
+
+
+# ------------------------------------------------------------------------------------------ by a reverse proxy
+
+PROXY, ELSEWHERE = ("10.0.0.2", 1), ("10.0.0.3", 1)
+
+
+@pytest.fixture
+def proxied(studio, tmp_path):
+    """Makes clients of a studio that trusts a header of 10.0.0.2, by the address of their connection."""
+    users.add_user(tmp_path / "users", "李雷", None, "viewer")
+    app = ProxySignIn(studio().app, "X-Forwarded-User", ["10.0.0.2", "fd00::/64"])
+    return lambda address: TestClient(app, base_url="http://studio.lan", follow_redirects=False, client=address)
+
+
+def test_a_proxy_says_who_it_is_and_the_users_file_what_they_may(proxied):
+    client = proxied(PROXY)
+    name = {"X-Forwarded-User": "李雷".encode()}
+    assert client.get("/api", headers=name).text == "李雷"
+    assert client.get("/role", headers=name).text == "viewer"
+    assert proxied(("::ffff:10.0.0.2", 1)).get("/api", headers=name).text == "李雷"
+    assert proxied(("fd00::7", 1)).get("/api", headers=name).text == "李雷"
+    assert client.get("/api").status_code == 401
+    assert client.get("/password", headers=name).status_code == 404  # they have none here
+
+
+@pytest.mark.parametrize("client", [ELSEWHERE, ("10.0.0.20", 1), ("127.0.0.1", 1), ("testclient", 1), ("", 0)])
+def test_a_header_from_elsewhere_is_ignored(proxied, client):
+    stranger = proxied(client)
+    for more in ({}, {"X-Forwarded-For": "10.0.0.2"}, {"Forwarded": "for=10.0.0.2"}, {"X-Real-IP": "10.0.0.2"}):
+        assert stranger.get("/api", headers={"X-Forwarded-User": "han"} | more).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody", "han ada", "<script>alert(1)</script>", "han,ada", "../han", "HAN", "x" * 5000]
+)
+def test_a_name_that_is_not_a_user_is_refused_and_not_run(proxied, name):
+    answer = proxied(PROXY).get("/api", headers={"X-Forwarded-User": name})
+    assert (answer.status_code, answer.headers["content-type"]) == (403, "text/plain; charset=utf-8")
+    assert len(answer.text) < 500
+
+
+def test_a_browser_cannot_slip_in_a_second_name(proxied):
+    headers = [("X-Forwarded-User", "han"), ("x-forwarded-user", "李雷".encode())]
+    assert proxied(PROXY).get("/api", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("proxies", [["*"], ["0.0.0.0/0"], ["::/0"], ["proxy.lan"], [""], ["10.0.0.2", "10.0.0.1/8"]])
+def test_everybody_cannot_be_a_proxy(proxies):
+    with pytest.raises(Refusal):
+        ProxySignIn(None, "X-Forwarded-User", proxies)
+
+
+def test_a_user_without_a_password_has_none_that_could_be_guessed(proxied, tmp_path):
+    for password in ("", "external", "viewer"):
+        assert not users.check_password(tmp_path / "users", "李雷", password)

@@ -1,8 +1,9 @@
 """The login of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
 
-Everything behind it is protected, including websockets and API endpoints; only /login, /logout and /healthz respond by
-themselves. The app finds the user's name and role in `request.state`, which clients cannot set. Users and hashes are in
-`engine.core.users`, sessions in `webui.sessions`; this module handles cookies, pages and rate limiting.
+Everything behind it is protected, including websockets and API endpoints; only /login, /logout, /password and /healthz
+respond by themselves. The app finds the user's name and role in `request.state`, which clients cannot set. Users and
+hashes are in `engine.core.users`, sessions in `webui.sessions`, the pages' HTML in `webui.login_pages`, names from a
+reverse proxy in `webui.proxy_sign_in`; this module handles cookies, forms and rate limiting.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import contextlib
 import hashlib
 import re
 import time
-from html import escape
 from http import HTTPStatus
 from pathlib import Path
-from string import Template
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.core import rights, users
+from engine.core import audit, rights, users
 from engine.core.attempts import Attempts
-from engine.core.problems import say
+from engine.core.problems import Refusal, problem, say
+from webui.login_pages import login_page, password_page
+from webui.proxy_sign_in import proxy_user
 from webui.reader_language import language_of
 from webui.sessions import SESSION_SECONDS, Sessions
 
@@ -33,23 +34,22 @@ MAX_FORM_BYTES = 8192
 TARGET_PATTERN = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
 MAX_CONCURRENT_HASHES = 2  # passwords hashed at a time: each takes a core and 16 MiB
 
-PAGE_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'",
-    "Referrer-Policy": "same-origin",  # with no-referrer, browsers would send `Origin: null` with the form
-    "X-Content-Type-Options": "nosniff",
-}
-
 
 class LoginRequired:
     """Wraps an ASGI app. `root_path` is the studio's external path, "" or "/studio"; whether a proxy strips it does not
-    matter. `ended_file` records who has signed out. Raises Refusal for a secret file without a key."""
+    matter. `ended_file` records who has signed out; the audit is in `saves`, if given. Raises Refusal for a secret file
+    without a key."""
 
     def __init__(
-        self, app: ASGIApp, users_file: Path, secret_file: Path, ended_file: Path, root_path: str = ""
+        self,
+        app: ASGIApp,
+        users_file: Path,
+        secret_file: Path,
+        ended_file: Path,
+        root_path: str = "",
+        saves: Path | None = None,
     ) -> None:
-        self.app = app
+        self.app, self.saves = app, saves
         self.users_file = users_file
         key = users.signing_key(secret_file)
         self.sessions = Sessions(users_file, key, ended_file)
@@ -62,7 +62,10 @@ class LoginRequired:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        name = self._user(HTTPConnection(scope))
+        connection = HTTPConnection(scope)
+        if (unknown := proxy_user(connection)) and unknown not in users.read_users(self.users_file):
+            return await self._not_listed(unknown, connection)(scope, receive, send)
+        name = self._user(connection)
         if scope["type"] == "http" and (answer := await self._own_page(Request(scope, receive), name)):
             return await answer(scope, receive, send)
         if name is None:
@@ -73,7 +76,7 @@ class LoginRequired:
 
     def _user(self, connection: HTTPConnection) -> str | None:
         # Reads the users file each time: it has only a few lines, and a removed user is out at once.
-        return self.sessions.user(connection.cookies.get(self.cookie, ""))
+        return proxy_user(connection) or self.sessions.user(connection.cookies.get(self.cookie, ""))
 
     def _role(self, name: str) -> str:
         user = users.read_users(self.users_file).get(name)
@@ -88,13 +91,19 @@ class LoginRequired:
             target = _target(request.query_params.get("next", ""))
             if name:
                 return RedirectResponse(self.root + target, 303)
-            return _page(request, self.root, target=target)
+            return login_page(request, self.root, target=target)
         if path == "/login" and request.method == "POST":
             return await self._log_in(request)
         if path == "/logout" and request.method == "POST":
             return _foreign_origin_page(request, self.root) or self._log_out(request)
-        if path in ("/login", "/logout"):
-            return PlainTextResponse("", 405, {"Allow": "GET, HEAD, POST" if path == "/login" else "POST"})
+        if path == "/password" and (name is None or proxy_user(request)):
+            return None
+        if path == "/password" and reading:
+            return password_page(request, self.root)
+        if path == "/password" and request.method == "POST":
+            return _foreign_origin_page(request, self.root) or await self._change_password(request, name or "")
+        if path in ("/login", "/logout", "/password"):
+            return PlainTextResponse("", 405, {"Allow": "POST" if path == "/logout" else "GET, HEAD, POST"})
         return None
 
     def _path(self, scope: Scope) -> str:
@@ -110,17 +119,22 @@ class LoginRequired:
         if wait := self.attempts.wait(address, now):
             words = say("login-wait", language_of(request), seconds=wait)
             headers = {"Retry-After": str(wait)}
-            return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
+            return login_page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
         # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass this line.
         self.attempts.failed(address, now)
         name, password = form.get("name", "").strip(), form.get("password", "")
         async with self.hashing:
             right = await asyncio.to_thread(users.check_password, self.users_file, name, password)
+        known = name if name in users.read_users(self.users_file) else ""  # it may be a password, in the wrong box
+        self._record(request, "sign-in", known, "done" if right else "refused: login-wrong")
         if not right:
             words = say("login-wrong", language_of(request))
-            return _page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
+            return login_page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
         self.attempts.forget(address)
-        answer = RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER)
+        return self._with_session(request, name, RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER))
+
+    def _with_session(self, request: Request, name: str, answer: Response) -> Response:
+        """The answer with the cookie of a new session."""
         answer.set_cookie(
             self.cookie,
             self.sessions.begin(name),
@@ -132,7 +146,46 @@ class LoginRequired:
         )
         return answer
 
+    async def _change_password(self, request: Request, name: str) -> Response:
+        """Ends all sessions with the old password, and begins one with the new."""
+        address, language = request.client.host if request.client else "", language_of(request)
+        form, now = await _form(request), time.monotonic()
+        if wait := self.attempts.wait(address, now):
+            headers = {"Retry-After": str(wait)}
+            words = say("login-wait", language, seconds=wait)
+            return password_page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers)
+        self.attempts.failed(address, now)
+        async with self.hashing:
+            right = await asyncio.to_thread(users.check_password, self.users_file, name, form.get("old", ""))
+        outcome = "done" if right else "refused: password-wrong"
+        try:
+            if not right:
+                raise Refusal(problem("password-wrong"))
+            self.attempts.forget(address)
+            if form.get("new") != form.get("again"):
+                raise Refusal(problem("password-differs"))
+            await asyncio.to_thread(users.set_password, self.users_file, name, form.get("new", ""))
+        except Refusal as refusal:
+            outcome = f"refused: {refusal.problems[0].code}"
+            return password_page(request, self.root, refusal.text(language), HTTPStatus.UNPROCESSABLE_ENTITY)
+        finally:
+            self._record(request, "password", name, outcome)
+        return self._with_session(request, name, RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER))
+
+    def _record(self, request: Request, action: str, name: str, outcome: str) -> None:
+        if self.saves:
+            address = request.client.host if request.client else ""
+            audit.record(self.saves, rights.Person(name, address=address), action, "", outcome)
+
+    def _not_listed(self, name: str, connection: HTTPConnection) -> Response:
+        """A user of the proxy who is not one of the studio's."""
+        shown = name if users.USER_NAME.fullmatch(name) else repr(name[:80])
+        words = say("login-not-listed", language_of(connection), name=shown)
+        return PlainTextResponse(words, HTTPStatus.FORBIDDEN, {"Cache-Control": "no-store"})
+
     def _log_out(self, request: Request) -> Response:
+        if name := self._user(request):
+            self._record(request, "sign-out", name, "done")
         with contextlib.suppress(OSError):  # on a full disk, at least the browser forgets it
             self.sessions.end(request.cookies.get(self.cookie, ""))
         answer = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
@@ -183,7 +236,7 @@ def _foreign_origin_page(request: Request, root: str) -> Response | None:
     if _hostname(origin) and _hostname(origin) in [_hostname(f"//{host.split(',')[0].strip()}") for host in hosts]:
         return None
     words = say("login-foreign", language_of(request), origin=origin[:200], host=hosts[0][:200])
-    return _page(request, root, words, HTTPStatus.FORBIDDEN)
+    return login_page(request, root, words, HTTPStatus.FORBIDDEN)
 
 
 def _hostname(url: str) -> str | None:
@@ -196,88 +249,3 @@ def _hostname(url: str) -> str | None:
 def _is_https(request: Request) -> bool:
     forwarded = request.headers.get("x-forwarded-proto", "").split(",")[0].strip()
     return (forwarded or request.url.scheme) == "https"
-
-
-def _page(
-    request: Request,
-    root: str,
-    error: str = "",
-    status: int = HTTPStatus.OK,
-    headers: dict[str, str] | None = None,
-    name: str = "",
-    target: str = "/",
-) -> HTMLResponse:
-    language = language_of(request)
-    words = {word: say(f"login-{word}", language) for word in ("title", "tagline", "enter")}
-    html = PAGE.substitute(
-        {word: escape(text) for word, text in words.items()},
-        lang={"en": "en", "zh": "zh-CN"}[language],
-        name_label=escape(say("login-name", language)),
-        password_label=escape(say("login-password", language)),
-        action=escape(f"{root}/login"),
-        name=escape(name[:64]),
-        target=escape(target),
-        error=f'<p class="error" role="alert">{escape(error)}</p>' if error else "",
-        flame=FLAME,
-    )
-    return HTMLResponse(html, status, {**PAGE_HEADERS, **(headers or {})})
-
-
-FLAME = quote(
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="#c2410c">'
-    '<path d="M12 1c.6 4.5 5.5 6 5.5 10.5a5.5 5.5 0 0 1-11 0c0-2 1-3.5 2.2-4.5 0 '
-    '1.5.8 2.5 1.8 2.8C10 7 10.2 3.5 12 1z"/><path d="M3 19h18l-2 4H5z"/></svg>'
-)
-
-PAGE = Template("""<!doctype html>
-<html lang="$lang">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title · Athanor 丹炉</title>
-<link rel="icon" href="data:image/svg+xml,$flame">
-<style>
-  :root { color-scheme: light dark; --back: #faf8f5; --card: #fff; --text: #1c1917; --soft: #78716c;
-          --line: #d6d3d1; --accent: #c2410c; --error: #b91c1c; --error-back: #fef2f2; }
-  @media (prefers-color-scheme: dark) {
-    :root { --back: #161412; --card: #211e1b; --text: #f5f5f4; --soft: #a8a29e; --line: #44403c;
-            --error: #fca5a5; --error-back: #3b1715; }
-  }
-  * { box-sizing: border-box; }
-  body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem; color: var(--text);
-         background: var(--back);
-         font: 16px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
-  main { width: 100%; max-width: 25rem; padding: 2.25rem; background: var(--card); border: 1px solid var(--line);
-         border-radius: 14px; box-shadow: 0 10px 40px rgb(0 0 0 / .07); }
-  img { display: block; width: 2.75rem; height: 2.75rem; margin-bottom: .75rem; }
-  h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; }
-  main > p { margin: .15rem 0 1.5rem; color: var(--soft); }
-  label { display: block; margin-bottom: 1rem; font-size: .875rem; font-weight: 550; }
-  input { display: block; width: 100%; margin-top: .3rem; padding: .6rem .75rem;
-          font: inherit; font-size: 1rem; font-weight: 400; color: inherit;
-          background: var(--back); border: 1px solid var(--line); border-radius: 8px; }
-  input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-  button { width: 100%; margin-top: .5rem; padding: .7rem; font: inherit; font-weight: 600; color: #fff;
-           background: var(--accent); border: 0; border-radius: 8px; cursor: pointer; }
-  button:hover { filter: brightness(1.08); }
-  main > p.error { margin: 0 0 1.25rem; padding: .6rem .75rem; font-size: .9rem; color: var(--error);
-                   background: var(--error-back); border-radius: 8px; overflow-wrap: anywhere; }
-</style>
-</head>
-<body>
-<main>
-<img src="data:image/svg+xml,$flame" alt="">
-<h1>Athanor 丹炉</h1>
-<p>$tagline</p>
-$error
-<form method="post" action="$action">
-<input type="hidden" name="next" value="$target">
-<label>$name_label<input name="name" value="$name" autocomplete="username" autocapitalize="none" spellcheck="false"
-  required autofocus></label>
-<label>$password_label<input name="password" type="password" autocomplete="current-password" required></label>
-<button>$enter</button>
-</form>
-</main>
-</body>
-</html>
-""")

@@ -13,9 +13,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from engine.core import audit
 from engine.core.problems import Problem, Refusal
 from engine.core.rights import OPERATOR, VIEWER, Person, may
+from webui.body_limit import UPLOAD_PATH
+from webui.reader_language import language_of
 
 OUTSIDE_OF_REQUESTS = Person("", OPERATOR)  # as in a shell
 _asking: ContextVar[Person] = ContextVar("asking", default=OUTSIDE_OF_REQUESTS)
@@ -29,6 +35,21 @@ def person_of(request: Any) -> Person:
     name = getattr(request.state, "user", "") or ""
     role = getattr(request.state, "role", "") or (VIEWER if name else OPERATOR)
     return Person(name, role, request.client.host if request.client else "")
+
+
+class UploadsOfUsers:
+    """An ASGI middleware that takes no uploaded files from viewers, before they are on the disk."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self.app
+        if scope["type"] == "http" and scope["path"].endswith(UPLOAD_PATH):
+            connection = HTTPConnection(scope)
+            if problem := may(person_of(connection), "upload"):
+                answer = PlainTextResponse(problem.text(language_of(connection)), 403)
+        await answer(scope, receive, send)
 
 
 def note_person(request: Any) -> None:

@@ -1,8 +1,9 @@
 """The users of the studio: a file of names, password hashes and roles, and the key that signs their sessions.
 
 One line per user, `name:scrypt:n:r:p:salt:hash:role`, so that an operator can read and edit it. A line without a role
-is from a version that had none, in which everybody could do everything: an operator's. What roles may do is in
-`engine.core.rights`. Sessions are handled by `webui.sessions`; cookies, pages and rate limiting by `webui.login`.
+is from a version that had none, in which everybody could do everything: an operator's. `name:external:role` is a user
+without a password, who signs in through a reverse proxy. What roles may do is in `engine.core.rights`. Sessions are
+handled by `webui.sessions`; cookies, pages and rate limiting by `webui.login`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from engine.core.rights import OPERATOR, ROLES, USER
 
 USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, which separates the fields of the file
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # length of a password in characters
+EXTERNAL = "external"  # in place of a hash
 HASH_FIELDS = 6  # scrypt:n:r:p:salt:hash
 SCRYPT_COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and about 0.2 s, one of OWASP's equivalent choices
 
@@ -60,30 +62,31 @@ def read_users(path: Path) -> dict[str, User]:
 
 def _user(stored: str) -> User | None:
     fields = stored.split(":")
-    hash, role = ":".join(fields[:HASH_FIELDS]), fields[HASH_FIELDS:]
-    if fields[0] != "scrypt" or role not in ([], *([role] for role in ROLES)):
-        return None
-    return User(hash, *role)
+    size = 1 if fields[0] == EXTERNAL else HASH_FIELDS
+    hash, rest = ":".join(fields[:size]), fields[size:]
+    if fields[0] == "scrypt" and not rest:
+        return User(hash)
+    return User(hash, *rest) if fields[0] in ("scrypt", EXTERNAL) and rest in [[role] for role in ROLES] else None
 
 
-def add_user(path: Path, name: str, password: str, role: str = "") -> None:
-    """Add a user, or set a new password, which ends the sessions with the old one. Without `role`, a known user keeps
-    theirs, the first in a file is an operator, and every other a user. Raises Refusal for an invalid name, password or
-    role."""
+def add_user(path: Path, name: str, password: str | None, role: str = "") -> None:
+    """Add a user, or set a new password, which ends the sessions with the old one; None for a user who signs in through
+    a reverse proxy. Without `role`, a known user keeps theirs, the first in a file is an operator, and every other a
+    user. Raises Refusal for an invalid name, password or role."""
     problems = []
     if not USER_NAME.fullmatch(name):
         problems.append(problem("user-name", "name", given=name[:80]))
-    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
-        problems.append(problem("user-password", "password", shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH))
+    problems += [] if password is None else _password_problems(password)
     if role and role not in ROLES:
         problems.append(_unknown_role(role))
     if problems:
         raise Refusal(problems)
-    stored = _hash(password, secrets.token_bytes(16), SCRYPT_COST)
+    stored = EXTERNAL if password is None else _new_hash(password)
     with _locked(path):
         known = read_users(path)
         kept = known[name].written_role if name in known else USER if known else OPERATOR
-        _replace_line(path, name, User(stored, role or kept))
+        # A line without a password has to name its role.
+        _replace_line(path, name, User(stored, role or kept or (OPERATOR if password is None else "")))
 
 
 def set_role(path: Path, name: str, role: str) -> None:
@@ -94,11 +97,31 @@ def set_role(path: Path, name: str, role: str) -> None:
         _replace_line(path, name, replace(_known(path, name), written_role=role))
 
 
+def set_password(path: Path, name: str, password: str) -> None:
+    """Give a user another password, which ends the sessions with the old one. Raises Refusal for an unknown user, or an
+    invalid password."""
+    if problems := _password_problems(password):
+        raise Refusal(problems)
+    stored = _new_hash(password)
+    with _locked(path):
+        _replace_line(path, name, replace(_known(path, name), hash=stored))
+
+
 def remove_user(path: Path, name: str) -> None:
     """Remove a user; their sessions end immediately. Raises Refusal if there is no such user."""
     with _locked(path):
         _known(path, name)
         _replace_line(path, name, None)
+
+
+def _password_problems(password: str) -> list[Problem]:
+    if MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        return []
+    return [problem("user-password", "password", shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH)]
+
+
+def _new_hash(password: str) -> str:
+    return _hash(password, secrets.token_bytes(16), SCRYPT_COST)
 
 
 def _known(path: Path, name: str) -> User:
@@ -121,7 +144,8 @@ def remark_without_role(path: Path) -> Problem | None:
 def check_password(path: Path, name: str, password: str) -> bool:
     """Whether the password is correct. Takes the same time for names that do not exist."""
     user = read_users(path).get(name)
-    stored = user.hash if user else "scrypt:{}:{}:{}:{}:".format(*SCRYPT_COST, base64.b64encode(bytes(16)).decode())
+    nobody = "scrypt:{}:{}:{}:{}:".format(*SCRYPT_COST, base64.b64encode(bytes(16)).decode())
+    stored = user.hash if user and user.hash != EXTERNAL else nobody
     try:
         _, n, r, p, salt, _ = stored.split(":")
         hashed = _hash(password[:MAX_PASSWORD_LENGTH], base64.b64decode(salt), (int(n), int(r), int(p)))

@@ -21,6 +21,7 @@ from webui import downloads, theme
 from webui.body_limit import BodyLimit
 from webui.event_streams import UnbufferedEventStreams
 from webui.page_sessions import keep_little
+from webui.people import UploadsOfUsers
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.studio import page
@@ -53,7 +54,7 @@ def application(
     start_pages = {language: StartPage(page_app, root) for language, page_app in pages.items()}
     routes = [healthy, Assets(), *downloads.routes(workplace), Mount("/", _ByLanguage(start_pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
-    whole = _WithoutPrefix(inner, urlsplit(root).path)
+    whole = _WithoutPrefix(UploadsOfUsers(inner), urlsplit(root).path)
     guarded: ASGIApp = BodyLimit(auth(whole) if auth else whole)
     if api:
         guarded = _WithApi(guarded, _WithoutPrefix(api, urlsplit(root).path), urlsplit(root).path)

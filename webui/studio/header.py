@@ -14,18 +14,21 @@ from webui.words import Words
 MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
 
 
-def header(words: Words, person: Person, root: str) -> str:
-    """The head as HTML; the person has no name without a login."""
+def header(words: Words, person: Person, root: str, by_proxy: bool = False) -> str:
+    """The head as HTML; the person has no name without a login. `by_proxy`: a reverse proxy has signed them in, so that
+    they cannot sign out here and have no password."""
     languages = "".join(
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
     )
     out = note = ""
     if person.name:
-        out = (
-            f'<span class="who">{escape(person.name)}<small>{escape(words(f"role-of-{person.role}"))}</small></span>'
-            f'<form method="post" action="{escape(root)}/logout"><button>{escape(words("sign-out"))}</button></form>'
-        )
+        name = f"{escape(person.name)}<small>{escape(words(f'role-of-{person.role}'))}</small>"
+        out = f'<span class="who">{name}</span>'
+        if not by_proxy:
+            change, leave = escape(words("change-password")), escape(words("sign-out"))
+            out = f'<a class="who" href="{escape(root)}/password" title="{change}">{name}</a>'
+            out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
     if refused := may(person, "start"):
         note = f'<p class="denied" data-denies=".acts, .owned">{escape(refused.text(words.language))}</p>'
     return (
