@@ -14,6 +14,7 @@ import pytest
 
 from engine.core import audit, users
 from engine.core.locks import try_lock
+from engine.core.rights import RIGHTS
 from engine.core.rundir import ALIVE_BYTE, read_object, write_json
 from engine.data import owners
 from engine.launch.workspace import Workplace
@@ -99,18 +100,19 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 # ------------------------------------------------------------------------- every endpoint, as a browser calls it
 
 
-def walk(studio: Studio, name: str, without: tuple[str, ...] = ()) -> int:
+def walk(studio: Studio, name: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> int:
     """Call every handler of the page as `name`, with what is Ada's wherever an id fits: her waiting run, and of data
     her set and her file. Rights are looked at before anything else, so the state of the run does not matter. Returns
-    the number of calls. `without`: buttons, by their elem_id, whose handlers are not called."""
+    the number of calls. `only`, `without`: buttons, by their elem_id, whose handlers alone are called, or are not."""
     client, calls = studio.client(name), 0
     config = client.get("/config").json()
     components = {component["id"]: component for component in config["components"]}
     [of_data] = {event["inputs"][0] for event in config["dependencies"] if "athanorSet(id)" in str(event["js"])}
     run = studio.runs["waits"].id
-    left_out = {id for id, component in components.items() if component["props"].get("elem_id") in without}
+    named = {id: component["props"].get("elem_id") for id, component in components.items()}
     for event in config["dependencies"]:
-        if not event["backend_fn"] or left_out & {id for id, _ in event["targets"]}:
+        buttons = {named.get(id) for id, _ in event["targets"]}
+        if not event["backend_fn"] or buttons & set(without) or (only and not buttons & set(only)):
             continue
         for data_id in ("set:hers", "file:loose.json") if of_data in event["inputs"] else ("set:hers",):
             data = [data_id if id == of_data else value_of(components[id], run) for id in event["inputs"]]
@@ -144,7 +146,7 @@ def attempted(studio: Studio, name: str) -> dict[str, set[str]]:
     """The outcomes that the audit has of this person's actions, by action."""
     outcomes: dict[str, set[str]] = {}
     for entry in audit.read(studio.place.saves, 100_000):
-        if entry.user == name:
+        if entry.user == name and entry.action in RIGHTS:
             outcomes.setdefault(entry.action, set()).add(entry.outcome)
     return outcomes
 
@@ -176,3 +178,78 @@ def test_another_user_changes_nothing_of_hers_at_any_endpoint(studio: Studio) ->
     assert "set:hers-train" in owners.owned_by(data, "bob")
     outcomes = attempted(studio, "bob")
     assert {outcome for action in OF_RUNS | OF_DATA for outcome in outcomes[action]} == {"refused: rights-owner"}
+
+
+# ------------------------------------------------------------------------------------------ single attacks
+
+
+def test_an_endpoint_for_programs_asks_for_rights_too(studio: Studio) -> None:
+    run = studio.runs["waits"]
+    for name, status in {"eve": "viewer", "bob": "belongs to ada"}.items():
+        client = studio.client(name)
+        event = client.post("/gradio_api/call/stop", json={"data": [run.id, "kill"]}).json()["event_id"]
+        assert "error" in client.get(f"/gradio_api/call/stop/{event}").text, status
+    assert runs.get(studio.place.saves, run.id).state == "queued"
+
+
+def test_a_viewer_cannot_even_upload_a_file(studio: Studio) -> None:
+    uploads = studio.place.saves / ".tmp"
+    before = sorted(uploads.rglob("*"))
+    refused = studio.client("eve").post("/gradio_api/upload", files={"files": ("x.json", b"[]")})
+    assert (refused.status_code, "signed in as a viewer" in refused.text) == (403, True)
+    assert sorted(uploads.rglob("*")) == before
+    assert studio.client("bob").post("/gradio_api/upload", files={"files": ("x.json", b"[]")}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["eve", "bob"])
+def test_what_is_not_for_the_page_cannot_be_downloaded(studio: Studio, name: str) -> None:
+    client, saves = studio.client(name), studio.place.saves
+    audit.record(saves, audit.shell("root"), "stop", "x", "done")
+    run = studio.runs["past"].id
+    for path in (
+        f"/gradio_api/file={saves / audit.AUDIT_FILE}",
+        f"/gradio_api/file={saves.parent / 'users'}",
+        f"/gradio_api/file={saves.parent / 'users.secret'}",
+        f"/gradio_api/file={studio.place.data / owners.OWNERS_FILE}",
+        f"/download/{run}/../../../{audit.AUDIT_FILE}",
+        f"/download/{run}/..%2F..%2F..%2F{audit.AUDIT_FILE}",
+        "/data/..%2F..%2Fusers/bad-rows.jsonl",
+    ):
+        assert client.get(path).status_code in (403, 404), path
+
+
+def test_a_header_and_a_state_of_ones_own_make_nobody_an_operator(studio: Studio) -> None:
+    forged = {"X-Forwarded-User": "root", "Remote-User": "root", "X-User": "root", "X-Role": "operator"}
+    with httpx.Client(base_url=studio.address, trust_env=False, headers=forged) as stranger:
+        assert stranger.get("/config").status_code == 401
+    answer = studio.client("eve").post("/gradio_api/upload", files={"files": ("x", b"")}, headers=forged)
+    assert answer.status_code == 403
+
+
+def test_names_are_shown_and_not_run(studio: Studio) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    entries = read_object(studio.place.data / "dataset_info.json") | {evil: {"file_name": "hers.json"}}
+    write_json(studio.place.data / "dataset_info.json", entries)
+    owners.claim(studio.place.data, [f"set:{evil}"], "ada")
+    client = studio.client("bob")
+    config = client.get("/config").json()
+    [event] = [event for event in config["dependencies"] if "athanorSet(id)" in str(event["js"])]
+    answer = client.post(
+        "/gradio_api/run/predict", json={"data": [f"set:{evil}"], "fn_index": event["id"], "session_hash": "x"}
+    ).text
+    assert "&lt;img src=x" in answer
+    assert "<img src=x" not in answer.replace('"set:<img src=x onerror=alert(1)>"', "").replace(f'"{evil}"', "")
+    assert "belongs to ada" in answer
+
+
+def test_an_operator_may_do_what_was_refused(studio: Studio) -> None:
+    """What the other tests rely on: that the same calls do change something, if they are allowed."""
+    run = studio.runs["waits"]
+    client = studio.client("root")
+    event = client.post("/gradio_api/call/stop", json={"data": [run.id, "kill"]}).json()["event_id"]
+    assert "complete" in client.get(f"/gradio_api/call/stop/{event}").text
+    assert walk(studio, "root", only=("yes-delete", "yes-remove")) == 3
+    outcomes = attempted(studio, "root")
+    assert {action for action, results in outcomes.items() if "done" in results} >= {"kill", "delete", "remove-data"}
+    assert not run.path.exists()
+    assert not any(outcome.startswith("refused: rights") for results in outcomes.values() for outcome in results)

@@ -7,8 +7,7 @@ who has sent the request of each event, whatever the parameters of its handler.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.core import audit
-from engine.core.problems import Problem, Refusal
+from engine.core.problems import Problem
 from engine.core.rights import OPERATOR, VIEWER, Person, may
 from webui.body_limit import UPLOAD_PATH
 from webui.reader_language import language_of
@@ -67,11 +66,7 @@ def hindrance(action: str, owner: str | None = None) -> Problem | None:
     return may(asking(), action, owner)
 
 
-@contextmanager
-def acting(saves: Path, action: str, what: str, owner: str | None = None) -> Iterator[None]:
+def acting(saves: Path, action: str, what: str, owner: str | None = None) -> AbstractContextManager[None]:
     """Do an action to `what`, which belongs to `owner`, if the person who is asking may; record the outcome. Raises
     Refusal."""
-    with audit.recorded(saves, asking(), action, what):
-        if problem := hindrance(action, owner):
-            raise Refusal(problem)
-        yield
+    return audit.acting(saves, asking(), action, what, owner)

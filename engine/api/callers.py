@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.api.errors import ApiError
 from engine.core import audit, tokens
 from engine.core.attempts import Attempts
-from engine.core.problems import Refusal, problem
-from engine.core.rights import OPERATOR, VIEWER, Person, may
+from engine.core.problems import problem
+from engine.core.rights import OPERATOR, VIEWER, Person
 from engine.core.users import read_users
 
 
@@ -38,14 +37,12 @@ class Caller:
         The page shows them to all who are signed in; a program is to work with its user's."""
         return self.person.role == OPERATOR or (owner != "" and owner == self.name)
 
-    @contextlib.contextmanager
-    def acting(self, saves: Path, action: str, what: str, owner: str | None = None) -> Iterator[None]:
+    def acting(
+        self, saves: Path, action: str, what: str, owner: str | None = None
+    ) -> contextlib.AbstractContextManager[None]:
         """Do an action to `what`, which belongs to `owner`, if the caller may; it is recorded in the audit. Raises
         Refusal."""
-        with audit.recorded(saves, self.person, action, what):
-            if hindrance := may(self.person, action, owner):
-                raise Refusal(hindrance)
-            yield
+        return audit.acting(saves, self.person, action, what, owner)
 
 
 class Gate:

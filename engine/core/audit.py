@@ -19,7 +19,7 @@ from typing import Any
 from engine.core.locks import wait_for_lock
 from engine.core.problems import Refusal, problem, shell_language
 from engine.core.regular_files import read_bytes
-from engine.core.rights import OPERATOR, Person
+from engine.core.rights import OPERATOR, Person, may
 from engine.core.rundir import append_lines
 
 AUDIT_FILE = ".audit.jsonl"
@@ -124,6 +124,16 @@ def recorded(saves: Path, person: Person, action: str, what: str) -> Iterator[No
         raise
     finally:
         record(saves, person, action, what, outcome)
+
+
+@contextlib.contextmanager
+def acting(saves: Path, person: Person, action: str, what: str, owner: str | None = None) -> Iterator[None]:
+    """Do an action to `what`, which belongs to `owner`, if the person may (see `engine.core.rights`); record what
+    becomes of it. Raises Refusal."""
+    with recorded(saves, person, action, what):
+        if hindrance := may(person, action, owner):
+            raise Refusal(hindrance)
+        yield
 
 
 def shell(name: str) -> Person:
