@@ -36,7 +36,9 @@ class ButtonsPanel(Panel):
         self.kill = button(words("kill"), elem_id="kill", elem_classes="owned hurts")
         self.stop_sweep = button(words("sweep-stop"), elem_id="stop-sweep", visible=False, elem_classes="owned")
         self.resume = button(words("resume"), elem_id="resume", variant="primary", elem_classes="owned")
-        self.resume_elsewhere = button(words("resume-elsewhere"), elem_id="resume-elsewhere", visible=False)
+        self.resume_elsewhere = button(
+            words("resume-elsewhere"), elem_id="resume-elsewhere", elem_classes="owned", visible=False
+        )
         self.chat = button(words("chat-with"), elem_id="chat-with", variant="primary", visible=False)
         self.export = button(words("export-it"), elem_id="export-it", visible=False)
         self.evaluate = button(words("evaluate-it"), elem_id="evaluate-it", visible=False)

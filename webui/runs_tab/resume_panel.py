@@ -39,7 +39,13 @@ class ResumePanel(Panel):
                 [], label=words("elsewhere-gpus"), multiselect=True, scale=0, min_width=260, elem_id="elsewhere-gpus"
             )
             self.yes = gr.Button(
-                words("resume"), variant="primary", size="sm", scale=0, min_width=90, elem_id="elsewhere-yes"
+                words("resume"),
+                variant="primary",
+                size="sm",
+                scale=0,
+                min_width=90,
+                elem_id="elsewhere-yes",
+                elem_classes="owned",
             )
             self.no = gr.Button(words("cancel"), size="sm", scale=0, min_width=90)
 
