@@ -107,10 +107,11 @@ def test_on_a_narrow_screen_start_stays_in_view_and_in_front(untouched: tuple[st
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workplace]]:
-    """A studio into which only Ada may, reachable from everywhere, and its workplace."""
+    """A studio into which Ada, Bob and Eve may, reachable from everywhere, and its workplace."""
     folder = tmp_path_factory.mktemp("guarded")
     file, saves = folder / "users.txt", folder / "saves"
-    users.add_user(file, "ada", "correct horse")
+    for name, role in {"ada": "operator", "bob": "user", "eve": "viewer"}.items():
+        users.add_user(file, name, "correct horse", role)
     saves.mkdir()
     workplace = Workplace(models=(DEMO_MODEL,), data=PROJECT / "data", saves=saves)
     studio, address = start_studio(workplace, "--auth", str(file), "--host", "0.0.0.0")
@@ -148,6 +149,33 @@ def test_after_login_a_link_to_a_run_shows_that_run(guarded: tuple[str, Workplac
     page.reload()
     expect(page.locator("#run-head h1")).to_have_text("中文 & run")
     assert page.evaluate("[window.frames_seen > 0, window.form_seen]") == [True, False]
+
+
+def test_a_button_that_one_may_not_use_is_disabled_and_says_why(
+    guarded: tuple[str, Workplace], open_page: OpenPage
+) -> None:
+    address, workplace = guarded
+    run = runs.submit(workplace.default_spec(), workplace, by="carl", start=False)
+    runs.stop(run, "kill")
+    for name, reason in {"eve": "You are signed in as a viewer", "bob": "This belongs to carl", "ada": ""}.items():
+        page = open_page(f"{address}/?run={quote(run.id)}")
+        page.locator("input[name=name]").fill(name)
+        page.locator("input[name=password]").fill("correct horse")
+        page.keyboard.press("Enter")
+        for button in ("#resume", "#delete"):
+            if reason:
+                expect(page.locator(button)).to_be_disabled()
+                expect(page.locator(button)).to_have_attribute("title", re.compile(reason))
+            else:
+                expect(page.locator(button)).to_be_enabled()
+        expect(page.locator("#clone")).to_be_enabled()
+        expect(page.locator(".denied")).to_have_count(1 if reason else 0)
+        if name == "bob":  # what is his own can be used
+            page.locator("#run-head a.back").click()
+            expect(page.locator("#run-rights")).to_be_hidden()
+        start = page.locator("#start")
+        page.get_by_role("tab", name="Train").click()
+        expect(start).to_be_disabled() if name == "eve" else expect(start).to_be_enabled()
 
 
 def test_a_studio_with_data_of_its_own_begins_with_a_set_that_is_there(
