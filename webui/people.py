@@ -33,7 +33,8 @@ def person_of(request: Any) -> Person:
         return Person()
     name = getattr(request.state, "user", "") or ""
     role = getattr(request.state, "role", "") or (VIEWER if name else OPERATOR)
-    return Person(name, role, request.client.host if request.client else "")
+    client = getattr(request, "client", None)  # none on a socket without addresses
+    return Person(name, role, client.host if client else "")
 
 
 class UploadsOfUsers:
