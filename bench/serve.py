@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -112,15 +113,18 @@ def ask(client: openai.OpenAI, model: str, most: int = TOKENS_PER_ANSWER) -> tup
     return time.perf_counter() - began, tokens
 
 
-def milliseconds_per_token(client: openai.OpenAI, model: str) -> float:
+def milliseconds_per_token(client: openai.OpenAI, model: str, most: int) -> float:
     """Milliseconds per token for several concurrent answers."""
     began = time.perf_counter()
     with ThreadPoolExecutor(CONCURRENT_ANSWERS) as threads:
-        answers = list(threads.map(lambda _: ask(client, model), range(CONCURRENT_ANSWERS)))
+        answers = list(threads.map(lambda _: ask(client, model, most), range(CONCURRENT_ANSWERS)))
     return 1000 * (time.perf_counter() - began) / sum(tokens for _, tokens in answers)
 
 
-def compare(model: Path) -> list[Figure]:
+def compare(model: Path, seconds: float = math.inf, tokens: int = TOKENS_PER_ANSWER) -> list[Figure]:
+    """The figures after REPEATS rounds, or fewer if these `seconds` are over. Both servers answer one round at least,
+    whose length grows with `tokens`: `transformers serve` computes answers that come at the same time one by one."""
+    deadline = time.monotonic() + seconds
     measured: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
     with ExitStack() as stack:
         clients = {}
@@ -128,13 +132,15 @@ def compare(model: Path) -> list[Figure]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             client = stack.enter_context(start(folder, model))
             clients[name] = (client, client.models.list().data[0].id if name == "ours" else str(model))
-            ask(*clients[name])  # the first answer of a server is slower
-        for _ in range(REPEATS):
+            ask(*clients[name], most=tokens)  # the first answer of a server is slower
+        for number in range(REPEATS):
+            if number and time.monotonic() > deadline:
+                break
             for name, target in clients.items():
                 first, _ = ask(*target, most=1)
-                whole, tokens = ask(*target)
-                each = (whole - first) / (tokens - 1)
-                measured[name].append([1000 * first, 1000 * each, milliseconds_per_token(*target)])
+                whole, answered = ask(*target, most=tokens)
+                each = (whole - first) / (answered - 1)
+                measured[name].append([1000 * first, 1000 * each, milliseconds_per_token(*target, most=tokens)])
     mine, peer = (
         [statistics.median(column) for column in zip(*measured[name], strict=True)] for name in ("ours", "theirs")
     )

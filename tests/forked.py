@@ -56,6 +56,7 @@ HEAVY_PROGRAMS = {
     "engine.worker.evaluate": "spec.yaml",
     "engine.worker.export": "spec.yaml",
     "engine.worker.serve": "serve.json",
+    "bench.gpu_profile": "spec.yaml",
 }
 ADDRESS = "ATHANOR_TEST_FORKING"  # a variable: where the forking process is
 _address: Path | None = None  # of the forking process

@@ -1,0 +1,71 @@
+"""The benchmark of a GPU runs to its end on the CPU, with a tiny model, and writes what it measures."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.gpu import CASES, SHAPES, TINY, TINY_BATCH, TINY_LENGTH, Bench, operations_per_token, run_all
+from bench.gpu_profile import part_of
+from bench.report import BEGIN, END, Report
+
+MIXED = replace(CASES[1], batch=TINY_BATCH, length=TINY_LENGTH)
+
+
+@pytest.fixture
+def bench(tiny: Path, tmp_path: Path) -> Bench:
+    """One that works in a folder of its own, and has a model already."""
+    shutil.copytree(tiny, tmp_path / f"random-{MIXED.shape}")
+    results = tmp_path / "RESULTS.md"
+    results.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    shapes = {name: shape | TINY for name, shape in SHAPES.items()}
+    return Bench(tmp_path, Report(results, "here"), time.monotonic() + 300, "cpu", shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_it_measures_and_profiles_a_training_and_names_what_it_leaves_out(bench: Bench) -> None:
+    assert run_all(bench, [MIXED], tests=False, servers=False) == 0
+    bench.deadline = time.monotonic() + 1
+    with bench.part("something long", 60) as there_is_time:
+        assert not there_is_time
+    with bench.part("something broken", 0):
+        raise RuntimeError("no memory")
+    text = bench.report.file.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\nhere\nProducts of large matrices: ")
+    assert text.endswith(f"\n{END}\nafter\n")
+    row = next(line for line in text.splitlines() if line.startswith(f"| {MIXED.name} |"))
+    step, tokens, share, held, estimated, _ = row.split(" | ")[1:]
+    assert float(step.removesuffix(" s")) > 0
+    assert 0 < float(tokens.replace(",", "")) / float(step.removesuffix(" s")) < 1e9
+    assert share.endswith("%")
+    assert (held, estimated.endswith(" GiB")) == ("0.00 GiB", True)
+    profiled = next(line for line in text.splitlines() if "under the profiler" in line)
+    assert "products" in profiled
+    parts = [int(part.split()[-1].rstrip("%")) for part in profiled.split("profiler: ")[1].split(", ")]
+    assert 90 <= sum(parts) <= 110
+    assert "- something long: 1 s were left" in text
+    assert "- something broken: RuntimeError: no memory" in text
+
+
+def test_operations_are_six_per_trained_weight_and_four_per_frozen_one() -> None:
+    shape = SHAPES["7B"]
+    weights = 7.72e9 - shape["hidden_size"] * shape["vocab_size"]  # as Qwen1.5-7B's card says, without the embeddings
+    assert operations_per_token(shape, "full", 0) == pytest.approx(6 * weights, rel=0.01)
+    assert operations_per_token(shape, "lora", 0) == pytest.approx(4 * weights, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("aten::_scaled_dot_product_flash_attention_backward", "attention"), ("aten::mm", "products"),
+        ("aten::_foreach_addcdiv_", "optimizer"), ("bitsandbytes::dequantize_4bit", "quantization"),
+        ("aten::_log_softmax", "loss"), ("aten::copy_", "casts and copies"), ("aten::mul", "other"),
+    ],
+)  # fmt: skip
+def test_each_operation_belongs_to_a_part_of_the_step(name: str, part: str) -> None:
+    assert part_of(name) == part
