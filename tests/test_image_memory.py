@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from engine.core.rundir import write_json
 from engine.launch.workspace import Workplace
@@ -73,6 +75,18 @@ def test_a_trained_tower_keeps_its_layers_and_with_recomputation_their_inputs(
     patches = 3 * (80 + 4)
     assert kept(recomputes=False) == pytest.approx(patches * 1000 * image_memory.ACTIVATION_BYTES)
     assert kept(recomputes=True) == pytest.approx(patches * (2 * 64 * 2 + 500 * image_memory.ACTIVATION_BYTES))
+
+
+@pytest.mark.parametrize(("module", "kept"), [("visual.blocks.0.attn.qkv", True), ("layers.0.mlp.up_proj", False)])
+def test_a_continued_adapter_on_the_tower_keeps_its_layers_too(
+    pictured: RunSpec, model: ModelFacts, tmp_path: Path, module: str, kept: bool
+) -> None:
+    save_file({f"base_model.model.{module}.lora_A.weight": np.zeros((4, 8))}, tmp_path / "adapter_model.safetensors")
+    frozen = image_bytes(pictured, model, half=True)
+    continued = image_bytes(pictured.change("model.adapter_path", str(tmp_path)), model, half=True)
+    trained = image_bytes(pictured.change("vision.tower", "adapter"), model, half=True)
+    assert frozen != trained
+    assert continued == (trained if kept else frozen)
 
 
 def test_memory_is_unknown_if_tower_or_processor_do_not_show_it(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from engine.core.problems import Problem
 from engine.core.stages import STAGES
+from engine.models.adapters import ADAPTER_FILES
 from engine.models.facts import ModelFacts
 from engine.models.image_values import image_values
 from engine.models.json_objects import json_object_or_empty
+from engine.models.safetensors_headers import read_header
 from engine.models.structure import LAYER_INDEX, structure_of
+from engine.models.vision_parts import name_in_base
 from engine.preflight.data_checks import images_per_row
 from engine.spec.run_spec import RunSpec
 
@@ -46,7 +51,17 @@ def image_bytes(spec: RunSpec, model: ModelFacts, half: bool) -> float | None:
     values = spec.training.per_device_train_batch_size * copies * row
     patches = math.ceil(values / (tower.frames * COLOURS * tower.patch**2))
     pixels = values * (PIXEL_BYTES + (2 if half else 0))
-    return pixels + (_kept_bytes(spec, tower, patches, half) if spec.vision.tower != "frozen" else 0.0)
+    return pixels + (_kept_bytes(spec, tower, patches, half) if learns_in_tower(spec, model) else 0.0)
+
+
+def learns_in_tower(spec: RunSpec, model: ModelFacts) -> bool:
+    """Whether weights of the vision tower are trained: as the spec says, or because the adapter that it continues has
+    some there."""
+    adapter = spec.model.adapter_path
+    if spec.vision.tower != "frozen" or not adapter:
+        return spec.vision.tower != "frozen"
+    header, structure = read_header(Path(adapter) / ADAPTER_FILES[1]), structure_of(model)
+    return not isinstance(header, Problem) and any(structure.part_of(name_in_base(name)) == "tower" for name in header)
 
 
 def tower_of(model: ModelFacts) -> Tower | None:

@@ -24,7 +24,7 @@ from engine.models.structure import structure_of
 from engine.models.vocabulary import new_tokens, vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
-from engine.preflight.image_memory import image_bytes
+from engine.preflight.image_memory import image_bytes, learns_in_tower
 from engine.preflight.model_checks import (
     adapter_matrices,
     model_is_readable,
@@ -127,7 +127,7 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
         warnings += _sharing_warnings(spec, model) + loading_warnings(spec, model)
-        if spec.vision.tower != "frozen" and image_bytes(spec, model, half=True) is None:
+        if learns_in_tower(spec, model) and image_bytes(spec, model, half=True) is None:
             warnings.append(problem("memory-without-tower", "vision.tower"))
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
