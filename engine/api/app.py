@@ -228,7 +228,8 @@ async def chat_completions(api: Api, request: Request, caller: Caller) -> Respon
         relay.close()
     leaving.cancel()
     await opening
-    return StreamingResponse(_lines(relay, api.answering), relay.status, media_type=relay.content_type)
+    unbuffered = {"X-Accel-Buffering": "no"}  # by a reverse proxy
+    return StreamingResponse(_lines(relay, api.answering), relay.status, unbuffered, relay.content_type)
 
 
 async def _disconnected(request: Request) -> None:

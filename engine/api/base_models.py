@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.yaml_text import read_yaml
 
 NAME_PATTERN = re.compile(r"[\w][\w./@-]{0,99}")  # no colon, which separates the parts of the names of results
+SEARCHED_EVERY_SECONDS = 10.0  # hundreds of models are not searched for with every request
 # OpenAI reports every step and keeps a checkpoint of each of the last three epochs.
 AS_OPENAI = {"logging": {"logging_steps": 1, "save_strategy": "epoch", "save_total_limit": 3}}
 
@@ -67,8 +70,7 @@ def add_api_arguments(parser: argparse.ArgumentParser) -> None:
 def base_models(workplace: Workplace, table: Path | None) -> dict[str, BaseModel]:
     """The base models by name. Raises Refusal if the table cannot be read."""
     if table is None:
-        models = find_models(workplace.models)
-        return {model.name: BaseModel(model.name, str(model.path)) for model in models if not model.adapter_of}
+        return dict(_in_folders(workplace.models, int(time.monotonic() // SEARCHED_EVERY_SECONDS)))
     try:
         text = regular_files.read_text(table)
     except OSError as error:
@@ -79,6 +81,12 @@ def base_models(workplace: Workplace, table: Path | None) -> dict[str, BaseModel
     if not isinstance(entries, dict):
         raise Refusal(problem("api-table", file=table))
     return {str(name): _base_model(workplace, table, str(name), entry) for name, entry in entries.items()}
+
+
+@lru_cache(maxsize=4)
+def _in_folders(roots: tuple[Path, ...], _period: int) -> dict[str, BaseModel]:
+    models = find_models(roots)
+    return {model.name: BaseModel(model.name, str(model.path)) for model in models if not model.adapter_of}
 
 
 def name_of(models: Mapping[str, BaseModel], folder: str) -> str:

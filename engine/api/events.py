@@ -100,13 +100,23 @@ def _end(job: Job) -> Iterator[Event]:
 
 def _metric_events(job: Job) -> Iterator[Event]:
     total = read_object(job.run.dir.progress).get("total")
-    begin, end = job.run.started or job.run.submitted, job.run.ended or time.time()
-    for step, (seconds, metrics) in steps(job).items():
+    logged, end = steps(job), job.run.ended or time.time()
+    # The file counts the seconds of training, and its last line was the last to be written.
+    last = max((seconds for seconds, _ in logged.values()), default=0.0)
+    begin = min(_changed(job.run.dir.metrics), end) - last
+    for step, (seconds, metrics) in logged.items():
         shown = {"train_loss": "training loss", "train_reward_mean": "reward", "valid_loss": "validation loss"}
         figures = ", ".join(f"{label}={metrics[name]:.4g}" for name, label in shown.items() if name in metrics)
         message = say("api-event-step", step=step, total=total or "?", figures=figures or "—")
         data = {"step": step, "total_steps": total, **metrics}
-        yield Event(("step", step), min(begin + seconds, end), message, data=data)
+        yield Event(("step", step), max(begin + seconds, job.run.submitted), message, data=data)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def steps(job: Job) -> Mapping[int, tuple[float, Mapping[str, float]]]:

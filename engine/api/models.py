@@ -33,11 +33,15 @@ class Model:
         return {"id": self.name, "object": "model", "created": int(created), "owned_by": owner}
 
     def choice(self, workplace: Workplace) -> servers.Choice:
-        """What a chat server has to load. Raises Refusal."""
-        if self.job is None:
-            assert self.base
-            return servers.choose(workplace, self.base.folder)
-        return servers.choose(workplace, "", [self.job.run.id])
+        """What a chat server has to load, with the inference engine of one that has loaded the base already. Raises
+        Refusal."""
+        base = self.base.folder if self.base and not self.job else ""
+        ids = [self.job.run.id] if self.job else []
+        choice = servers.choose(workplace, base, ids)
+        server = servers.find(workplace.saves, choice)
+        if server and server.alive and server.engine != choice.engine:
+            return servers.choose(workplace, base, ids, server.engine)
+        return choice
 
     @property
     def served_name(self) -> str:
