@@ -200,8 +200,9 @@ def serve(options: argparse.Namespace) -> None:
         saves=workplace.saves,
     )
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
-    api = Api(workplace, Gate(options.auth and Path(options.auth)), options.api_models)
-    page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts, api=api_application(api))
+    users_file = Path(options.auth) if options.auth else None
+    api = api_application(Api(workplace, Gate(users_file), options.api_models))
+    page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts, api=api, users_file=users_file)
     repeat(lambda: standby.tick(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors, too, let the queue move on
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)

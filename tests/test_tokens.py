@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from engine.__main__ import main
 from engine.api.base_models import base_models
 from engine.api.callers import Gate
 from engine.api.errors import ApiError
-from engine.core import tokens, users
+from engine.core import audit, tokens, users
 from engine.core.problems import Refusal
 from engine.launch.workspace import PROJECT, Workplace
 from tests.conftest import engine, flags_of
+from webui import token_pages
+from webui.login import LoginRequired
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -128,6 +134,39 @@ def test_tokens_are_listed_in_the_shell_and_need_a_users_file(
     monkeypatch.setattr(sys, "argv", ["engine", "api", "--auth", str(file.parent / "nobody.txt")])
     assert main() == 2
     assert "no users file" in capsys.readouterr().err
+
+
+def test_everybody_makes_and_revokes_their_own_tokens_on_a_page(file: Path) -> None:
+    inner = Starlette(routes=token_pages.routes(file, file.parent, ""))
+    app = LoginRequired(inner, file, file.with_suffix(".secret"), file.with_suffix(".ended"))
+    client = TestClient(app, headers={"Accept-Language": "en"})
+    assert client.get("/tokens").status_code == 401
+    client.post("/login", data={"name": "ada", "password": "correct horse"}, follow_redirects=False)
+    page = client.post("/tokens", data={"name": "<b>laptop", "scope": ["chat", "read"]})
+    [text] = re.findall(r"sk-athanor-[\w-]+", page.text)
+    token = tokens.find_token(file, text)
+    assert (token.user, token.name, token.scopes) == ("ada", "<b>laptop", ("chat", "read"))
+    listed = client.get("/tokens")
+    assert "&lt;b&gt;laptop" in listed.text
+    assert "<b>laptop" not in listed.text
+    assert text not in listed.text
+    other = tokens.add_token(file, "root", "other")
+    wrong: list[dict[str, Any]] = [
+        {"name": "", "scope": "read"},
+        {"name": "x"},
+        {"name": "x", "scope": "everything"},
+        {"name": "<b>laptop", "scope": "read"},
+        {"revoke": tokens.find_token(file, other).id},
+        {"revoke": "../users"},
+    ]
+    for form in wrong:
+        assert client.post("/tokens", data=form).status_code == 422, form
+    assert client.post("/tokens", data={"name": "x" * 10**5, "scope": "read"}).status_code in (400, 422)
+    assert [known.name for known in tokens.read_tokens(file)] == ["<b>laptop", "other"]
+    assert client.post("/tokens", data={"revoke": token.id}).status_code == 200
+    assert tokens.find_token(file, text) is None
+    actions = [(entry.user, entry.action, entry.outcome) for entry in audit.read(file.parent, 20)]
+    assert actions[0] == ("ada", "token", "done")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.data import uploads
 from engine.launch.workspace import Workplace
-from webui import downloads, theme
+from webui import downloads, theme, token_pages
 from webui.body_limit import BodyLimit
 from webui.event_streams import UnbufferedEventStreams
 from webui.page_sessions import keep_little
@@ -37,9 +38,11 @@ def application(
     root_path: str = "",
     hosts: Collection[str] | None = None,
     api: ASGIApp | None = None,
+    users_file: Path | None = None,
 ) -> ASGIApp:
     """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is its external path; `hosts` are its names,
-    as in `SameOrigin`; None: any name. `api` answers below /v1, where it asks for tokens itself."""
+    as in `SameOrigin`; None: any name. `api` answers below /v1, where it asks for tokens itself; they are those
+    of the users in `users_file`."""
     root = root_path.rstrip("/")
     pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
 
@@ -52,7 +55,8 @@ def application(
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
     start_pages = {language: StartPage(page_app, root) for language, page_app in pages.items()}
-    routes = [healthy, Assets(), *downloads.routes(workplace), Mount("/", _ByLanguage(start_pages))]
+    own_tokens = token_pages.routes(users_file, workplace.saves, root) if users_file else []
+    routes = [healthy, Assets(), *downloads.routes(workplace), *own_tokens, Mount("/", _ByLanguage(start_pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(UploadsOfUsers(inner), urlsplit(root).path)
     guarded: ASGIApp = BodyLimit(auth(whole) if auth else whole)

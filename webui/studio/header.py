@@ -21,14 +21,15 @@ def header(words: Words, person: Person, root: str, by_proxy: bool = False) -> s
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
     )
-    out = note = ""
+    out = note = leaving = ""
     if person.name:
         name = f"{escape(person.name)}<small>{escape(words(f'role-of-{person.role}'))}</small>"
         out = f'<span class="who">{name}</span>'
         if not by_proxy:
             change, leave = escape(words("change-password")), escape(words("sign-out"))
             out = f'<a class="who" href="{escape(root)}/password" title="{change}">{name}</a>'
-            out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
+            leaving = f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
+        out += f'<a class="own" href="{escape(root)}/tokens">{escape(words("tokens"))}</a>{leaving}'
     if refused := may(person, "start"):
         note = f'<p class="denied" data-denies=".acts, .owned">{escape(refused.text(words.language))}</p>'
     return (

@@ -1,0 +1,107 @@
+"""The page of one's own tokens, behind the name in the head: create one, see it once, revoke it. It needs no script."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from html import escape
+from http import HTTPStatus
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from engine.core import audit, tokens
+from engine.core.problems import Refusal
+from webui.login_pages import FLAME, PAGE, PAGE_HEADERS
+from webui.people import person_of
+from webui.reader_language import language_of
+from webui.words import Words
+
+MAX_FORM_FIELDS = 16
+STYLE = """<style>
+  main { max-width: 34rem; }
+  fieldset { margin: 0 0 1rem; padding: 0; border: 0; font-size: .875rem; }
+  legend { padding: 0; font-weight: 550; } fieldset label { margin: .35rem 0 0; font-weight: 400; }
+  fieldset input { display: inline; width: auto; margin: 0 .5rem 0 0; accent-color: var(--accent); }
+  .new { margin: 0 0 1.25rem; padding: .75rem; border: 1px solid var(--accent); border-radius: 8px; font-size: .9rem; }
+  .new code { display: block; margin-top: .4rem; overflow-wrap: anywhere; user-select: all; }
+  ul { margin: 1.5rem 0 0; padding: 0; list-style: none; }
+  li { display: flex; gap: 1rem; align-items: center; padding: .7rem 0; border-top: 1px solid var(--line); }
+  li > div { flex: 1; min-width: 0; overflow-wrap: anywhere; } li small { display: block; color: var(--soft); }
+  li button { width: auto; margin: 0; padding: .35rem .75rem; font-size: .875rem; color: var(--error);
+              background: none; border: 1px solid var(--line); }
+</style>"""
+
+
+def routes(users_file: Path, saves: Path, root: str) -> list[Route]:
+    """`/tokens`, for whoever the login has let through."""
+    page = partial(_answer, users_file, saves, root)
+    return [Route("/tokens", page, methods=["GET", "POST"])]
+
+
+async def _answer(users_file: Path, saves: Path, root: str, request: Request) -> Response:
+    """The list, after what the form asks for has been done."""
+    made = error = ""
+    status = HTTPStatus.OK
+    if request.method == "POST":
+        async with request.form(max_files=0, max_fields=MAX_FORM_FIELDS, max_part_size=1024) as form:
+            scopes = [str(scope) for scope in form.getlist("scope")]
+            name, revoked = str(form.get("name", "")), str(form.get("revoke", ""))
+        person = person_of(request)
+        try:
+            with audit.recorded(saves, person, "token", revoked or name):
+                if revoked:
+                    await run_in_threadpool(tokens.revoke_token, users_file, person.name, revoked)
+                else:
+                    made = await run_in_threadpool(tokens.add_token, users_file, person.name, name, scopes)
+        except Refusal as refusal:
+            error, status = refusal.text(language_of(request)), HTTPStatus.UNPROCESSABLE_ENTITY
+    known = await run_in_threadpool(tokens.read_tokens, users_file, person_of(request).name)
+    return _page(request, root, known, made, error, status)
+
+
+def _page(request: Request, root: str, known: list[tokens.Token], made: str, error: str, status: int) -> HTMLResponse:
+    words = Words(language_of(request))
+    labels = {scope: escape(words(f"token-scope-{scope}")) for scope in tokens.SCOPES}
+    scopes = "".join(
+        f'<label><input type="checkbox" name="scope" value="{scope}" checked>{label}</label>'
+        for scope, label in labels.items()
+    )
+    fields = (
+        f'<label>{escape(words("token-name"))}<input name="name" maxlength="{tokens.MAX_NAME_LENGTH}" '
+        f'autocomplete="off" spellcheck="false" required></label>'
+        f"<fieldset><legend>{escape(words('token-scopes'))}</legend>{scopes}</fieldset>"
+    )
+    new = (
+        f'<div class="new" role="status">{escape(words("token-once"))}<code>{escape(made)}</code></div>' if made else ""
+    )
+    below = f"{STYLE}<ul>{''.join(_line(token, words, root) for token in known[::-1])}</ul>"
+    html = PAGE.substitute(
+        lang={"en": "en", "zh": "zh-CN"}[words.language],
+        title=escape(words("tokens")),
+        tagline=escape(words("tokens-help")),
+        action=escape(f"{root}/tokens"),
+        fields=fields,
+        error=new + (f'<p class="error" role="alert">{escape(error)}</p>' if error else ""),
+        enter=escape(words("token-create")),
+        below=f'{below}<p class="back"><a href="{escape(root)}/">← Athanor</a></p>',
+        flame=FLAME,
+    )
+    return HTMLResponse(html, status, PAGE_HEADERS)
+
+
+def _line(token: tokens.Token, words: Words, root: str) -> str:
+    used = words("token-used", day=_day(token.used)) if token.used else words("token-unused")
+    about = f"{', '.join(token.scopes)} · {words('token-created', day=_day(token.created))} · {used}"
+    return (
+        f"<li><div>{escape(token.name)}<small>{escape(about)}</small></div>"
+        f'<form method="post" action="{escape(root)}/tokens"><input type="hidden" name="revoke" value="{token.id}">'
+        f"<button>{escape(words('token-revoke'))}</button></form></li>"
+    )
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))
