@@ -1,0 +1,100 @@
+"""Any training run as a job of OpenAI's interface: what its folder says in OpenAI's words, and types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+
+from engine.api import events, jobs
+from engine.api.base_models import BaseModel
+from engine.api.callers import Caller
+from engine.api.jobs import Job
+from engine.core.problems import problem
+from engine.core.rights import OPERATOR, USER, Person
+from engine.core.run_warnings import write_warning
+from engine.core.rundir import append_lines, read_json, write_json
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from tests.past_runs import falling, run_maker
+
+MODELS = {"gpt": BaseModel("gpt", "org/base")}
+
+
+def job_of(run: runs.Run, saves: Path) -> Job:
+    return Job(runs.read(run.path, saves), MODELS)
+
+
+def strictly(job: Job) -> FineTuningJob:
+    """The job as its client's own type reads it."""
+    return FineTuningJob.model_validate(job.as_object({"names": "file-1"}), strict=True)
+
+
+def test_every_state_of_a_run_is_one_of_a_job(tmp_path: Path) -> None:
+    make = run_maker(tmp_path)
+    finished, failed, interrupted = make("a"), make("b", outcome="failed"), make("c", outcome=None)
+    assert [job_of(run, tmp_path).status for run in (finished, failed, interrupted)] == [
+        "succeeded",
+        "failed",
+        "failed",
+    ]
+    assert strictly(job_of(finished, tmp_path)).fine_tuned_model.startswith("ft:gpt:athanor::")
+    write_json(failed.dir.exit, read_json(failed.dir.exit) | {"reason": "exit", "code": 1})
+    for run in (failed, interrupted):
+        job = strictly(job_of(run, tmp_path))
+        assert (job.fine_tuned_model, job.result_files) == (None, [])
+        assert job.error.message
+    stopped = make("d", outcome="stopped")
+    for how, status in {"save": "paused", "kill": "cancelled"}.items():
+        write_json(stopped.dir.request, read_json(stopped.dir.request) | {"stop": {"how": how, "by": "", "at": 1e9}})
+        assert job_of(stopped, tmp_path).status == status
+    waiting = make("e", outcome=None)
+    waiting.dir.keeper.unlink()
+    assert strictly(job_of(waiting, tmp_path)).status == "queued"
+    write_json(waiting.dir.request, read_json(waiting.dir.request) | {"held": True})
+    assert job_of(waiting, tmp_path).status == "paused"
+
+
+@pytest.mark.parametrize(
+    "stage", [{"kind": "sft"}, {"kind": "dpo", "beta": 0.2}, {"kind": "grpo", "rewards": ["exact"]}]
+)
+def test_a_run_that_was_started_on_the_page_is_a_job(tmp_path: Path, stage: dict[str, Any]) -> None:
+    run = run_maker(tmp_path)("page", stage=stage, training__learning_rate=2e-4, data__eval_datasets=["held-out"])
+    job = strictly(job_of(run, tmp_path))
+    assert (job.model, job.training_file, job.validation_file, job.metadata) == ("gpt", "file-1", "held-out", None)
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, 16 if stage["kind"] != "grpo" else 2)
+    # The usual rate is 1e-4, and a tenth of it for the others.
+    assert job.hyperparameters.learning_rate_multiplier == (2 if stage["kind"] == "sft" else 20)
+    place = Workplace(saves=tmp_path)
+    for name, role, count in (("", OPERATOR, 1), ("root", OPERATOR, 1), ("ada", USER, 0), ("", USER, 0)):
+        assert len(list(jobs.jobs(place, MODELS, Caller(Person(name, role))))) == count
+    other = run_maker(tmp_path / "kto")("kto", stage={"kind": "kto"})
+    assert list(jobs.jobs(Workplace(saves=other.path.parents[2]), MODELS, Caller(Person("", OPERATOR)))) == []
+
+
+def test_events_and_checkpoints_are_read_from_the_folder(tmp_path: Path) -> None:
+    run = run_maker(tmp_path)("run", falling(20))
+    append_lines(run.dir.metrics, [{"step": 20, "epoch": 1.0, "time": 11.0, "loss": 0.25}])  # of a resumed run
+    append_lines(run.dir.metrics, [{"step": "x", "loss": 1}, {"step": 21, "time": 12.0, "loss": float("nan")}])
+    write_warning(run.dir, problem("loss-zero", count=3, step=7), 7)
+    checkpoint = run.path / "checkpoint-10"
+    checkpoint.mkdir()
+    (run.path / "checkpoint-20").mkdir()  # interrupted while it was written
+    write_json(checkpoint / "complete.json", {})
+    job = job_of(run, tmp_path)
+    listed = [FineTuningJobEvent.model_validate(event.as_object(job), strict=True) for event in events.events(job)]
+    assert len({event.id for event in listed}) == len(listed)
+    assert [event.created_at for event in listed] == sorted((event.created_at for event in listed), reverse=True)
+    assert [event.level for event in listed if event.type == "message"].count("warn") == 1
+    data = {event.data["step"]: event.data for event in listed if event.type == "metrics"}
+    assert (data[20]["train_loss"], "train_loss" in data[21], len(data)) == (0.25, False, 21)
+    assert data[10]["valid_loss"] == data[10]["full_valid_loss"] == pytest.approx(data[10]["train_loss"] + 0.2)
+    [saved] = [FineTuningJobCheckpoint.model_validate(entry, strict=True) for entry in events.checkpoints(job)]
+    assert (saved.step_number, saved.metrics.train_loss) == (10, data[10]["train_loss"])
+    table = events.results_csv(job).splitlines()
+    assert (len(table), table[0].split(",")[:2]) == (22, ["step", "train_loss"])
+    assert events.results_size(job) == len(events.results_csv(job).encode())
+    assert run_maker(tmp_path / "empty")("none").dir.metrics.exists() is False
