@@ -12,6 +12,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.browser.find_chromium
 	-$(BIN)/python -m tests.find_nginx
+	-$(BIN)/python -m tests.find_slurm
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Only the tests that depend on changes since the last commit, or since SINCE=COMMIT.

@@ -20,6 +20,7 @@ from engine.core.problems import Refusal, problem, shell_language
 from engine.core.repetition import repeat
 from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
+from engine.launch.engine_choice import settle_choice
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
 from engine.runs import standby
 from engine.serving import servers
@@ -172,7 +173,8 @@ def serve(options: argparse.Namespace) -> None:
         keep_from_other_users()
         if remark := users.remark_without_role(Path(options.auth)):
             print(remark.text(shell_language()), file=sys.stderr)
-    for made in (make_saves(workplace), make_data(workplace)):
+    notes = make_saves(workplace), settle_choice(workplace.saves, options.run_engine), make_data(workplace)
+    for made in notes:
         if made:
             print(made.text(shell_language()), file=sys.stderr)
     if not is_loopback(options.host) and options.no_auth and not options.auth:

@@ -14,8 +14,9 @@ from engine.core import audit
 from engine.core.problems import Refusal, problem
 from engine.core.stages import STAGES
 from engine.following import sentence, user_name
-from engine.launch.workspace import Workplace, add_arguments, from_arguments
-from engine.runs import queue
+from engine.launch.engine_choice import settle_choice
+from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_saves
+from engine.runs import engines
 
 # Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
 VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.sweep, verbs.evaluate, verbs.convert, programs.api)
@@ -46,6 +47,11 @@ def _workplace(arguments: argparse.Namespace) -> Workplace:
     workplace = from_arguments(arguments)
     if arguments.function not in VERBS_THAT_MAKE_SAVES + VERBS_WITHOUT_SAVES and not workplace.saves.is_dir():
         raise Refusal(problem("saves-missing", folder=workplace.saves))
+    engine = getattr(arguments, "run_engine", None)
+    if engine and arguments.function in VERBS_THAT_MAKE_SAVES:
+        make_saves(workplace)
+    if note := settle_choice(workplace.saves, engine if workplace.saves.is_dir() else None):
+        print(sentence(note), file=sys.stderr)
     return workplace
 
 
@@ -84,7 +90,10 @@ def parser() -> argparse.ArgumentParser:
     }
     for function, operand in takes.items():
         name = function.__name__.rstrip("_").replace("_", "-")
-        verb = subparsers.add_parser(name, help=function.__doc__, description=function.__doc__)
+        # `serve` has an --engine of its own, which answers and starts no run.
+        verb = subparsers.add_parser(
+            name, help=function.__doc__, description=function.__doc__, conflict_handler="resolve"
+        )
         verb.set_defaults(function=function)
         add_arguments(verb)
         if operand:
@@ -149,7 +158,7 @@ def main() -> int:
         if arguments.function not in VERBS_WITHOUT_SAVES:
             # A supervisor that was killed did not start the next run, and there may be no studio to do so.
             with contextlib.suppress(OSError):  # a user with read access only
-                queue.advance(workplace.saves)
+                engines.advance(workplace.saves)
         return status
     except Refusal as refusal:
         issues = refusal.problems

@@ -13,7 +13,7 @@ from engine.core import audit, regular_files
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
 from engine.evaluation import report
 from engine.launch.workspace import Workplace, make_data
-from engine.runs import failures, kinds, queue, runs
+from engine.runs import engines, failures, kinds, runs
 from engine.spec.run_spec import Spec
 
 
@@ -45,8 +45,9 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
         now = runs.get(workplace.saves, run.id)
         if now.state != last_state and not quiet:
             last_state = now.state
-            place = queue.place(now)
-            waits = f" #{place.number}: {place.decision.text(shell_language())}" if place else ""
+            place = engines.place(now)
+            number = f" #{place.number}" if place and place.number else ""
+            waits = f"{number}: {place.decision.text(shell_language())}" if place else ""
             print(f"[{last_state}{waits.rstrip(': ')}]", flush=True)
         shown = shown if quiet else _print_new(now.dir.log, shown)
         if now.final:
@@ -57,7 +58,7 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
             print(f"[asked to stop: {how}]", flush=True)
             with contextlib.suppress(Refusal):  # it ended at the same moment
                 runs.stop(now, how, by=user_name())
-        queue.advance(workplace.saves)
+        engines.advance(workplace.saves)
         time.sleep(0.5)
 
 

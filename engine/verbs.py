@@ -27,7 +27,7 @@ from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
 from engine.preflight import machine
-from engine.runs import failures, gpu_use, kinds, prune, queue, results, resumption, runs, sweeps
+from engine.runs import engines, failures, gpu_use, kinds, prune, results, resumption, runs, sweeps
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
@@ -117,10 +117,10 @@ def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
         with audit.recorded(workplace.saves, audit.shell(user_name()), "reorder", run.id) if changes else nullcontext():
             for change in changes:
                 change(run)
-    for number, (run, decision) in enumerate(queue.decisions(workplace.saves), start=1):
-        print(f"{number:>3}  {run.id}")
-        if decision.reason:
-            print(f"     {decision.text(shell_language())}")
+    for run, place in engines.waiting(workplace.saves):
+        print(f"{place.number or '':>3}  {run.id}")
+        if place.decision.reason:
+            print(f"     {place.decision.text(shell_language())}")
     for use in gpu_use.gpu_uses():
         gpu, by = use.gpu, use.holder.text if use.holder else "others" if use.others else "free"
         print(f"GPU {gpu.index}  {(gpu.memory - gpu.free) / 1e9:>6.1f} of {gpu.memory / 1e9:.1f} GB  {by}")
@@ -132,6 +132,10 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
     run = _run(arguments, workplace)
     now = progress(run)
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
+    if place := engines.place(run):
+        print(place.decision.text(shell_language()))
+    elif doubt := engines.doubt(run):
+        print(doubt.text(shell_language()))
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
     if summary := report.summary(run.dir):

@@ -46,6 +46,10 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "warnings": "warnings.jsonl",
         "stalled": "stalled.txt",
         "reserve": ".reserve",
+        "slurm": "slurm.json",
+        "slurm_refused": "slurm_refused.json",
+        "heartbeat": "heartbeat",
+        "pause": "pause.json",
     }
     assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 

@@ -142,11 +142,11 @@ def test_only_a_full_disk_or_quota_keeps_a_run_from_starting(
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "posix_fallocate", reserve)
-    assert supervisor._reserve_space(RunDir(tmp_path)) is not full
+    assert supervisor.reserve_space(RunDir(tmp_path)) is not full
 
 
 @pytest.mark.parametrize(("error", "reason"), [(errno.EDQUOT, "disk-full"), (errno.EACCES, "no-keeper")])
 def test_a_quota_that_is_used_up_is_the_reason(tmp_path: Path, error: int, reason: str) -> None:
     write_json(RunDir(tmp_path).request, {"attempt": 1})
-    supervisor._give_up(RunDir(tmp_path), OSError(error, os.strerror(error)))
+    supervisor.give_up(RunDir(tmp_path), OSError(error, os.strerror(error)))
     assert read_json(RunDir(tmp_path).exit)["reason"] == reason

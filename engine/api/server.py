@@ -12,7 +12,7 @@ from engine.api.callers import Gate
 from engine.core.repetition import repeat
 from engine.core.sockets import KEEP_ALIVE_SECONDS
 from engine.launch.workspace import Workplace
-from engine.runs import queue
+from engine.runs import engines
 from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
@@ -21,7 +21,7 @@ SHUTDOWN_SECONDS = 5  # how long shutting down waits for transfers in progress
 
 def serve(workplace: Workplace, users_file: Path, table: Path | None, listener: socket.socket) -> None:
     """Answer requests until the process is told to end. Runs and chat servers go on without it, as without a studio."""
-    repeat(lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS)
+    repeat(lambda: engines.advance(workplace.saves), QUEUE_POLL_SECONDS)
     servers.hold_studio_lock(workplace.saves)
     config = uvicorn.Config(
         application(Api(workplace, Gate(users_file), table)),

@@ -90,6 +90,30 @@ def limited_to(gpus: tuple[Gpu, ...]) -> Iterator[None]:
         _limited.reset(token)
 
 
+_elsewhere: tuple[Gpu, ...] | None = None
+
+
+def plan_for(gpus: tuple[Gpu, ...] | None) -> None:
+    """Let this process plan runs for machines with these GPUs each, and not for its own (None)."""
+    global _elsewhere
+    _elsewhere = gpus
+
+
+def planned_gpus() -> tuple[Gpu, ...]:
+    """The GPUs of a machine that runs compute on: this one, unless `plan_for` has been called."""
+    return gpus() if _elsewhere is None else _elsewhere
+
+
+def planned_gpu_failure() -> Problem | None:
+    """`gpu_failure`; None if runs compute on other machines than this one."""
+    return gpu_failure() if _elsewhere is None else None
+
+
+def plans_elsewhere() -> bool:
+    """Whether runs compute on other machines than this one."""
+    return _elsewhere is not None
+
+
 def all_gpus() -> tuple[Gpu, ...]:
     """All GPUs of the machine, whatever CUDA_VISIBLE_DEVICES is."""
     return _cached_query()[0]

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,14 +67,27 @@ class RunDir:
     exit = _PathBelow("exit.json")
     attempts = _PathBelow("attempts")
     reserve = _PathBelow(".reserve")
+    slurm = _PathBelow("slurm.json")
+    slurm_refused = _PathBelow("slurm_refused.json")
+    heartbeat = _PathBelow("heartbeat")
+    pause = _PathBelow("pause.json")
 
     def alive(self) -> bool:
-        """Whether any process of the run is alive."""
+        """Whether any process of the run is alive. One that Slurm runs is on other machines, whose locks are not seen
+        here: its supervisor touches a file."""
+        if self.on_slurm():
+            return not os.path.lexists(self.exit) and heartbeat_age(self) < HEARTBEAT_LOST_SECONDS
         return is_locked(self.lock, ALIVE_BYTE)
 
+    def on_slurm(self) -> bool:
+        """Whether the current attempt has been handed to Slurm."""
+        return os.path.lexists(self.slurm)
+
     def attempt(self) -> int:
-        """The number of the current attempt: 1, and one more for each resume."""
-        return read_json(self.request)["attempt"]
+        """The number of the current attempt: 1, and one more for each resume, and each time that Slurm has started it
+        again."""
+        ended = [int(folder.name) for folder in list_folders(self.attempts) if folder.name.isdecimal()]
+        return max(number + 1 for number in [read_json(self.request)["attempt"] - 1, *ended])
 
     def log_from(self) -> int:
         """The position in the log where this attempt begins."""
@@ -129,6 +143,17 @@ def run_folders(saves: Path) -> list[Path]:
 def any_run_alive(saves: Path) -> bool:
     """Whether a run is alive."""
     return any(RunDir(folder).alive() for folder in run_folders(saves))
+
+
+HEARTBEAT_SECONDS, HEARTBEAT_LOST_SECONDS = 5.0, 120.0  # between two heartbeats; without one, until it counts as lost
+
+
+def heartbeat_age(run: RunDir) -> float:
+    """Seconds since the supervisor of a run on another machine has last shown that it is alive."""
+    try:
+        return time.time() - run.heartbeat.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 COMPLETE_FILE = "complete.json"  # marks a checkpoint whose files are all on disk

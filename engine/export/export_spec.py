@@ -224,9 +224,9 @@ def no_converter() -> Problem:
 
 
 def _device_problems(spec: ExportSpec) -> list[Problem]:
-    if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
+    if spec.hardware.device != "cpu" and (failure := hardware.planned_gpu_failure()):
         return [failure]
-    return [] if on_cpu(spec, len(hardware.gpus())) else checks.missing_gpus(spec.hardware)
+    return [] if on_cpu(spec, len(hardware.planned_gpus())) else checks.missing_gpus(spec.hardware)
 
 
 def _combination_problems(spec: ExportSpec) -> list[Problem]:
@@ -304,7 +304,7 @@ def disk_needed(spec: ExportSpec) -> int:
 def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
     """Whether the model fits into the memory of the device: into what is free now or, for an export that waits, into
     all of it."""
-    if on_cpu(spec, len(hardware.gpus())):
+    if on_cpu(spec, len(hardware.planned_gpus())):
         (free, whole), code = hardware.memory(), "export-no-memory"
     else:
         gpu = next(iter(likely_gpus(spec, memory_needed(spec))), None)

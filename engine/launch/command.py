@@ -51,7 +51,7 @@ def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> li
     """Rows are tokenized before the training uses a device; meanwhile several processes try whether they can
     communicate, and the launcher imports its libraries. All downloads are finished by the time it begins."""
     training = train_command(spec, folder, port, gpu_count)
-    several = spec.hardware.num_processes > 1
+    several = spec.hardware.processes_per_machine > 1
     return [
         worker_step("prepare", folder),
         *[replace(worker_step("check_ranks", folder), waits=True)] * several,
@@ -69,8 +69,8 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
     configuration = RunDir(Path(folder)).accelerate if processes > 1 else ACCELERATE_CONFIG
     flags = {
         "num_processes": processes,
-        "num_machines": 1,
-        "machine_rank": 0,
+        "num_machines": spec.hardware.num_machines,
+        "machine_rank": 0,  # `engine.launch.machine` replaces it on the others
         "main_process_port": port,
         "mixed_precision": "no",
         "dynamo_backend": "no",
@@ -87,8 +87,8 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
 def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: int) -> dict[str, str]:
     """Environment variables of the run's processes, in addition to the studio's own.
 
-    `gpus`: those that the run can use, of which it takes the chosen or the first;
-    `threads`: of the CPU, for all processes of the run together.
+    `gpus`: those that the run can use on a machine, of which it takes the chosen or the first;
+    `threads`: of a machine's CPU, for all processes of the run there.
     """
     variables = {
         RUN_VARIABLE: str(folder),
@@ -107,13 +107,13 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
         variables |= {
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": str(max(threads // spec.hardware.num_processes, 1)),
+            "OMP_NUM_THREADS": str(max(threads // max(spec.hardware.processes_per_machine, 1), 1)),
             # Threads that spin while they wait for each other multiply the time where other work needs the cores.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
     else:
         names = {gpu.index: gpu.cuda_name for gpu in gpus}
-        chosen = spec.hardware.devices or list(names)[: spec.hardware.num_processes]
+        chosen = spec.hardware.devices or list(names)[: spec.hardware.processes_per_machine]
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(names.get(index, str(index)) for index in chosen)
     if is_hub_id(spec.model.model_name_or_path):
         variables["ATHANOR_HUB"] = spec.model.hub

@@ -150,6 +150,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]")
     parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        dest="run_engine",
+        default=os.environ.get("ATHANOR_ENGINE") or None,
+        help=(
+            "what starts the runs: local, on this machine, or slurm; kept in engine.yaml of the saves folder "
+            "[ATHANOR_ENGINE; default: local]"
+        ),
+    )
+    parser.add_argument(
         "--reward-files",
         metavar="DIR",
         type=Path,

@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.core import hardware, leases
 from engine.core.problems import Problem, problem
 from engine.launch import command
+from engine.launch.engine_choice import read_choice
 from engine.launch.workspace import Workplace
 from engine.models.reward_models import reward_model_problems
 from engine.preflight import doctor
@@ -37,7 +38,7 @@ def preflight_problems(spec: RunSpec, workplace: Workplace, *, wait: bool = True
     if "data.dataset_dir" not in outside:
         problems += dataset_problems(spec)
     problems += _reward_problems(spec, workplace, outside)
-    problems += device_problems(spec) + package_problems(spec, wait)
+    problems += _engine_problems(spec, workplace) + device_problems(spec) + package_problems(spec, wait)
     weights = trained_parameters(spec) if model_is_readable({problem.field for problem in problems}) else 0
     return problems + _disk_problems(spec, workplace, weights or 0)
 
@@ -58,11 +59,18 @@ def _reward_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> 
     return problems
 
 
+def _engine_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    """Several machines without an engine that has some."""
+    if spec.hardware.num_machines == 1 or read_choice(workplace.saves).engine != "local":
+        return []
+    return [problem("machines-on-local", "hardware.num_machines", given=spec.hardware.num_machines)]
+
+
 def device_problems(spec: RunSpec) -> list[Problem]:
     """What prevents a training on the devices that it names: missing ones, or settings that they do not support."""
-    chosen, gpus = spec.hardware, hardware.gpus()
+    chosen, gpus = spec.hardware, hardware.planned_gpus()
     attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(gpus))
-    if chosen.device != "cpu" and (failure := hardware.gpu_failure()):
+    if chosen.device != "cpu" and (failure := hardware.planned_gpu_failure()):
         return [failure]
     if cpu and attention == "flash_attention_2":
         return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
@@ -80,8 +88,9 @@ def device_problems(spec: RunSpec) -> list[Problem]:
         return []
     if missing := missing_gpus(chosen):
         return missing
-    if chosen.num_processes > len(gpus):
-        return [problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(gpus))]
+    if chosen.num_processes > chosen.num_machines * len(gpus):
+        there = chosen.num_machines * len(gpus)
+        return [problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=there)]
     if doctor.torch_cuda() == "":
         name = next(gpu.name for gpu in gpus if not chosen.devices or gpu.index in chosen.devices)
         return [problem("torch-without-cuda", "hardware.device", name=name)]
@@ -94,14 +103,14 @@ def device_problems(spec: RunSpec) -> list[Problem]:
 
 def missing_gpus(chosen: Hardware) -> list[Problem]:
     """The problem that there is no GPU where one is needed, or not that one, or that none can be leased."""
-    there = [gpu.index for gpu in hardware.gpus()]
+    there = [gpu.index for gpu in hardware.planned_gpus()]
     if not there:
         return [problem("no-cards", "hardware.devices" if chosen.devices else "hardware.device")]
     unknown = [index for index in chosen.devices if index not in there]
     if unknown:
         named = ", ".join(map(str, there))
         return [problem("card-unknown", "hardware.devices", given=unknown[0], there=named)]
-    return list(filter(None, [leases.obstacle()]))
+    return [] if hardware.plans_elsewhere() else list(filter(None, [leases.obstacle()]))
 
 
 def _disk_problems(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:

@@ -61,6 +61,7 @@ class Device:
     index: int | None = None
     name: str = "CPU"
     identity: str = "cpu"
+    elsewhere: bool = False  # on other machines, where nothing can be tried
 
     @property
     def kind(self) -> str:
@@ -69,11 +70,11 @@ class Device:
 
 def device_of(spec: Spec) -> Device:
     """The first device that a run would use."""
-    gpus = hardware.gpus()
+    gpus = hardware.planned_gpus()
     if not gpus or command.on_cpu(spec, len(gpus)):
         return Device()
     gpu = (likely_gpus(spec) or gpus)[0]
-    return Device(gpu.index, gpu.name, gpu.uuid)
+    return Device(gpu.index, gpu.name, gpu.uuid, hardware.plans_elsewhere())
 
 
 _lock = threading.Lock()
@@ -83,7 +84,10 @@ _uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and the u
 
 def trial_result(module: str, device: Device, *, wait: bool) -> TrialResult | None:
     """The result of trying `module` on `device`: from the cache if the environment is the same, otherwise from a new
-    trial. Without `wait`, a new trial runs in the background, and None is returned until it has ended."""
+    trial. Without `wait`, a new trial runs in the background, and None is returned until it has ended. None, too, for a
+    device of another machine."""
+    if device.elsewhere:
+        return None
     file = _folder() / f"{_key(module, device)}.json"
     if known := _saved_result(file):
         return known

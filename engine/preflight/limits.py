@@ -116,8 +116,8 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
     loading = spec.extra.get("dataloader_num_workers")
     if isinstance(loading, int) and loading > cores:
         warnings.append(problem("more-workers-than-cores", "extra.dataloader_num_workers", given=loading, cores=cores))
-    if on_cpu(spec, len(hardware.gpus())) and spec.hardware.num_processes > cores:
-        processes = spec.hardware.num_processes
+    processes = spec.hardware.processes_per_machine
+    if on_cpu(spec, len(hardware.planned_gpus())) and not hardware.plans_elsewhere() and processes > cores:
         warnings.append(problem("more-processes-than-cores", "hardware.num_processes", given=processes, cores=cores))
     schedule = spec.training.lr_scheduler_type
     if schedule in SCHEDULES_WITHOUT_WARMUP and spec.training.warmup_steps:
@@ -138,7 +138,7 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
 def _dequantization_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """A warning if weights take more space in memory than on disk because they are dequantized while they are
     loaded."""
-    loaded = memory.weight_bytes(spec, model, len(hardware.gpus()))
+    loaded = memory.weight_bytes(spec, model, len(hardware.planned_gpus()))
     if model.quantized not in DEQUANTIZED or not loaded:
         return []
     values = {"how": model.quantized, "stored": _size(model.bytes), "size": _size(loaded)}
@@ -265,7 +265,7 @@ def _padding_warnings(model: ModelFacts) -> list[Problem]:
 
 def _process_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """Processes on a CPU share its memory: each has its own copy of the model, whatever its rows are."""
-    gpu_count = len(hardware.gpus())
+    gpu_count = len(hardware.planned_gpus())
     need = (
         memory.memory_needed(spec, model, gpu_count)
         if on_cpu(spec, gpu_count) and spec.hardware.num_processes > 1
@@ -323,7 +323,7 @@ def _batch_size_problems(
         return []
 
     def fits(batch: int) -> bool:
-        need = memory.memory_needed(counted.change(path, batch), model, len(hardware.gpus()))
+        need = memory.memory_needed(counted.change(path, batch), model, len(hardware.planned_gpus()))
         return need is None or need.total <= room.bytes
 
     if fits(largest) or not fits(1):
@@ -339,7 +339,7 @@ def _length_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
     def fits(length: int) -> bool:
         changed = spec.change("data.max_length", length).change("training.per_device_train_batch_size", 1)
-        need = memory.memory_needed(changed, model, len(hardware.gpus()))
+        need = memory.memory_needed(changed, model, len(hardware.planned_gpus()))
         return need is None or need.total <= room.bytes
 
     if fits(spec.data.max_length):

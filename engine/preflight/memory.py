@@ -300,7 +300,7 @@ class AvailableMemory:
 def available_memory(spec: RunSpec) -> AvailableMemory | None:
     """What each process of the run may take: as much as there is on enough GPUs for all of them, since the schedule
     gives it GPUs into which it fits. None if one does not report it."""
-    gpus, processes = hardware.gpus(), spec.hardware.num_processes
+    gpus, processes = hardware.planned_gpus(), spec.hardware.processes_per_machine
     if on_cpu(spec, len(gpus)) or not gpus:
         return AvailableMemory(hardware.memory()[1] // processes, "")
     largest = sorted(usable_gpus(spec) or gpus, key=lambda gpu: -(gpu.memory or math.inf))[:processes]

@@ -69,7 +69,7 @@ def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
 
 def loading_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """With FSDP2, every process reads the whole model into main memory before it is divided."""
-    gpu_count, processes = len(hardware.gpus()), spec.hardware.num_processes
+    gpu_count, processes = len(hardware.planned_gpus()), spec.hardware.num_processes
     strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
     if not isinstance(strategy, Fsdp2) or spec.model.quantization.kind != "none":
         return []

@@ -23,8 +23,8 @@ def usable_gpus(spec: Spec, memory: int = 0) -> list[Gpu]:
     """The GPUs that the schedule chooses from for a run whose processes need this many bytes (0: unknown)."""
     chosen = spec.hardware
     return eligible(
-        hardware.gpus(),
-        chosen.num_processes,
+        hardware.planned_gpus(),
+        chosen.processes_per_machine,
         indices=chosen.devices,
         memory=memory,
         capability=needed_capability(spec),
@@ -33,12 +33,12 @@ def usable_gpus(spec: Spec, memory: int = 0) -> list[Gpu]:
 
 def likely_gpus(spec: Spec, memory: int = 0) -> list[Gpu]:
     """Those that the run would be given if no other run waited or computed."""
-    return emptiest(usable_gpus(spec, memory), spec.hardware.num_processes)
+    return emptiest(usable_gpus(spec, memory), spec.hardware.processes_per_machine)
 
 
 def gpu_without_bf16(spec: Spec) -> Gpu | None:
     """A GPU that the run would have to use although it is too old for bf16; None if there are enough others."""
     chosen = spec.hardware
-    gpus = eligible(hardware.gpus(), chosen.num_processes, indices=chosen.devices)
+    gpus = eligible(hardware.planned_gpus(), chosen.processes_per_machine, indices=chosen.devices)
     old = [gpu for gpu in gpus if lacks(gpu, BF16_CAPABILITY)]
-    return old[0] if old and len(gpus) - len(old) < chosen.num_processes else None
+    return old[0] if old and len(gpus) - len(old) < chosen.processes_per_machine else None

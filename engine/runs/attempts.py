@@ -1,11 +1,23 @@
-"""The attempts of a run: when each took place, on how many devices, and from which step the current one continues."""
+"""The attempts of a run: their files, when each took place, on how many devices, and from which step the current one
+continues."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from engine.core.problems import Refusal
 from engine.core.regular_files import list_folders
 from engine.core.rundir import RunDir, read_object
 from engine.runs.run import Run
+
+
+def put_aside(run: RunDir, number: int, *others: Path) -> None:
+    """Move the files of attempt `number` to their place among the earlier ones, `others` last."""
+    past = run.attempts / str(number)
+    past.mkdir(parents=True, exist_ok=True)
+    for file in (run.error, run.progress, run.keeper, run.pause, *others):
+        if file.exists():
+            file.rename(past / file.name)
 
 
 def seconds_before(run: Run) -> float:
@@ -56,5 +68,5 @@ def devices(run: Run) -> int:
 def resumed_from(run: Run) -> int | None:
     """The step of the checkpoint from which the current attempt of a training continues, 0 if there was none; None for
     other runs, and for those resumed by a version that did not record it."""
-    step = run.request.get("resumed_from")
+    step = read_object(run.dir.keeper).get("resumed_from", run.request.get("resumed_from"))
     return step if isinstance(step, int) and run.kind == "training" else None

@@ -63,14 +63,14 @@ def _training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> l
 def training_memory(spec: RunSpec) -> int:
     """The estimated memory of each process of a training in bytes; 0 if the model's size is unknown."""
     model = inspect_model(spec.model.model_name_or_path)
-    need = memory.memory_needed(spec, model, len(hardware.gpus())) if model else None
+    need = memory.memory_needed(spec, model, len(hardware.planned_gpus())) if model else None
     return int(need.total) if need else 0
 
 
 def training_capability(spec: RunSpec) -> float:
     """The compute capability that each GPU of a training needs."""
     model = inspect_model(spec.model.model_name_or_path)
-    return needed_capability(memory.with_strategy(spec, model, len(hardware.gpus())))
+    return needed_capability(memory.with_strategy(spec, model, len(hardware.planned_gpus())))
 
 
 KINDS = {

@@ -18,8 +18,9 @@ FULL_BYTES = 1 << 20  # a disk with less space left is full
 
 
 def requested_stop(run: RunDir) -> str | None:
-    """ "save", "kill", or None: the request to stop the run."""
-    return (read_object(run.request).get("stop") or {}).get("how")
+    """ "save", "kill", or None: the request to stop the run. "save", too, if the time that Slurm gives it is over."""
+    how = (read_object(run.request).get("stop") or {}).get("how")
+    return how or ("save" if run.pause.exists() else None)
 
 
 def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:

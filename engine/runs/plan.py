@@ -97,7 +97,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     """Everything that the page shows next to the Start button. Never waits: what is still being tried on this machine
     is shown once it is known (`engine.preflight.doctor`)."""
     spec = workplace.frozen(spec)
-    gpus = hardware.gpus()
+    gpus = hardware.planned_gpus()
     gpu_count = len(gpus)
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, gpu_count)

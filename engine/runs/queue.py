@@ -59,7 +59,9 @@ def waiting(saves: Path) -> list[Run]:
 
 
 def _waiting(open_runs: Iterable[Run]) -> list[Run]:
-    queued = [run for run in open_runs if run.state == "queued" and not run.request.get("damaged")]
+    queued = [
+        run for run in open_runs if run.state == "queued" and not (run.request.get("damaged") or run.dir.on_slurm())
+    ]
     return sorted((run for run in queued if _turn(run)), key=_turn)
 
 
@@ -89,9 +91,9 @@ def _any_alive(open_runs: Iterable[Run]) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a waiting run in the queue: 1 for the first. `decision`: why it waits."""
+    """The place of a waiting run in the queue: 1 for the first, None if that is unknown. `decision`: why it waits."""
 
-    number: int
+    number: int | None
     decision: Decision
 
 
@@ -118,7 +120,7 @@ def decisions(saves: Path) -> list[tuple[Run, Decision]]:
 def demand_fields(spec: Spec, memory: int, capability: float = 0.0) -> dict[str, Any]:
     """What request.json says of a run's devices: decided at submission, by the process that knows which GPUs the run
     may use. Whoever starts the run may have another CUDA_VISIBLE_DEVICES."""
-    gpus, chosen = hardware.gpus(), spec.hardware
+    gpus, chosen = hardware.planned_gpus(), spec.hardware
     limited = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
     return {
         "count": 0 if command.on_cpu(spec, len(gpus)) else chosen.num_processes,
@@ -227,7 +229,7 @@ def _machine(alive: Sequence[Run]) -> Machine:
 def gpus_for(spec: Spec, memory: int) -> tuple[Gpu, ...]:
     """The GPUs that a run of `spec` would have if it were started now; if it would have to wait, those that it would
     probably have. `memory`: the estimated bytes of each of its processes."""
-    gpus = hardware.gpus()
+    gpus = hardware.planned_gpus()
     if command.on_cpu(spec, len(gpus)):
         return ()
     chosen = spec.hardware
@@ -255,7 +257,12 @@ def uuids_for(run: RunDir) -> list[str] | None:
 HandOver = Callable[[RunDir, int, Sequence[Gpu]], bool]
 
 
-def advance(saves: Path, hand_over: HandOver = lambda run, lock, gpus: False) -> None:
+def not_handed_over(_run: RunDir, _lock: int, _gpus: Sequence[Gpu]) -> bool:
+    """There is no supervisor yet."""
+    return False
+
+
+def advance(saves: Path, hand_over: HandOver = not_handed_over) -> None:
     """Start every waiting run that can start. `hand_over` may give it to a supervisor that exists already: (run,
     descriptor of the queue's lock, GPUs) → whether the run has a supervisor."""
     with locked(saves) as lock:

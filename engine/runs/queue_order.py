@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import read_object, write_json
-from engine.runs import queue, runs
+from engine.runs import engines, queue, runs
 from engine.runs.run import Run
 
 Move = Literal["first", "up", "down", "last"]
@@ -84,7 +84,9 @@ def _change(run: Run, action: str, by: str, changes: Callable[[list[Run]], dict[
         run = runs.read(run.path, saves)
         if run.state != "queued":
             raise Refusal(problem("run-cannot", what=action, state=run.state))
+        if not engines.engine_of(run.dir).is_ordered:
+            raise Refusal(problem("slurm-orders"))
         change = {"action": action, "by": by, "at": time.time()}
         request = read_object(run.dir.request)
         write_json(run.dir.request, request | changes(queue.waiting(saves)) | {"queue_change": change})
-    queue.advance(saves)
+    engines.advance(saves)

@@ -14,6 +14,7 @@ from engine.core.rundir import WAITING_FOR_SPACE, RunDir, read_object, stamp
 from engine.export import gguf
 from engine.runs import kinds
 from engine.runs.facts import RunFacts, read_facts
+from engine.runs.life import life
 from engine.spec.run_spec import Spec
 
 ALIVE_STATES = ("preparing", "running", "stopping")
@@ -127,7 +128,7 @@ def _exit_of(run: RunDir) -> dict[str, Any] | None:
     exit = read_object(run.exit)
     if exit.get("outcome") in FINAL_STATES and isinstance(exit.get("ended"), (int, float)):
         return {"reason": exit["outcome"], "code": None, "signal": None, **exit}
-    damaged = os.path.lexists(run.exit) or (not run.alive() and _request_of(run).get("damaged"))
+    damaged = os.path.lexists(run.exit) or (_request_of(run).get("damaged") and not run.alive())
     return DAMAGED_EXIT if damaged else None  # nobody knows when it ended
 
 
@@ -145,16 +146,18 @@ def state(run: RunDir) -> str:
 
 def _observed(run: RunDir) -> tuple[str, dict[str, Any] | None, bool]:
     """The state, the content of exit.json, and whether any process of the run was alive just before."""
-    # In this order: a supervisor takes the lock, writes keeper.json, then exit.json, and releases the lock. Reading
-    # keeper.json only at the end could return that of a supervisor that started after the lock was checked.
-    supervised = os.path.lexists(run.keeper)
-    alive = run.alive()
+    if run.on_slurm() and (exit := _exit_of(run)):
+        return exit["outcome"], exit, False  # Slurm need not be asked about every run that has ended
+    # In this order: a supervisor takes the lock, writes keeper.json, then exit.json, and releases the lock. Looking for
+    # keeper.json only at the end could find that of a supervisor that started after the lock was checked.
+    known = life(run)
+    alive = known.phase == "alive"
     if exit := _exit_of(run):
         return exit["outcome"], exit, alive
     if alive:
         return _state_alive(run), None, True
-    # Both times: resume removes keeper.json before exit.json.
-    return "interrupted" if supervised and os.path.lexists(run.keeper) else "queued", None, False
+    # Once more: resume removes that file before exit.json.
+    return "interrupted" if known.phase == "gone" and os.path.lexists(known.begun) else "queued", None, False
 
 
 def _state_alive(run: RunDir) -> str:

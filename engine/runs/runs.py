@@ -6,21 +6,16 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.core.locks import is_locked
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_warnings import write_warning
-from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_json, step_of, write_json, write_text
-from engine.launch import command
-from engine.launch.processes import find_processes, wake_supervisor
-from engine.launch.workspace import PROJECT, Workplace
-from engine.runs import index, kinds, queue, quota_use, resumption, standby
+from engine.core.rundir import RunDir, read_json, step_of, write_json, write_text
+from engine.launch.workspace import Workplace
+from engine.runs import attempts, engines, index, kinds, queue, quota_use, resumption, standby
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
 from engine.spec.run_spec import RunSpec, Spec
@@ -116,7 +111,7 @@ def submit(
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if start:
-            queue.advance(workplace.saves, standby.hand_over)
+            engines.advance(workplace.saves, standby.hand_over)
     return read(folder, workplace.saves)
 
 
@@ -156,22 +151,9 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     with refusing_write_errors(saves), queue.locked(saves):
         request = read_json(run.dir.request)
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
-        if state(run.dir) == "queued":
+        if waited := state(run.dir) == "queued":
             write_json(run.dir.exit, determine_outcome(run.dir, -15))
-            return
-    if is_locked(run.dir.lock, SUPERVISED_BYTE):
-        wake_supervisor(run.dir)
-    elif how == "kill":
-        # The supervisor is gone but a process of the run is alive: another process has to end it.
-        subprocess.Popen(
-            [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)],
-            cwd=PROJECT,
-            env=command.inherited_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    engines.engine_of(run.dir).end(run, how, waited)
 
 
 def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
@@ -184,11 +166,10 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
         if reached := quota_use.excess(saves, None, run.by):
             raise Refusal(reached)
-        if left := find_processes(run.path):
-            raise Refusal(problem("run-still-there", pids=", ".join(str(process.pid) for process in left)))
-        number, checkpoints = run.request["attempt"], run.dir.checkpoints()
-        past = run.dir.attempts / str(number)
-        past.mkdir(parents=True, exist_ok=True)
+        if left := engines.engine_of(run.dir).left(run.dir):
+            raise Refusal(left)
+        number, checkpoints = run.dir.attempt(), run.dir.checkpoints()
+        (run.dir.attempts / str(number)).mkdir(parents=True, exist_ok=True)
         write_json(
             run.dir.request,
             run.request
@@ -206,10 +187,8 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
         if spec and (notice := resumption.change_spec(run.dir, run.spec, spec)):
             write_warning(run.dir, notice, notice.values["step"])
         # exit.json is removed last: until then the state of the run does not change.
-        for file in (run.dir.error, run.dir.progress, run.dir.keeper, run.dir.exit):
-            if file.exists():
-                file.rename(past / file.name)
-    queue.advance(saves)
+        attempts.put_aside(run.dir, number, run.dir.slurm, run.dir.exit)
+    engines.advance(saves)
 
 
 def delete(run: Run) -> None:
@@ -219,6 +198,8 @@ def delete(run: Run) -> None:
         run = read(run.path, saves)
         if "delete" not in run.can:
             raise Refusal(problem("run-cannot", what="delete", state=run.state))
+        if run.state == "queued":
+            engines.engine_of(run.dir).withdraw(run.dir)
         gone = saves / ".deleted" / f"{run.path.name}-{time.time_ns()}"
         gone.parent.mkdir(exist_ok=True)
         run.path.rename(gone)  # atomic: nobody sees half a run

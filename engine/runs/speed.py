@@ -58,7 +58,7 @@ def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplac
 
 def _speed(spec: RunSpec) -> float:
     """Operations per second of all devices of the run."""
-    gpus = hardware.gpus()
+    gpus = hardware.planned_gpus()
     if on_cpu(spec, len(gpus)) or not gpus:
         return _cpu_speed()
     slowest = min(gpu.capability for gpu in likely_gpus(spec) or gpus)

@@ -31,7 +31,7 @@ from engine.launch import handover
 from engine.launch.command import Step
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight.machine import Finding
-from engine.runs import kinds, queue
+from engine.runs import engines, kinds, queue
 from engine.runs.standby_launcher import standby_step
 from engine.spec.run_spec import RunSpec
 
@@ -78,7 +78,7 @@ def offer(spec: RunSpec, workplace: Workplace, viewer: str = "") -> bool:
 def tick(saves: Path) -> None:
     """Let the queue move on, and end the standby if a run is alive that has been started elsewhere."""
     global _standby
-    queue.advance(saves, hand_over)
+    engines.advance(saves, hand_over)
     with _turn:
         if _standby and queue.is_occupied(saves):
             _standby.end()
@@ -88,7 +88,9 @@ def tick(saves: Path) -> None:
 def _is_possible(spec: RunSpec) -> bool:
     """Whether a standby is of use for `spec`, and there is memory for it."""
     waits = time.monotonic() < _not_before
-    return not waits and spec.hardware.num_processes == 1 and hardware.memory()[0] >= LOW_MEMORY_BYTES
+    if waits or hardware.plans_elsewhere():
+        return False
+    return spec.hardware.num_processes == 1 and hardware.memory()[0] >= LOW_MEMORY_BYTES
 
 
 def hand_over(run: RunDir, lock: int, gpus: Sequence[Gpu]) -> bool:

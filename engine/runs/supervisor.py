@@ -23,10 +23,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import psutil
 
@@ -40,13 +40,13 @@ from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
 from engine.launch.workspace import PROJECT
-from engine.runs import kinds, queue
+from engine.runs import engines, kinds, queue
 from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.progress import read_long_curves
 from engine.runs.run import read
 from engine.runs.stall import StallWatch
 from engine.runs.standby_launcher import StandbyLauncher
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import RunSpec, Spec
 
 POLL_S = 0.3
 RESERVED_BYTES = 64 << 10  # for exit.json
@@ -58,6 +58,27 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+class Allotted(Protocol):
+    """The GPUs that an engine has given to a run, and what starts its processes there."""
+
+    @property
+    def uuids(self) -> Sequence[str]:
+        """Those that are leased."""
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """What holds the leases."""
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Raises Refusal if one is not there any more."""
+
+    def adapted(self, step: Step, spec: Spec) -> Step:
+        """A step as it is started there."""
+
+    def start(self, step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
+        """Start a child of the run."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +96,52 @@ class Leased:
             raise Refusal(hardware.driver_failure() or problem("gpu-gone", "hardware.device", uuid=lost[0]))
         return tuple(there[uuid] for uuid in self.uuids)
 
+    def adapted(self, step: Step, spec: Spec) -> Step:
+        """Unchanged. Raises Refusal for a run of several machines, which this engine does not have."""
+        if spec.hardware.machines > 1:
+            raise Refusal(problem("machines-on-local", "hardware.num_machines", given=spec.hardware.machines))
+        return step
+
+    def start(self, step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
+        """Start a child that holds the run's lock and the leases: programs that take no lock themselves must count as
+        alive, too."""
+        lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
+        assert lock is not None  # nobody locks this byte exclusively
+        child = start_child(step, environment, (lock, *self.descriptors))
+        os.close(lock)
+        return child
+
 
 NO_GPUS = Leased()
 
 
-def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher | None = None) -> None:
-    """The whole life of one attempt, from the lock to exit.json. The caller already holds the lock, and the leases. A
-    `launcher` that exists already is used if it fits."""
+def start_child(step: Step, environment: dict[str, str], descriptors: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start a child of a run. One that waits has a pipe as its standard input, which closes if the supervisor ends."""
+    return subprocess.Popen(
+        step.arguments,
+        env=environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {}),
+        cwd=PROJECT,
+        stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
+        pass_fds=tuple(descriptors),
+    )
+
+
+def supervise(
+    run: RunDir,
+    leased: Allotted = NO_GPUS,
+    launcher: StandbyLauncher | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> int:
+    """The processes of one attempt, from the first to the last; returns the exit code. The caller already holds the
+    lock and the leases, and writes exit.json. A `launcher` that exists already is used if it fits; `record`: what else
+    keeper.json says."""
     spec = kinds.read(regular_files.read_text(run.spec))
     gpus, port = leased.gpus(), free_port()
     if not gpus and spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
         raise Refusal(failure)  # it worked when the run was submitted; "auto" does not mean the CPU now
     with hardware.limited_to(gpus):
         steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
+    steps = [leased.adapted(step, spec) for step in steps]
     environment = command.inherited_environment() | command.environment(spec, run.path, gpus, hardware.threads())
     environment[leases.HELD_VARIABLE] = ",".join(leased.uuids)
     log_from = run.log.stat().st_size  # everything before it belongs to an earlier attempt
@@ -104,6 +158,7 @@ def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher |
             "devices": environment["CUDA_VISIBLE_DEVICES"],
             "leases": list(leased.uuids),
             "command": steps[-1].arguments,
+            **(record or {}),
         },
     )
     watches = [StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0).look]
@@ -125,17 +180,17 @@ def supervise(run: RunDir, leased: Leased = NO_GPUS, launcher: StandbyLauncher |
         if code == 0 and not requested_stop(run):
             code = _wait_for_child(step, children.get(number) or _start(step, environment, run, leased), run, watches)
     end_processes(run.path)
-    _write_exit(run, code)
+    return code
 
 
-def _write_exit(run: RunDir, code: int) -> None:
+def write_exit(run: RunDir, code: int, **changes: Any) -> None:
     """How the attempt ended; if the disk is full, in the space that was reserved for it."""
-    outcome = determine_outcome(run, code)
+    outcome = determine_outcome(run, code) | changes
     run.reserve.unlink(missing_ok=True)
     write_json(run.exit, outcome)
 
 
-def _reserve_space(run: RunDir) -> bool:
+def reserve_space(run: RunDir) -> bool:
     """Whether the run can start, with space reserved for its end; not on a full disk, or with a quota that is used up.
     On a file system that cannot reserve space, nothing is reserved."""
     try:
@@ -151,7 +206,7 @@ def _reserve_space(run: RunDir) -> bool:
     return True
 
 
-def _give_up(run: RunDir, error: BaseException) -> None:
+def give_up(run: RunDir, error: BaseException) -> None:
     """Record that the supervisor itself has failed; not if the disk is too full even for that."""
     with contextlib.suppress(OSError):
         traceback.print_exc()
@@ -162,26 +217,13 @@ def _give_up(run: RunDir, error: BaseException) -> None:
 
 
 def _start(
-    step: Step, environment: dict[str, str], run: RunDir, leased: Leased, launcher: StandbyLauncher | None = None
+    step: Step, environment: dict[str, str], run: RunDir, leased: Allotted, launcher: StandbyLauncher | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a child of the run, or let a `launcher` that exists already take the step if it answers. A child that waits
-    has a pipe (or socket) as its standard input, which closes if the supervisor ends."""
+    """Start a child of the run, or let a `launcher` that exists already take the step if it answers."""
     print(f"$ {' '.join(step.arguments)}", flush=True)
     if launcher and (child := launcher.hand_over(run, step, environment | dict(step.environment), leased.descriptors)):
         return child
-    # The descriptors of the locks are passed on: programs that take no lock themselves must count as alive, too.
-    lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
-    assert lock is not None  # nobody locks this byte exclusively
-    child_environment = environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
-    child = subprocess.Popen(
-        step.arguments,
-        env=child_environment,
-        cwd=PROJECT,
-        stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
-        pass_fds=(lock, *leased.descriptors),
-    )
-    os.close(lock)
-    return child
+    return leased.start(step, environment, run)
 
 
 def _wait_for_child(
@@ -284,17 +326,17 @@ def _supervise_to_end(
     # If the machine shuts down, the run is interrupted, not judged: no exit.json, and it can be resumed.
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
-        if _reserve_space(run):
+        if reserve_space(run):
             _supervise_or_refuse(run, Leased(chosen, descriptors), launcher)
         else:  # it keeps waiting, as its page says
             run.reserve.unlink(missing_ok=True)
     except BaseException as error:
-        _give_up(run, error)
+        give_up(run, error)
     for lock in (*descriptors, alive_lock, supervisor_lock):
         os.close(lock)
     if run.exit.exists():  # otherwise the disk is full: no run can start, and a studio's tick will try again
-        with contextlib.suppress(OSError):
-            queue.advance(queue.saves_of(run.path))
+        with contextlib.suppress(OSError, Refusal):
+            engines.advance(queue.saves_of(run.path))
         read_long_curves(run)
     os._exit(0)
 
@@ -307,11 +349,17 @@ def _holder(run: RunDir) -> leases.Holder:
 
 def _supervise_or_refuse(run: RunDir, leased: Leased, launcher: StandbyLauncher | None) -> None:
     try:
-        supervise(run, leased, launcher)
+        code = supervise(run, leased, launcher)
     except Refusal as refusal:
-        with contextlib.suppress(OSError):  # a rank has written one, or the disk is full
-            write_error(run, refusal)
-        _write_exit(run, 1)
+        code = note_refusal(run, refusal)
+    write_exit(run, code)
+
+
+def note_refusal(run: RunDir, refusal: Refusal) -> int:
+    """Record why the run cannot be supervised; returns its exit code."""
+    with contextlib.suppress(OSError):  # a rank has written one, or the disk is full
+        write_error(run, refusal)
+    return 1
 
 
 def main() -> int:
@@ -334,10 +382,10 @@ def end_orphans(folder: Path) -> int:
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     end_processes(folder)
     if run.keeper.exists() and not run.exit.exists():
-        _write_exit(run, -signal.SIGKILL)
+        write_exit(run, -signal.SIGKILL)
     for lock in filter(None, (alive_lock, supervisor_lock)):
         os.close(lock)
-    queue.advance(queue.saves_of(folder))
+    engines.advance(queue.saves_of(folder))
     return 0
 
 

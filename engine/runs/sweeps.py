@@ -20,7 +20,7 @@ import numpy as np
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
-from engine.runs import attempts, progress, queue, runs, standby
+from engine.runs import attempts, engines, progress, runs, standby
 from engine.runs.run import Run
 from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, fields
 
@@ -135,7 +135,7 @@ def submit(
                 runs.stop(run, "kill", by)
                 runs.delete(runs.read(run.path, workplace.saves))
         raise
-    queue.advance(workplace.saves, standby.hand_over)
+    engines.advance(workplace.saves, standby.hand_over)
     return [runs.read(run.path, workplace.saves) for run in submitted]
 
 

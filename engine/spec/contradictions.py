@@ -49,11 +49,22 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
         problems.append(
             problem("cards-count", "hardware.devices", cards=len(devices), processes=spec.hardware.num_processes)
         )
+    problems += _machine_problems(spec)
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         problems.append(problem("fp16-on-cpu", "training.precision"))
     problems += strategy_problems(spec)
     problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, has_validation(spec))]
     return problems
+
+
+def _machine_problems(spec: RunSpec) -> list[Problem]:
+    """Processes that cannot be divided among the machines, and GPUs chosen by index on several machines."""
+    processes, machines = spec.hardware.num_processes, spec.hardware.num_machines
+    if processes % machines:
+        return [problem("machines-uneven", "hardware.num_machines", machines=machines, processes=processes)]
+    if machines > 1 and spec.hardware.devices:
+        return [problem("machines-with-indices", "hardware.devices")]
+    return []
 
 
 def _vision_problems(spec: RunSpec) -> list[Problem]:

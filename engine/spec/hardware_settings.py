@@ -72,10 +72,32 @@ class Hardware(Part):
         [], "GPUs", "Indices of the GPUs to use, such as 0, 1, 2, 3. Leave empty for the first ones."
     )
 
+    @property
+    def machines(self) -> int:
+        """The number of machines."""
+        return 1
+
+    @property
+    def processes_per_machine(self) -> int:
+        """How many of the processes each machine has."""
+        return self.num_processes // self.machines
+
 
 class TrainingHardware(Hardware):
     """Devices: where the run computes."""
 
+    num_machines: int = setting(
+        1,
+        "Machines",
+        "The processes are divided evenly among them. More than one needs the Slurm engine.",
+        ge=1,
+        le=256,
+    )
     strategy: OneOf[AnyStrategy] = setting(
         Auto(), "Strategy", "How several processes divide the work and the memory of a training."
     )
+
+    @property
+    def machines(self) -> int:
+        """The number of machines."""
+        return self.num_machines

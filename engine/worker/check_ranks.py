@@ -1,9 +1,9 @@
 """Try whether the processes of a training can communicate, on the devices that it has: `python -m
 engine.worker.check_ranks FOLDER`.
 
-It runs while the rows are being prepared, and the training begins after it. If the processes cannot communicate, they
-try it once more without direct connections between GPUs. If that works, the training goes on in this way, and
-connection.json in the folder of the run says so.
+It runs while the rows are being prepared, and the training begins after it. Of several machines, it tries the first. If
+the processes cannot communicate, they try it once more without direct connections between GPUs. If that works, the
+training goes on in this way, and connection.json in the folder of the run says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check(run: RunDir) -> None:
     run.connection.unlink(missing_ok=True)  # of an earlier attempt
     import torch  # noqa: F401  # once for all that are forked
 
-    count = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")).hardware.num_processes
+    count = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")).hardware.processes_per_machine
     gpus = os.environ["CUDA_VISIBLE_DEVICES"]
     backend = "gloo" if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else "nccl"
     limit = float(os.environ.get(LIMIT_VARIABLE) or LIMIT_SECONDS)

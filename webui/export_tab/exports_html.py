@@ -13,11 +13,11 @@ from engine.core.problems import Refusal
 from engine.core.rundir import read_object
 from engine.export import ollama, vllm_command
 from engine.models.adapters import adapter_config
-from engine.runs import progress, publish, queue, runs
+from engine.runs import engines, progress, publish, runs
 from engine.runs.failures import explain
 from engine.runs.lineage import adapts_vision
 from engine.runs.runs import Run
-from webui import notices
+from webui import notices, queue_html
 from webui.export_tab.comparison_html import comparison, folded
 from webui.export_tab.gguf_html import gguf_file
 from webui.numbers import ago, moment, size
@@ -69,8 +69,8 @@ def _unfinished(run: Run, words: Words) -> str:
         what = lines(why.what(words.language) if why else words(f"state-{run.state}"))
         return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
     now = progress.progress(run)
-    place = queue.place(run)
-    phase = words("queue-position", position=place.number) if place else words(f"phase-{now.phase}")
+    place = engines.place(run)
+    phase = queue_html.position(place, words) if place else words(f"phase-{now.phase}")
     wide = 100 * min(now.fraction or 0.0, 1.0)
     unknown = " unknown" if now.fraction is None and run.state != "queued" else ""
     bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'

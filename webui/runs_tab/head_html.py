@@ -7,12 +7,12 @@ from html import escape
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
-from engine.runs import attempts, progress, queue
+from engine.runs import attempts, engines, progress
 from engine.runs.failures import explain
 from engine.runs.outcome import disk_is_full
 from engine.runs.progress import Progress
 from engine.runs.runs import Run
-from webui import notices, probes, reports
+from webui import notices, probes, queue_html, reports
 from webui.numbers import duration, human, moment, short, size
 from webui.runs_tab.run_facts import kind_of, run_facts, state_html
 from webui.text_html import lines
@@ -66,8 +66,8 @@ def progress_bar(run: Run, now: Progress, words: Words) -> str:
 
 def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
     parts = []
-    if place := queue.place(run):
-        parts.append(words("queue-position", position=place.number))
+    if place := engines.place(run):
+        parts.append(queue_html.position(place, words))
     elif not run.final:
         parts.append(words(f"phase-{now.phase}"))
     if now.total:
@@ -126,16 +126,28 @@ def waiting_for_space(run: Run, words: Words) -> str:
     return f'<div class="failure caution" role="status"><p>{escape(text)}</p></div>'
 
 
+def engine_doubt(run: Run, words: Words) -> str:
+    """That the engine does not answer, so that the state may be out of date."""
+    doubt = engines.doubt(run)
+    return (
+        f'<div class="failure caution" role="status"><p>{lines(doubt.text(words.language))}</p></div>' if doubt else ""
+    )
+
+
 def cautions(run: Run, words: Words) -> str:
     """What went wrong during the run, and what to do about it, except for the cause of its failure."""
     ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
-    return waiting_for_space(run, words) + "".join(
-        (
-            f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> '
-            f"{lines(notices.sentence(warning.problem, words))}</p></div>"
+    return (
+        engine_doubt(run, words)
+        + waiting_for_space(run, words)
+        + "".join(
+            (
+                f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> '
+                f"{lines(notices.sentence(warning.problem, words))}</p></div>"
+            )
+            for warning in read_warnings(run.dir)
+            if warning.problem.code not in ended_by
         )
-        for warning in read_warnings(run.dir)
-        if warning.problem.code not in ended_by
     )
 
 

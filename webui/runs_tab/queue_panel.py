@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.runs import queue_order
+from engine.runs import engines, queue_order
 from engine.runs.runs import Run
+from webui import queue_html
 from webui.events import QUIET
 from webui.panels import Updates
-from webui.runs_tab import queue_html
 from webui.runs_tab.panel import Context, CurveView, Panel
 from webui.runs_tab.run_actions import RunActions
 
@@ -29,7 +29,7 @@ class QueuePanel(Panel):
         words, button = self.words, partial(gr.Button, size="sm", scale=0)
         with gr.Column(visible=False, elem_classes="queue") as self.column:
             self.reason = gr.HTML(elem_id="queue-reason")
-            with gr.Row(elem_classes="buttons"):
+            with gr.Row(elem_classes="buttons") as self.row:
                 for action in ("start-now", "hold", "release", *queue_order.MOVES):
                     self.buttons[action] = button(
                         words(f"queue-{action}"), elem_id=f"queue-{action}", elem_classes="owned"
@@ -68,7 +68,7 @@ class QueuePanel(Panel):
 
     @property
     def moving(self) -> list[Block]:
-        return [self.column, self.reason, self.buttons["hold"], self.buttons["release"], self.priority]
+        return [self.column, self.reason, self.row, self.buttons["hold"], self.buttons["release"], self.priority]
 
     def gone(self, run_id: str) -> Updates:
         return {self.column: gr.update(visible=False)}
@@ -80,6 +80,7 @@ class QueuePanel(Panel):
         return {
             self.column: gr.update(visible=waits),
             self.reason: queue_html.reason(run, self.words) if waits else "",
+            self.row: gr.update(visible=waits and engines.can_be_ordered(run)),
             self.buttons["hold"]: gr.update(visible=not held),
             self.buttons["release"]: gr.update(visible=held),
             self.priority: gr.update(value=names.get(priority, "normal")),

@@ -66,7 +66,8 @@ class ResumePanel(Panel):
             spec, counts = run.spec, resumption.possible_processes(run)
         except Refusal as refusal:
             return {self.message: notices.refused(refusal.problems, self.words)}
-        gpus = () if on_cpu(spec, len(hardware.gpus())) else hardware.gpus()
+        here = () if hardware.plans_elsewhere() else hardware.gpus()
+        gpus = () if on_cpu(spec, len(here)) else here
         named = [(f"{gpu.index} · {gpu.name}", gpu.index) for gpu in gpus]
         there = [index for index in spec.hardware.devices if index in {gpu.index for gpu in gpus}]
         return {

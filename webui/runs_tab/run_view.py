@@ -10,7 +10,7 @@ from gradio.blocks import Block
 
 from engine.core import rundir
 from engine.core.problems import Refusal
-from engine.runs import queue, runs
+from engine.runs import engines, runs
 from engine.runs.outcome import disk_is_full
 from engine.runs.runs import Run
 from webui import notices
@@ -134,6 +134,6 @@ def stamp_of(run: Run) -> str:
         run.path,
     )
     waits_for_space = run.state == "queued" and disk_is_full(here)
-    place = queue.place(run)
+    place = engines.place(run)
     waits = f"{place.number} {place.decision.text()}" if place else ""
-    return f"{run.state} {waits} {waits_for_space} {rundir.stamp(files)}"
+    return f"{run.state} {waits} {engines.doubt(run) is None} {waits_for_space} {rundir.stamp(files)}"

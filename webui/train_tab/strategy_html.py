@@ -30,7 +30,7 @@ def excluded_choices(spec: RunSpec) -> Iterator[tuple[str, Any]]:
             if limit.applies_to(spec) and current is not None:
                 values = (True, False) if isinstance(current, bool) else choices(limit.path)
                 yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
-    whole = fsdp2_problems(spec) or on_cpu(spec, len(hardware.gpus()))
+    whole = fsdp2_problems(spec) or on_cpu(spec, len(hardware.planned_gpus()))
     divided = ["single", "fsdp2"] if whole else ["single"]
     excluded = ["ddp", "fsdp2"] if processes == 1 else divided
     yield from ((STRATEGY, kind) for kind in excluded if kind != chosen)

@@ -57,7 +57,8 @@ def run_lifecycle(folder: str) -> Iterator[RunDir]:
     """
     silence_warnings()
     run = RunDir(Path(folder))
-    try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, for whatever reason
+    with contextlib.suppress(OSError):  # a file system of a cluster may have no locks; there, Slurm's word counts
+        try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, for whatever reason
     leases.join()
     offer_stacks()
     # At the end the system takes back all memory at once; searching it for garbage first would take most of a second.

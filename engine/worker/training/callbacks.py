@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import time
 from functools import partial
@@ -172,6 +173,8 @@ class RunCallback(TrainerCallback):
         return agreed(rank() == 0 and self._read_request(), args)
 
     def _read_request(self) -> bool:
+        if os.path.lexists(self.run.pause):
+            return True
         changed = self.run.request.stat().st_mtime_ns
         if changed != self.request_mtime:
             self.request_mtime = changed

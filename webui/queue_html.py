@@ -1,17 +1,23 @@
-"""Why a run waits, as HTML."""
+"""The place of a run in the queue, and why it waits, as text and HTML."""
 
 from __future__ import annotations
 
 from html import escape
 
-from engine.runs import queue
+from engine.runs import engines
+from engine.runs.queue import Place
 from engine.runs.runs import Run
 from webui.words import Words
 
 
+def position(place: Place, words: Words) -> str:
+    """Its place in one phrase."""
+    return words("queue-position", position=place.number) if place.number else words("queue-elsewhere")
+
+
 def reason(run: Run, words: Words) -> str:
     """The reason in a sentence, and below it what keeps the run from single GPUs."""
-    place = queue.place(run)
+    place = engines.place(run)
     if place is None or place.decision.reason is None:
         return ""
     sentence = escape(place.decision.reason.text(words.language))

@@ -1,0 +1,105 @@
+"""Which engine starts the runs of a saves folder, as the operator has chosen it in its engine.yaml.
+
+The file is part of the saves folder, so that every studio and every shell command there use the same engine.
+"""
+
+from __future__ import annotations
+
+import shlex
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from engine.core import hardware, regular_files
+from engine.core.hardware import Gpu
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import stamp, write_text
+from engine.spec.parts import Part
+from engine.spec.yaml_text import read_yaml
+
+FILE = "engine.yaml"
+EngineName = Literal["local", "slurm"]
+ENGINES = get_args(EngineName)
+# Options of sbatch that the engine itself sets.
+RESERVED_OPTIONS = (
+    "array", "chdir", "export", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue",
+    "signal", "wrap",
+)  # fmt: skip
+
+
+class EngineChoice(Part):
+    """The engine and, for Slurm, what to tell it. The GPUs are those of each machine of the partition: the machine that
+    submits need not have any."""
+
+    engine: EngineName = "local"
+    partition: str = ""
+    account: str = ""
+    sbatch: list[str] = Field(default_factory=list, max_length=100)  # further options, such as --qos=high
+    gpus_per_machine: int = Field(default=0, ge=0, le=64)
+    gpu_memory_gb: float = Field(default=0.0, ge=0.0, le=10_000.0)  # 0: unknown, so that no memory is estimated
+    gpu_name: str = "GPU"
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs of one machine, as far as they are known here."""
+        size = int(self.gpu_memory_gb * 1e9)
+        return tuple(
+            Gpu(index, f"GPU-{index}", self.gpu_name, size, size, 0.0) for index in range(self.gpus_per_machine)
+        )
+
+
+def read_choice(saves: Path) -> EngineChoice:
+    """The choice for a saves folder; the local engine where there is no file. Raises Refusal."""
+    return _read(saves / FILE, stamp([saves / FILE]))
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, _stamp: str) -> EngineChoice:
+    try:
+        text = regular_files.read_text(path)
+    except FileNotFoundError:
+        return EngineChoice()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(problem("engine-file-unreadable", file=path, why=error)) from None
+    try:
+        choice = EngineChoice.read(read_yaml(text) or {})
+    except Refusal as refusal:
+        details = {language: refusal.text(language) for language in ("en", "zh")}
+        raise Refusal(problem("engine-file-wrong", file=path, details=details)) from None
+    if wrong := [option for option in choice.sbatch if not _is_allowed(option)]:
+        raise Refusal(problem("engine-sbatch-option", file=path, option=wrong[0], reserved=", ".join(RESERVED_OPTIONS)))
+    return choice
+
+
+def _is_allowed(option: str) -> bool:
+    """Whether it is one long option of sbatch, and none that the engine sets itself."""
+    name = option.removeprefix("--").partition("=")[0]
+    return option.startswith("--") and option.isprintable() and bool(name) and name not in RESERVED_OPTIONS
+
+
+def settle_choice(saves: Path, name: str | None) -> Problem | None:
+    """Make `name`, from the command line, the engine of a saves folder that has no choice yet, and plan runs for its
+    machines from now on. Returns a note if the file was written. Raises Refusal if the folder has another engine."""
+    note = None
+    if name and name not in ENGINES:
+        raise Refusal(problem("spec-choice", "engine", given=name, choices=", ".join(ENGINES)))
+    if name and name != read_choice(saves).engine:
+        if (saves / FILE).exists():
+            raise Refusal(problem("engine-other", file=saves / FILE, engine=read_choice(saves).engine, given=name))
+        write_text(saves / FILE, f"engine: {name}\n")
+        note = problem("engine-chosen", file=saves / FILE, engine=name)
+    choice = read_choice(saves)
+    hardware.plan_for(choice.gpus() if choice.engine == "slurm" else None)
+    return note
+
+
+def sbatch_options(choice: EngineChoice) -> list[str]:
+    """What the operator wants every job to be submitted with."""
+    named = {"partition": choice.partition, "account": choice.account}
+    return [*(f"--{name}={value}" for name, value in named.items() if value), *choice.sbatch]
+
+
+def shown_options(choice: EngineChoice) -> str:
+    """The same for people."""
+    return shlex.join(sbatch_options(choice))

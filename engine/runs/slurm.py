@@ -1,0 +1,187 @@
+"""Slurm's commands and their answers: submitting, asking about and cancelling jobs. Knows nothing of specs.
+
+Whoever looks at runs gets the newest answer of squeue that there is: one call tells all jobs of a user, and a call that
+hangs keeps nobody waiting for long. What the commands print is parsed by pure functions.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Of an answer: as long as it is fresh, it is used as it is; then it is used once more while another is asked for; once
+# it is old, the caller waits for the other, up to a limit.
+FRESH_SECONDS, OLD_SECONDS = 1.5, 10.0
+SQUEUE_LIMIT_SECONDS, WAIT_LIMIT_SECONDS = 10.0, 3.0
+COMMAND_LIMIT_SECONDS = 20.0  # of commands that change something
+FIELDS = "%i|%T|%r|%Q|%N"
+WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+ALIVE_STATES = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What squeue says of a job. `reason`: why it waits, in Slurm's word; `nodes`: where it runs."""
+
+    id: str
+    state: str
+    reason: str = ""
+    priority: int = 0
+    nodes: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not been started, or is to be started again."""
+        return self.state in WAITING_STATES
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may have processes."""
+        return self.state in ALIVE_STATES
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The jobs of a user at a moment (seconds since 1970, before squeue was called). `failure`: why there is no newer
+    answer, in Slurm's words; then the jobs are those of the last answer, and None if there has been none."""
+
+    at: float
+    jobs: Mapping[str, Job] | None
+    failure: str = ""
+
+
+def parse_jobs(text: str) -> dict[str, Job]:
+    """The output of squeue with `FIELDS`: id → job. Lines that are something else are left out."""
+    jobs = {}
+    for line in text.splitlines():
+        parts = line.split("|")
+        if len(parts) == 5 and parts[0].isdecimal():
+            id, state, reason, priority, nodes = parts
+            jobs[id] = Job(id, state, reason, int(priority) if priority.isdecimal() else 0, nodes)
+    return jobs
+
+
+def parse_submitted(text: str) -> str | None:
+    """The job's id in the output of `sbatch --parsable`, which may add the name of the cluster; None if there is
+    none."""
+    id = text.strip().rpartition("\n")[2].partition(";")[0]
+    return id if id.isdecimal() else None
+
+
+def complaint(text: str) -> str:
+    """The reason in what a command has printed to standard error, in one line: "sbatch: error: " says nothing."""
+    lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines()]
+    return "; ".join(filter(None, (line.strip() for line in lines)))[:500] or "—"
+
+
+def environment(base: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a command: one of a job that this process may itself be part of would change what it does."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+    foreign = ("SLURM", "SBATCH_", "SQUEUE_", "SALLOC_", "SRUN_")
+    return {name: value for name, value in base.items() if name in kept or not name.startswith(foreign)}
+
+
+def run(
+    words: Sequence[str], limit_s: float, text: str = "", variables: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """Run a command with `text` as its input → what it prints, and why it failed, "" if it did not. A command that does
+    not end within the limit is killed; it is not waited for, since it may hang in a file system."""
+    try:
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment(os.environ if variables is None else variables),
+        )
+    except OSError as error:
+        return "", f"{words[0]}: {error.strerror or error}"
+    try:
+        output, errors = child.communicate(text, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        threading.Thread(target=child.wait, daemon=True, name="slurm").start()  # avoids a zombie
+        return "", f"{words[0]}: no answer within {limit_s:.0f} s"
+    return output, "" if child.returncode == 0 else complaint(errors)
+
+
+def submit(script: str, options: Sequence[str], variables: Mapping[str, str]) -> tuple[str | None, str]:
+    """Submit a batch script → the job's id, or None and why not."""
+    output, failure = run(["sbatch", "--parsable", *options], COMMAND_LIMIT_SECONDS, script, variables)
+    id = parse_submitted(output)
+    return (id, "") if id and not failure else (None, failure or f"sbatch: {output.strip()[:200]}")
+
+
+def cancel(id: str) -> str:
+    """End a job, or take it out of the queue → why that failed, "" if it did not."""
+    return run(["scancel", id], COMMAND_LIMIT_SECONDS)[1]
+
+
+def requeue(id: str) -> str:
+    """Let Slurm start a job again, which ends its processes → why that failed, "" if it did not."""
+    return run(["scontrol", "requeue", id], COMMAND_LIMIT_SECONDS)[1]
+
+
+def address_of(node: str) -> str:
+    """The address of a node as Slurm has it; "" if it does not tell."""
+    return parse_address(run(["scontrol", "--oneliner", "show", "node", node], COMMAND_LIMIT_SECONDS)[0])
+
+
+def parse_address(text: str) -> str:
+    """NodeAddr in the output of `scontrol show node`; "" if there is none."""
+    return next((word.partition("=")[2] for word in text.split() if word.startswith("NodeAddr=")), "")
+
+
+# ------------------------------------------------------------------------------------------ one answer for everybody
+
+
+@dataclass
+class _Inquiry:
+    """The newest answer about a user's jobs, and the call that is under way."""
+
+    answer: Answer | None = None
+    busy: threading.Thread | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_inquiries: dict[str, _Inquiry] = {}
+_turn = threading.Lock()
+
+
+def jobs_of(user: str) -> Answer:
+    """What squeue says of a user's jobs. One call serves all who ask within a second or two, and nobody waits for
+    longer than `WAIT_LIMIT_SECONDS`."""
+    with _turn:
+        inquiry = _inquiries.setdefault(user, _Inquiry())
+    with inquiry.lock:
+        answer, now = inquiry.answer, time.time()
+        age = now - answer.at if answer else float("inf")
+        if answer and age < FRESH_SECONDS:
+            return answer
+        if inquiry.busy is None or not inquiry.busy.is_alive():
+            inquiry.busy = threading.Thread(target=_ask, args=(user, inquiry), daemon=True, name="squeue")
+            inquiry.busy.start()
+        busy = inquiry.busy
+    if answer is None or age > OLD_SECONDS:
+        busy.join(WAIT_LIMIT_SECONDS)
+    return inquiry.answer or Answer(now, None, f"squeue: no answer within {WAIT_LIMIT_SECONDS:.0f} s")
+
+
+def forget() -> None:
+    """Let the next look ask again: this process has changed something."""
+    with _turn:
+        _inquiries.clear()
+
+
+def _ask(user: str, inquiry: _Inquiry) -> None:
+    at = time.time()
+    words = ["squeue", f"--user={user}", "--states=all", "--noheader", f"--format={FIELDS}"]
+    output, failure = run(words, SQUEUE_LIMIT_SECONDS)
+    known = inquiry.answer.jobs if failure and inquiry.answer else None
+    inquiry.answer = Answer(at, known, failure) if failure else Answer(at, parse_jobs(output))

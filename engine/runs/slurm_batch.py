@@ -1,0 +1,159 @@
+"""The supervisor of a run on Slurm: the batch step of its job, on the first of its machines.
+
+    python -m engine.runs.slurm_batch FOLDER
+
+It does what the local one does, but is started by Slurm, takes no lock, and uses the devices that it is given. A run of
+several machines is launched on each of them by srun. Shortly before its time is over (SIGUSR1), it lets the training
+save a checkpoint and asks Slurm to start the job again, which then is another attempt of the same run. If Slurm itself
+does so, because a machine has failed or to make room for others, the next attempt continues from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.core import hardware
+from engine.core.hardware import Gpu
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import HEARTBEAT_SECONDS, RESULT_FILE, RunDir, read_object, step_of, write_json
+from engine.launch.command import Step
+from engine.launch.processes import end_processes
+from engine.runs import attempts, slurm, slurm_queue, supervisor
+from engine.runs.outcome import requested_stop
+from engine.spec.run_spec import Spec
+
+END_SECONDS = 5.0  # for processes to end by themselves once Slurm ends the job
+REQUEUE_SECONDS = 60.0  # until Slurm has ended a job that it was asked to start again
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The machines of this job, as Slurm describes them in the environment."""
+
+    run: RunDir
+    uuids: tuple[str, ...] = ()
+    descriptors: tuple[int, ...] = ()
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those of this machine that Slurm has given to the job: CUDA_VISIBLE_DEVICES is its word."""
+        return hardware.gpus()
+
+    def adapted(self, step: Step, spec: Spec) -> Step:
+        """The training of several machines is started on each of them."""
+        machines = spec.hardware.machines
+        if machines == 1 or not step.saves:
+            return step
+        address = slurm.address_of(os.environ.get("SLURMD_NODENAME", "")) or socket.gethostname()
+        launch = [sys.executable, "-m", "engine.launch.machine", str(self.run.path), address, "--", *step.arguments]
+        return replace(step, arguments=[*srun(machines), *launch], waits=False)
+
+    def start(self, step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
+        """Start a child of the run."""
+        return supervisor.start_child(step, environment)
+
+
+def srun(machines: int) -> list[str]:
+    """Start a command once on each machine of the job; if one fails, the others are ended."""
+    return [
+        "srun", f"--nodes={machines}", f"--ntasks={machines}", "--ntasks-per-node=1", "--kill-on-bad-exit=1",
+        "--cpu-bind=none", "--mpi=none",
+    ]  # fmt: skip
+
+
+def keep(run: RunDir, job: str) -> None:
+    """The whole life of one attempt. Does nothing if the run has ended, or if it has another job."""
+    if not slurm_queue.claim(run, job) or run.exit.exists():
+        print(f"Job {job} is not needed: {run.path.name} has ended, or has another job.", flush=True)
+        return
+    if run.keeper.exists():  # of an attempt that Slurm has ended
+        attempts.put_aside(run, run.attempt())
+    threading.Thread(target=_beat, args=(run,), daemon=True, name="heartbeat").start()
+    signal.signal(signal.SIGUSR1, functools.partial(_pause, run))
+    signal.signal(signal.SIGTERM, functools.partial(_end, run))
+    before = newest_step(run)
+    try:
+        if not supervisor.reserve_space(run):
+            raise OSError(supervisor.FULL_ERRORS[0], os.strerror(supervisor.FULL_ERRORS[0]))
+        record: dict[str, Any] = {"job": job, "machines": os.environ.get("SLURM_JOB_NODELIST", "")}
+        record |= {"resumed_from": before} if run.attempt() > 1 else {}
+        _conclude(run, job, supervisor.supervise(run, Allocation(run), record=record), before)
+    except Refusal as refusal:
+        supervisor.write_exit(run, supervisor.note_refusal(run, refusal))
+    except BaseException as error:
+        supervisor.give_up(run, error)
+
+
+def newest_step(run: RunDir) -> int:
+    """The step of the newest complete checkpoint, 0 if there is none."""
+    return max(map(step_of, run.checkpoints()), default=0)
+
+
+def _conclude(run: RunDir, job: str, code: int, before: int) -> None:
+    """Write exit.json; or, if only the time was over, let Slurm start the job again. Not if the attempt has saved
+    nothing: the next one would get no further."""
+    if not run.pause.exists() or _stop_asked(run) or _is_complete(run):
+        supervisor.write_exit(run, code)
+    elif newest_step(run) <= before:
+        supervisor.write_exit(run, code, outcome="failed", reason="slurm-time")
+    elif failure := slurm.requeue(job):
+        print(f"Slurm does not start the job again: {failure}", flush=True)
+        supervisor.write_exit(run, code)  # stopped, with a checkpoint: it can be resumed
+    else:
+        time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
+
+
+def _stop_asked(run: RunDir) -> bool:
+    return bool(read_object(run.request).get("stop"))
+
+
+def _is_complete(run: RunDir) -> bool:
+    """Whether this attempt has finished after all."""
+    folder = run.left()
+    result: dict[str, Any] = read_object(folder / RESULT_FILE) if folder else {}
+    return bool(result) and bool(result.get("complete")) and result.get("attempt") == run.attempt()
+
+
+def _beat(run: RunDir) -> None:
+    """Show that this process is alive, to whoever sees the folder."""
+    while True:
+        with contextlib.suppress(OSError):
+            run.heartbeat.touch()
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def _pause(run: RunDir, *_: Any) -> None:
+    """The time is nearly over."""
+    with contextlib.suppress(OSError):
+        write_json(run.pause, {"at": time.time()})
+
+
+def _end(run: RunDir, *_: Any) -> None:
+    """Slurm ends the job. If that was requested here, the supervisor goes on to record it; otherwise the run is
+    interrupted, or starts again: no exit.json."""
+    if requested_stop(run) != "kill":
+        end_processes(run.path, END_SECONDS)
+        os._exit(143)
+
+
+def main() -> int:
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job:
+        print(problem("slurm-not-in-job").text(), file=sys.stderr)
+        return 2
+    keep(RunDir(Path(sys.argv[1])), job)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

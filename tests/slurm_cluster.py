@@ -1,0 +1,145 @@
+"""A real Slurm of two machines in a private folder: a controller and two node daemons on loopback, on free ports,
+without munge, systemd or cgroups. Ended by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from engine.runs.supervisor import free_port
+from tests.find_slurm import missing, program
+from tests.preloaded import PROJECT, REAL_POPEN
+
+CONFIGURATION = """\
+ClusterName=virtual
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+AuthInfo=cred_expire=5
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+ReturnToService=2
+SlurmctldPort={port}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+KillWait=10
+SlurmctldTimeout=10
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[0]} CPUs={cores}
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cores}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+# The supervisor on a node forks what it starts, as the tests do; and so does a launcher, which is then only waited for.
+START = """\
+import os, subprocess, sys
+program = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
+if program in ("engine.runs.slurm_batch", "engine.worker.launch"):
+    from tests.forked import fork_programs
+    fork_programs()
+if program == "engine.worker.launch":
+    os._exit(subprocess.Popen([sys.executable, *sys.orig_argv[1:]]).wait() & 0xFF)
+"""
+
+
+@dataclass
+class Cluster:
+    """The daemons, by name. `variables`: for every command, so that it asks this Slurm."""
+
+    folder: Path
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def configuration(self) -> Path:
+        return self.folder / "slurm.conf"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        start = f"{PROJECT}{os.pathsep}{self.folder / 'start'}"
+        return {"SLURM_CONF": str(self.configuration), "PYTHONPATH": start}
+
+    def start(self, name: str) -> None:
+        """Start a daemon: slurmctld, or the slurmd of a node, by the node's name."""
+        daemon = "slurmctld" if name == "slurmctld" else "slurmd"
+        node = [] if name == "slurmctld" else ["-N", name]
+        with (self.folder / f"{name}.out").open("ab") as output:
+            self.daemons[name] = REAL_POPEN(
+                [program(daemon), "-D", *node, "-f", self.configuration],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def stop(self, name: str) -> None:
+        """Stop a daemon. A slurmctld saves its jobs first; without that, it would not know those of the last seconds
+        when it is started again, and end them."""
+        self.daemons[name].terminate()
+        self.daemons.pop(name).wait(60)
+
+    def command(self, *words: str) -> str:
+        """What one of Slurm's commands prints."""
+        done = subprocess.run(words, env=os.environ | self.variables, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def wait_until_idle(self, limit_s: float = 30) -> None:
+        """Wait until both nodes can take a job."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                if self.command("sinfo", "--noheader", "--format=%T %D") == "idle 2":
+                    return
+            assert time.monotonic() < deadline, (self.folder / "slurmctld.out").read_text()[-3000:]
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """End the daemons, and the processes of their jobs, which wait for each other if they are asked to end."""
+        for daemon in self.daemons.values():
+            daemon.kill()
+            daemon.wait()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                variables = process.environ()
+                if variables.get("SLURM_CONF") == str(self.configuration) and "SLURM_JOB_ID" in variables:
+                    for step in [parent for parent in process.parents() if parent.name() == "slurmstepd"]:
+                        step.kill()
+                    process.kill()
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, cores: int = 2) -> Iterator[Cluster]:
+    """Two nodes that are ready for jobs."""
+    assert not missing(), f"Slurm is not installed ({', '.join(missing())}): python -m tests.find_slurm"
+    for name in ("state", "spool-n1", "spool-n2", "start"):
+        (folder / name).mkdir()
+    (folder / "start" / "sitecustomize.py").write_text(START, encoding="utf-8")
+    cluster = Cluster(folder)
+    ports = [free_port() for _ in range(3)]
+    values = {"user": getpass.getuser(), "folder": folder, "port": ports[0], "ports": ports[1:], "cores": cores}
+    cluster.configuration.write_text(CONFIGURATION.format(**values), encoding="utf-8")
+    try:
+        for name in ("slurmctld", "n1", "n2"):
+            cluster.start(name)
+        cluster.wait_until_idle()
+        yield cluster
+    finally:
+        cluster.end()
