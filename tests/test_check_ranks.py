@@ -43,8 +43,9 @@ module.all_reduce = faulty
 WRONG = 'raise ArithmeticError("the sum over all processes is wrong")'
 SILENT = "time.sleep(600)"
 TRIALS = f"""
-import json
+import json, os
 import torch
+from engine.worker import check_ranks
 from engine.worker.runtime import all_reduce as module, machine
 real, failure = module.all_reduce, lambda limit=60: module.all_reduce_failure(2, "gloo", limit, {{}}, fork=True)
 answers = {{"real": failure(), "nccl": module.all_reduce_failure(2, "nccl", 60, {{}}, fork=True)}}
@@ -53,6 +54,9 @@ def adding(tensor, real=torch.distributed.all_reduce):
     tensor[-1] += 1  # of the many; the few are whole
 torch.distributed.all_reduce = adding
 answers["sum"] = failure()
+for text in ("abc", "-1", "nan", "inf", "", "7"):
+    os.environ[check_ranks.LIMIT_VARIABLE] = text
+    answers[f"limit {{text}}"] = check_ranks._limit()
 for name, fault in {{"silent": {SILENT!r}, "killed": "os.kill(os.getpid(), signal.SIGKILL)"}}.items():
     exec({FAULT!r}.format(unless=False, fault=f"{{fault}} if rank else time.sleep(600)"))
     answers[name] = failure(1 if name == "silent" else 60)
@@ -70,6 +74,8 @@ def test_real_processes_add_up_and_each_failure_is_noticed() -> None:
         "sum": "ArithmeticError: the sum over all processes is wrong",
         "silent": "no answer within 1 s",
         "killed": "exit code -9",
+        **{f"limit {text}": 60.0 for text in ("abc", "-1", "nan", "inf", "")},
+        "limit 7": 7.0,
     }
     assert [(each["level"], each["code"]) for each in finding] == [("doubtful", "machine-ranks-indirect")]
 

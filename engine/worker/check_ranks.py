@@ -8,8 +8,10 @@ training goes on in this way, and connection.json in the folder of the run says 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from typing import NoReturn
 
 from engine.core.problems import Refusal, problem
 from engine.core.run_warnings import write_warning
@@ -29,7 +31,7 @@ def check(run: RunDir) -> None:
     count = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")).hardware.processes_per_machine
     gpus = os.environ["CUDA_VISIBLE_DEVICES"]
     backend = "gloo" if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" else "nccl"
-    limit = float(os.environ.get(LIMIT_VARIABLE) or LIMIT_SECONDS)
+    limit = _limit()
     why = all_reduce_failure(count, backend, limit, {}, fork=True)
     if not why:
         return
@@ -47,6 +49,31 @@ def check(run: RunDir) -> None:
     print(warning.text(), flush=True)
 
 
+def _limit() -> float:
+    """Seconds for an attempt."""
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        seconds = float(text or LIMIT_SECONDS)
+    except ValueError:
+        seconds = math.nan
+    if 0 < seconds < math.inf:
+        return seconds
+    print(f"{LIMIT_VARIABLE}={text!r} is not a number of seconds; it is {LIMIT_SECONDS:.0f}.", flush=True)
+    return LIMIT_SECONDS
+
+
+def main() -> NoReturn:
+    """Ends without waiting for a process that hangs in the driver and cannot be killed."""
+    code = 1
+    try:
+        with run_lifecycle(sys.argv[1]) as run:
+            check(run)
+        code = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    with run_lifecycle(sys.argv[1]) as checked_run:
-        check(checked_run)
+    main()
