@@ -12,6 +12,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from engine.api import events, jobs
 from engine.api.base_models import BaseModel
 from engine.api.callers import Caller
+from engine.api.graders import Rewards, rewards
 from engine.api.jobs import Job
 from engine.core.problems import problem
 from engine.core.rights import OPERATOR, USER, Person
@@ -73,6 +74,21 @@ def test_a_run_that_was_started_on_the_page_is_a_job(tmp_path: Path, stage: dict
         assert len(list(jobs.jobs(place, MODELS, Caller(Person(name, role))))) == count
     other = run_maker(tmp_path / "kto")("kto", stage={"kind": "kto"})
     assert list(jobs.jobs(Workplace(saves=other.path.parents[2]), MODELS, Caller(Person("", OPERATOR)))) == []
+
+
+def test_graders_are_rewards_with_a_weight_each() -> None:
+    compares = {"name": "g", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    differs = {"type": "string_check", "operation": "ne", **compares}
+    similar = {"type": "text_similarity", "evaluation_metric": "bleu", **compares}
+    assert rewards(differs) == Rewards({"exact": -1.0}, "answer")
+    assert rewards(similar) == Rewards({"bleu": 1.0}, "answer")
+    for formula, weights in {
+        "a": {"exact": -1, "bleu": 0},
+        "-a + b * 2 - 1": {"exact": 1, "bleu": 2},
+        "(a - b) / 4": {"exact": -0.25, "bleu": -0.25},
+    }.items():
+        multi = {"type": "multi", "name": "m", "graders": {"a": differs, "b": similar}, "calculate_output": formula}
+        assert rewards(multi).weights == pytest.approx(weights)
 
 
 def test_events_and_checkpoints_are_read_from_the_folder(tmp_path: Path) -> None:

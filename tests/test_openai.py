@@ -24,10 +24,7 @@ from tests.conftest import end_runs, start_studio, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
-TABLE = """
-gpt-4o-mini-2024-07-18:
-  model: tiny
-  settings:
+SETTINGS = """
     method: {kind: lora, r: 4}
     data: {max_length: 64}
     training:
@@ -39,6 +36,16 @@ gpt-4o-mini-2024-07-18:
     logging: {probe: false, plot_loss: false}
     hardware: {device: cpu}
 """
+TABLE = f"""
+gpt-4o-mini-2024-07-18:
+  model: tiny
+  settings: {SETTINGS}
+o4-mini-2025-04-16:
+  model: tiny
+  settings: {SETTINGS}
+    stage: {{kind: grpo, max_new_tokens: 16}}
+"""
+REASONER = "o4-mini-2025-04-16"
 BASE = "gpt-4o-mini-2024-07-18"
 ASK = [{"role": "user", "content": "What comes after 3?"}]
 CHAT = [
@@ -60,7 +67,8 @@ PAIRS = [
     }
     for n in range(8)
 ]
-SUMS = [{"messages": [{"role": "user", "content": f"{n} + 1"}], "correct": f"{n + 1}", "hint": "x"} for n in range(4)]
+# An untrained model writes an e now and then.
+LETTERS = [{"messages": [{"role": "user", "content": f"Letter {n}?"}], "correct": "e", "hint": "x"} for n in range(4)]
 
 
 def strictly(value: BaseModel) -> BaseModel:
@@ -162,7 +170,7 @@ def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, bob: openai.
     saved = [strictly(checkpoint) for checkpoint in ada.fine_tuning.jobs.checkpoints.list(job.id)]
     assert [checkpoint.step_number for checkpoint in saved] == [4, 2]
 
-    assert {BASE, job.fine_tuned_model} == {strictly(model).id for model in ada.models.list()}
+    assert {BASE, REASONER, job.fine_tuned_model} == {strictly(model).id for model in ada.models.list()}
     answer = ada.chat.completions.create(model=job.fine_tuned_model, messages=ASK, max_tokens=8, temperature=0)
     assert answer.model == job.fine_tuned_model
     chunks = list(
@@ -236,7 +244,7 @@ def test_two_users_do_not_see_each_others_jobs_and_files(
     own = [job.id for job in ada.fine_tuning.jobs.list()]
     assert not list(bob.fine_tuning.jobs.list())
     assert not list(bob.files.list())
-    names = {model.id for model in ada.models.list()} - {BASE}
+    names = {model.id for model in ada.models.list()} - {BASE, REASONER}
     assert not names & {model.id for model in bob.models.list()}
     theirs = [
         lambda: bob.files.retrieve(file.id),
@@ -282,25 +290,25 @@ def test_lists_come_in_pages(ada: openai.OpenAI) -> None:
 
 
 def test_reinforcement_is_grpo_with_rewards_like_the_grader(ada: openai.OpenAI, place: Workplace) -> None:
-    file = upload(ada, SUMS, "sums.jsonl")
+    file = upload(ada, LETTERS, "letters.jsonl")
     compares = {"input": "{{sample.output_text}}", "reference": "{{ item.correct }}"}
     grader = {
         "type": "multi",
         "name": "sum",
         "graders": {
             "right": {"type": "string_check", "name": "right", "operation": "eq", **compares},
-            "near": {"type": "text_similarity", "name": "near", "evaluation_metric": "rouge_l", **compares},
+            "near": {"type": "string_check", "name": "near", "operation": "ilike", **compares},
         },
         "calculate_output": "(2 * right + near) / 3 - 1",
     }
     settings = {"n_epochs": 1, "batch_size": 2, "compute_multiplier": 0.5}
     method = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": settings}}
-    created = ada.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=method)
+    created = ada.fine_tuning.jobs.create(model=REASONER, training_file=file.id, method=method)
     assert created.training_file == file.id
     job = ended(ada, created)
     assert job.status == "succeeded", job.error
     [spec] = [run.spec for run in runs.find(place.saves) if run.spec.stage.kind == "grpo"]
-    assert spec.stage.rewards == pytest.approx({"exact": 2 / 3, "rouge_l": 1 / 3})
+    assert spec.stage.rewards == pytest.approx({"exact": 2 / 3, "contains_ignore_case": 1 / 3})
     assert (spec.stage.num_generations, job.method.reinforcement.hyperparameters.batch_size) == (4, 2)
     steps = [event.data for event in ada.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
     assert [step["step"] for step in steps] == [2, 1]
@@ -320,7 +328,7 @@ def test_reinforcement_is_grpo_with_rewards_like_the_grader(ada: openai.OpenAI, 
     ):
         method = {"type": "reinforcement", "reinforcement": {"grader": wrong}}
         with pytest.raises(openai.BadRequestError) as refused:
-            ada.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=method)
+            ada.fine_tuning.jobs.create(model=REASONER, training_file=file.id, method=method)
         assert refused.value.param == "method.reinforcement.grader", wrong
         assert refused.value.code == "invalid_grader"
 
