@@ -21,7 +21,8 @@ from engine.launch.machine import machine_command
 from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
 from engine.preflight import checks
-from engine.runs import attempts, engines, progress, queue, queue_order, runs, slurm, slurm_queue
+from engine.runs import attempts, engines, failures, progress, queue, queue_order, runs, slurm, slurm_batch, slurm_queue
+from engine.runs.results import new_export_spec
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
@@ -112,6 +113,8 @@ def test_two_machines_train_like_one_pause_for_the_time_limit_and_go_on_by_thems
     assert attempts.seconds_before(run) > 0
     assert "Loading weights" in (run.path / "log-2.txt").read_text(encoding="utf-8")
     assert "step 30" in run.dir.log.read_text(encoding="utf-8")
+    merged = ended(runs.submit(new_export_spec(on_slurm, {run.id: 1.0}), on_slurm))
+    assert (merged.state, merged.dir.on_slurm()) == ("finished", True)
 
 
 def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
@@ -217,6 +220,32 @@ def test_a_squeue_that_hangs_keeps_nobody_waiting(
     os.utime(run.dir.heartbeat, (0, 0))
     assert runs.read(run.path, workplace.saves).state == "preparing"  # only Slurm can say that it has ended
     slurm.forget()
+
+
+def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", lambda job: started.append(job) or "")
+    monkeypatch.setattr(slurm_batch, "REQUEUE_SECONDS", 0)
+    run = RunDir(tmp_path / "saves" / "m" / "lora" / "run")
+    run.path.mkdir(parents=True)
+    run.request.write_text('{"submitted": 1, "attempt": 1, "kind": "training"}', encoding="utf-8")
+    run.pause.write_text("{}", encoding="utf-8")
+    slurm_batch._conclude(run, "7", 0, before=0)
+    ended_run = runs.read(run.path, tmp_path / "saves")
+    assert (ended_run.state, started) == ("failed", [])
+    why = failures.explain(ended_run)
+    assert "before a checkpoint could be saved" in why.what()
+    assert "--time" in why.advice("zh")
+    run.exit.unlink()
+    (run.path / "checkpoint-4").mkdir()
+    (run.path / "checkpoint-4" / "complete.json").write_text("{}", encoding="utf-8")
+    slurm_batch._conclude(run, "7", 0, before=0)
+    assert (run.exit.exists(), started) == (False, ["7"])
+    run.request.write_text('{"submitted": 1, "attempt": 1, "stop": {"how": "save"}}', encoding="utf-8")
+    slurm_batch._conclude(run, "7", 0, before=0)  # somebody has stopped it in the meantime
+    assert (read_object(run.exit)["outcome"], started) == ("stopped", ["7"])
 
 
 def test_one_of_two_submissions_wins(tmp_path: Path) -> None:
