@@ -14,6 +14,7 @@ from typing import Any
 from engine.core.locks import wait_for_lock
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import read_object, write_json
+from engine.data.dataset_info import INFO_FILE
 
 OWNERS_FILE = ".owners.json"
 
@@ -56,10 +57,19 @@ def claim(data_dir: Path, ids: Iterable[str], owner: str, instead_of: str = "") 
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
 
 
+def claim_sets(data_dir: Path, names: Iterable[str], owner: str) -> None:
+    """Record the owner of sets that have just been made, and of the file that was made for each. Raises Refusal."""
+    made = list(names)
+    entries = read_object(data_dir / INFO_FILE)
+    files = [entries[name].get("file_name") for name in made if isinstance(entries.get(name), dict)]
+    claim(data_dir, [*map(set_id, made), *(file_id(str(file)) for file in files if file)], owner)
+
+
 def claim_result(arguments: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Record the owner of the sets and the file that a data job has made: whoever started it, if it knows that."""
     if "by" not in arguments:
         return
-    made = [set_id(name) for name in result.get("made", ())]
-    made += [file_id(result["file"])] if "file" in result else []
-    claim(Path(arguments["data"]), made, arguments["by"])
+    data_dir, owner = Path(arguments["data"]), arguments["by"]
+    claim_sets(data_dir, result.get("made", ()), owner)
+    if "file" in result:
+        claim(data_dir, [file_id(result["file"])], owner)

@@ -11,7 +11,6 @@ from gradio.blocks import Block
 
 from engine.data import owners, uploads
 from engine.data.datasets import read_dataset_info
-from engine.data.owners import file_id, set_id
 from engine.data.row_files import truncation_problem
 from engine.evaluation.evaluation_spec import EvaluationSpec, add_questions, fitting_datasets
 from webui import boxes, notices
@@ -76,8 +75,7 @@ class QuestionsPanel(Panel):
             file = uploads.receive(Path(path), Path(path).name, self.data)
             Path(path).unlink(missing_ok=True)
             name, truncated = add_questions(self.data, file), truncation_problem(file)
-            made = [set_id(name), file_id(str(file.relative_to(self.data)))]
-            owners.claim(self.data, made, asking().name)
+            owners.claim_sets(self.data, [name], asking().name)
         message = notices.toast(self.words("evaluate-uploaded", name=name))
         if truncated:
             message = notices.refused([truncated], self.words)

@@ -10,7 +10,6 @@ from gradio.blocks import Block
 
 from engine.core.problems import Refusal
 from engine.data import owners
-from engine.data.owners import set_id
 from engine.evaluation.right_answers import COMPARISONS, save_right_answers
 from engine.runs import runs
 from webui import notices
@@ -62,7 +61,7 @@ class RightAnswersPanel(Panel):
             run = runs.get(self.saves, id)
             with acting(self.saves, "derive", f"right answers of {run.id}"):
                 saved = save_right_answers(run.dir, model or "", self.data, comparison or "")
-                owners.claim(self.data, [set_id(saved.dataset)], asking().name)
+                owners.claim_sets(self.data, [saved.dataset], asking().name)
         except Refusal as refusal:
             return {self.message: notices.refused(refusal.problems, self.words)}
         counts = {"rows": saved.rows, "answers": saved.answers, "thinking": saved.with_reasoning}
