@@ -205,6 +205,7 @@ def serve(options: argparse.Namespace) -> None:
     users_file = Path(options.auth) if options.auth else None
     api = api_application(Api(workplace, Gate(users_file), options.api_models))
     page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts, api=api, users_file=users_file)
+    page = behind_proxies(page, options)
     repeat(lambda: standby.tick(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors, too, let the queue move on
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)
@@ -216,7 +217,7 @@ def serve(options: argparse.Namespace) -> None:
     gc.collect()
     gc.freeze()
     config = uvicorn.Config(
-        behind_proxies(page, options),
+        page,
         root_path=options.root_path,
         log_level="warning",
         proxy_headers=False,  # behind_proxies
