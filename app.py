@@ -91,6 +91,7 @@ def arguments() -> argparse.Namespace:
         ),
     )
     add_proxy_arguments(parser)
+    add_oidc_arguments(parser)
     add_standby_argument(parser)
     add_api_arguments(parser)
     add_arguments(parser)
@@ -122,6 +123,39 @@ def add_proxy_arguments(parser: argparse.ArgumentParser) -> None:
             "ignored from any other address [ATHANOR_TRUST_HEADER]"
         ),
     )
+
+
+def add_oidc_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of an OpenID provider. Its secret is in the environment only: ps shows arguments."""
+    environment = os.environ.get
+    parser.add_argument(
+        "--oidc-issuer",
+        metavar="URL",
+        default=environment("ATHANOR_OIDC_ISSUER", ""),
+        help=(
+            "OpenID provider that signs users in; the client's secret is in ATHANOR_OIDC_CLIENT_SECRET "
+            "[ATHANOR_OIDC_ISSUER]"
+        ),
+    )
+    parser.add_argument("--oidc-client-id", default=environment("ATHANOR_OIDC_CLIENT_ID", ""), metavar="ID")
+    parser.add_argument(
+        "--oidc-claim",
+        metavar="NAME",
+        default=environment("ATHANOR_OIDC_CLAIM", "preferred_username"),
+        help="part of the ID token that names the user [ATHANOR_OIDC_CLAIM]",
+    )
+
+
+def oidc_provider(options: argparse.Namespace) -> Any:
+    """The OpenID provider; None without one. Raises Refusal if something is missing."""
+    if not options.oidc_issuer:
+        return None
+    from webui.oidc import Provider
+
+    secret = os.environ.pop("ATHANOR_OIDC_CLIENT_SECRET", "")  # runs must not inherit it
+    if not (options.auth and options.oidc_client_id and secret):
+        raise Refusal(problem("oidc-incomplete"))
+    return Provider(options.oidc_issuer, options.oidc_client_id, secret, options.oidc_claim)
 
 
 def add_standby_argument(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +227,7 @@ def serve(options: argparse.Namespace) -> None:
     from webui.login import LoginRequired
     from webui.studio.application import application
 
+    provider = oidc_provider(options)
     login = options.auth and functools.partial(
         LoginRequired,
         users_file=Path(options.auth),
@@ -200,6 +235,7 @@ def serve(options: argparse.Namespace) -> None:
         ended_file=Path(options.auth).with_suffix(".ended.jsonl"),
         root_path=options.root_path,
         saves=workplace.saves,
+        provider=provider,
     )
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     users_file = Path(options.auth) if options.auth else None

@@ -2,8 +2,9 @@
 
 Everything behind it is protected, including websockets and API endpoints; only /login, /logout, /password and /healthz
 respond by themselves. The app finds the user's name and role in `request.state`, which clients cannot set. Users and
-hashes are in `engine.core.users`, sessions in `webui.sessions`, the pages' HTML in `webui.login_pages`, names from a
-reverse proxy in `webui.proxy_sign_in`; this module handles cookies, forms and rate limiting.
+hashes are in `engine.core.users`, sessions in `webui.sessions`, the pages' HTML in `webui.login_pages`; names may come
+from a reverse proxy (`webui.proxy_sign_in`) or an OpenID provider (`webui.oidc`). This module handles cookies, forms
+and rate limiting.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from engine.core import audit, rights, users
 from engine.core.attempts import Attempts
 from engine.core.problems import Refusal, problem, say
 from webui.login_pages import login_page, password_page
+from webui.oidc import MAX_SIGN_IN_SECONDS, Oidc, Provider
 from webui.proxy_sign_in import proxy_user
 from webui.reader_language import language_of
 from webui.sessions import SESSION_SECONDS, Sessions
 
 MAX_FORM_BYTES = 8192
+OIDC_PATH = "/login/oidc"
 # The page to show after the login: a path of this studio. For a browser, "//host" and "/\\host" are other sites.
 TARGET_PATTERN = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
 MAX_CONCURRENT_HASHES = 2  # passwords hashed at a time: each takes a core and 16 MiB
@@ -37,8 +40,8 @@ MAX_CONCURRENT_HASHES = 2  # passwords hashed at a time: each takes a core and 1
 
 class LoginRequired:
     """Wraps an ASGI app. `root_path` is the studio's external path, "" or "/studio"; whether a proxy strips it does not
-    matter. `ended_file` records who has signed out; the audit is in `saves`, if given. Raises Refusal for a secret file
-    without a key."""
+    matter. `ended_file` records who has signed out; the audit is in `saves`, if given; `provider` is an OpenID
+    provider that signs in users, too. Raises Refusal for a secret file without a key, and as `Oidc` does."""
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class LoginRequired:
         ended_file: Path,
         root_path: str = "",
         saves: Path | None = None,
+        provider: Provider | None = None,
     ) -> None:
         self.app, self.saves = app, saves
         self.users_file = users_file
@@ -56,6 +60,7 @@ class LoginRequired:
         self.root = "/" + root if (root := urlsplit(root_path).path.strip("/")) else ""
         # Browsers keep cookies by host, not by port: two studios on one machine must not log each other out.
         self.cookie = "athanor_" + hashlib.sha256(key).hexdigest()[:8]
+        self.oidc = Oidc(provider, key) if provider else None
         self.attempts = Attempts()
         self.hashing = asyncio.Semaphore(MAX_CONCURRENT_HASHES)
 
@@ -71,8 +76,8 @@ class LoginRequired:
         if name is None:
             return await self._turn_away(scope, receive, send)
         # A copy: the server's own state is kept, and what is added here stays with this request.
-        inside = {**scope, "state": {**scope.get("state", {}), "user": name, "role": self._role(name)}}
-        return await self.app(inside, receive, send)
+        own = {"user": name, "role": self._role(name), "account_pages": self._account_pages(name, connection)}
+        return await self.app({**scope, "state": {**scope.get("state", {}), **own}}, receive, send)
 
     def _user(self, connection: HTTPConnection) -> str | None:
         # Reads the users file each time: it has only a few lines, and a removed user is out at once.
@@ -81,6 +86,15 @@ class LoginRequired:
     def _role(self, name: str) -> str:
         user = users.read_users(self.users_file).get(name)
         return user.role if user else rights.VIEWER  # removed a moment ago
+
+    def _has_password(self, name: str, connection: HTTPConnection) -> bool:
+        user = users.read_users(self.users_file).get(name)
+        return user is not None and user.hash != users.EXTERNAL and not proxy_user(connection)
+
+    def _account_pages(self, name: str, connection: HTTPConnection) -> list[str]:
+        """The pages about their account that a user can use, for the head of the page."""
+        usable = {"logout": not proxy_user(connection), "password": self._has_password(name, connection)}
+        return [page for page, can_use in usable.items() if can_use]
 
     async def _own_page(self, request: Request, name: str | None) -> Response | None:
         """The answer of /login, /logout and /healthz; None for every other path."""
@@ -91,12 +105,16 @@ class LoginRequired:
             target = _target(request.query_params.get("next", ""))
             if name:
                 return RedirectResponse(self.root + target, 303)
-            return login_page(request, self.root, target=target)
+            return self._login_page(request, target=target)
         if path == "/login" and request.method == "POST":
             return await self._log_in(request)
+        if self.oidc and path == OIDC_PATH and reading:
+            return await self._begin_oidc(request, self.oidc)
+        if self.oidc and path == f"{OIDC_PATH}/back" and reading:
+            return await self._finish_oidc(request, self.oidc)
         if path == "/logout" and request.method == "POST":
             return _foreign_origin_page(request, self.root) or self._log_out(request)
-        if path == "/password" and (name is None or proxy_user(request)):
+        if path == "/password" and not (name and self._has_password(name, request)):
             return None
         if path == "/password" and reading:
             return password_page(request, self.root)
@@ -119,7 +137,7 @@ class LoginRequired:
         if wait := self.attempts.wait(address, now):
             words = say("login-wait", language_of(request), seconds=wait)
             headers = {"Retry-After": str(wait)}
-            return login_page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
+            return self._login_page(request, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
         # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass this line.
         self.attempts.failed(address, now)
         name, password = form.get("name", "").strip(), form.get("password", "")
@@ -129,22 +147,65 @@ class LoginRequired:
         self._record(request, "sign-in", known, "done" if right else "refused: login-wrong")
         if not right:
             words = say("login-wrong", language_of(request))
-            return login_page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
+            return self._login_page(request, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
         self.attempts.forget(address)
         return self._with_session(request, name, RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER))
 
+    def _login_page(
+        self, request: Request, error: str = "", status: int = HTTPStatus.OK, headers: dict[str, str] | None = None,
+        name: str = "", target: str = "/",
+    ) -> Response:  # fmt: skip
+        provider = self.oidc.name if self.oidc else ""
+        return login_page(request, self.root, error, status, headers, name, target, provider)
+
+    async def _begin_oidc(self, request: Request, oidc: Oidc) -> Response:
+        """Send the browser to the provider."""
+        target = _target(request.query_params.get("next", ""))
+        try:
+            url, begun = await oidc.begin(self._oidc_address(request), target)
+        except Refusal as refusal:
+            return self._login_page(request, refusal.text(language_of(request)), HTTPStatus.BAD_GATEWAY, target=target)
+        answer = RedirectResponse(url, HTTPStatus.SEE_OTHER)
+        self._set_cookie(request, answer, f"{self.cookie}_oidc", begun, MAX_SIGN_IN_SECONDS)
+        return answer
+
+    async def _finish_oidc(self, request: Request, oidc: Oidc) -> Response:
+        """Begin a session for the user with whom the browser has come back."""
+        name, outcome = "", "done"
+        try:
+            begun = request.cookies.get(f"{self.cookie}_oidc", "")
+            claimed, target = await oidc.finish(request.query_params, begun, self._oidc_address(request))
+            if claimed not in users.read_users(self.users_file):
+                raise Refusal(problem("login-not-listed", name=_shown(claimed)))
+            name = claimed
+            answer = self._with_session(request, name, RedirectResponse(self.root + _target(target), 303))
+        except Refusal as refusal:
+            outcome = f"refused: {refusal.problems[0].code}"
+            answer = self._login_page(request, refusal.text(language_of(request)), HTTPStatus.FORBIDDEN)
+        self._record(request, "sign-in", name, outcome)
+        answer.delete_cookie(f"{self.cookie}_oidc", path=self.root or "/", httponly=True, samesite="lax")
+        return answer
+
+    def _oidc_address(self, request: Request) -> str:
+        """Where the provider sends the browser back to; it only does so to addresses that it has been told."""
+        scheme, host = "https" if _is_https(request) else "http", request.headers.get("host", "")
+        return f"{scheme}://{host}{self.root}{OIDC_PATH}/back"
+
     def _with_session(self, request: Request, name: str, answer: Response) -> Response:
         """The answer with the cookie of a new session."""
+        self._set_cookie(request, answer, self.cookie, self.sessions.begin(name), SESSION_SECONDS)
+        return answer
+
+    def _set_cookie(self, request: Request, answer: Response, cookie: str, value: str, seconds: int) -> None:
         answer.set_cookie(
-            self.cookie,
-            self.sessions.begin(name),
-            max_age=SESSION_SECONDS,
+            cookie,
+            value,
+            max_age=seconds,
             path=self.root or "/",
             secure=_is_https(request),  # on a plain-HTTP network, browsers would drop a Secure cookie: a login loop
             httponly=True,
             samesite="lax",
         )
-        return answer
 
     async def _change_password(self, request: Request, name: str) -> Response:
         """Ends all sessions with the old password, and begins one with the new."""
@@ -179,8 +240,7 @@ class LoginRequired:
 
     def _not_listed(self, name: str, connection: HTTPConnection) -> Response:
         """A user of the proxy who is not one of the studio's."""
-        shown = name if users.USER_NAME.fullmatch(name) else repr(name[:80])
-        words = say("login-not-listed", language_of(connection), name=shown)
+        words = say("login-not-listed", language_of(connection), name=_shown(name))
         return PlainTextResponse(words, HTTPStatus.FORBIDDEN, {"Cache-Control": "no-store"})
 
     def _log_out(self, request: Request) -> Response:
@@ -205,6 +265,11 @@ class LoginRequired:
             answer = PlainTextResponse(say("login-needed", language_of(request)), HTTPStatus.UNAUTHORIZED)
         answer.headers["Cache-Control"] = "no-store"
         return await answer(scope, receive, send)
+
+
+def _shown(name: str) -> str:
+    """A name that may be no user's, for a sentence."""
+    return name if users.USER_NAME.fullmatch(name) else repr(name[:80])
 
 
 async def _form(request: Request) -> dict[str, str]:

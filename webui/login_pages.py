@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from http import HTTPStatus
 from string import Template
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -30,8 +30,9 @@ def login_page(
     headers: dict[str, str] | None = None,
     name: str = "",
     target: str = "/",
+    provider: str = "",
 ) -> HTMLResponse:
-    """The form for name and password; `target` is the page to show afterwards."""
+    """The form for name and password; `target` is the page to show afterwards, `provider` another way to sign in."""
     language = language_of(request)
     fields = (
         f'<input type="hidden" name="next" value="{escape(target)}">'
@@ -39,7 +40,10 @@ def login_page(
         'autocomplete="username" autocapitalize="none" spellcheck="false" required autofocus></label>'
         + _password_field("password", say("login-password", language), "current-password")
     )
-    return _page(request, "login", f"{root}/login", fields, error, status, headers)
+    link = f"{root}/login/oidc?{urlencode({'next': target})}"
+    label = escape(say("login-oidc", language, name=provider))
+    other = f'<p class="other"><a href="{escape(link)}">{label}</a></p>' if provider else ""
+    return _page(request, "login", f"{root}/login", fields, error, status, headers, other)
 
 
 def password_page(
@@ -116,6 +120,8 @@ PAGE = Template("""<!doctype html>
   input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
   button { width: 100%; margin-top: .5rem; padding: .7rem; font: inherit; font-weight: 600; color: #fff;
            background: var(--accent); border: 0; border-radius: 8px; cursor: pointer; }
+  main > p.other { margin: .75rem 0 0; } p.other a { display: block; padding: .65rem; text-align: center;
+           color: inherit; text-decoration: none; border: 1px solid var(--line); border-radius: 8px; }
   main > p.back { margin: 1.25rem 0 0; font-size: .9rem; } p.back a { color: var(--soft); }
   button:hover { filter: brightness(1.08); }
   main > p.error { margin: 0 0 1.25rem; padding: .6rem .75rem; font-size: .9rem; color: var(--error);

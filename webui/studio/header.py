@@ -3,6 +3,7 @@ viewer cannot do."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from html import escape
 
 import gradio as gr
@@ -14,22 +15,24 @@ from webui.words import Words
 MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
 
 
-def header(words: Words, person: Person, root: str, by_proxy: bool = False) -> str:
-    """The head as HTML; the person has no name without a login. `by_proxy`: a reverse proxy has signed them in, so that
-    they cannot sign out here and have no password."""
+def header(words: Words, person: Person, root: str, pages: Collection[str] = ()) -> str:
+    """The head as HTML; the person has no name without a login. `pages` of their account can be used:
+    "logout", and "password" to change it."""
     languages = "".join(
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
     )
-    out = note = leaving = ""
+    out = note = ""
     if person.name:
         name = f"{escape(person.name)}<small>{escape(words(f'role-of-{person.role}'))}</small>"
         out = f'<span class="who">{name}</span>'
-        if not by_proxy:
-            change, leave = escape(words("change-password")), escape(words("sign-out"))
+        if "password" in pages:
+            change = escape(words("change-password"))
             out = f'<a class="who" href="{escape(root)}/password" title="{change}">{name}</a>'
-            leaving = f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
-        out += f'<a class="own" href="{escape(root)}/tokens">{escape(words("tokens"))}</a>{leaving}'
+        out += f'<a class="own" href="{escape(root)}/tokens">{escape(words("tokens"))}</a>'
+        if "logout" in pages:
+            leave = escape(words("sign-out"))
+            out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
     if refused := may(person, "start"):
         note = f'<p class="denied" data-denies=".acts, .owned">{escape(refused.text(words.language))}</p>'
     return (

@@ -12,7 +12,6 @@ from engine.data import preview_client
 from webui import people
 from webui.events import QUIET
 from webui.panels import Updates
-from webui.proxy_sign_in import proxy_user
 from webui.studio.header import header
 from webui.studio.tabs import Frame, Tabs
 
@@ -91,8 +90,9 @@ class Navigation:
         report."""
         frame, tabs = self.frame, self.tabs
         tab = "runs" if run_id else tab
+        account_pages = getattr(request.state, "account_pages", ())
         updates: Updates = {
-            frame.head: header(frame.words, people.person_of(request), frame.root, bool(proxy_user(request))),
+            frame.head: header(frame.words, people.person_of(request), frame.root, account_pages),
             frame.selected: run_id,
             tabs.data.chosen: chosen,
             tabs.evaluate.opened: report,
