@@ -188,6 +188,25 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
     return listen(options.host, options.port)
 
 
+def login_required(options: argparse.Namespace, saves: Path) -> Any:
+    """What wraps the studio in its login; None without one. Raises Refusal."""
+    provider = oidc_provider(options)
+    if not options.auth:
+        return None
+    from webui.login import LoginRequired
+
+    users_file = Path(options.auth)
+    return functools.partial(
+        LoginRequired,
+        users_file=users_file,
+        secret_file=users_file.with_suffix(".secret"),
+        ended_file=users_file.with_suffix(".ended.jsonl"),
+        root_path=options.root_path,
+        saves=saves,
+        provider=provider,
+    )
+
+
 def behind_proxies(page: Any, options: argparse.Namespace) -> Any:
     """The app with what the trusted proxies say of a request: the client's own address and, if so configured, its user.
     That is looked at first, by the address of the connection. Raises Refusal."""
@@ -224,19 +243,9 @@ def serve(options: argparse.Namespace) -> None:
     from engine.api.app import Api
     from engine.api.app import application as api_application
     from engine.api.callers import Gate
-    from webui.login import LoginRequired
     from webui.studio.application import application
 
-    provider = oidc_provider(options)
-    login = options.auth and functools.partial(
-        LoginRequired,
-        users_file=Path(options.auth),
-        secret_file=Path(options.auth).with_suffix(".secret"),
-        ended_file=Path(options.auth).with_suffix(".ended.jsonl"),
-        root_path=options.root_path,
-        saves=workplace.saves,
-        provider=provider,
-    )
+    login = login_required(options, workplace.saves)
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     users_file = Path(options.auth) if options.auth else None
     api = api_application(Api(workplace, Gate(users_file), options.api_models))
