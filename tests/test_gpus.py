@@ -269,7 +269,7 @@ def test_a_driver_that_fails_after_submitting_fails_the_run_with_its_reason(
     monkeypatch.setattr(runs.queue, "advance", lambda *_: None)
     run = runs.submit(make_spec(hardware__device="auto"), workplace)
     say(error="GPU is lost")
-    runs.subprocess.run(runs.queue.supervisor_command(run.path), check=True, env=os.environ)
+    subprocess.run(runs.queue.supervisor_command(run.path), check=True, env=os.environ)
     run = wait_until(lambda: (now := runs.read(run.path, workplace.saves)).final and now, 30)
     assert run.state == "failed"
     assert read_object(run.dir.error)["problems"][0]["code"] == "gpu-driver-failed"

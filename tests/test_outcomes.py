@@ -17,7 +17,7 @@ import pytest
 from engine.core.rundir import RunDir, write_json
 from engine.launch.processes import end_processes, find_processes
 from engine.launch.workspace import Workplace
-from engine.runs import attempts, failures, progress, queue, runs, supervisor
+from engine.runs import attempts, engines, failures, progress, queue, runs, supervisor
 from engine.runs.run import ALIVE_STATES, state
 from engine.spec.run_spec import RunSpec
 from tests import stand_in
@@ -201,7 +201,7 @@ def test_stopping_a_run_that_waits_starts_no_process(
 ) -> None:
     monkeypatch.setattr(queue, "advance", lambda *_: None)
     run = run_program("finish()")
-    monkeypatch.setattr(runs.subprocess, "Popen", None)
+    monkeypatch.setattr(engines.subprocess, "Popen", None)
     runs.stop(run, "kill")
     assert fresh(run).state == "stopped"
 
