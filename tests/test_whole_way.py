@@ -47,6 +47,15 @@ def test_adapters_of_layers_with_one_weight_are_exported_as_they_are(family: str
     assert lines[family].endswith(" ok, not merged"), lines[family]
 
 
+@pytest.mark.slow
+def test_the_last_layers_are_found_whatever_they_are_called() -> None:
+    """Apertus stores buffers beside its weights, BERT says `layer`, and HRM has more layers than its configuration."""
+    printed = run_python("-m", "tests.zoo.whole_way", "--method", "freeze", "apertus", "bert", "hrm_text", "blt")
+    *trained, refused = (line for line in printed.splitlines() if " freeze " in line)
+    assert [line.endswith(" ok") for line in trained] == [True] * 3, printed
+    assert "refused: method.trainable_layers: " in refused
+
+
 def test_the_page_counts_families_by_what_became_of_them() -> None:
     ways = [
         WholeWay("a", "lora", modules={"q_proj": 2}, towers=["model.visual"], experts=4), WholeWay("a", "freeze"),

@@ -29,7 +29,7 @@ COMMON_MATRICES = {
 }  # fmt: skip
 ROUTER_MODULES = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
 ROUTED_EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 stores routed experts as 3-D parameters
-LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 Shape = tuple[int, ...]
 ModelPart = Literal["language", "projector", "tower"]
 
@@ -45,6 +45,7 @@ class Structure:
 
     shapes: Mapping[str, Shape]  # of every parameter; a tied head is not a parameter of its own
     linear: tuple[str, ...] = ()  # the modules that "all-linear" selects
+    layers: tuple[str, ...] = ()  # the stack of layers of the language part, in order
     experts: tuple[str, ...] = ()  # parameters with a matrix for each routed expert: (experts, …, …)
     quantizable: tuple[str, ...] = ()  # those of them that can be loaded in 4 or 8 bits
     refused: tuple[str, ...] = ()  # linear layers on which an adapter would have no effect, or learn nothing
@@ -125,13 +126,17 @@ def is_named_otherwise(model: ModelFacts, shapes: Mapping[str, Shape]) -> bool:
     stacks = {name[: match.start(1)] for name in shapes if (match := LAYER_INDEX.search(name))}
     ends = {name.split(".")[-2] for name, shape in shapes.items() if len(shape) > 1 and "." in name}
     plain = all(len(shape) <= 2 for shape in shapes.values()) and ends <= COMMON_MATRICES
+    # Others may be buffers, which are stored like parameters and never trained.
+    plain = plain and all(name.endswith((".weight", ".bias")) for name in shapes)
     return not plain or model.has_towers or len(stacks) > 1
 
 
 def structure_of_headers(shapes: Mapping[str, Shape], *, tied: bool) -> Structure:
     """The structure of a model whose tensors are named like its modules."""
     plain = Structure({name: shape for name, shape in shapes.items() if not (tied and name == "lm_head.weight")})
-    return Structure(plain.shapes, tuple(name for name in plain.matrices() if _is_usual_target(name)))
+    linear = tuple(name for name in plain.matrices() if _is_usual_target(name))
+    indices = {int(match[1]): name[: match.end(1)] for name in shapes if (match := LAYER_INDEX.search(name))}
+    return Structure(plain.shapes, linear, layers=tuple(indices[index] for index in sorted(indices)))
 
 
 def _is_usual_target(name: str) -> bool:
@@ -155,7 +160,18 @@ def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
         return Structure({}, error=str(reason))
 
 
-LISTS = ("linear", "experts", "quantizable", "refused", "towers", "vision", "projectors", "vision_linear", "missing")
+LISTS = (
+    "linear",
+    "layers",
+    "experts",
+    "quantizable",
+    "refused",
+    "towers",
+    "vision",
+    "projectors",
+    "vision_linear",
+    "missing",
+)
 
 
 def structure_as_json(structure: Structure) -> str:

@@ -19,7 +19,6 @@ from engine.models.facts import ModelFacts
 from engine.models.safetensors_headers import names_in_line
 from engine.models.structure import (
     HEAD_MODULES,
-    LAYER_INDEX,
     ROUTED_EXPERT,
     Shape,
     Structure,
@@ -115,8 +114,12 @@ def _refused_targets(structure: Structure, target_modules: str | Sequence[str]) 
 def freeze_problems(
     model: ModelFacts, trainable_modules: Sequence[str], field: str = "method.trainable_modules"
 ) -> list[Problem]:
-    """Names that match no parameter and no module. Returns [] if the headers cannot be read."""
-    names = list(structure_of(model).shapes)
+    """Names that match no parameter and no module, or a model without a list of layers if none is named. Returns [] if
+    the headers cannot be read."""
+    structure = structure_of(model)
+    names = list(structure.shapes)
+    if names and not structure.layers and not trainable_modules:
+        return [problem("freeze-no-layers", "method.trainable_layers", architecture=model.architecture)]
     unknown = [module for module in trainable_modules if not any(is_or_below(name, module) for name in names)]
     known = _module_names(name for name in names if not ROUTED_EXPERT.search(name))
     return [
@@ -126,9 +129,9 @@ def freeze_problems(
     ]
 
 
-def trained_layers(layers: int, count: int) -> range:
-    """Indices of the last `count` of so many layers; for a negative count, of the first ones."""
-    return range(max(layers - count, 0), layers) if count > 0 else range(min(-count, layers))
+def chosen_layers(structure: Structure, count: int) -> tuple[str, ...]:
+    """Names of the last `count` layers, or of the first ones for a negative count."""
+    return structure.layers[-count:] if count > 0 else structure.layers[:-count]
 
 
 def trainable_parameters(
@@ -167,9 +170,8 @@ def trainable_parameters(
                 for name, shape in structure.shapes.items()
                 if any(is_or_below(name, module) for module in trainable_modules) and name not in vision.parameters
             )
-        layer = {name: int(match[1]) for name in sizes if (match := LAYER_INDEX.search(name))}
-        trained = trained_layers(len(set(layer.values())), trainable_layers)
-        return sum(sizes[name] for name, number in layer.items() if number in trained)
+        chosen = tuple(f"{layer}." for layer in chosen_layers(structure, trainable_layers))
+        return sum(size for name, size in sizes.items() if name.startswith(chosen))
 
     def lora() -> int:
         whole = _named_shapes(model)

@@ -28,7 +28,7 @@ from transformers import (
 from engine.core.problems import Refusal, problem
 from engine.models.facts import inspect_model
 from engine.models.structure import is_or_below, remember
-from engine.models.trainable_modules import ALL_LINEAR, targeted_modules, trained_layers
+from engine.models.trainable_modules import ALL_LINEAR, chosen_layers, targeted_modules
 from engine.models.vision_parts import VisionPlan, vision_plan
 from engine.preflight.model_checks import frozen_weights_stay_in, trained_parameters
 from engine.spec.method_settings import Freeze, Lora
@@ -305,10 +305,11 @@ def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str)
 def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     method = spec.method
     assert isinstance(method, Freeze)
-    chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
+    structure = structure_of(model)
+    chosen = tuple(method.trainable_modules) or chosen_layers(structure, method.trainable_layers)
     chosen += (SCORE_HEAD,) if is_reward_model(spec) else ()
     chosen += tuple(vocabulary_modules(model))
-    vision = vision_plan(structure_of(model), spec.vision)
+    vision = vision_plan(structure, spec.vision)
     chosen = (*(chosen if vision.language else ()), *vision.parameters)
     trained = 0
     for name, parameter in model.named_parameters():
@@ -318,16 +319,6 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
         names = ", ".join(name for name, _ in model.named_children())
         raise Refusal(problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names))
     return model
-
-
-def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
-    """Names of the last `count` transformer layers, or of the first ones for a negative count: the stack is the list in
-    the language part with as many modules as the config says."""
-    layers = model.config.get_text_config().num_hidden_layers
-    towers = structure_of(model)
-    stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
-    name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers and not towers.is_in_tower(name))
-    return tuple(f"{name}.{index}" for index in trained_layers(len(stack), count))
 
 
 def _full(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:

@@ -94,12 +94,27 @@ def structure_of(model: Any) -> Structure:
     scores = hasattr(model, "score")
     vision, projectors = _vision(towers, names.values())
     return Structure(
-        shapes, tuple(linear), experts, quantizable, refused, towers, vision, projectors,
+        shapes, tuple(linear), _layers(model, beside), experts, quantizable, refused, towers, vision, projectors,
         vision_linear=tuple(_vision_linear(model, names, vision)), sharing=tuple(layers_with_one_weight(model)),
         writes=scores or hasattr(model, "prepare_inputs_for_generation"),
         shows_head=scores or model.get_output_embeddings() is not None,
         recomputes=model.supports_gradient_checkpointing, needs=_missing_inputs(model),
     )  # fmt: skip
+
+
+def _layers(model: Any, beside: Structure) -> tuple[str, ...]:
+    """The stack of layers of the language part: of its lists of modules, the one that is as long as the configuration
+    says, or else the one with the most parameters."""
+    stacks = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and len(part) and not beside.is_in_tower(name)
+    }
+    length = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    named = {name: stack for name, stack in stacks.items() if len(stack) == length} or stacks
+    sizes = {name: sum(parameter.numel() for parameter in stack.parameters()) for name, stack in named.items()}
+    longest = max(sizes, key=lambda name: sizes[name], default="")
+    return tuple(f"{longest}.{index}" for index in range(len(stacks[longest]))) if longest else ()
 
 
 def layers_with_one_weight(model: nn.Module) -> list[tuple[str, ...]]:
