@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from engine.core.problems import Problem
+from engine.models import child
 from engine.models.checks import model_problems
 from engine.models.facts import inspect_model
 from engine.models.structure import Structure, structure_of, structure_problems
@@ -169,6 +170,24 @@ def test_a_target_on_which_an_adapter_would_not_work_is_refused(
     assert name not in linear_modules(model)
     assert codes(lora_problems(model, [name])) == ["lora-target-refused"]
     assert codes(lora_problems(model, ["o_proj"])) == []
+
+
+@pytest.mark.slow
+def test_a_machine_too_busy_to_build_a_model_is_not_the_last_word(
+    built: tuple[Path, dict[str, dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = inspect_model(Path(shutil.copytree(built[0] / "gemma3", tmp_path / "gemma3")))
+
+    def wrong() -> list[str]:
+        return codes(structure_problems(model, "model.model_name_or_path"))
+
+    monkeypatch.setattr(child, "MAX_SECONDS", 0.01)
+    assert wrong() == ["model-built-too-slowly"]
+    monkeypatch.setattr(child, "ask", lambda *_: pytest.fail("asked again at once"))
+    assert wrong() == ["model-built-too-slowly"]
+    monkeypatch.undo()
+    monkeypatch.setattr(child, "RETRY_SECONDS", 0)
+    assert wrong() == []
 
 
 @pytest.mark.slow

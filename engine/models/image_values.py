@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from engine.models import child
@@ -26,13 +25,18 @@ def image_values(spec: RunSpec, sizes: Sequence[Size]) -> int | None:
         "model": spec.model.model_dump(mode="json"),
         "data": {"image_min_pixels": spec.data.image_min_pixels, "image_max_pixels": spec.data.image_max_pixels},
     }
-    return _image_values(json.dumps(settings), tuple(sizes), _stamps(folder))
+    try:
+        return _image_values(json.dumps(settings), tuple(sizes), _stamps(folder))
+    except child.NoAnswer:
+        return None
 
 
-@lru_cache(maxsize=64)
+@child.remembered
 def _image_values(settings: str, sizes: tuple[Size, ...], _of: tuple[tuple[str, int], ...]) -> int | None:
     try:
         return int(child.ask("engine.worker.models.image_values", settings, json.dumps(sizes)))
+    except child.TooSlow:
+        raise
     except (child.NoAnswer, ValueError):
         return None
 

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +59,7 @@ class Structure:
     needs: str = ""  # arguments other than text that the model's forward pass requires
     missing: tuple[str, ...] = ()  # parameters that no file of the model has
     error: str = ""  # why transformers cannot build the model; the rest is then empty
+    slow: bool = False  # it was not built in time; the rest is then empty
 
     def is_in_tower(self, name: str) -> bool:
         """Whether a module or parameter is outside the language part."""
@@ -90,7 +90,10 @@ def structure_of(model: ModelFacts) -> Structure:
         return Structure({})
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if is_named_otherwise(model, shapes) and not model.needs_remote_code:
-        return _remembered.get(model.path) or _skeleton(model.path, *_stamp(model.path / "config.json"))
+        try:
+            return _remembered.get(model.path) or _skeleton(model.path, *_stamp(model.path / "config.json"))
+        except child.TooSlow:
+            return Structure({}, slow=True)
     return structure_of_headers(shapes, tied=model.tied)
 
 
@@ -107,6 +110,8 @@ def structure_problems(model: ModelFacts, field: str) -> list[Problem]:
     """The problem that transformers cannot build the model, or that it cannot process text alone."""
     structure, architecture = structure_of(model), model.architecture or model.model_type
     scores = any(name in architecture for name in SCORER_CLASSES)  # it has another head than the one for text
+    if structure.slow:
+        return [problem("model-built-too-slowly", field, architecture=architecture, seconds=child.MAX_SECONDS)]
     if structure.error:
         return [problem("model-not-built", field, architecture=architecture, why=structure.error)]
     if not structure.writes:
@@ -152,10 +157,12 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=64)
+@child.remembered
 def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
     try:
         return structure_from_json(child.ask("engine.worker.models.skeleton", str(folder.absolute())))
+    except child.TooSlow:
+        raise
     except child.NoAnswer as reason:
         return Structure({}, error=str(reason))
 
