@@ -33,6 +33,8 @@ CONTENTS: dict[str, bytes | Callable[[Path], object]] = {
     "a text": b'"x"',
     "endless nesting": b"[" * 100_000,
     "other keys": b'{"a": 1}',
+    "of another version": b'{"outcome": "failed", "ended": 1, "reason": "tired", "code": [], "signal": {"a": 1}}',
+    "other types": b'{"outcome": "failed", "ended": 1, "reason": [1], "code": "x", "signal": 99}',
     "a folder": Path.mkdir,
     "a pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
@@ -82,7 +84,8 @@ def test_a_damaged_file_harms_no_other_run_and_is_shown(two_runs: Any, file: str
             show(run, Words("en"))
     if file == "exit.json":
         assert shown[bad.path].state == "failed"
-        assert shown[bad.path].ended is None  # a duration would be made up
+        says_when = b'"ended"' in written if isinstance(written := CONTENTS[content], bytes) else False
+        assert shown[bad.path].ended == (1 if says_when else None)  # a duration would be made up
         assert "damaged" in head_html.failure(shown[bad.path], Words("en"))
 
 

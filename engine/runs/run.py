@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import regular_files
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Refusal, problem, sentences
 from engine.core.rundir import WAITING_FOR_SPACE, RunDir, read_object, stamp
 from engine.export import gguf
 from engine.runs import kinds
@@ -127,7 +127,9 @@ def _exit_of(run: RunDir) -> dict[str, Any] | None:
     failed."""
     exit = read_object(run.exit)
     if exit.get("outcome") in FINAL_STATES and isinstance(exit.get("ended"), (int, float)):
-        return {"reason": exit["outcome"], "code": None, "signal": None, **exit}
+        reason = exit.get("reason", exit["outcome"])
+        known = reason if exit["outcome"] != "failed" or f"failure-{reason}" in sentences() else DAMAGED_EXIT["reason"]
+        return {"code": None, "signal": None, **exit, "reason": known}
     damaged = os.path.lexists(run.exit) or (_request_of(run).get("damaged") and not run.alive())
     return DAMAGED_EXIT if damaged else None  # nobody knows when it ended
 
