@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from engine.core import users
+from engine.core.attempts import FREE_TRIES
 from engine.launch.workspace import Workplace
 from tests.conftest import start_studio
-from webui.login import FREE_TRIES
 from webui.sessions import Sessions
 
 pytestmark = pytest.mark.usefixtures("forked")
