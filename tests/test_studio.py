@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,7 +96,7 @@ def test_the_page_comes_as_its_address_says(page: Page, run: str, tab: str, show
     assert updates[page.frame.selected] == run
     assert updates[page.tabs.data.chosen] == "set:numbers"
     assert updates[page.tabs.evaluate.opened] == "e/f/g"
-    assert re.search(r'<\w+ class="who"[^>]*>ada</', updates[page.frame.head])
+    assert 'class="who">ada<' in updates[page.frame.head]
     assert 'action="/root/logout"' in updates[page.frame.head]
 
 
