@@ -23,7 +23,8 @@ from webui.studio.tabs import Frame, Tabs, lay_out_frame, lay_out_tabs
 from webui.studio.transfers import FromLoaded, FromRun, IntoForm
 from webui.words import Words
 
-ADA: Any = SimpleNamespace(state=SimpleNamespace(user="ada"))  # a request of hers
+# A request of hers, as the login leaves it.
+ADA: Any = SimpleNamespace(state=SimpleNamespace(user="ada", role="user", account_pages=["logout"]))
 
 
 class Page:
