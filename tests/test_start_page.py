@@ -46,7 +46,10 @@ def test_a_page_is_built_once_per_address_and_is_gradios_own(client: TestClient,
     assert builds == [b"six:7860", b"two:7860"]
     for host, text in pages.items():
         assert text.count(PLAIN_EVENTS + MODULE_TAG) == 1
-        own = client.get("/?deep_link=", headers={"Host": host}).text  # left to gradio
+        # Left to gradio, and not kept, however it is written:
+        assert '"deep_link_state":"invalid"' in client.get("/?deep%5Flink=x", headers={"Host": host}).text
+        assert client.get("/?all_endpoints=1", headers={"Host": host}).text == text
+        own = client.get("/?deep_link=", headers={"Host": host}).text
         assert text.replace(PLAIN_EVENTS, "") == own
         assert json.loads(CONFIG.search(text)[1])["root"] == f"http://{host}"  # type: ignore[index]
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 import brotli
 from gradio.route_utils import get_root_url
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from webui.studio.assets import QUALITY, reads_brotli
 
 MAX_ADDRESSES = 16  # by which the studio is reached, such as its name and its IP address; 60 kB each
+OWN_HEADERS = (b"accept-encoding", b"cookie", b"authorization")
 MODULE_TAG = '<script type="module"'  # gradio's program, which begins after the configuration
 # Svelte wraps plain objects and arrays in proxies, but not instances of other classes. For each component, gradio looks
 # through all events, which never change: half of the time to open the page went into these proxies.
@@ -34,7 +36,7 @@ class StartPage:
 
     def __init__(self, app: ASGIApp, root_path: str):
         self.app, self.root_path = app, root_path
-        self.pages: OrderedDict[str, tuple[dict[str, str], bytes]] = OrderedDict()  # headers and content by address
+        self.pages: OrderedDict[str, bytes] = OrderedDict()  # compressed, by address
         self.building = asyncio.Lock()  # built once for all who ask at the same time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,39 +46,39 @@ class StartPage:
     async def _page(self, scope: Scope, receive: Receive) -> Response | None:
         """The answer; None if gradio's is anything but a page."""
         request = Request(scope)
-        built = await self._built(get_root_url(request, "/", self.root_path or scope.get("root_path")), scope, receive)
-        if built is None:
+        root = get_root_url(request, "/", self.root_path or scope.get("root_path"))
+        content = self.pages.get(root) or await self._built(root, scope, receive)
+        if content is None:
             return None
-        headers, content = built
+        self.pages.move_to_end(root)
+        headers = {"Vary": "Accept-Encoding"}
         if reads_brotli(request.headers.get("Accept-Encoding", "")):
-            return Response(content, headers=headers | {"content-encoding": "br"})
-        return Response(brotli.decompress(content), headers=headers)
+            return HTMLResponse(content, headers=headers | {"Content-Encoding": "br"})
+        return HTMLResponse(brotli.decompress(content), headers=headers)
 
-    async def _built(self, root: str, scope: Scope, receive: Receive) -> tuple[dict[str, str], bytes] | None:
+    async def _built(self, root: str, scope: Scope, receive: Receive) -> bytes | None:
         async with self.building:
-            if root in self.pages:
-                self.pages.move_to_end(root)
-                return self.pages[root]
-            status, headers, content = await _answer(self.app, scope, receive)
-            text = content.decode("utf-8", "replace")
-            if status != 200 or MODULE_TAG not in text:
-                return None
-            text = text.replace(MODULE_TAG, PLAIN_EVENTS + MODULE_TAG, 1)
-            compressed = await asyncio.to_thread(brotli.compress, text.encode(), brotli.MODE_TEXT, QUALITY)
-            self.pages[root] = headers | {"vary": "Accept-Encoding"}, compressed
-            while len(self.pages) > MAX_ADDRESSES:
-                self.pages.popitem(last=False)
+            if root not in self.pages:
+                status, content = await _answer(self.app, scope, receive)
+                text = content.decode("utf-8", "replace")
+                if status != HTTPStatus.OK or MODULE_TAG not in text:
+                    return None
+                text = text.replace(MODULE_TAG, PLAIN_EVENTS + MODULE_TAG, 1)
+                compressed = await asyncio.to_thread(brotli.compress, text.encode(), brotli.MODE_TEXT, QUALITY)
+                self.pages[root] = compressed
+                while len(self.pages) > MAX_ADDRESSES:
+                    self.pages.popitem(last=False)
             return self.pages[root]
 
 
 def _asks_for_page(scope: Scope) -> bool:
     """A deep link of gradio's is a page with values that somebody else has entered."""
     is_page = scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == "/"
-    return is_page and b"deep_link" not in scope["query_string"]
+    return is_page and "deep_link" not in Request(scope).query_params
 
 
-async def _answer(app: ASGIApp, scope: Scope, receive: Receive) -> tuple[int, dict[str, str], bytes]:
-    """The status, headers and content of an uncompressed answer."""
+async def _answer(app: ASGIApp, scope: Scope, receive: Receive) -> tuple[int, bytes]:
+    """The status and the uncompressed content of the answer to this request, without what is the reader's own in it."""
     start: MutableMapping[str, Any] = {}
     content = bytearray()
 
@@ -86,8 +88,6 @@ async def _answer(app: ASGIApp, scope: Scope, receive: Receive) -> tuple[int, di
         else:
             content.extend(message.get("body", b""))
 
-    plain = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
-    await app({**scope, "headers": plain}, receive, keep)
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
-    headers.pop("content-length", None)
-    return start["status"], headers, bytes(content)
+    common = [(name, value) for name, value in scope["headers"] if name not in OWN_HEADERS]
+    await app({**scope, "headers": common, "query_string": b""}, receive, keep)
+    return start["status"], bytes(content)
