@@ -3,12 +3,14 @@ continues."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from engine.core.problems import Refusal
 from engine.core.regular_files import list_folders
 from engine.core.rundir import RunDir, read_object
-from engine.runs.run import Run
+from engine.runs.run import ALIVE_STATES, Run
 
 
 def put_aside(run: RunDir, number: int, *others: Path) -> None:
@@ -23,18 +25,28 @@ def put_aside(run: RunDir, number: int, *others: Path) -> None:
 def seconds_before(run: Run) -> float:
     """How long the earlier attempts took together, from the start of each supervisor to its end; of an attempt that was
     interrupted, to its last report."""
-    return sum(end - start for start, end in _earlier(run))
+    return sum(end - start for _, start, end in _earlier(run))
 
 
-def spans(run: Run, now: float) -> list[tuple[float, float]]:
-    """When each attempt began and ended, the current one until `now` if it has not; in seconds since 1970."""
-    current = [(run.started, max(_end(run, now), run.started))] if run.started else []
-    return [*_earlier(run), *current]
+def gpu_hours(run: Run, now: float, since: float = -math.inf) -> float:
+    """The GPU hours of all attempts between `since` and `now`, in seconds since 1970; each with the devices that it had
+    itself. On the CPU, a process counts as a GPU."""
+    hours = 0.0
+    for attempt, start, end in [*_earlier(run), *_current(run, now)]:
+        seconds = min(end, now) - max(start, since)
+        hours += _devices(run, attempt) * seconds / 3600 if seconds > 0 else 0
+    return hours
 
 
-def _earlier(run: Run) -> list[tuple[float, float]]:
-    attempts = (_span(RunDir(run.dir.attempts / folder.name)) for folder in list_folders(run.dir.attempts))
-    return [span for span in attempts if span]
+def _earlier(run: Run) -> list[tuple[RunDir, float, float]]:
+    """The files of each earlier attempt, and when it began and ended; without those that have left too little."""
+    attempts = (RunDir(run.dir.attempts / folder.name) for folder in list_folders(run.dir.attempts))
+    return [(attempt, *span) for attempt in attempts if (span := _span(attempt))]
+
+
+def _current(run: Run, now: float) -> list[tuple[RunDir, float, float]]:
+    """The same of the current one, if it has begun; it lasts until `now` if it is alive."""
+    return [(run.dir, run.started, max(_end(run, now), run.started))] if run.started else []
 
 
 def _span(attempt: RunDir) -> tuple[float, float] | None:
@@ -46,23 +58,36 @@ def _span(attempt: RunDir) -> tuple[float, float] | None:
 
 
 def _end(run: Run, now: float) -> float:
-    """When the attempt ended; if it was interrupted, when it last reported progress."""
+    """When the attempt ended; if it was interrupted, or is to be started again, when it last reported progress."""
     if run.ended:
         return run.ended
-    if run.state != "interrupted":
+    if run.state in ALIVE_STATES:
         return now
     reported = read_object(run.dir.progress).get("at")
     return reported if isinstance(reported, (int, float)) else run.started or now
 
 
-def devices(run: Run) -> int:
-    """The number of GPUs that the run uses or used; on the CPU, of its processes."""
-    if leased := read_object(run.dir.keeper).get("leases"):
+def _devices(run: Run, attempt: RunDir) -> int:
+    """The number of GPUs that an attempt uses or used; on the CPU, of its processes."""
+    if leased := read_object(attempt.keeper).get("leases"):
         return len(leased)
     try:
-        return run.spec.hardware.num_processes
-    except (Refusal, AttributeError):  # evaluations and exports have one process
+        return _with_spec_of(run, attempt).spec.hardware.num_processes
+    except Refusal:
         return 1
+
+
+def _with_spec_of(run: Run, attempt: RunDir) -> Run:
+    """The run as its spec was in an attempt: an attempt keeps it if the next one has another (`resumption`)."""
+    if attempt.path == run.path:
+        return run
+    kept = {int(name): run.dir.attempts / name for name in _numbers(run) if int(name) >= int(attempt.path.name)}
+    folders = (folder for _, folder in sorted(kept.items()) if RunDir(folder).spec.exists())
+    return replace(run, path=next(folders, run.path))
+
+
+def _numbers(run: Run) -> list[str]:
+    return [folder.name for folder in list_folders(run.dir.attempts) if folder.name.isdecimal()]
 
 
 def resumed_from(run: Run) -> int | None:

@@ -47,12 +47,7 @@ def runs_of(saves: Path, user: str) -> list[Run]:
 
 def gpu_hours(runs: list[Run], now: float) -> float:
     """The GPU hours of runs within the 30 days before `now`; on the CPU, a process counts as a GPU."""
-    since, seconds = now - WINDOW_SECONDS, 0.0
-    for run in runs:
-        spans = [(max(start, since), min(end, now)) for start, end in attempts.spans(run, now)]
-        if spans := [(start, end) for start, end in spans if end > start]:
-            seconds += attempts.devices(run) * sum(end - start for start, end in spans)
-    return seconds / 3600
+    return sum(attempts.gpu_hours(run, now, now - WINDOW_SECONDS) for run in runs)
 
 
 def data_bytes(data: Path, user: str) -> int:

@@ -171,9 +171,7 @@ def stop(saves: Path, id: str, by: str = "") -> list[Run]:
 
 def hours_used(sweep: Sequence[Run], now: float) -> float:
     """The GPU hours of all runs until `now`, in seconds since 1970; on the CPU, a process counts as a GPU."""
-    return sum(
-        attempts.devices(run) * sum(end - start for start, end in attempts.spans(run, now)) / 3600 for run in sweep
-    )
+    return sum(attempts.gpu_hours(run, now) for run in sweep)
 
 
 @dataclass(frozen=True)
