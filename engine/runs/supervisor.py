@@ -177,7 +177,10 @@ def supervise(
         if number == 0 or step.waits
     }
     for number, step in enumerate(steps):
-        if code == 0 and not requested_stop(run):
+        if code == 0:
+            if requested_stop(run):
+                code = -signal.SIGTERM  # a step that has not begun was ended, too
+                break
             code = _wait_for_child(step, children.get(number) or _start(step, environment, run, leased), run, watches)
     end_processes(run.path)
     return code
