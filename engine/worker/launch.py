@@ -46,8 +46,7 @@ def main() -> None:
         return  # the supervisor is gone, or the rows could not be prepared
     arguments = launch.launch_command_parser().parse_args()
     if not alone:
-        # How its processes can communicate (`engine.worker.check_ranks`).
-        os.environ.update(read_object(RunDir(Path(sys.argv[-1])).connection).get("variables", {}))
+        os.environ.update(connection_variables(RunDir(Path(sys.argv[-1]))))
         launch.launch_command(arguments)
         return
     arguments, *_ = launch._validate_launch_command(arguments)
@@ -55,6 +54,13 @@ def main() -> None:
     os.environ.update(environment)
     sys.argv = [arguments.training_script, *arguments.training_script_args]
     runpy.run_module(arguments.training_script, run_name="__main__", alter_sys=True)
+
+
+def connection_variables(run: RunDir) -> dict[str, str]:
+    """How the processes of this attempt can communicate (`engine.worker.check_ranks`). What an earlier one needed says
+    nothing: it may have had other machines."""
+    connection = read_object(run.connection)
+    return connection.get("variables", {}) if connection.get("attempt") == run.attempt() else {}
 
 
 def _import(stage: str, quantizes: bool) -> None:
