@@ -176,6 +176,7 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
         all_problems.append(problem("evaluate-samples-alike", "generation.samples", given=spec.generation.samples))
     return (
         all_problems
+        + checks.engine_problems(spec.hardware, workplace.saves)
         + _machine_problems(spec, workplace)
         + _data_problems(spec, workplace, form)
         + _context_problems(spec)

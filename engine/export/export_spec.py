@@ -141,7 +141,7 @@ def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> li
         _base_problems(spec, workplace)
         + _adapter_problems(spec, workplace)
         + _form_problems(spec)
-        + _device_problems(spec)
+        + (checks.engine_problems(spec.hardware, workplace.saves) or _device_problems(spec))
     )
     if spec.quantize != "none" and not all_problems:
         broken = (bitsandbytes_problems(device_of(spec), wait=wait) or {}).get(spec.quantize)

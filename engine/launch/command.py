@@ -87,7 +87,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
 def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: int) -> dict[str, str]:
     """Environment variables of the run's processes, in addition to the studio's own.
 
-    `gpus`: those that the run can use on a machine, of which it takes the chosen or the first;
+    `gpus`: those that the run can use on a machine, of which it takes the chosen or the first, and never another;
     `threads`: of a machine's CPU, for all processes of the run there.
     """
     variables = {
@@ -113,8 +113,9 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
         }
     else:
         names = {gpu.index: gpu.cuda_name for gpu in gpus}
-        chosen = spec.hardware.devices or list(names)[: spec.hardware.processes_per_machine]
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names.get(index, str(index)) for index in chosen)
+        chosen = [index for index in spec.hardware.devices if index in names]
+        chosen = chosen or list(names)[: spec.hardware.processes_per_machine]
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[index] for index in chosen)
     if is_hub_id(spec.model.model_name_or_path):
         variables["ATHANOR_HUB"] = spec.model.hub
     else:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from engine.core import hardware, leases
-from engine.core.problems import Problem, problem
+from engine.core.problems import Problem, Refusal, problem
 from engine.launch import command
 from engine.launch.engine_choice import read_choice
 from engine.launch.workspace import Workplace
@@ -38,7 +38,7 @@ def preflight_problems(spec: RunSpec, workplace: Workplace, *, wait: bool = True
     if "data.dataset_dir" not in outside:
         problems += dataset_problems(spec)
     problems += _reward_problems(spec, workplace, outside)
-    problems += _engine_problems(spec, workplace) + device_problems(spec) + package_problems(spec, wait)
+    problems += engine_problems(spec.hardware, workplace.saves) + device_problems(spec) + package_problems(spec, wait)
     weights = trained_parameters(spec) if model_is_readable({problem.field for problem in problems}) else 0
     return problems + _disk_problems(spec, workplace, weights or 0)
 
@@ -59,11 +59,19 @@ def _reward_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> 
     return problems
 
 
-def _engine_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
-    """Several machines without an engine that has some."""
-    if spec.hardware.num_machines == 1 or read_choice(workplace.saves).engine != "local":
-        return []
-    return [problem("machines-on-local", "hardware.num_machines", given=spec.hardware.num_machines)]
+def engine_problems(chosen: Hardware, saves: Path) -> list[Problem]:
+    """What the engine of a saves folder does not offer: several machines here, GPUs by their indices on Slurm. Or what
+    is wrong with engine.yaml."""
+    try:
+        on_slurm = read_choice(saves).engine == "slurm"
+    except Refusal as refusal:
+        return refusal.problems
+    if on_slurm and chosen.devices:
+        indices = ", ".join(map(str, chosen.devices))
+        return [problem("devices-on-slurm", "hardware.devices", given=indices)]
+    if not on_slurm and chosen.machines > 1:
+        return [problem("machines-on-local", "hardware.num_machines", given=chosen.machines)]
+    return []
 
 
 def device_problems(spec: RunSpec) -> list[Problem]:

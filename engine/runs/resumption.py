@@ -13,7 +13,7 @@ from typing import Any
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, step_of, write_text
 from engine.launch.accelerate_config import is_fsdp, with_processes
-from engine.preflight.checks import device_problems
+from engine.preflight.checks import device_problems, engine_problems
 from engine.runs import kinds, queue
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
@@ -43,7 +43,8 @@ def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
     changed = changed.change("training.gradient_accumulation_steps", accumulated // count)
     if now.strategy.kind in ("single", "ddp"):
         changed = changed.change("hardware.strategy", "single" if count == 1 else "ddp")
-    if wrong := spec_problems(changed) or device_problems(changed):
+    elsewhere = engine_problems(changed.hardware, queue.saves_of(run.path))
+    if wrong := spec_problems(changed) or elsewhere or device_problems(changed):
         raise Refusal(wrong)
     return changed
 

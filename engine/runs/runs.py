@@ -15,6 +15,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_warnings import write_warning
 from engine.core.rundir import RunDir, read_json, step_of, write_json, write_text
 from engine.launch.workspace import Workplace
+from engine.preflight import checks
 from engine.runs import attempts, engines, index, kinds, queue, quota_use, resumption, standby
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
@@ -166,6 +167,8 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
         if reached := quota_use.excess(saves, None, run.by):
             raise Refusal(reached)
+        if obstacles := checks.engine_problems((spec or run.spec).hardware, saves):
+            raise Refusal(obstacles)
         if left := engines.engine_of(run.dir).left(run.dir):
             raise Refusal(left)
         number, checkpoints = run.dir.attempt(), run.dir.checkpoints()

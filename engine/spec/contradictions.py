@@ -58,12 +58,10 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
 
 
 def _machine_problems(spec: RunSpec) -> list[Problem]:
-    """Processes that cannot be divided among the machines, and GPUs chosen by index on several machines."""
+    """Processes that cannot be divided among the machines."""
     processes, machines = spec.hardware.num_processes, spec.hardware.num_machines
     if processes % machines:
         return [problem("machines-uneven", "hardware.num_machines", machines=machines, processes=processes)]
-    if machines > 1 and spec.hardware.devices:
-        return [problem("machines-with-indices", "hardware.devices")]
     return []
 
 
