@@ -24,8 +24,8 @@ EngineName = Literal["local", "slurm"]
 ENGINES = get_args(EngineName)
 # Options of sbatch that the engine itself sets.
 RESERVED_OPTIONS = (
-    "array", "chdir", "export", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue",
-    "signal", "wrap",
+    "array", "chdir", "clusters", "export", "job-name", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+    "output", "parsable", "requeue", "signal", "wait", "wrap",
 )  # fmt: skip
 
 
@@ -73,9 +73,10 @@ def _read(path: Path, _stamp: str) -> EngineChoice:
 
 
 def _is_allowed(option: str) -> bool:
-    """Whether it is one long option of sbatch, and none that the engine sets itself."""
+    """Whether it is one long option of sbatch, and none that the engine sets itself, abbreviated or not."""
     name = option.removeprefix("--").partition("=")[0]
-    return option.startswith("--") and option.isprintable() and bool(name) and name not in RESERVED_OPTIONS
+    reserved = any(taken.startswith(name) for taken in RESERVED_OPTIONS)
+    return option.startswith("--") and option.isprintable() and bool(name) and not reserved
 
 
 def settle_choice(saves: Path, name: str | None) -> Problem | None:

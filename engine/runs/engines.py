@@ -115,9 +115,9 @@ def waiting(saves: Path) -> list[tuple[Run, Place]]:
 
 
 def can_be_ordered(run: Run) -> bool:
-    """Whether the turn of a waiting run can be changed here."""
+    """Whether the turn of a waiting run can be changed here; of one on hold, that is always possible."""
     try:
-        return engine_of(run.dir).is_ordered
+        return engine_of(run.dir).is_ordered or bool(run.request.get("held"))
     except Refusal:
         return False
 

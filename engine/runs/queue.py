@@ -28,7 +28,7 @@ from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.preflight.suitable_gpus import likely_gpus, needed_capability
 from engine.runs import index
-from engine.runs.quotas import Quotas, read_quotas
+from engine.runs.quotas import read_quotas
 from engine.runs.run import Run, read
 from engine.runs.schedule import Decision, Demand, Machine, decide
 from engine.spec.run_spec import Spec
@@ -55,10 +55,11 @@ def locked(saves: Path) -> Iterator[int]:
 
 def waiting(saves: Path) -> list[Run]:
     """Runs that have not started, in the order in which they are considered."""
-    return _waiting(index.open_runs(saves))
+    return waiting_among(index.open_runs(saves))
 
 
-def _waiting(open_runs: Iterable[Run]) -> list[Run]:
+def waiting_among(open_runs: Iterable[Run]) -> list[Run]:
+    """The same of open runs that have been read already."""
     queued = [
         run for run in open_runs if run.state == "queued" and not (run.request.get("damaged") or run.dir.on_slurm())
     ]
@@ -82,7 +83,7 @@ def is_occupied(saves: Path) -> bool:
 def is_busy(saves: Path) -> bool:
     """Whether a run is alive or waiting to start."""
     open_runs = index.open_runs(saves)
-    return bool(_waiting(open_runs)) or _any_alive(open_runs)  # in this order: one that waits may start meanwhile
+    return bool(waiting_among(open_runs)) or _any_alive(open_runs)  # in this order: one that waits may start meanwhile
 
 
 def _any_alive(open_runs: Iterable[Run]) -> bool:
@@ -110,7 +111,7 @@ def place(run: Run) -> Place | None:
 def decisions(saves: Path) -> list[tuple[Run, Decision]]:
     """The waiting runs in their order, and why each waits."""
     open_runs = index.open_runs(saves)
-    queued = _waiting(open_runs)
+    queued = waiting_among(open_runs)
     return list(zip(queued, _decide(queued, open_runs), strict=True))
 
 
@@ -173,13 +174,12 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
     if not queued:
         return []
     demands = [demand(run) for run in queued]
-    quotas, wrong = _quotas(saves_of(queued[0].path))
+    limits, wrong = limits_at_once(saves_of(queued[0].path), [needed.owner for needed in demands])
     alive = [run for run in open_runs if run.dir.alive()]
-    limits = {needed.owner: quotas.of(needed.owner).runs_at_once for needed in demands}
     machine = replace(
         _machine(alive),
         running=Counter(run.by for run in alive),
-        limits={owner: limit for owner, limit in limits.items() if limit is not None},
+        limits=limits,
     )
     decisions = decide(demands, machine)
     if wrong:  # nobody knows how many may start
@@ -197,12 +197,14 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
     ]
 
 
-def _quotas(saves: Path) -> tuple[Quotas, Problem | None]:
-    """The quotas, and what is wrong with their file."""
+def limits_at_once(saves: Path, owners: Iterable[str]) -> tuple[dict[str, float], Problem | None]:
+    """How many runs at once those of `owners` who have a limit may have, and what is wrong with the file of quotas."""
     try:
-        return read_quotas(saves), None
+        quotas = read_quotas(saves)
     except Refusal as refusal:
-        return Quotas(), refusal.problems[0]
+        return {}, refusal.problems[0]
+    limits = {owner: quotas.of(owner).runs_at_once for owner in owners}
+    return {owner: limit for owner, limit in limits.items() if limit is not None}, None
 
 
 def _machine(alive: Sequence[Run]) -> Machine:
@@ -268,7 +270,7 @@ def advance(saves: Path, hand_over: HandOver = not_handed_over) -> None:
     with locked(saves) as lock:
         for _ in range(MAX_ROUNDS):
             open_runs = index.open_runs(saves)
-            queued = _waiting(open_runs)
+            queued = waiting_among(open_runs)
             decisions = _decide(queued, open_runs)
             _note_waiting(queued, decisions)
             starts = [

@@ -83,12 +83,8 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     running = Counter(machine.running)
     decisions = []
     for demand in demands:
-        if demand.held:
-            decision = Decision(reason=problem("waits-held"))
-        elif running[demand.owner] >= machine.limits.get(demand.owner, math.inf):
-            # It keeps nothing for itself: what others wait for is free.
-            values = {"running": running[demand.owner], "limit": f"{machine.limits[demand.owner]:g}"}
-            decision = Decision(reason=problem("waits-quota", user=demand.owner, **values))
+        if reason := kept_back(demand.held, demand.owner, running, machine.limits):
+            decision = Decision(reason=reason)  # it keeps nothing for itself: what others wait for is free
         elif demand.on_cpu:
             decision = _on_cpu(demand, machine, on_cpu)
             on_cpu.append(demand)  # it starts, or its place is kept
@@ -99,6 +95,15 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
         running[demand.owner] += decision.starts
         decisions.append(decision)
     return decisions
+
+
+def kept_back(held: bool, owner: str, running: Mapping[str, int], limits: Mapping[str, float]) -> Problem | None:
+    """Why a run waits whatever devices there are: it is on hold, or its owner has as many runs in progress as are
+    allowed at once. None if neither."""
+    if held:
+        return problem("waits-held")
+    count, limit = running.get(owner, 0), limits.get(owner, math.inf)
+    return problem("waits-quota", user=owner, running=count, limit=f"{limit:g}") if count >= limit else None
 
 
 def _on_cpu(demand: Demand, machine: Machine, before: Sequence[Demand]) -> Decision:

@@ -13,25 +13,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Of an answer: as long as it is fresh, it is used as it is; then it is used once more while another is asked for; once
-# it is old, the caller waits for the other, up to a limit.
+# Of an answer, from when it came: as long as it is fresh, it is used as it is; then it is used once more while another
+# is asked for; once it is old, the caller waits for the other, up to a limit from when that was asked for.
 FRESH_SECONDS, OLD_SECONDS = 1.5, 10.0
 SQUEUE_LIMIT_SECONDS, WAIT_LIMIT_SECONDS = 10.0, 3.0
 COMMAND_LIMIT_SECONDS = 20.0  # of commands that change something
-FIELDS = "%i|%T|%r|%Q|%N"
+FIELDS = "%i|%T|%r|%Q|%N|%j"
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 ALIVE_STATES = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What squeue says of a job. `reason`: why it waits, in Slurm's word; `nodes`: where it runs."""
+    """What squeue says of a job. `reason`: why it waits, in Slurm's word; `nodes`: where it runs; `name`: its own."""
 
     id: str
     state: str
     reason: str = ""
     priority: int = 0
     nodes: str = ""
+    name: str = ""
 
     @property
     def waits(self) -> bool:
@@ -58,10 +59,10 @@ def parse_jobs(text: str) -> dict[str, Job]:
     """The output of squeue with `FIELDS`: id → job. Lines that are something else are left out."""
     jobs = {}
     for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) == 5 and parts[0].isdecimal():
-            id, state, reason, priority, nodes = parts
-            jobs[id] = Job(id, state, reason, int(priority) if priority.isdecimal() else 0, nodes)
+        parts = line.split("|", 5)
+        if len(parts) == 6 and parts[0].isdecimal():
+            id, state, reason, priority, nodes, name = parts
+            jobs[id] = Job(id, state, reason, int(priority) if priority.isdecimal() else 0, nodes, name)
     return jobs
 
 
@@ -143,10 +144,13 @@ def parse_address(text: str) -> str:
 
 @dataclass
 class _Inquiry:
-    """The newest answer about a user's jobs, and the call that is under way."""
+    """The newest answer about a user's jobs and when it, or the failure, came; the call that is under way and when it
+    began. Times are monotonic, in seconds."""
 
     answer: Answer | None = None
+    came: float = 0.0
     busy: threading.Thread | None = None
+    began: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -156,21 +160,22 @@ _turn = threading.Lock()
 
 def jobs_of(user: str) -> Answer:
     """What squeue says of a user's jobs. One call serves all who ask within a second or two, and nobody waits for
-    longer than `WAIT_LIMIT_SECONDS`."""
+    longer than until `WAIT_LIMIT_SECONDS` after it began: a call that hangs is waited for once."""
     with _turn:
         inquiry = _inquiries.setdefault(user, _Inquiry())
     with inquiry.lock:
-        answer, now = inquiry.answer, time.time()
-        age = now - answer.at if answer else float("inf")
+        answer, now = inquiry.answer, time.monotonic()
+        age = now - inquiry.came
         if answer and age < FRESH_SECONDS:
             return answer
         if inquiry.busy is None or not inquiry.busy.is_alive():
             inquiry.busy = threading.Thread(target=_ask, args=(user, inquiry), daemon=True, name="squeue")
+            inquiry.began = now
             inquiry.busy.start()
-        busy = inquiry.busy
+        busy, wait = inquiry.busy, inquiry.began + WAIT_LIMIT_SECONDS - now
     if answer is None or age > OLD_SECONDS:
-        busy.join(WAIT_LIMIT_SECONDS)
-    return inquiry.answer or Answer(now, None, f"squeue: no answer within {WAIT_LIMIT_SECONDS:.0f} s")
+        busy.join(max(wait, 0))
+    return inquiry.answer or Answer(time.time(), None, f"squeue: no answer within {WAIT_LIMIT_SECONDS:.0f} s")
 
 
 def forget() -> None:
@@ -184,4 +189,5 @@ def _ask(user: str, inquiry: _Inquiry) -> None:
     words = ["squeue", f"--user={user}", "--states=all", "--noheader", f"--format={FIELDS}"]
     output, failure = run(words, SQUEUE_LIMIT_SECONDS)
     known = inquiry.answer.jobs if failure and inquiry.answer else None
+    inquiry.came = time.monotonic()
     inquiry.answer = Answer(at, known, failure) if failure else Answer(at, parse_jobs(output))

@@ -101,8 +101,8 @@ def newest_step(run: RunDir) -> int:
 
 def _conclude(run: RunDir, job: str, code: int, before: int) -> None:
     """Write exit.json; or, if only the time was over, let Slurm start the job again. Not if the attempt has saved
-    nothing: the next one would get no further."""
-    if not run.pause.exists() or _stop_asked(run) or _is_complete(run):
+    nothing, or has failed: the next one would get no further."""
+    if not run.pause.exists() or run.error.exists() or _stop_asked(run) or _is_complete(run):
         supervisor.write_exit(run, code)
     elif newest_step(run) <= before:
         supervisor.write_exit(run, code, outcome="failed", reason="slurm-time")

@@ -6,15 +6,16 @@ submit a run at the same moment, on two machines even, one wins; the other cance
 
 from __future__ import annotations
 
-import getpass
-import json
+import contextlib
+import hashlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+import uuid
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from engine.core.locks import wait_for_lock
 from engine.core.problems import Problem, Refusal, problem
@@ -23,15 +24,16 @@ from engine.core.rundir import RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.engine_choice import EngineChoice, read_choice, sbatch_options
 from engine.launch.workspace import PROJECT
+from engine.preflight.checks import engine_problems
 from engine.runs import index, queue, slurm
 from engine.runs.life import job_of
-from engine.runs.outcome import determine_outcome, requested_stop
+from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.queue import Place
-from engine.runs.run import Run
-from engine.runs.schedule import Decision
+from engine.runs.run import ALIVE_STATES, Run
+from engine.runs.schedule import Decision, kept_back
 from engine.spec.run_spec import Spec
 
-RETRY_SECONDS = 15.0  # after sbatch has refused a run
+RETRY_SECONDS = 15.0  # after sbatch has failed
 WARNING_SECONDS = 120  # before the time limit or a preemption: for a checkpoint
 
 
@@ -39,37 +41,87 @@ def advance(saves: Path, _hand_over: queue.HandOver | None = None) -> None:
     """Hand every waiting run to Slurm, and record the end of those that were killed before they could do so."""
     lock = wait_for_lock(saves / ".slurm.lock")  # not that of the queue: sbatch may take its time
     try:
-        for run in index.open_runs(saves):
-            if run.state == "queued" and not (run.dir.on_slurm() or run.request.get("damaged")):
-                if not _hand_to_slurm(run, read_choice(saves)):
+        open_runs = index.open_runs(saves)
+        for run in open_runs:
+            if run.state == "interrupted" and run.dir.on_slurm() and requested_stop(run.dir) == "kill":
+                with contextlib.suppress(OSError):  # deleted in the meantime, or the disk is full: only this one fails
+                    write_json(run.dir.exit, determine_outcome(run.dir, -9))
+        for run, reason in _decisions(saves, open_runs):
+            with contextlib.suppress(OSError):
+                if reason is None and not _hand_to_slurm(run, read_choice(saves)):
                     break  # the others would hardly fare better; a later call tries again
-            elif run.state == "interrupted" and run.dir.on_slurm() and requested_stop(run.dir) == "kill":
-                write_json(run.dir.exit, determine_outcome(run.dir, -9))
     finally:
         os.close(lock)
 
 
+def _decisions(saves: Path, open_runs: Sequence[Run]) -> list[tuple[Run, Problem | None]]:
+    """The runs that are to be handed over, in their order, and why one is kept back: it is on hold, or its owner has as
+    many runs with Slurm as are allowed at once."""
+    queued = queue.waiting_among(open_runs)
+    limits, wrong = queue.limits_at_once(saves, [run.by for run in queued])
+    running = Counter(run.by for run in open_runs if _is_handed_over(run))
+    decisions = []
+    for run in queued:
+        reason = kept_back(bool(run.request.get("held")), run.by, running, limits) or (wrong if run.by else None)
+        running[run.by] += reason is None
+        decisions.append((run, reason))
+    return decisions
+
+
+def _is_handed_over(run: Run) -> bool:
+    """Whether it is alive, or Slurm may start it at any moment."""
+    return run.state in ALIVE_STATES or (run.state == "queued" and run.dir.on_slurm())
+
+
 def _hand_to_slurm(run: Run, choice: EngineChoice) -> bool:
-    """False if Slurm has refused it just now."""
+    """False if that has failed just now for a reason that may apply to others. Raises OSError for one of its own."""
     refused = read_object(run.dir.slurm_refused)
     if isinstance(refused.get("at"), (int, float)) and time.time() < refused["at"] + RETRY_SECONDS:
         return True
+    if disk_is_full(run.dir):  # then it could not be noted that Slurm has it
+        return True
     try:
         spec = run.spec
+        if wrong := engine_problems(spec.hardware, queue.saves_of(run.path)):
+            raise Refusal(wrong)
     except Refusal as refusal:
-        write_error(run.dir, refusal)
+        with contextlib.suppress(OSError):
+            write_error(run.dir, refusal)
         write_json(run.dir.exit, determine_outcome(run.dir, 1))
         return True
-    environment = queue.supervisor_environment()
-    id, failure = slurm.submit(script(run.path), options(run, spec, choice), environment)
+    id, failure = _submit(run, spec, choice, after_failure=bool(refused))
     if id is None:
         write_json(run.dir.slurm_refused, {"why": failure, "at": time.time()})
         return False
-    if not claim(run.dir, id) or run.dir.exit.exists():  # handed over, or stopped, by another in the meantime
-        slurm.cancel(id)
-    run.dir.slurm_refused.unlink(missing_ok=True)
-    slurm.forget()
+    _note(run.dir, id)
     return True
+
+
+def _submit(run: Run, spec: Spec, choice: EngineChoice, after_failure: bool) -> tuple[str | None, str]:
+    """The job of a run that has none yet, or None and why there is none. An sbatch that has failed may have submitted
+    one all the same, as when the answer was late: then that is taken."""
+    if after_failure:
+        slurm.forget()
+        answer = slurm.jobs_of(str(os.getuid()))
+        if answer.failure:
+            return None, answer.failure
+        name = job_name(run)
+        if known := [job for job in (answer.jobs or {}).values() if job.name == name and (job.waits or job.alive)]:
+            return known[0].id, ""
+    return slurm.submit(script(run.path), options(run, spec, choice), queue.supervisor_environment())
+
+
+def _note(run: RunDir, job: str) -> None:
+    """Record that Slurm has the run; cancel the job if it cannot be the run's: that has another, was stopped or deleted
+    in the meantime, or the disk is full. Raises OSError."""
+    is_claimed = False
+    try:
+        is_claimed = claim(run, job) and not run.exit.exists()
+    finally:
+        if not is_claimed:
+            slurm.cancel(job)
+        slurm.forget()
+    run.slurm_refused.unlink(missing_ok=True)
 
 
 def script(folder: Path) -> str:
@@ -82,7 +134,7 @@ def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
     machines, each = spec.hardware.machines, spec.hardware.processes_per_machine
     on_cpu = command.on_cpu(spec, choice.gpus_per_machine)
     return [
-        f"--job-name=athanor-{run.path.name}",
+        f"--job-name={job_name(run)}",
         f"--nodes={machines}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={each}" if on_cpu else f"--gres=gpu:{each}",
@@ -96,15 +148,26 @@ def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
     ]
 
 
+def job_name(run: Run) -> str:
+    """The name of the job, which no other attempt of any run has."""
+    key = f"{run.path}\n{run.request.get('queued')}"  # which each resume changes
+    return f"athanor-{run.path.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
 def claim(run: RunDir, job: str) -> bool:
-    """Make a job the one of the run's current attempt. False if it has another."""
-    content: Mapping[str, Any] = {"job": job, "user": getpass.getuser(), "submitted": time.time()}
+    """Make a job the one of the run's current attempt. False if it has another. Raises OSError.
+
+    The file appears with its content: half of it would be taken for another job.
+    """
+    content = {"job": job, "user": str(os.getuid()), "submitted": time.time()}
+    own = run.path / f".slurm-{uuid.uuid4().hex}"
     try:
-        descriptor = os.open(run.slurm, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        write_json(own, content)
+        os.link(own, run.slurm)
     except FileExistsError:
         return str(read_object(run.slurm).get("job")) == job
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file)
+    finally:
+        own.unlink(missing_ok=True)
     return True
 
 
@@ -116,13 +179,17 @@ def place(run: Run) -> Place | None:
     if run.state != "queued":
         return None
     if not run.dir.on_slurm():
+        saves = queue.saves_of(run.path)
+        reasons = {other.path: reason for other, reason in _decisions(saves, index.open_runs(saves))}
+        if reason := reasons.get(run.path):
+            return Place(None, Decision(reason=reason))
         why = read_object(run.dir.slurm_refused).get("why")
         return Place(None, Decision(reason=problem("slurm-refused", why=why) if why else problem("slurm-not-yet")))
     job, answer = job_of(run.dir)
     if answer.failure:
         return Place(None, Decision(reason=problem("slurm-silent", why=answer.failure)))
-    reason = job.reason if job and job.reason not in ("", "None") else "—"
-    return Place(None, Decision(reason=problem("slurm-waits", job=read_object(run.dir.slurm).get("job"), why=reason)))
+    why = job.reason if job and job.reason not in ("", "None") else "—"
+    return Place(None, Decision(reason=problem("slurm-waits", job=read_object(run.dir.slurm).get("job"), why=why)))
 
 
 def end(run: Run, how: str, waited: bool) -> None:
@@ -141,7 +208,9 @@ def withdraw(run: RunDir) -> None:
 
 
 def left(run: RunDir) -> Problem | None:
-    """That the job of an attempt that has ended may still have processes."""
+    """That the job of an attempt that has ended has processes, or may have some because Slurm does not answer."""
     slurm.forget()  # what was said some seconds ago is too old for this
-    job, _ = job_of(run)
+    job, answer = job_of(run)
+    if answer.failure:
+        return problem("slurm-still-unknown", job=read_object(run.slurm).get("job"), why=answer.failure)
     return problem("slurm-still-there", job=job.id) if job and (job.alive or job.waits) else None

@@ -1,0 +1,344 @@
+"""Slurm without a cluster: what is asked, submitted, claimed and refused. The runs on a real one: `test_slurm`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, read_object, write_json
+from engine.launch import command
+from engine.launch.engine_choice import EngineChoice, read_choice, settle_choice
+from engine.launch.machine import machine_command
+from engine.launch.workspace import Workplace
+from engine.preflight import checks
+from engine.runs import (
+    attempts,
+    engines,
+    failures,
+    kinds,
+    queue_order,
+    resumption,
+    runs,
+    slurm,
+    slurm_batch,
+    slurm_queue,
+    supervisor,
+)
+from engine.runs.run import Run
+from engine.spec.contradictions import spec_problems
+from engine.spec.run_spec import RunSpec
+from engine.worker import launch
+
+
+@pytest.fixture
+def answering(tmp_path: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """A workplace of Slurm; the fixture writes what its commands are, as shell scripts by their names."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def write(**scripts: str) -> None:
+        for name, script in scripts.items():
+            (folder / name).write_text(f'#!/bin/sh\necho $0 "$@" >> {tmp_path}/calls\n{script}\n', encoding="utf-8")
+            (folder / name).chmod(0o755)
+        slurm.forget()
+
+    (workplace.saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
+    write(squeue="", sbatch="echo 7", scancel="", scontrol="")
+    yield write
+    slurm.forget()
+
+
+def test_a_squeue_that_hangs_is_waited_for_once(
+    answering: Callable[..., None],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering(squeue="exec sleep 60")
+    for name, seconds in (("FRESH", 0.1), ("OLD", 0.6), ("SQUEUE_LIMIT", 0.6), ("WAIT_LIMIT", 0.2)):
+        monkeypatch.setattr(slurm, f"{name}_SECONDS", seconds)
+    run = runs.submit(make_spec(), workplace)
+    assert read_object(run.dir.slurm) | {"submitted": 0} == {"job": "7", "user": str(os.getuid()), "submitted": 0}
+    run.dir.keeper.write_text("{}", encoding="utf-8")  # as if it had been started
+    run.dir.heartbeat.touch()
+    slurm.forget()
+    waits = []
+    for _ in range(30):
+        began = time.monotonic()
+        assert runs.read(run.path, workplace.saves).state == "preparing"  # and not dead
+        waits.append(time.monotonic() - began)
+        time.sleep(0.05)
+    assert sum(wait > 0.1 for wait in waits) == 1, waits  # the first look only, though one call after the other hangs
+    assert "no answer" in engines.doubt(run).text()
+    os.utime(run.dir.heartbeat, (0, 0))
+    assert runs.read(run.path, workplace.saves).state == "preparing"  # only Slurm can say that it has ended
+    assert slurm_queue.left(run.dir).code == "slurm-still-unknown"
+
+
+def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", lambda job: started.append(job) or "")
+    monkeypatch.setattr(slurm_batch, "REQUEUE_SECONDS", 0)
+    run = RunDir(tmp_path / "saves" / "m" / "lora" / "run")
+    run.path.mkdir(parents=True)
+    run.request.write_text('{"submitted": 1, "attempt": 1, "kind": "training"}', encoding="utf-8")
+    run.pause.write_text("{}", encoding="utf-8")
+    slurm_batch._conclude(run, "7", 0, before=0)
+    ended_run = runs.read(run.path, tmp_path / "saves")
+    assert (ended_run.state, started) == ("failed", [])
+    why = failures.explain(ended_run)
+    assert "before a checkpoint could be saved" in why.what()
+    assert "--time" in why.advice("zh")
+    run.exit.unlink()
+    (run.path / "checkpoint-4").mkdir()
+    (run.path / "checkpoint-4" / "complete.json").write_text("{}", encoding="utf-8")
+    run.error.write_text('{"type": "ValueError", "message": "m"}', encoding="utf-8")
+    slurm_batch._conclude(run, "7", 1, before=0)
+    assert (read_object(run.exit)["outcome"], started) == ("failed", [])  # the next attempt would fail, too
+    run.exit.unlink()
+    run.error.unlink()
+    slurm_batch._conclude(run, "7", 0, before=0)
+    assert (run.exit.exists(), started) == (False, ["7"])
+    run.request.write_text('{"submitted": 1, "attempt": 1, "stop": {"how": "save"}}', encoding="utf-8")
+    slurm_batch._conclude(run, "7", 0, before=0)  # somebody has stopped it in the meantime
+    assert (read_object(run.exit)["outcome"], started) == ("stopped", ["7"])
+
+
+def test_one_of_two_submissions_wins(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert slurm_queue.claim(run, "3")
+    assert not slurm_queue.claim(run, "4")
+    assert slurm_queue.claim(run, "3")
+    assert read_object(run.slurm)["job"] == "3"
+
+
+def test_the_answers_of_the_commands_are_parsed() -> None:
+    lines = "12|PENDING|QOSMaxJobsPerUserLimit|4294901730||a|b", "13|RUNNING|None|1|n[1-2]|c", "slurm_load_jobs error|x"
+    jobs = slurm.parse_jobs("\n".join([*lines, "1_2|RUNNING|None|1|n1|d", ""]))
+    assert set(jobs) == {"12", "13"}
+    assert (jobs["12"].waits, jobs["12"].reason, jobs["13"].alive, jobs["13"].nodes, jobs["12"].name) == (
+        True, "QOSMaxJobsPerUserLimit", True, "n[1-2]", "a|b",
+    )  # fmt: skip
+    assert [slurm.parse_submitted(text) for text in ("4\n", "warning\n5;cluster\n", "", "x")] == ["4", "5", None, None]
+    assert slurm.complaint("sbatch: error: A\nsbatch: error: B\n") == "A; B"
+    assert slurm.parse_address("NodeName=n1 NodeAddr=10.0.0.7 NodeHostName=x") == "10.0.0.7"
+    kept = slurm.environment({"SLURM_CONF": "f", "SLURM_JOB_ID": "1", "SBATCH_PARTITION": "p", "HOME": "h"})
+    assert kept == {"SLURM_CONF": "f", "HOME": "h"}
+    launch = [sys.executable, "-m", "engine.worker.launch", "--machine_rank", "0", "--module", "m", "folder"]
+    assert machine_command(launch, 1, "10.0.0.7")[3:] == [
+        "--machine_rank", "0", "--machine_rank", "1", "--main_process_ip", "10.0.0.7", "--module", "m", "folder",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("engine: slrum\n", "engine-file-wrong", "slrum"),
+        ("engine: slurm\npartitoin: gpu\n", "engine-file-wrong", "partition"),
+        ("engine: slurm\ngpus_per_machine: -1\n", "engine-file-wrong", "≥ 0"),
+        ("engine: slurm\nsbatch: [-p gpu]\n", "engine-sbatch-option", "-p gpu"),
+        ("engine: slurm\nsbatch: ['--wrap=rm -r x']\n", "engine-sbatch-option", "wrap"),
+        ("engine: slurm\nsbatch: [--wait]\n", "engine-sbatch-option", "wait"),
+        ("engine: slurm\nsbatch: [--clust=other]\n", "engine-sbatch-option", "clust"),
+        ("engine: slurm\nsbatch: [--no-requeue]\n", "engine-sbatch-option", "no-requeue"),
+        ('engine: slurm\nsbatch: ["--qos=a\\nb"]\n', "engine-sbatch-option", "qos"),
+        ("[", "engine-file-wrong", "Line 2"),
+    ],
+)
+def test_a_wrong_engine_file_says_what_is_wrong(tmp_path: Path, text: str, code: str, words: str) -> None:
+    (tmp_path / "engine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(Refusal) as refused:
+        read_choice(tmp_path)
+    assert refused.value.problems[0].code == code
+    assert words in refused.value.text()
+    assert refused.value.text("zh") != refused.value.text()
+
+
+def test_the_engine_is_chosen_once_for_a_saves_folder(tmp_path: Path) -> None:
+    assert settle_choice(tmp_path, None) is None
+    assert not (tmp_path / "engine.yaml").exists()
+    with pytest.raises(Refusal, match="kubernetes"):
+        settle_choice(tmp_path, "kubernetes")
+    try:
+        assert settle_choice(tmp_path, "slurm").code == "engine-chosen"
+        assert settle_choice(tmp_path, "slurm") is None
+        with pytest.raises(Refusal, match="slurm"):
+            settle_choice(tmp_path, "local")
+    finally:
+        hardware.plan_for(None)
+
+
+def test_machines_and_gpus_are_checked_against_the_engine(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    def codes(**changes: Any) -> set[str]:
+        spec = make_spec(**{"hardware__device": "auto", **changes})
+        return {problem.code for problem in checks.preflight_problems(spec, workplace) + spec_problems(spec)}
+
+    two = {"hardware__num_machines": 2, "hardware__num_processes": 2}
+    assert "machines-on-local" in codes(**two)
+    assert "machines-uneven" in codes(hardware__num_machines=2)
+    assert "devices-on-slurm" not in codes(**two, hardware__devices=[0, 1])
+    choice = EngineChoice(engine="slurm", partition="gpu", sbatch=["--qos=high"], gpus_per_machine=8, gpu_memory_gb=80)
+    (workplace.saves / "engine.yaml").write_text(choice.model_dump_json(), encoding="utf-8")
+    try:
+        settle_choice(workplace.saves, None)
+        assert codes(**two) <= {"torch-without-cuda"}  # which is true here
+        assert "devices-on-slurm" in codes(hardware__devices=[3])
+        assert "too-few-cards" in codes(hardware__num_machines=2, hardware__num_processes=32)
+        run = Run("a/b/c", tmp_path / "50%", "queued", {}, None)
+        words = slurm_queue.options(run, make_spec(**two, hardware__device="auto"), choice)
+        assert {"--nodes=2", "--gres=gpu:1", "--partition=gpu", f"--output={tmp_path}/50%%/log.txt"} <= {*words}
+        assert words[-1] == "--qos=high"
+        assert "--cpus-per-task=2" in slurm_queue.options(run, make_spec(hardware__num_processes=2), choice)
+    finally:
+        hardware.plan_for(None)
+
+
+def calls(tmp_path: Path) -> list[str]:
+    """The commands of Slurm that were called, other than squeue, each with its first argument."""
+    lines = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    words = [line.split() for line in lines]
+    return [f"{Path(name).name} {first}" for name, first, *_ in words if not name.endswith("squeue")]
+
+
+def test_a_job_that_cannot_be_noted_is_cancelled_and_the_others_go_on(
+    answering: Callable[..., None], workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    gone, other = (runs.submit(make_spec(), workplace, start=False) for _ in range(2))
+    answering(sbatch=f"mv {gone.path} {tmp_path}/away 2>/dev/null && echo 7 || echo 8")  # deleted in the meantime
+    engines.advance(workplace.saves)
+    assert calls(tmp_path) == ["sbatch --parsable", "scancel 7", "sbatch --parsable"]
+    assert read_object(other.dir.slurm)["job"] == "8"
+    assert not gone.path.exists()
+    assert not list(other.path.glob(".slurm-*"))
+
+
+def test_an_sbatch_that_failed_but_submitted_is_not_repeated(
+    answering: Callable[..., None],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering(sbatch="echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1", squeue="exit 1")
+    run = runs.submit(make_spec(), workplace)
+    assert "Socket timed out" in engines.place(run).decision.text()
+    monkeypatch.setattr(slurm_queue, "RETRY_SECONDS", 0.0)
+    engines.advance(workplace.saves)
+    assert calls(tmp_path) == ["sbatch --parsable"]  # while squeue does not answer, nobody knows
+    answering(squeue=f"echo '9|PENDING|None|1||{slurm_queue.job_name(run)}'")
+    engines.advance(workplace.saves)
+    assert (read_object(run.dir.slurm)["job"], run.dir.slurm_refused.exists()) == ("9", False)
+    assert calls(tmp_path) == ["sbatch --parsable"]
+
+
+def test_quotas_and_holds_keep_runs_back_from_slurm(
+    answering: Callable[..., None], workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    (workplace.saves / "quotas.yaml").write_text("users: {ada: {runs_at_once: 1}}", encoding="utf-8")
+    first, second, held = (runs.submit(make_spec(), workplace, by=by, start=False) for by in ("ada", "ada", "bob"))
+    write_json(held.dir.request, read_object(held.dir.request) | {"held": True})
+    answering(squeue="echo '7|PENDING|Resources|1||x'")
+    engines.advance(workplace.saves)
+    now = [runs.read(run.path, workplace.saves) for run in (first, second, held)]
+    assert [run.dir.on_slurm() for run in now] == [True, False, False]
+    assert [engines.place(run).decision.reason.code for run in now] == ["slurm-waits", "waits-quota", "waits-held"]
+    assert engines.can_be_ordered(now[2])
+    queue_order.release(now[2])
+    assert held.dir.on_slurm()
+    runs.stop(now[0], "kill")
+    engines.advance(workplace.saves)
+    assert second.dir.on_slurm()
+
+
+def test_gpus_by_index_and_a_broken_engine_file_are_refused_before_anything_is_written(
+    workplace: Workplace, tiny: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    spec = make_spec(hardware__device="auto", hardware__devices=[5])
+    folder = workplace.saves / "m" / "lora" / "run"
+    folder.mkdir(parents=True)
+    run = RunDir(folder)
+    run.spec.write_text(spec.to_yaml(), encoding="utf-8")
+    write_json(run.request, {"submitted": 1, "attempt": 1, "kind": "training", "queued": 1, "by": ""})
+    write_json(run.exit, {"outcome": "stopped", "reason": "stopped", "ended": 2.0, "attempt": 1})
+    ended = runs.read(folder, workplace.saves)
+
+    def refused(action: Callable[[], Any]) -> str:
+        with pytest.raises(Refusal) as refusal:
+            action()
+        return refusal.value.problems[0].code
+
+    for text, code in (("engine: slurm\n", "devices-on-slurm"), ("engine: slrum\n", "engine-file-wrong")):
+        (workplace.saves / "engine.yaml").write_text(text, encoding="utf-8")
+        assert refused(lambda: runs.resume(ended)) == code
+        assert refused(lambda: resumption.moved(ended, None, [5])) == code
+        assert {problem.code for problem in checks.engine_problems(spec.hardware, workplace.saves)} == {code}
+    assert refused(lambda: runs.submit(make_spec(), workplace)) == "engine-file-wrong"
+    for kind in (kinds.KINDS["evaluation"], kinds.KINDS["export"]):
+        settings = kind.spec.read({"model": {"model_name_or_path": str(tiny)}})
+        assert "engine-file-wrong" in {problem.code for problem in kind.problems(settings, workplace)}
+    assert runs.find(workplace.saves) == [ended]
+    assert (run.exit.exists(), run.attempts.exists()) == (True, False)
+    # One that was submitted before the engine was changed ends with the reason.
+    (workplace.saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
+    run.exit.unlink()
+    engines.advance(workplace.saves)
+    assert runs.read(folder, workplace.saves).state == "failed"
+    assert read_object(run.error)["problems"][0]["code"] == "devices-on-slurm"
+    given = hardware.Gpu(2, "GPU-2", "name", 1 << 30, 1 << 30, 9.0)
+    assert command.environment(spec, folder, [given], 1)["CUDA_VISIBLE_DEVICES"] == given.cuda_name
+
+
+def test_each_attempt_counts_with_its_own_devices_and_not_while_it_waits_again(
+    tmp_path: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    run = RunDir(tmp_path / "saves" / "m" / "lora" / "run")
+    for number, started, at in ((1, 0, 3600), (2, 7200, 10800), (3, 14400, 18000)):
+        folder = RunDir(run.attempts / str(number))
+        folder.path.mkdir(parents=True)
+        write_json(folder.keeper, {"started": started + 1e9, "leases": []})
+        write_json(folder.progress, {"at": at + 1e9})
+    RunDir(run.attempts / "2").spec.write_text(make_spec(hardware__num_processes=4).to_yaml(), encoding="utf-8")
+    run.spec.write_text(make_spec(hardware__num_processes=2).to_yaml(), encoding="utf-8")
+    write_json(run.keeper, {"started": 1e9 + 21600, "leases": []})
+    write_json(run.progress, {"at": 1e9 + 25200})
+    waiting = Run("m/lora/run", run.path, "queued", {"by": "ada"}, None)
+    hours = [attempts.gpu_hours(replace(waiting, state=state), 1e9 + 28800) for state in ("queued", "running")]
+    assert hours == [4 + 4 + 2 + 2, 4 + 4 + 2 + 4]
+    assert attempts.gpu_hours(waiting, 1e9 + 28800, since=1e9 + 23400) == 1
+
+
+def test_a_later_attempt_that_is_stopped_before_its_first_step_is_stopped(
+    tmp_path: Path, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "saves" / "m" / "lora" / "run")
+    run.adapter.mkdir(parents=True)
+    write_json(run.adapter / "result.json", {"attempt": 1, "complete": False})
+    run.spec.write_text(make_spec().to_yaml(), encoding="utf-8")
+    run.log.touch()
+    write_json(run.request, {"submitted": 1, "attempt": 2, "stop": {"how": "save"}})
+    monkeypatch.setattr(supervisor, "_start", lambda *_: None)  # its children have nothing to do
+    supervisor.write_exit(run, supervisor.supervise(run))
+    assert read_object(run.exit)["outcome"] == "stopped"
+
+
+def test_how_an_earlier_attempt_communicated_says_nothing_of_this_one(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_json(run.request, {"attempt": 2})
+    write_json(run.connection, {"attempt": 1, "variables": {"NCCL_P2P_DISABLE": "1"}})
+    assert launch.connection_variables(run) == {}
+    write_json(run.connection, {"attempt": 2, "variables": {"NCCL_P2P_DISABLE": "1"}})
+    assert launch.connection_variables(run) == {"NCCL_P2P_DISABLE": "1"}
