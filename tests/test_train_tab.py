@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
 from webui.form.settings import ADAPTER, DATASETS, MODEL, SAVED_MODULES, TARGET_MODULES
 from webui.panels import Updates
-from webui.train_tab import conversion_panel, sweep_panel
+from webui.train_tab import conversion_panel, model_html, sweep_panel
 from webui.train_tab.choices import trainable_models
 from webui.train_tab.load_panel import MAX_YAML_CHARACTERS, LoadPanel
 from webui.train_tab.panel import Context
@@ -330,3 +331,15 @@ def test_an_export_that_is_loaded_here_is_handed_on(tab: Tab) -> None:
     first, _, yaml = updates[tab.load.other].partition("\n")
     assert first.startswith("# ")
     assert yaml == spec.to_yaml()
+
+
+def test_the_number_of_machines_is_a_question_only_where_there_are_several(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    def is_hidden(spec: RunSpec) -> bool:
+        return "#f-hardware-num_machines" in model_html.hidden_parts_css(spec, workplace)
+
+    assert is_hidden(make_spec())
+    assert not is_hidden(make_spec(hardware__num_machines=2))  # it is refused, and the mark must be seen
+    (workplace.saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
+    assert not is_hidden(make_spec())

@@ -54,6 +54,14 @@ def read_choice(saves: Path) -> EngineChoice:
     return _read(saves / FILE, stamp([saves / FILE]))
 
 
+def is_local(saves: Path) -> bool:
+    """Whether runs are started on this machine; False if the choice cannot be read."""
+    try:
+        return read_choice(saves).engine == "local"
+    except Refusal:
+        return False
+
+
 @lru_cache(maxsize=16)
 def _read(path: Path, _stamp: str) -> EngineChoice:
     try:

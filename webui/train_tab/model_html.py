@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import escape
 
 from engine.core.problems import Problem
+from engine.launch import engine_choice
 from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, Workplace
 from engine.models.conversion import offered
 from engine.models.discovery import SMOLLM2
@@ -87,8 +88,12 @@ def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
 
 
 def hidden_parts_css(spec: RunSpec, workplace: Workplace) -> str:
-    """A style sheet that hides the settings of the vision parts if the chosen model has none and they are unchanged."""
+    """A style sheet that hides settings that do not apply here and are unchanged: those of vision parts if the chosen
+    model has none, and the number of machines if runs start on this one."""
     model = local_model(spec.model.model_name_or_path, workplace)
-    if spec.vision.first_change or (model and model.has_towers and structure_of(model).vision):
-        return ""
-    return f"<style>#{part_id('vision')}{{display:none}}</style>"
+    hidden = []
+    if not (spec.vision.first_change or (model and model.has_towers and structure_of(model).vision)):
+        hidden.append(part_id("vision"))
+    if spec.hardware.num_machines == 1 and engine_choice.is_local(workplace.saves):
+        hidden.append(element_id("hardware.num_machines"))
+    return f"<style>{','.join(f'#{id}' for id in hidden)}{{display:none}}</style>" if hidden else ""
