@@ -52,7 +52,7 @@ async def _answer(users_file: Path, saves: Path, root: str, request: Request) ->
             name, revoked = str(form.get("name", "")), str(form.get("revoke", ""))
         person = person_of(request)
         try:
-            with audit.recorded(saves, person, "token", revoked or name):
+            with audit.recorded(saves, person, "token-revoke" if revoked else "token-add", revoked or name):
                 if revoked:
                     await run_in_threadpool(tokens.revoke_token, users_file, person.name, revoked)
                 else:
