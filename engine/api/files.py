@@ -19,6 +19,7 @@ from typing import Any
 from engine.api.callers import Caller
 from engine.api.errors import ApiError, not_found
 from engine.core.problems import Refusal, problem
+from engine.core.rights import may
 from engine.core.rundir import read_object, stamp, write_json
 from engine.data import columns, dataset_info_edits, owners, uploads
 from engine.data.dataset_info import Dataset, read_dataset_info
@@ -36,7 +37,7 @@ CHAT_ENTRY = {"formatting": "openai", "columns": {"messages": "messages", "tools
 
 @dataclass(frozen=True)
 class File:
-    """A file, by its data set, whose owner is its owner."""
+    """A file, by its data set. `owner`: who uploaded it; of a data set of the page, the owner of that."""
 
     id: str
     name: str  # as uploaded
@@ -116,7 +117,7 @@ def _file(path: Path, datasets: Mapping[str, Dataset], owned: Mapping[str, Any])
     # Another file may have got the name of one that was removed, and belong to somebody else.
     if record.get("stamp") != stamp(datasets[name].files):
         return None
-    owner = str(owned.get(owners.set_id(datasets[name].name), ""))
+    owner = str(owned.get(owners.file_id(name), ""))  # anybody may describe another set of the same file
     return File(path.stem, str(record.get("filename") or name), owner, created, datasets[name])
 
 
@@ -151,14 +152,19 @@ def delete(workplace: Workplace, file: File, caller: Caller) -> None:
     was not uploaded here; Refusal."""
     if not ID_PATTERN.fullmatch(file.id):
         raise ApiError(400, problem("api-file-of-page", name=file.id), "file_id")
+    name = file.path.relative_to(workplace.data).as_posix()
     names = [dataset.name for dataset in read_dataset_info(workplace.data)[0] if file.path in dataset.files]
     for run in index.open_runs(workplace.saves):
         if not run.final and set(names) & set(run.facts.data):
             raise ApiError(409, problem("api-file-in-use", run=run.title), "file_id")
     with caller.acting(workplace.saves, "remove-data", file.dataset.name, file.owner):
-        for name in names:
+        for set_name in names:
+            if hindrance := may(caller.person, "remove-data", owners.owner_of(workplace.data, owners.set_id(set_name))):
+                raise Refusal(hindrance)
+        uploads.check_removable(workplace.data, name, names)
+        for set_name in names:
             with contextlib.suppress(Refusal):  # removed on the page in the meantime
-                dataset_info_edits.remove(workplace.data, name)
-        uploads.remove(workplace.data, file.path.relative_to(workplace.data).as_posix())
+                dataset_info_edits.remove(workplace.data, set_name)
+        uploads.remove(workplace.data, name)
         (workplace.data / RECORDS_FOLDER / f"{file.id}.json").unlink(missing_ok=True)
         owners.claim(workplace.data, [*map(owners.set_id, names), owners.file_id(file.path.name)], "")

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -211,11 +211,24 @@ def safe_name(original_name: str) -> str:
 def remove(data_dir: Path, name: str) -> None:
     """Delete a file that is in no data set, and the workbook kept for it; `name` is its path in the data folder.
 
-    Raises Refusal if it is not one of those files, if an entry of dataset_info.json cannot be read, which may use it,
-    or if it cannot be deleted.
+    Raises Refusal if `check_removable` does, or if it cannot be deleted.
     """
     file = data_dir / name
+    check_removable(data_dir, name)
+    try:
+        forget_workbook(file)
+        sheet_rows.forget(file)
+        file.unlink()
+    except OSError as error:
+        raise Refusal(problem("data-not-writable", folder=file.parent, why=error.strerror or error)) from error
+
+
+def check_removable(data_dir: Path, name: str, besides: Collection[str] = ()) -> None:
+    """Raises Refusal if the file `name` is in a data set `besides` those that are to go with it, is no data file, or if
+    an entry of dataset_info.json cannot be read, which may use it."""
+    file = data_dir / name
     datasets, broken = read_dataset_info(data_dir)
+    datasets = [dataset for dataset in datasets if dataset.name not in besides]
     if name not in unregistered(data_dir, datasets) or not file.is_file():
         raise Refusal(problem("file-not-loose", name=name))
     unread = [wrong for wrong in broken if wrong.code != "catalogue-missing"]
@@ -223,12 +236,6 @@ def remove(data_dir: Path, name: str) -> None:
     unread += [dataset.problem for dataset in unusable if dataset.problem and _may_name(data_dir, dataset.name, file)]
     if unread:
         raise Refusal([problem("file-perhaps-used", name=name), *unread])
-    try:
-        forget_workbook(file)
-        sheet_rows.forget(file)
-        file.unlink()
-    except OSError as error:
-        raise Refusal(problem("data-not-writable", folder=file.parent, why=error.strerror or error)) from error
 
 
 def _may_name(data_dir: Path, dataset: str, file: Path) -> bool:
