@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 from engine.api.base_models import add_api_arguments
 from engine.core import users
+from engine.core.permissions import keep_from_other_users
 from engine.core.problems import Refusal, problem, shell_language
 from engine.core.repetition import repeat
-from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
+from engine.core.sockets import KEEP_ALIVE_SECONDS, add_trusted_proxy_argument, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.engine_choice import settle_choice
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
@@ -100,24 +101,11 @@ def arguments() -> argparse.Namespace:
 
 def add_proxy_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say which reverse proxies there are, and what is believed of what they say."""
-    environment = os.environ.get
-    parser.add_argument(
-        "--trusted-proxy",
-        metavar="ADDRESS",
-        nargs="+",
-        action="extend",
-        default=environment("ATHANOR_TRUSTED_PROXIES", environment("FORWARDED_ALLOW_IPS", ""))
-        .replace(",", " ")
-        .split(),
-        help=(
-            "addresses or networks of reverse proxies whose X-Forwarded-For is trusted; "
-            "none by default [ATHANOR_TRUSTED_PROXIES]"
-        ),
-    )
+    add_trusted_proxy_argument(parser)
     parser.add_argument(
         "--trust-header",
         metavar="NAME",
-        default=environment("ATHANOR_TRUST_HEADER", ""),
+        default=os.environ.get("ATHANOR_TRUST_HEADER", ""),
         help=(
             "header by which a --trusted-proxy says who is signed in, such as X-Forwarded-User; "
             "ignored from any other address [ATHANOR_TRUST_HEADER]"
@@ -169,12 +157,6 @@ def add_standby_argument(parser: argparse.ArgumentParser) -> None:
             "is ready to start, and takes about 450 MB until then [ATHANOR_NO_STANDBY]"
         ),
     )
-
-
-def keep_from_other_users() -> None:
-    """If a login is required, other accounts of this machine must not read what the studio and its runs write.
-    Group permissions still follow the umask."""
-    os.umask(os.umask(0o077) | 0o007)
 
 
 def open_socket(options: argparse.Namespace) -> socket.socket:

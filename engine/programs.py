@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from engine.api.base_models import add_api_arguments, base_models
-from engine.core import tokens
+from engine.core import audit, tokens
+from engine.core.permissions import keep_from_other_users
 from engine.core.problems import Refusal, problem, shell_language
-from engine.core.sockets import listen
+from engine.core.sockets import add_trusted_proxy_argument, listen
 from engine.following import user_name
 from engine.launch.workspace import Workplace, make_data, make_saves
 
@@ -22,6 +23,7 @@ def add_api_options(verb: argparse.ArgumentParser) -> None:
     """Where to listen, who may ask, and for which models."""
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on; default: only this machine")
     verb.add_argument("--port", type=int, default=8001, help="default: 8001")
+    add_trusted_proxy_argument(verb)
     add_api_arguments(verb)
     _add_auth(verb)
 
@@ -59,6 +61,7 @@ def api(arguments: argparse.Namespace, workplace: Workplace) -> int:
     users_file = _users_file(arguments)
     base_models(workplace, arguments.api_models)  # a wrong table is refused now, not at the first request
     listener = listen(arguments.host, arguments.port)
+    keep_from_other_users()
     for made in (make_saves(workplace), make_data(workplace)):
         if made:
             print(made.text(shell_language()), file=sys.stderr)
@@ -66,11 +69,11 @@ def api(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     print(f"OpenAI's interface is at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
-    server.serve(workplace, users_file, arguments.api_models, listener)
+    server.serve(workplace, users_file, arguments.api_models, listener, arguments.trusted_proxy)
     return 0
 
 
-def token(arguments: argparse.Namespace, _workplace: Workplace) -> int:
+def token(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Add a token for a user's programs and print it, which is possible only once; list or revoke tokens."""
     users_file = _users_file(arguments)
     if arguments.what == "list":
@@ -78,10 +81,14 @@ def token(arguments: argparse.Namespace, _workplace: Workplace) -> int:
             used = _day(known.used) if known.used else "never"
             scopes = ",".join(known.scopes)
             print(f"{known.id}  {known.user}  {known.name}  {scopes}  created {_day(known.created)}  used {used}")
-    elif arguments.what == "revoke":
-        tokens.revoke_token(users_file, arguments.user or user_name(), arguments.name)
-    else:
-        print(tokens.add_token(users_file, arguments.user or user_name(), arguments.name, arguments.scope))
+        return 0
+    user = arguments.user or user_name()
+    what = f"{user} {arguments.name}"
+    with audit.recorded(workplace.saves, audit.shell(user_name()), f"token-{arguments.what}", what):
+        if arguments.what == "revoke":
+            tokens.revoke_token(users_file, user, arguments.name)
+        else:
+            print(tokens.add_token(users_file, user, arguments.name, arguments.scope))
     return 0
 
 

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 import app
-from engine.core import users
+from engine.core import permissions, users
 from engine.core.problems import Refusal
 from engine.core.rundir import write_text
 from engine.launch.workspace import PROJECT, Workplace, from_arguments, make_data
@@ -47,7 +47,7 @@ def others_may(path: Path) -> int:
 def test_others_lose_their_rights_and_the_group_keeps_its_own(before: int, after: int) -> None:
     inherited = os.umask(before)
     try:
-        app.keep_from_other_users()
+        permissions.keep_from_other_users()
         assert os.umask(0) == after
     finally:
         os.umask(inherited)

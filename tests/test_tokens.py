@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from starlette.applications import Starlette
@@ -166,7 +167,8 @@ def test_everybody_makes_and_revokes_their_own_tokens_on_a_page(file: Path) -> N
     assert client.post("/tokens", data={"revoke": token.id}).status_code == 200
     assert tokens.find_token(file, text) is None
     actions = [(entry.user, entry.action, entry.outcome) for entry in audit.read(file.parent, 20)]
-    assert actions[0] == ("ada", "token", "done")
+    assert actions[0] == ("ada", "token-revoke", "done")
+    assert {("ada", "token-add", "done"), ("ada", "token-add", "refused: token-scope")} <= set(actions)
 
 
 @pytest.mark.slow
@@ -187,6 +189,11 @@ def test_the_interface_stands_alone_with_tokens_made_in_the_shell(file: Path, wo
         tokens.revoke_token(file, "ada", "laptop")
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
+        guesses = [{"Authorization": "Bearer x", "X-Forwarded-For": f"10.0.0.{number}"} for number in range(6)]
+        statuses = [httpx.get(f"{address}/models", headers=guess).status_code for guess in guesses]
+        assert statuses[-1] == 429  # no proxy is trusted
+        actions = [(entry.address, entry.action, entry.what) for entry in audit.read(workplace.saves, 9)]
+        assert ("shell", "token-add", "ada laptop") in actions
     finally:
         server.terminate()
         server.wait()

@@ -1,4 +1,4 @@
-"""The mode of files that were created for their owner only, such as temporary files and those of some libraries."""
+"""The modes of files: of everything that a process writes, and of files that libraries create for their owner only."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def _umask() -> int:
     """The umask of this process. Only /proc shows it without changing it for other threads."""
     umask = re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     return int(umask[1], 8) if umask else DEFAULT_UMASK
+
+
+def keep_from_other_users() -> None:
+    """If a login is required, other accounts of this machine must not read what this process and its runs write.
+    Group permissions still follow the umask."""
+    os.umask(os.umask(0o077) | 0o007)

@@ -1,9 +1,11 @@
-"""Listening sockets, and whether an address can be reached from other machines."""
+"""Listening sockets, whether an address can be reached from other machines, and which reverse proxies are trusted."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ipaddress
+import os
 import socket
 
 from engine.core.problems import Refusal, problem
@@ -35,3 +37,21 @@ def is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def add_trusted_proxy_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag that says whose X-Forwarded-For is believed."""
+    environment = os.environ.get
+    parser.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        nargs="+",
+        action="extend",
+        default=environment("ATHANOR_TRUSTED_PROXIES", environment("FORWARDED_ALLOW_IPS", ""))
+        .replace(",", " ")
+        .split(),
+        help=(
+            "addresses or networks of reverse proxies whose X-Forwarded-For is trusted; "
+            "none by default [ATHANOR_TRUSTED_PROXIES]"
+        ),
+    )
