@@ -10,11 +10,13 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from engine.api import events, jobs
-from engine.api.base_models import BaseModel
+from engine.api.base_models import BaseModel, BaseModels
 from engine.api.callers import Caller
+from engine.api.errors import ApiError
 from engine.api.graders import Rewards, rewards
+from engine.api.job_requests import JobRequest
 from engine.api.jobs import Job
-from engine.core.problems import problem
+from engine.core.problems import Refusal, problem
 from engine.core.rights import OPERATOR, USER, Person
 from engine.core.run_warnings import write_warning
 from engine.core.rundir import append_lines, read_json, write_json
@@ -22,7 +24,7 @@ from engine.launch.workspace import Workplace
 from engine.runs import runs
 from tests.past_runs import falling, run_maker
 
-MODELS = {"gpt": BaseModel("gpt", "org/base")}
+MODELS = BaseModels({"gpt": BaseModel("gpt", "org/base")})
 
 
 def job_of(run: runs.Run, saves: Path) -> Job:
@@ -108,9 +110,68 @@ def test_events_and_checkpoints_are_read_from_the_folder(tmp_path: Path) -> None
     data = {event.data["step"]: event.data for event in listed if event.type == "metrics"}
     assert (data[20]["train_loss"], "train_loss" in data[21], len(data)) == (0.25, False, 21)
     assert data[10]["valid_loss"] == data[10]["full_valid_loss"] == pytest.approx(data[10]["train_loss"] + 0.2)
-    [saved] = [FineTuningJobCheckpoint.model_validate(entry, strict=True) for entry in events.checkpoints(job)]
+    [checkpoint] = events.checkpoints(job)
+    saved = FineTuningJobCheckpoint.model_validate(checkpoint.as_object(job), strict=True)
     assert (saved.step_number, saved.metrics.train_loss) == (10, data[10]["train_loss"])
     table = events.results_csv(job).splitlines()
     assert (len(table), table[0].split(",")[:2]) == (22, ["step", "train_loss"])
     assert events.results_size(job) == len(events.results_csv(job).encode())
-    assert run_maker(tmp_path / "empty")("none").dir.metrics.exists() is False
+    empty = job_of(run_maker(tmp_path / "empty")("none"), tmp_path / "empty")
+    head = "step,train_loss,train_mean_token_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert (events.results_csv(empty).splitlines(), events.checkpoints(empty)) == ([head], [])
+    assert [event for event in events.events(empty) if event.data] == []
+
+
+def test_what_a_damaged_spec_said_is_not_invented(tmp_path: Path) -> None:
+    run = run_maker(tmp_path)("run", training__num_train_epochs=7.0)
+    run.dir.spec.write_text(run.dir.spec.read_text() + "no_such_setting: 1\n")
+    job = job_of(run, tmp_path).as_object({"names": "file-1"})
+    assert (job["method"], job["seed"]) == ({"type": "supervised", "supervised": {"hyperparameters": {}}}, None)
+    assert (job["training_file"], job["validation_file"]) == ("file-1", None)
+    assert set(job["hyperparameters"].values()) == {None}
+
+
+def test_a_suffix_is_kept_as_it_was_sent(tmp_path: Path) -> None:
+    run = run_maker(tmp_path)("run")
+    write_json(run.dir.request, read_json(run.dir.request) | {"api": {"model": "gpt", "suffix": "After <b>"}})
+    job = strictly(job_of(run, tmp_path))
+    assert job.user_provided_suffix == "After <b>"
+    assert job.fine_tuned_model.startswith("ft:gpt:athanor:after-b:")
+    assert JobRequest(model="gpt", training_file="x", suffix="After <b>").suffix == "After <b>"
+
+
+def test_a_job_that_has_been_resumed_since_it_was_read_is_cancelled_as_it_is_now(tmp_path: Path) -> None:
+    run = run_maker(tmp_path)("run", outcome="stopped")
+    paused = read_json(run.dir.request) | {"stop": {"how": "save", "by": "", "at": 1e9}}
+    write_json(run.dir.request, paused)
+    job = job_of(run, tmp_path)
+    assert job.status == "paused"
+    write_json(run.dir.request, paused | {"stop": None, "attempt": 2})  # resumed: it waits again
+    for ended in (run.dir.keeper, run.dir.exit):
+        ended.unlink()
+    jobs.cancel(job, Caller(Person("", OPERATOR)))
+    assert job_of(run, tmp_path).status == "cancelled"
+    with pytest.raises(Refusal):
+        jobs.cancel(job, Caller(Person("", OPERATOR)))
+
+
+COMPARES = {"name": "g", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": []},
+        {"type": "string_check", "operation": {}, **COMPARES},
+        {"type": "text_similarity", "evaluation_metric": [], **COMPARES},
+        {"type": "string_check", "operation": "eq", **COMPARES, "name": "g" * 101},
+        {"type": "string_check", "operation": "eq", **COMPARES, "name": 1},
+        {"type": "string_check", "operation": "eq", **COMPARES, "reference": "{{item." + "c" * 101 + "}}"},
+        {"type": "string_check", "operation": "eq", **COMPARES, "input": " " * 10**6 + "{{sample.output_text}}"},
+        {"type": "multi", "graders": [COMPARES], "calculate_output": "g"},
+    ],
+)
+def test_a_grader_of_other_types_or_without_end_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
+        rewards(wrong)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_grader")

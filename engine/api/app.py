@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from engine.api import errors, events, files, jobs, models
-from engine.api.base_models import BaseModel, base_models
+from engine.api.base_models import BaseModels, base_models
 from engine.api.bodies import json_body, upload
-from engine.api.callers import Caller, Gate
+from engine.api.callers import Caller, Gate, Turns
 from engine.api.chat import Relay
 from engine.api.errors import ApiError
 from engine.api.job_requests import JobRequest
@@ -35,6 +39,10 @@ from engine.launch.workspace import Workplace
 
 MAX_PAGE = 10_000  # entries of a list
 MAX_ANSWERS = 128  # answers that are waited for at once; a chat server gives no more
+MAX_LIMIT_DIGITS = len(str(MAX_PAGE))
+ORDERS = ("asc", "desc")
+RESULTS = "fine-tune-results"  # purpose of the files of figures
+NO_MODELS = BaseModels()  # where their names do not matter
 READ = ("read", "fine-tune")
 WRITE = ("fine-tune",)
 ANY = ("read", "fine-tune", "chat")
@@ -49,9 +57,12 @@ class Api:
     table: Path | None = None
     # Answers have threads of their own: waiting for them must not keep anything else waiting.
     answering: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_ANSWERS))
+    # And those that wait for a model to be loaded must not hold up answers that are being written.
+    opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(MAX_ANSWERS))
+    turns: Turns = field(default_factory=Turns)
 
     @property
-    def models(self) -> Mapping[str, BaseModel]:
+    def models(self) -> BaseModels:
         return base_models(self.workplace, self.table)
 
 
@@ -68,11 +79,15 @@ class Call:
     def place(self) -> Workplace:
         return self.api.workplace
 
+    @cached_property
+    def models(self) -> BaseModels:
+        return self.api.models
+
     def id(self) -> str:
         return self.request.path_params["id"]
 
     def job(self) -> jobs.Job:
-        return jobs.find(self.place, self.api.models, self.id(), self.caller)
+        return jobs.find(self.place, self.models, self.id(), self.caller)
 
     def job_object(self, job: jobs.Job | None = None) -> dict[str, Any]:
         """The job as it is now."""
@@ -80,7 +95,8 @@ class Call:
 
     def number(self, name: str, default: int) -> int:
         text = self.request.query_params.get(name, str(default))
-        if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_PAGE:
+        digits = text.isascii() and text.isdecimal() and len(text) <= MAX_LIMIT_DIGITS
+        if not digits or not 1 <= int(text) <= MAX_PAGE:
             raise ApiError(400, problem("api-limit", given=text[:40], most=MAX_PAGE), name)
         return int(text)
 
@@ -104,23 +120,35 @@ def _list(entries: list[dict[str, Any]], more: bool) -> dict[str, Any]:
 
 
 def list_files(call: Call) -> Any:
-    purpose, order = (call.request.query_params.get(name) for name in ("purpose", "order"))
-    objects = [file.as_object() for file in files.uploaded(call.place) if call.caller.sees(file.owner)]
-    objects += [results_object(job) for job in jobs.jobs(call.place, {}, call.caller) if job.status == "succeeded"]
-    objects = [entry for entry in objects if purpose in (None, entry["purpose"])]
-    objects.sort(key=lambda entry: entry["created_at"], reverse=order != "asc")
-    return _list(*call.page(objects, lambda entry: entry["id"], MAX_PAGE))
+    query = call.request.query_params
+    purpose, order = query.get("purpose"), query.get("order", "desc")
+    if order not in ORDERS:
+        raise ApiError(400, problem("api-order", given=order[:80], known=" / ".join(ORDERS)), "order")
+    # When each was made, its id, and what makes its object, which reads it: only for those that are shown.
+    entries: list[tuple[float, str, Callable[[], dict[str, Any]]]] = []
+    if purpose in (None, files.PURPOSE):
+        own = (file for file in files.uploaded(call.place) if call.caller.sees(file.owner))
+        entries += [(file.created, file.id, file.as_object) for file in own]
+    if purpose in (None, RESULTS):
+        succeeded = (job for job in jobs.jobs(call.place, NO_MODELS, call.caller) if job.status == "succeeded")
+        entries += [(ended_at(job), job.results_file_id, partial(results_object, job)) for job in succeeded]
+    entries.sort(key=lambda entry: entry[:2], reverse=order == "desc")
+    shown, more = call.page(entries, lambda entry: entry[1], MAX_PAGE)
+    return _list([as_object() for _, _, as_object in shown], more)
+
+
+def ended_at(job: jobs.Job) -> float:
+    return job.run.ended or job.run.submitted
 
 
 def results_object(job: jobs.Job) -> dict[str, Any]:
     """The file object of a job's figures."""
-    created = job.run.ended or job.run.submitted
     size = events.results_size(job)
-    return files.file_object(job.results_file_id, "step_metrics.csv", size, created, "fine-tune-results")
+    return files.file_object(job.results_file_id, "step_metrics.csv", size, ended_at(job), RESULTS)
 
 
 def _job_of_results(call: Call) -> jobs.Job | None:
-    own = jobs.jobs(call.place, {}, call.caller)
+    own = jobs.jobs(call.place, NO_MODELS, call.caller)
     return next((job for job in own if job.results_file_id == call.id() and job.status == "succeeded"), None)
 
 
@@ -150,11 +178,11 @@ def delete_file(call: Call) -> Any:
 
 def create_job(call: Call) -> Any:
     request = JobRequest.model_validate(call.body)
-    return call.job_object(jobs.create(call.place, call.api.models, request, call.caller))
+    return call.job_object(jobs.create(call.place, call.models, request, call.caller))
 
 
 def list_jobs(call: Call) -> Any:
-    own = list(jobs.jobs(call.place, call.api.models, call.caller))
+    own = list(jobs.jobs(call.place, call.models, call.caller))
     query = call.request.query_params
     filters = {key[9:-1]: value for key, value in query.items() if key.startswith("metadata[") and key.endswith("]")}
     if query.get("metadata") == "null":
@@ -181,32 +209,35 @@ def change_job(act: Callable[[jobs.Job, Caller], None]) -> Callable[[Call], Any]
 
 def list_events(call: Call) -> Any:
     job = call.job()
-    objects = [event.as_object(job) for event in events.events(job)]
-    return _list(*call.page(objects, lambda entry: entry["id"], 20))
+    shown, more = call.page(events.events(job), lambda event: event.id(job), 20)
+    return _list([event.as_object(job) for event in shown], more)
 
 
 def list_checkpoints(call: Call) -> Any:
-    return _list(*call.page(events.checkpoints(call.job()), lambda entry: entry["id"], 10))
+    job = call.job()
+    shown, more = call.page(events.checkpoints(job), lambda checkpoint: checkpoint.id(job), 10)
+    return _list([checkpoint.as_object(job) for checkpoint in shown], more)
 
 
 # ------------------------------------------------------------------------------------------ models
 
 
 def list_models(call: Call) -> Any:
-    own = models.list_models(call.place, call.api.models, call.caller)
+    own = models.list_models(call.place, call.models, call.caller)
     return {"object": "list", "data": [model.as_object() for model in own]}
 
 
 def retrieve_model(call: Call) -> Any:
-    return models.find(call.place, call.api.models, call.id(), call.caller).as_object()
+    return models.find(call.place, call.models, call.id(), call.caller).as_object()
 
 
 def delete_model(call: Call) -> Any:
-    models.delete(models.find(call.place, call.api.models, call.id(), call.caller), call.caller)
+    models.delete(models.find(call.place, call.models, call.id(), call.caller), call.caller)
     return {"id": call.id(), "object": "model", "deleted": True}
 
 
 async def create_file(api: Api, request: Request, caller: Caller) -> Response:
+    await run_in_threadpool(caller.ask_leave, api.workplace.saves, "upload")
     async with upload(api.workplace, request) as (path, name):
         file = await run_in_threadpool(files.store, api.workplace, path, name, caller)
     return JSONResponse(file.as_object())
@@ -214,22 +245,49 @@ async def create_file(api: Api, request: Request, caller: Caller) -> Response:
 
 async def chat_completions(api: Api, request: Request, caller: Caller) -> Response:
     """The answer as the chat server gives it, streamed or not. If the client leaves, the answer ends."""
-    body = json_object(await json_body(request))
+    body = await run_in_threadpool(json_object, await json_body(request))
     name = body.get("model")
     if not isinstance(name, str):
         raise ApiError(400, problem("chat-request", what="model", why="no text"), "model")
-    model = await run_in_threadpool(lambda: models.find(api.workplace, api.models, name, caller))
-    with caller.acting(api.workplace.saves, "ask", name):
+    with ExitStack() as held:
+        held.enter_context(api.turns.of(caller))
+        model = await run_in_threadpool(lambda: models.find(api.workplace, api.models, name, caller))
         relay = Relay(api.workplace, model, body, caller.name)
-    opening = asyncio.ensure_future(to_thread.run_sync(relay.open, limiter=api.answering))
-    leaving = asyncio.ensure_future(_disconnected(request))
-    await asyncio.wait([opening, leaving], return_when=asyncio.FIRST_COMPLETED)
-    if leaving.done() and not opening.done():
-        relay.close()
-    leaving.cancel()
-    await opening
-    unbuffered = {"X-Accel-Buffering": "no"}  # by a reverse proxy
-    return StreamingResponse(_lines(relay, api.answering), relay.status, unbuffered, relay.content_type)
+        held.callback(relay.close)
+        opening = asyncio.ensure_future(to_thread.run_sync(_open, relay, caller, limiter=api.opening))
+        leaving = asyncio.ensure_future(_disconnected(request))
+        await asyncio.wait([opening, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done() and not opening.done():
+            relay.close()
+        leaving.cancel()
+        await opening
+        unbuffered = {"X-Accel-Buffering": "no"}  # by a reverse proxy
+        lines = _lines(relay, api.answering)
+        return _Answer(held.pop_all(), lines, relay.status, unbuffered, relay.content_type)
+
+
+class _Unanswered(Exception):
+    """The chat server has refused the question, or the client has left."""
+
+
+def _open(relay: Relay, caller: Caller) -> None:
+    """Load the model and wait for the beginning of the answer; what becomes of it is in the audit. Raises Refusal."""
+    with suppress(_Unanswered), caller.acting(relay.workplace.saves, "ask", relay.model.name):
+        relay.open()
+        if relay.status >= HTTPStatus.BAD_REQUEST:
+            raise _Unanswered
+
+
+class _Answer(StreamingResponse):
+    """A response that lets go of what is held for it at its end, however that comes."""
+
+    def __init__(self, held: ExitStack, lines: AsyncIterator[bytes], status: int, headers: dict[str, str], kind: str):
+        super().__init__(lines, status, headers, kind)
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.held:
+            await super().__call__(scope, receive, send)
 
 
 async def _disconnected(request: Request) -> None:
@@ -239,11 +297,8 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _lines(relay: Relay, limiter: CapacityLimiter) -> AsyncIterator[bytes]:
-    try:
-        while line := await to_thread.run_sync(relay.line, limiter=limiter):
-            yield line
-    finally:
-        relay.close()
+    while line := await to_thread.run_sync(relay.line, limiter=limiter):
+        yield line
 
 
 # ------------------------------------------------------------------------------------------ HTTP
@@ -285,8 +340,8 @@ def application(api: Api) -> Starlette:
     def endpoint(scopes: Sequence[str], action: Action) -> Callable[[Request], Any]:
         async def respond(request: Request) -> Response:
             caller = await run_in_threadpool(caller_of, request, scopes)
-            sent = await json_body(request)
-            body = json_object(sent) if sent.strip() else {}
+            sent = await json_body(request) if request.method == "POST" else b""
+            body = await run_in_threadpool(json_object, sent) if sent.strip() else {}
             answer = await run_in_threadpool(action, Call(api, caller, request, body))
             return answer if isinstance(answer, Response) else JSONResponse(answer)
 

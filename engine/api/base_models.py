@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,23 @@ def add_api_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def base_models(workplace: Workplace, table: Path | None) -> dict[str, BaseModel]:
+class BaseModels(dict[str, BaseModel]):
+    """Base models by name."""
+
+    @cached_property
+    def by_identity(self) -> dict[str, str]:
+        """Their names by what their folders are; of several, the first. Looked up once, not for every job of a list."""
+        return {identity(model.folder): model.name for model in reversed(self.values())}
+
+    def name_of(self, folder: str) -> str:
+        """The name under which the table has a model folder; the folder's own name if it does not."""
+        return self.by_identity.get(identity(folder)) or Path(folder).name
+
+
+def base_models(workplace: Workplace, table: Path | None) -> BaseModels:
     """The base models by name. Raises Refusal if the table cannot be read."""
     if table is None:
-        return dict(_in_folders(workplace.models, int(time.monotonic() // SEARCHED_EVERY_SECONDS)))
+        return _in_folders(workplace.models, int(time.monotonic() // SEARCHED_EVERY_SECONDS))
     try:
         text = regular_files.read_text(table)
     except OSError as error:
@@ -80,19 +93,14 @@ def base_models(workplace: Workplace, table: Path | None) -> dict[str, BaseModel
     entries = _at(str(table), lambda: read_yaml(text))
     if not isinstance(entries, dict):
         raise Refusal(problem("api-table", file=table))
-    return {str(name): _base_model(workplace, table, str(name), entry) for name, entry in entries.items()}
+    names = {str(name): entry for name, entry in entries.items()}
+    return BaseModels({name: _base_model(workplace, table, name, entry) for name, entry in names.items()})
 
 
 @lru_cache(maxsize=4)
-def _in_folders(roots: tuple[Path, ...], _period: int) -> dict[str, BaseModel]:
-    models = find_models(roots)
-    return {model.name: BaseModel(model.name, str(model.path)) for model in models if not model.adapter_of}
-
-
-def name_of(models: Mapping[str, BaseModel], folder: str) -> str:
-    """The name under which the table has a model folder; the folder's own name if it does not."""
-    same = (model.name for model in models.values() if identity(model.folder) == identity(folder))
-    return next(same, Path(folder).name)
+def _in_folders(roots: tuple[Path, ...], _period: int) -> BaseModels:
+    models = [model for model in find_models(roots) if not model.adapter_of]
+    return BaseModels({model.name: BaseModel(model.name, str(model.path)) for model in models})
 
 
 def _base_model(workplace: Workplace, table: Path, name: str, entry: Any) -> BaseModel:

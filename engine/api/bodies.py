@@ -27,10 +27,10 @@ MULTIPART_BYTES = 1 << 16  # overhead around the file
 
 async def json_body(request: Request) -> bytes:
     """The whole body. Raises ApiError if it is too long."""
-    body = b""
+    body = bytearray()
     async for chunk in _limited(request, MAX_JSON_BYTES):
         body += chunk
-    return body
+    return bytes(body)
 
 
 @asynccontextmanager

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.api.errors import ApiError
 from engine.core import audit, tokens
 from engine.core.attempts import Attempts
-from engine.core.problems import problem
-from engine.core.rights import OPERATOR, VIEWER, Person
+from engine.core.problems import NOTHING, problem
+from engine.core.rights import OPERATOR, VIEWER, Person, may
 from engine.core.users import read_users
+
+MAX_TURNS = 64  # answers that a caller waits for at once; half of those that there are
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,34 @@ class Caller:
         """Do an action to `what`, which belongs to `owner`, if the caller may; it is recorded in the audit. Raises
         Refusal."""
         return audit.acting(saves, self.person, action, what, owner)
+
+    def ask_leave(self, saves: Path, action: str) -> None:
+        """For what begins with much work, before it is known to what: only a refusal is recorded. Raises Refusal."""
+        if may(self.person, action):
+            with self.acting(saves, action, NOTHING):
+                pass
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How many answers each caller waits for: one program must not use up what is there for all. Everything happens on
+    the event loop."""
+
+    taken: Counter[str] = field(default_factory=Counter)
+
+    @contextlib.contextmanager
+    def of(self, caller: Caller) -> Iterator[None]:
+        """One more answer of a caller, without a login of an address. Raises ApiError if there are MAX_TURNS."""
+        key = caller.name or caller.person.address
+        if self.taken[key] >= MAX_TURNS:
+            raise ApiError(429, problem("api-turns", most=MAX_TURNS), code="rate_limit_exceeded")
+        self.taken[key] += 1
+        try:
+            yield
+        finally:
+            self.taken[key] -= 1
+            if not self.taken[key]:
+                del self.taken[key]
 
 
 class Gate:

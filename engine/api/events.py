@@ -44,10 +44,13 @@ class Event:
     level: Level = "info"
     data: Mapping[str, Any] = field(default_factory=dict)
 
+    def id(self, job: Job) -> str:
+        return id_of("ftevent-", job.run.id, *self.key)
+
     def as_object(self, job: Job) -> dict[str, Any]:
         return {
             "object": "fine_tuning.job.event",
-            "id": id_of("ftevent-", job.run.id, *self.key),
+            "id": self.id(job),
             "created_at": int(self.at),
             "level": self.level,
             "message": self.message,
@@ -148,25 +151,34 @@ def _checkpoint_times(job: Job) -> Iterator[tuple[int, float]]:
             continue
 
 
-def checkpoints(job: Job) -> list[dict[str, Any]]:
-    """OpenAI's checkpoint objects, newest first."""
-    logged = steps(job)
-    listed = []
-    for step, at in _checkpoint_times(job):
-        before = [figures for number, (_, figures) in logged.items() if number <= step]
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its step, and when it was written."""
+
+    step: int
+    at: float
+
+    def id(self, job: Job) -> str:
+        return id_of("ftckpt_", job.run.id, self.step)
+
+    def as_object(self, job: Job) -> dict[str, Any]:
+        """OpenAI's checkpoint object, with the newest figures up to its step."""
+        before = [figures for number, (_, figures) in steps(job).items() if number <= self.step]
         figures = {name: value for line in before for name, value in line.items() if name in CHECKPOINT_METRICS}
-        listed.append(
-            {
-                "object": "fine_tuning.job.checkpoint",
-                "id": id_of("ftckpt_", job.run.id, step),
-                "created_at": int(at),
-                "fine_tuned_model_checkpoint": f"{job.result_name}:ckpt-step-{step}",
-                "fine_tuning_job_id": job.id,
-                "metrics": {"step": step, **figures},
-                "step_number": step,
-            }
-        )
-    return listed[::-1]
+        return {
+            "object": "fine_tuning.job.checkpoint",
+            "id": self.id(job),
+            "created_at": int(self.at),
+            "fine_tuned_model_checkpoint": f"{job.result_name}:ckpt-step-{self.step}",
+            "fine_tuning_job_id": job.id,
+            "metrics": {"step": self.step, **figures},
+            "step_number": self.step,
+        }
+
+
+def checkpoints(job: Job) -> list[Checkpoint]:
+    """Newest first."""
+    return [Checkpoint(step, at) for step, at in _checkpoint_times(job)][::-1]
 
 
 def results_csv(job: Job) -> str:

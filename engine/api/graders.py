@@ -16,8 +16,9 @@ from engine.api.errors import ApiError
 from engine.core.problems import NOTHING, problem
 
 PARAM = "method.reinforcement.grader"
-ANSWER = re.compile(r"\s*\{\{\s*sample\.output_text\s*\}\}\s*")
-ITEM = re.compile(r"\s*\{\{\s*item\.([A-Za-z_]\w*)\s*\}\}\s*")
+# Bounded throughout, since a run's request.json keeps the grader.
+ANSWER = re.compile(r"\s{,20}\{\{\s{,20}sample\.output_text\s{,20}\}\}\s{,20}")
+ITEM = re.compile(r"\s{,20}\{\{\s{,20}item\.([A-Za-z_]\w{,99})\s{,20}\}\}\s{,20}")
 # Operations of string_check, and metrics of text_similarity → the reward, and its sign.
 OPERATIONS = {
     "eq": ("exact", 1.0),
@@ -26,6 +27,7 @@ OPERATIONS = {
     "ilike": ("contains_ignore_case", 1.0),
 }
 METRICS = {"rouge_1": "rouge_1", "rouge_2": "rouge_2", "rouge_l": "rouge_l", "bleu": "bleu"}
+MAX_NAME_CHARACTERS = 100
 MAX_FORMULA_CHARACTERS = 1000
 MAX_GRADERS = 20
 
@@ -40,28 +42,30 @@ class Rewards:
 
 def rewards(grader: Mapping[str, Any]) -> Rewards:
     """The rewards of a grader. Raises ApiError with the reason if there are none like it."""
-    kind = grader.get("type")
-    if kind not in KEYS:
+    kind, name = grader.get("type"), grader.get("name", "")
+    if not isinstance(name, str) or len(name) > MAX_NAME_CHARACTERS:
+        raise _refused("api-grader-name", given=str(name)[:80], most=MAX_NAME_CHARACTERS)
+    if not isinstance(kind, str) or kind not in KEYS:
         known = ", ".join(name for name in KEYS if name != "python")
         raise _refused("api-grader-type", kind=str(kind)[:80], known=known)
-    if unknown := set(grader) - KEYS[str(kind)] - {"type", "name"}:
-        raise _refused("api-grader-key", kind=kind, key=min(unknown)[:80], known=", ".join(sorted(KEYS[str(kind)])))
-    return _weighted_sum(grader) if kind == "multi" else GRADERS[str(kind)](grader)
+    if unknown := set(grader) - KEYS[kind] - {"type", "name"}:
+        raise _refused("api-grader-key", kind=kind, key=min(unknown)[:80], known=", ".join(sorted(KEYS[kind])))
+    return _weighted_sum(grader) if kind == "multi" else GRADERS[kind](grader)
 
 
 def _string_check(grader: Mapping[str, Any]) -> Rewards:
     operation = grader.get("operation")
-    if operation not in OPERATIONS:
+    if not isinstance(operation, str) or operation not in OPERATIONS:
         raise _refused("api-grader-operation", given=str(operation)[:80], known=", ".join(OPERATIONS))
-    reward, sign = OPERATIONS[str(operation)]
+    reward, sign = OPERATIONS[operation]
     return Rewards({reward: sign}, _compared_column(grader))
 
 
 def _text_similarity(grader: Mapping[str, Any]) -> Rewards:
     metric = grader.get("evaluation_metric")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise _refused("api-grader-metric", given=str(metric)[:80], known=", ".join(METRICS))
-    return Rewards({METRICS[str(metric)]: 1.0}, _compared_column(grader))
+    return Rewards({METRICS[metric]: 1.0}, _compared_column(grader))
 
 
 def _python(_grader: Mapping[str, Any]) -> Rewards:
@@ -89,9 +93,10 @@ def _compared_column(grader: Mapping[str, Any]) -> str:
 def _weighted_sum(grader: Mapping[str, Any]) -> Rewards:
     """The rewards of several graders that a formula adds up: `0.7 * correct + 0.3 * short`."""
     graders, formula = grader.get("graders"), grader.get("calculate_output")
-    inside = graders.values() if isinstance(graders, dict) else ()
-    nested = any(isinstance(inner, dict) and inner.get("type") == "multi" for inner in inside)
-    if not isinstance(graders, dict) or not 0 < len(graders) <= MAX_GRADERS or not isinstance(formula, str) or nested:
+    if not isinstance(graders, dict) or not 0 < len(graders) <= MAX_GRADERS or not isinstance(formula, str):
+        raise _refused("api-grader-multi")
+    nested = any(isinstance(inner, dict) and inner.get("type") == "multi" for inner in graders.values())
+    if nested or any(len(name) > MAX_NAME_CHARACTERS for name in graders):
         raise _refused("api-grader-multi")
     factors = _factors(formula, set(graders))
     parts = {name: rewards(inner if isinstance(inner, dict) else {}) for name, inner in graders.items()}

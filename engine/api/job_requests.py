@@ -18,6 +18,11 @@ Multiplier = Literal["auto"] | Annotated[float, Field(gt=0, le=10**4, allow_inf_
 Count = Literal["auto"] | Annotated[int, Field(ge=1, le=10**6, strict=True)]
 
 
+def name_part(suffix: str) -> str:
+    """A suffix as part of the name of a model: letters and digits of any script, and dashes."""
+    return re.sub(r"[^\w.]+", "-", suffix).strip("-._").lower()
+
+
 class _Strict(BaseModel):
     """An argument that is not known here would be ignored, and is refused."""
 
@@ -94,11 +99,9 @@ class JobRequest(_Strict):
     @field_validator("suffix")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
-        """Letters and digits of any script, and dashes: it becomes part of the name of a model."""
-        name = re.sub(r"[^\w.]+", "-", text or "").strip("-._").lower()
-        if text and not name:
+        if text and not name_part(text):
             raise ValueError("it needs a letter or a digit")
-        return name or None
+        return text or None
 
     @property
     def method_name(self) -> MethodName:

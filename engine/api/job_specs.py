@@ -7,7 +7,14 @@ from typing import Any
 
 from engine.api.base_models import BaseModel
 from engine.api.errors import ApiError
-from engine.api.job_requests import AUTO, STAGE_OF, DpoHyperparameters, JobRequest, ReinforcementHyperparameters
+from engine.api.job_requests import (
+    AUTO,
+    STAGE_OF,
+    DpoHyperparameters,
+    JobRequest,
+    ReinforcementHyperparameters,
+    name_part,
+)
 from engine.core.problems import problem
 from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
@@ -38,7 +45,7 @@ def job_spec(
     spec = base.spec(workplace, stage)
     multiplier = settings.learning_rate_multiplier
     changes: dict[str, Any] = {
-        "name": request.suffix or "",
+        "name": name_part(request.suffix or ""),
         "data.datasets": {training: 1.0},
         "data.eval_datasets": [validation] if validation else [],
         "training.learning_rate": base_learning_rate(base, workplace, stage)

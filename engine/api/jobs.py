@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from engine.api import base_models, files
-from engine.api.base_models import BaseModel
+from engine.api import files
+from engine.api.base_models import BaseModels
 from engine.api.callers import Caller
-from engine.api.errors import ApiError, not_found
-from engine.api.graders import rewards
-from engine.api.job_requests import METHOD_OF, JobRequest
+from engine.api.errors import ApiError, not_found, refused
+from engine.api.graders import PARAM, Rewards, rewards
+from engine.api.job_requests import METHOD_OF, JobRequest, name_part
 from engine.api.job_specs import base_learning_rate, decided_hyperparameters, job_spec
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import read_json, write_json
+from engine.core.rundir import read_json, read_object, write_json
 from engine.core.stages import STAGES
 from engine.data import dataset_info_edits, owners
+from engine.data.columns import columns_of, first_rows
+from engine.data.dataset_info import INFO_FILE, Dataset
 from engine.launch.workspace import Workplace
 from engine.runs import failures, queue, queue_order, runs
+from engine.runs.compare import spec_of
 from engine.runs.facts import newest_value
 from engine.runs.progress import progress
 from engine.runs.results import result_of
@@ -54,11 +58,16 @@ class Job:
     """A run as a job. `models`: the base models by name."""
 
     run: Run
-    models: Mapping[str, BaseModel]
+    models: BaseModels
 
     @cached_property
     def id(self) -> str:
         return id_of("ftjob-", self.run.id)
+
+    @property
+    def short_id(self) -> str:
+        """The end of the name of its model."""
+        return self.id.removeprefix("ftjob-")[:8]
 
     @cached_property
     def request(self) -> Mapping[str, Any]:
@@ -70,15 +79,15 @@ class Job:
     def metadata(self) -> dict[str, str] | None:
         return self.request.get("metadata")
 
-    @property
+    @cached_property
     def model(self) -> str:
-        return self.request.get("model") or base_models.name_of(self.models, self.run.facts.base)
+        return self.request.get("model") or self.models.name_of(self.run.facts.base)
 
     @property
     def result_name(self) -> str:
         """The name of its model, once it has one."""
-        suffix = self.request.get("suffix") or ""
-        return f"ft:{self.model}:{ORGANIZATION}:{suffix}:{self.id.removeprefix('ftjob-')[:8]}"
+        suffix = name_part(self.request.get("suffix") or "")
+        return f"ft:{self.model}:{ORGANIZATION}:{suffix}:{self.short_id}"
 
     @property
     def fine_tuned_model(self) -> str | None:
@@ -114,16 +123,13 @@ class Job:
     def as_object(self, ids: Mapping[str, str]) -> dict[str, Any]:
         """OpenAI's job object; `ids`: of files by the names of their data sets."""
         ended = self.run.ended if self.run.final else None
-        try:
-            spec = self.run.spec
-        except Refusal:  # damaged by hand
-            spec = RunSpec()
-        usual = RunSpec().training.learning_rate * STAGES[spec.stage.kind].pace
-        settings = decided_hyperparameters(spec, self.request.get("learning_rate") or usual)
+        spec, facts = spec_of(self.run), self.run.facts
+        trained, held_out = (spec.data.datasets, spec.data.eval_datasets) if spec else (facts.data, ())
+        name = METHOD_OF[facts.stage]
+        settings = self._hyperparameters(spec) if spec else {}  # unknown if it has been damaged by hand
         method: dict[str, Any] = {"hyperparameters": settings}
-        name = METHOD_OF.get(spec.stage.kind, "supervised")
         if name == "reinforcement":
-            method["grader"] = self.request.get("grader") or _grader_of(spec)
+            method["grader"] = self.request.get("grader") or (_grader_of(spec) if spec else None)
         running = self.run.state == "running" and self.status == "running"
         eta = progress(self.run).eta_s if running else None
         tokens = newest_value(self.run.dir.metrics, "num_tokens") if self.status == "succeeded" else None
@@ -136,7 +142,7 @@ class Job:
             "fine_tuned_model": self.fine_tuned_model,
             "finished_at": int(ended) if ended and self.status != "paused" else None,
             "hyperparameters": {
-                name: settings[name] for name in ("n_epochs", "batch_size", "learning_rate_multiplier")
+                name: settings.get(name) for name in ("n_epochs", "batch_size", "learning_rate_multiplier")
             },
             "integrations": [],
             "metadata": self.metadata,
@@ -144,13 +150,17 @@ class Job:
             "model": self.model,
             "organization_id": ORGANIZATION,
             "result_files": [self.results_file_id] if self.status == "succeeded" else [],
-            "seed": spec.training.seed,
+            "seed": spec.training.seed if spec else None,
             "status": self.status,
             "trained_tokens": None if tokens is None else int(tokens),
-            "training_file": ", ".join(ids.get(name, name) for name in spec.data.datasets),
+            "training_file": ", ".join(ids.get(name, name) for name in trained),
             "user_provided_suffix": self.request.get("suffix"),
-            "validation_file": ", ".join(ids.get(name, name) for name in spec.data.eval_datasets) or None,
+            "validation_file": ", ".join(ids.get(name, name) for name in held_out) or None,
         }
+
+    def _hyperparameters(self, spec: RunSpec) -> dict[str, Any]:
+        usual = RunSpec().training.learning_rate * STAGES[spec.stage.kind].pace
+        return decided_hyperparameters(spec, self.request.get("learning_rate") or usual)
 
 
 def _grader_of(spec: RunSpec) -> dict[str, Any]:
@@ -164,14 +174,14 @@ def _grader_of(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def jobs(workplace: Workplace, models: Mapping[str, BaseModel], caller: Caller) -> Iterator[Job]:
+def jobs(workplace: Workplace, models: BaseModels, caller: Caller) -> Iterator[Job]:
     """The caller's jobs, newest first."""
     for run in runs.find(workplace.saves, "training"):
         if caller.sees(run.by) and run.facts.stage in METHOD_OF:
             yield Job(run, models)
 
 
-def find(workplace: Workplace, models: Mapping[str, BaseModel], id: str, caller: Caller) -> Job:
+def find(workplace: Workplace, models: BaseModels, id: str, caller: Caller) -> Job:
     """The job with this id. Raises ApiError if the caller has none."""
     for job in jobs(workplace, models, caller):
         if job.id == id:
@@ -179,33 +189,33 @@ def find(workplace: Workplace, models: Mapping[str, BaseModel], id: str, caller:
     raise not_found("api-no-job", id, "fine_tuning_job_id", "fine_tune_not_found")
 
 
-def create(workplace: Workplace, models: Mapping[str, BaseModel], request: JobRequest, caller: Caller) -> Job:
+def create(workplace: Workplace, models: BaseModels, request: JobRequest, caller: Caller) -> Job:
     """Submit the run of a job. Rows that cannot be used do not prevent it: the job fails and names their lines. Raises
     ApiError or Refusal."""
     base = models.get(request.model)
     if base is None:
         known = ", ".join(list(models)[:20]) or "—"
         raise ApiError(404, problem("api-no-base", given=request.model[:100], known=known), "model", "model_not_found")
-    training = files.find(workplace, request.training_file, caller, "training_file").dataset.name
-    validation = ""
+    training = files.find(workplace, request.training_file, caller, "training_file").dataset
+    used = [training]
     if request.validation_file:
-        validation = files.find(workplace, request.validation_file, caller, "validation_file").dataset.name
-    weights: dict[str, float] = {}
+        used.append(files.find(workplace, request.validation_file, caller, "validation_file").dataset)
     grader = request.method.reinforcement.grader if request.method and request.method.reinforcement else None
-    if grader is not None:
-        chosen = rewards(grader)
-        weights = dict(chosen.weights)
-        training, validation = (
-            name and _with_reference(workplace, name, chosen.column, caller) for name in (training, validation)
-        )
-    spec = job_spec(request, base, workplace, training, validation, weights)
+    chosen = rewards(grader) if grader is not None else Rewards()
+    entries = [_entry_with_reference(workplace, dataset, chosen.column) for dataset in used if chosen.column]
+    names = [dataset.name for dataset in used]
+    spec = job_spec(request, base, workplace, names[0], "".join(names[1:]), dict(chosen.weights))
     record = {
         "model": request.model,
         "suffix": request.suffix,
         "metadata": request.metadata,
         "learning_rate": base_learning_rate(base, workplace, spec.stage.kind),
     } | ({"grader": grader} if grader is not None else {})
-    with caller.acting(workplace.saves, "start", f"training {spec.name}".strip()):
+    with (
+        caller.acting(workplace.saves, "start", f"training {spec.name}".strip()),
+        _added(workplace, names, entries, chosen.column, caller) as own,
+    ):
+        spec = spec.change("data.datasets", {own[0]: 1.0}).change("data.eval_datasets", own[1:])
         run = runs.submit(spec, workplace, caller.name, {"api": record}, fails_later=_is_about_rows)
     return Job(run, models)
 
@@ -214,31 +224,57 @@ def _is_about_rows(obstacle: Problem) -> bool:
     return obstacle.field in DATA_FIELDS
 
 
-def _with_reference(workplace: Workplace, name: str, column: str, caller: Caller) -> str:
-    """The data set of the same file whose answers are in this column; it is added if there is none yet."""
-    file_name = dataset_info_edits.entry_of(workplace.data, name)["file_name"]
-    entry = {"file_name": file_name, "columns": {"prompt": "messages", "response": column, "tools": "tools"}}
-    own = f"{name}.{column}"[: dataset_info_edits.MAX_NAME_LENGTH]
+def _entry_with_reference(workplace: Workplace, dataset: Dataset, column: str) -> dict[str, Any]:
+    """An entry of the same file whose answers are in this column. Raises ApiError if its rows do not have it; of rows
+    that cannot be read, that is left to the run."""
+    before = dataset_info_edits.entry_of(workplace.data, dataset.name)
+    rows = first_rows(dataset.files[0], dataset.encoding)
+    roles = {"prompt": "messages", "response": column}
+    if "tools" in columns_of(rows):
+        roles["tools"] = "tools"
+    mapping = dataset_info_edits.ColumnMapping("chat", roles)
     try:
-        if dataset_info_edits.entry_of(workplace.data, own) == entry:
-            return own
-    except Refusal:  # there is none
-        pass
-    added = dataset_info_edits.add(workplace.data, own, entry)
-    owners.claim(workplace.data, [owners.set_id(added)], caller.name)
-    return added
+        return dataset_info_edits.entry_for_mapping(before["file_name"], mapping, rows, before)
+    except Refusal as refusal:
+        raise refused(refusal, PARAM) from None
+
+
+@contextmanager
+def _added(
+    workplace: Workplace, names: Sequence[str], entries: Sequence[Mapping[str, Any]], column: str, caller: Caller
+) -> Iterator[list[str]]:
+    """The data sets `names` or, if there are `entries`, those with these entries, which are added if there are none
+    yet, and removed again if what follows fails."""
+    own, new = list(names), []
+    try:
+        for number, entry in enumerate(entries):
+            stem = f"{names[number]}.{column}"[: dataset_info_edits.MAX_NAME_LENGTH]
+            known = read_object(workplace.data / INFO_FILE)
+            same = next((name for name in known if name.startswith(stem) and known[name] == entry), None)
+            if same is None:
+                new.append(same := dataset_info_edits.add(workplace.data, stem, dict(entry)))
+                owners.claim(workplace.data, [owners.set_id(same)], caller.name)
+            own[number] = same
+        yield own
+    except BaseException:
+        for name in new:
+            dataset_info_edits.remove(workplace.data, name)
+            owners.claim(workplace.data, [owners.set_id(name)], "")
+        raise
 
 
 def cancel(job: Job, caller: Caller) -> None:
     """End the job for good. Raises Refusal if it has ended."""
     saves = queue.saves_of(job.run.path)
     with caller.acting(saves, "kill", job.run.id, job.run.by):
-        if job.run.state != "stopped" or job.status != "paused":
-            runs.stop(job.run, "kill", caller.name)
-            return
         with runs.refusing_write_errors(saves), queue.locked(saves):
-            request = read_json(job.run.dir.request)
-            write_json(job.run.dir.request, request | {"stop": {"how": "kill", "by": caller.name, "at": time.time()}})
+            now = Job(runs.read(job.run.path, saves), job.models)  # it may have been resumed in the meantime
+            if paused := now.run.state == "stopped" and now.status == "paused":
+                request = read_json(now.run.dir.request)
+                stop = {"how": "kill", "by": caller.name, "at": time.time()}
+                write_json(now.run.dir.request, request | {"stop": stop})
+        if not paused:
+            runs.stop(now.run, "kill", caller.name)
 
 
 def pause(job: Job, caller: Caller) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.api import jobs
-from engine.api.base_models import BaseModel
+from engine.api.base_models import BaseModel, BaseModels
 from engine.api.callers import Caller
 from engine.api.errors import ApiError, not_found
 from engine.core.problems import problem
@@ -56,20 +55,20 @@ def _changed(folder: Path) -> float:
         return 0.0
 
 
-def list_models(workplace: Workplace, models: Mapping[str, BaseModel], caller: Caller) -> list[Model]:
+def list_models(workplace: Workplace, models: BaseModels, caller: Caller) -> list[Model]:
     """The base models, then the caller's results, newest first."""
     bases = [Model(name, base=base) for name, base in models.items()]
     own = jobs.jobs(workplace, models, caller)
     return bases + [Model(job.result_name, job=job) for job in own if result_of(job.run)]
 
 
-def find(workplace: Workplace, models: Mapping[str, BaseModel], name: str, caller: Caller) -> Model:
+def find(workplace: Workplace, models: BaseModels, name: str, caller: Caller) -> Model:
     """The model of this name. Raises ApiError if the caller has none."""
     if name in models:
         return Model(name, base=models[name])
-    for model in list_models(workplace, models, caller):
-        if model.name == name:
-            return model
+    for job in jobs.jobs(workplace, models, caller):
+        if name.endswith(job.short_id) and job.result_name == name and result_of(job.run):
+            return Model(name, job=job)
     raise not_found("api-no-model", name, "model", "model_not_found")
 
 
