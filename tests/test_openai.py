@@ -17,7 +17,7 @@ from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 from pydantic import BaseModel
 
-from engine.core import tokens, users
+from engine.core import audit, tokens, users
 from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.serving import servers
@@ -165,6 +165,7 @@ def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: Fin
     job = strictly(ended(ada, created))
     assert job.status == "succeeded", job.error
     assert job.fine_tuned_model.startswith(f"ft:{BASE}:athanor:after-b:")
+    assert job.user_provided_suffix == "After <b>"
     [request] = [run.request for run in runs.find(place.saves) if run.facts.name == "after-b"]
     assert set(request["api"]) == {"model", "suffix", "metadata", "learning_rate"}  # a contract
 
@@ -191,6 +192,8 @@ def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: Fin
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert streamed == answer.choices[0].message.content
     assert ada.chat.completions.create(model=BASE, messages=ASK, max_tokens=2).model == BASE
+    asked = [entry for entry in audit.read(place.saves, 9) if entry.action == "ask"]
+    assert [(entry.what, entry.outcome) for entry in asked[:2]] == [(BASE, "done"), (job.fine_tuned_model, "done")]
 
 
 def test_preference_rows_train_dpo_and_top_level_hyperparameters_are_read(ada: openai.OpenAI) -> None:
@@ -340,6 +343,7 @@ def test_reinforcement_is_grpo_with_rewards_like_the_grader(ada: openai.OpenAI, 
         grader | {"calculate_output": "(" * 900 + "right" + ")" * 900},
         grader | {"calculate_output": "__import__('os')"},
         grader | {"graders": {"a": grader}},
+        string_check | {"reference": "{{item.incorrect}}"},
         {},
     ):
         method = {"type": "reinforcement", "reinforcement": {"grader": wrong}}
@@ -474,6 +478,8 @@ def test_an_upload_that_is_none_is_refused_and_leaves_nothing(
             response = client.post("/chat/completions", json=wrong)
             assert response.status_code == 400, response.text
             error_of(response)
+        [refused] = audit.read(place.saves, 1)
+        assert (refused.action, refused.what, refused.outcome) == ("ask", BASE, "failed")
     with httpx.Client(base_url=f"{studio}/v1") as stranger:
         statuses = []
         for number in range(7):

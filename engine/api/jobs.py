@@ -17,7 +17,7 @@ from typing import Any
 from engine.api import files
 from engine.api.base_models import BaseModels
 from engine.api.callers import Caller
-from engine.api.errors import ApiError, not_found, refused
+from engine.api.errors import ApiError, not_found
 from engine.api.graders import PARAM, Rewards, rewards
 from engine.api.job_requests import METHOD_OF, JobRequest, name_part
 from engine.api.job_specs import base_learning_rate, decided_hyperparameters, job_spec
@@ -236,7 +236,7 @@ def _entry_with_reference(workplace: Workplace, dataset: Dataset, column: str) -
     try:
         return dataset_info_edits.entry_for_mapping(before["file_name"], mapping, rows, before)
     except Refusal as refusal:
-        raise refused(refusal, PARAM) from None
+        raise ApiError(400, refusal.problems[0], PARAM, "invalid_grader") from None
 
 
 @contextmanager
