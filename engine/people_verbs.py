@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from engine.core import audit as record
-from engine.core import users
+from engine.core import tokens, users
 from engine.core.problems import say, shell_language
 from engine.core.rights import OPERATOR, ROLES, USER
 from engine.following import user_name
@@ -32,13 +32,24 @@ def user(arguments: argparse.Namespace, workplace: Workplace) -> int:
     with record.recorded(workplace.saves, record.shell(user_name()), f"user-{arguments.what}", what):
         if arguments.what == "remove":
             users.remove_user(file, arguments.name)
+            tokens.revoke_tokens(file, arguments.name)
         elif arguments.what == "role":
             users.set_role(file, arguments.name, arguments.role)
         else:
             users.add_user(file, arguments.name, None if arguments.no_password else _password(), arguments.role)
             role = users.read_users(file)[arguments.name].role
             print(f"{arguments.name} can log in, as {role}; the file is {file}")
+            _look_at_tokens(file, arguments.name, arguments.revoke_tokens)
     return 0
+
+
+def _look_at_tokens(file: Path, name: str, revoke: bool) -> None:
+    """Revoke the tokens of a user whose password has been set, or say that they still work."""
+    if revoke:
+        tokens.revoke_tokens(file, name)
+    elif known := tokens.read_tokens(file, name):
+        names = ", ".join(token.name for token in known)
+        print(say("tokens-remain", shell_language(), user=name, count=len(known), names=names), file=sys.stderr)
 
 
 def _password() -> str:
@@ -57,8 +68,11 @@ def add_user_options(verb: argparse.ArgumentParser) -> None:
         help=f"{', '.join(ROLES)}; by default, the first user of a file is {OPERATOR}, every other {USER}",
     )
     verb.add_argument(
-        "--no-password", action="store_true", help="of a user who signs in through a reverse proxy (--trust-header)"
+        "--no-password",
+        action="store_true",
+        help="the user signs in through a reverse proxy (--trust-header) or an OpenID provider (--oidc-issuer)",
     )
+    verb.add_argument("--revoke-tokens", action="store_true", help="with a new password: end the user's tokens, too")
     verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
 
 

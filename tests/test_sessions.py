@@ -3,12 +3,14 @@ studio, and whatever a request says of itself."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from itsdangerous import Signer
 
 from engine.core import users
 from engine.core.attempts import FREE_TRIES
@@ -56,6 +58,23 @@ def test_a_removed_users_session_ends(sessions, file):
     assert sessions.user(token) is None
     with pytest.raises(KeyError):
         sessions.begin("李雷")
+
+
+def test_the_sessions_of_a_removed_user_are_not_those_of_another_with_the_name(sessions, file):
+    users.add_user(file, "eve", None)
+    token = sessions.begin("eve")
+    users.set_role(file, "eve", "viewer")
+    assert sessions.user(token) == "eve"
+    users.remove_user(file, "eve")
+    users.add_user(file, "eve", None)
+    assert sessions.user(token) is None
+
+
+def test_a_session_from_before_users_had_ids_goes_on(sessions, file):
+    file.write_text(re.sub(":[0-9a-f]{16}$", "", file.read_text(), flags=re.MULTILINE))
+    stored = users.read_users(file)["han"].hash
+    mark = Signer(KEY, salt="password").get_signature(stored).decode()  # as it was made then
+    assert sessions.user(sessions.serializer.dumps(["han", mark, "1"])) == "han"
 
 
 def test_signing_out_ends_one_session_everywhere(sessions, file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import stat
@@ -66,6 +67,62 @@ def test_a_token_ends_when_it_is_revoked_or_its_user_removed(file: Path) -> None
         tokens.revoke_token(file, "root", "b")  # another user's
     users.remove_user(file, "ada")
     assert tokens.find_token(file, second) is None
+    users.add_user(file, "ada", "correct horse")  # another person
+    assert tokens.find_token(file, second) is None
+    third = tokens.add_token(file, "ada", "b")
+    users.set_password(file, "ada", "another horse")
+    users.set_role(file, "ada", "viewer")
+    assert tokens.find_token(file, third).user == "ada"
+
+
+def test_tokens_and_users_from_before_there_were_ids_still_work(file: Path) -> None:
+    text, stored = tokens.add_token(file, "ada", "old"), tokens.tokens_file(file)
+    file.write_text(re.sub(":[0-9a-f]{16}$", "", file.read_text(), flags=re.MULTILINE))
+    assert users.read_users(file)["ada"] == users.User(users.read_users(file)["ada"].hash, "user", "")
+    stored.write_text(json.dumps([{k: v for k, v in json.loads(stored.read_text())[0].items() if k != "user_id"}]))
+    assert tokens.find_token(file, text).name == "old"
+    users.add_user(file, "ada", "another horse")
+    assert tokens.find_token(file, text).name == "old"
+    users.remove_user(file, "ada")
+    users.add_user(file, "ada", "another horse")
+    assert tokens.find_token(file, text) is None
+
+
+def test_a_file_that_cannot_be_read_is_left_as_it_is(file: Path) -> None:
+    tokens.add_token(file, "ada", "laptop")
+    stored = tokens.tokens_file(file)
+    for content in ('[{"id": 1', "{}", ""):
+        stored.write_text(content)
+        for act in (lambda: tokens.add_token(file, "ada", "b"), lambda: tokens.revoke_tokens(file, "ada")):
+            with pytest.raises(Refusal, match="left as it is"):
+                act()
+        assert stored.read_text() == content
+    later = {"id": "0" * 12, "user": "ada", "what a later version knows": 1}
+    stored.write_text(json.dumps([later]))
+    tokens.add_token(file, "ada", "b")
+    assert json.loads(stored.read_text())[0] == later
+    assert [token.name for token in tokens.read_tokens(file)] == ["b"]
+
+
+def test_an_operator_who_sets_a_password_is_told_of_the_tokens(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = ["--auth", str(file), "--saves", str(file.parent)]
+
+    def user(*words: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("another horse\n"))
+        monkeypatch.setattr(sys, "argv", ["engine", "user", *words, *saves])
+        assert main() == 0
+        return capsys.readouterr().err
+
+    text = tokens.add_token(file, "ada", "laptop")
+    assert "1 token of ada still works: laptop" in user("add", "ada")
+    assert tokens.find_token(file, text)
+    assert user("add", "ada", "--revoke-tokens") == ""
+    assert not tokens.find_token(file, text)
+    tokens.add_token(file, "ada", "laptop")
+    user("remove", "ada")
+    assert json.loads(tokens.tokens_file(file).read_text()) == []
 
 
 def test_names_and_scopes_that_are_none_are_refused(file: Path) -> None:

@@ -15,7 +15,7 @@ from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 
 from engine.core.regular_files import read_bytes
 from engine.core.rundir import append_lines, read_lines
-from engine.core.users import read_users
+from engine.core.users import User, read_users
 
 SESSION_SECONDS = 30 * 24 * 3600
 
@@ -30,8 +30,8 @@ class Sessions:
 
     def begin(self, name: str) -> str:
         """A token for this user. Raises KeyError for an unknown one."""
-        stored = read_users(self.users_file)[name].hash
-        return self.serializer.dumps([name, self._password_mark(stored), secrets.token_hex(8)])
+        user = read_users(self.users_file)[name]
+        return self.serializer.dumps([name, self._mark(user), secrets.token_hex(8)])
 
     def user(self, token: str) -> str | None:
         """The user of a session; None if the token is forged, expired or ended, or the user was removed or has a new
@@ -51,11 +51,12 @@ class Sessions:
         except BadData:
             return None
         user = read_users(self.users_file).get(name)
-        valid = user and mark == self._password_mark(user.hash) and id not in self._ended()
+        valid = user and mark == self._mark(user) and id not in self._ended()
         return (name, id) if valid else None
 
-    def _password_mark(self, stored: str) -> str:
-        """A value that changes with the password, and reveals nothing about it."""
+    def _mark(self, user: User) -> str:
+        """A value that changes with the password, and with the user of this name, and reveals nothing about either."""
+        stored = ":".join(filter(None, (user.hash, user.id)))
         return Signer(self.key, salt="password").get_signature(stored).decode()
 
     def _ended(self) -> frozenset[str]:

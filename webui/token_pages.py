@@ -59,7 +59,10 @@ async def _answer(users_file: Path, saves: Path, root: str, request: Request) ->
                     made = await run_in_threadpool(tokens.add_token, users_file, person.name, name, scopes)
         except Refusal as refusal:
             error, status = refusal.text(language_of(request)), HTTPStatus.UNPROCESSABLE_ENTITY
-    known = await run_in_threadpool(tokens.read_tokens, users_file, person_of(request).name)
+    try:
+        known = await run_in_threadpool(tokens.read_tokens, users_file, person_of(request).name)
+    except Refusal as refusal:
+        known, error, status = [], refusal.text(language_of(request)), HTTPStatus.UNPROCESSABLE_ENTITY
     return _page(request, root, known, made, error, status)
 
 

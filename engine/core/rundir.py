@@ -15,16 +15,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.core.locks import is_locked
 from engine.core.permissions import apply_umask
+from engine.core.problems import Refusal, problem
 from engine.core.regular_files import list_folders, open_regular, read_bytes
 
 MAX_LINES_BYTES = 1 << 30  # of a JSON Lines file that is read as a whole
 # Two bytes of the lock file, locked independently. ALIVE_BYTE is shared by the supervisor and all worker ranks: if
 # anyone holds it, the run is alive. SUPERVISED_BYTE is held by the one supervisor, so that no run gets two.
 ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
+
+
+T = TypeVar("T")
 
 
 class _PathBelow:
@@ -191,6 +195,22 @@ def read_json(path: Path) -> Any:
         return json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_to_change(path: Path, empty: T) -> T:
+    """The JSON list or object in a file that is about to be replaced; `empty` without a file. Raises Refusal if it
+    cannot be read, so that what it contains is not lost."""
+    try:
+        value = json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return empty
+    except OSError as error:
+        raise Refusal(problem("file-not-replaced", file=path, why=error.strerror or error)) from error
+    except (ValueError, RecursionError) as error:
+        raise Refusal(problem("file-not-replaced", file=path, why=error)) from error
+    if type(value) is not type(empty):
+        raise Refusal(problem("file-not-replaced", file=path, why=f"{type(value).__name__} ≠ {type(empty).__name__}"))
+    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tokens with which users' programs sign in: a file beside the users file, with the hash of each.
 
 A token has 256 random bits, so a plain hash cannot be reversed; it is shown once, when it is made. It belongs to a
-user and ends with them. `engine.api.callers` asks for one.
+user and ends with them, also if another is added under the same name. `engine.api.callers` asks for one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.core.locks import wait_for_lock
 from engine.core.problems import NOTHING, Refusal, problem
-from engine.core.rundir import read_json
-from engine.core.users import read_users
+from engine.core.rundir import read_to_change
+from engine.core.users import User, read_users
 
 SCOPES = ("fine-tune", "chat", "read")  # files and jobs; models and answers; files and jobs, without changing them
 PREFIX = "sk-athanor-"
@@ -43,6 +43,7 @@ class Token:
     hash: str
     created: float
     used: float | None = None
+    user_id: str = ""  # as in the users file; "" of a user whose line has none
 
 
 def tokens_file(users_file: Path) -> Path:
@@ -51,10 +52,16 @@ def tokens_file(users_file: Path) -> Path:
 
 
 def read_tokens(users_file: Path, user: str | None = None) -> list[Token]:
-    """The tokens of all users that exist, or of one, oldest first. Entries that cannot be read are left out."""
+    """The tokens of all users that exist, or of one, oldest first. Entries that cannot be read are left out. Raises
+    Refusal if the file cannot be read."""
     users = read_users(users_file)
-    tokens = [token for token in _read(tokens_file(users_file)) if token.user in users]
+    tokens = [token for token in _read(tokens_file(users_file)) if _works(token, users)]
     return [token for token in tokens if user is None or token.user == user]
+
+
+def _works(token: Token, users: Mapping[str, User]) -> bool:
+    """Whether the token's user still exists, and is not another of the same name."""
+    return token.user in users and token.user_id == users[token.user].id
 
 
 def add_token(users_file: Path, user: str, name: str, scopes: Sequence[str] = SCOPES) -> str:
@@ -69,9 +76,11 @@ def add_token(users_file: Path, user: str, name: str, scopes: Sequence[str] = SC
         raise Refusal(problem("token-scope", "scopes", given=unknown[0][:80], known=", ".join(SCOPES)))
     id = secrets.token_hex(6)
     text = f"{PREFIX}{id}-{secrets.token_urlsafe(32)}"
-    made = Token(id, user, name, tuple(scope for scope in SCOPES if scope in scopes), _hash(text), time.time())
+    ordered = tuple(scope for scope in SCOPES if scope in scopes)
+    made = Token(id, user, name, ordered, _hash(text), time.time(), user_id=users[user].id)
 
     def add(tokens: list[Token]) -> list[Token]:
+        tokens = [token for token in tokens if token.user != user or _works(token, users)]
         own = [token for token in tokens if token.user == user]
         if any(token.name == name for token in own):
             raise Refusal(problem("token-name-taken", "name", given=name))
@@ -94,6 +103,22 @@ def revoke_token(users_file: Path, user: str, name: str) -> None:
         return kept
 
     _change(users_file, without)
+
+
+def revoke_tokens(users_file: Path, user: str) -> int:
+    """End all tokens of a user, who may have been removed; how many there were. Raises Refusal if the file cannot be
+    read."""
+    revoked = 0
+
+    def without(tokens: list[Token]) -> list[Token]:
+        nonlocal revoked
+        kept = [token for token in tokens if token.user != user]
+        revoked = len(tokens) - len(kept)
+        return kept
+
+    if os.path.lexists(tokens_file(users_file)):
+        _change(users_file, without)
+    return revoked
 
 
 def find_token(users_file: Path, text: str) -> Token | None:
@@ -120,8 +145,11 @@ def _hash(text: str) -> str:
 
 
 def _read(path: Path) -> list[Token]:
-    entries = read_json(path)
-    return [token for entry in entries if (token := _token(entry))] if isinstance(entries, list) else []
+    return _tokens(read_to_change(path, []))
+
+
+def _tokens(entries: list[Any]) -> list[Token]:
+    return [token for entry in entries if (token := _token(entry))]
 
 
 def _token(entry: Any) -> Token | None:
@@ -129,16 +157,20 @@ def _token(entry: Any) -> Token | None:
         token = Token(**entry | {"scopes": tuple(entry["scopes"])})
     except (TypeError, KeyError, AttributeError):
         return None
-    texts = (token.id, token.user, token.name, token.hash, *token.scopes)
+    texts = (token.id, token.user, token.name, token.hash, token.user_id, *token.scopes)
     return token if all(isinstance(text, str) for text in texts) else None
 
 
 def _change(users_file: Path, change: Callable[[list[Token]], list[Token]]) -> None:
-    """Replace the file by what `change` makes of it, one process at a time."""
+    """Replace the tokens by what `change` makes of them, one process at a time. Entries that this version cannot read
+    stay. Raises Refusal if the file cannot be read."""
     path = tokens_file(users_file)
     lock = wait_for_lock(path.with_name(f".{path.name}.lock"))
     try:
-        text = json.dumps([asdict(token) for token in change(_read(path))], ensure_ascii=False, indent=1)
+        entries: list[Any] = read_to_change(path, [])
+        tokens = [asdict(token) for token in change(_tokens(entries))]
+        unknown = [entry for entry in entries if not _token(entry)]
+        text = json.dumps([*unknown, *tokens], ensure_ascii=False, indent=1)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp's mode is 0600
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text + "\n")

@@ -1,9 +1,11 @@
 """The users of the studio: a file of names, password hashes and roles, and the key that signs their sessions.
 
-One line per user, `name:scrypt:n:r:p:salt:hash:role`, so that an operator can read and edit it. A line without a role
-is from a version that had none, in which everybody could do everything: an operator's. `name:external:role` is a user
-without a password, who signs in through a reverse proxy. What roles may do is in `engine.core.rights`. Sessions are
-handled by `webui.sessions`; cookies, pages and rate limiting by `webui.login`.
+One line per user, `name:scrypt:n:r:p:salt:hash:role:id`, so that an operator can read and edit it. A line without a
+role is from a version that had none, in which everybody could do everything: an operator's. `name:external:role:id` is
+a user without a password, who signs in through a reverse proxy or an OpenID provider. The id is drawn when the user is
+added: sessions and tokens belong to it, so those of a user who was removed do not become those of another with the same
+name. Lines of older versions have none. What roles may do is in `engine.core.rights`. Sessions are handled by
+`webui.sessions`; cookies, pages and rate limiting by `webui.login`.
 """
 
 from __future__ import annotations
@@ -29,15 +31,18 @@ USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, w
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # length of a password in characters
 EXTERNAL = "external"  # in place of a hash
 HASH_FIELDS = 6  # scrypt:n:r:p:salt:hash
+USER_ID = re.compile(r"[0-9a-f]{16}")
 SCRYPT_COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and about 0.2 s, one of OWASP's equivalent choices
 
 
 @dataclass(frozen=True)
 class User:
-    """A line of the file without its name. `written_role` is "" in a line from a version without roles."""
+    """A line of the file without its name. `written_role` is "" in a line from a version without roles, `id` in one
+    from a version without ids."""
 
     hash: str
     written_role: str = ""
+    id: str = ""
 
     @property
     def role(self) -> str:
@@ -45,7 +50,7 @@ class User:
 
     @property
     def line(self) -> str:
-        return f"{self.hash}:{self.written_role}" if self.written_role else self.hash
+        return ":".join(filter(None, (self.hash, self.written_role, self.id)))
 
 
 def read_users(path: Path) -> dict[str, User]:
@@ -66,13 +71,14 @@ def _user(stored: str) -> User | None:
     hash, rest = ":".join(fields[:size]), fields[size:]
     if fields[0] == "scrypt" and not rest:
         return User(hash)
-    return User(hash, *rest) if fields[0] in ("scrypt", EXTERNAL) and rest in [[role] for role in ROLES] else None
+    right = len(rest) in (1, 2) and rest[0] in ROLES and all(map(USER_ID.fullmatch, rest[1:]))
+    return User(hash, *rest) if right and fields[0] in ("scrypt", EXTERNAL) else None
 
 
 def add_user(path: Path, name: str, password: str | None, role: str = "") -> None:
-    """Add a user, or set a new password, which ends the sessions with the old one; None for a user who signs in through
-    a reverse proxy. Without `role`, a known user keeps theirs, the first in a file is an operator, and every other a
-    user. Raises Refusal for an invalid name, password or role."""
+    """Add a user, or set a new password, which ends the sessions with the old one, but no tokens; None for a user who
+    signs in through a reverse proxy or an OpenID provider. Without `role`, a known user keeps theirs, the first in a
+    file is an operator, and every other a user. Raises Refusal for an invalid name, password or role."""
     problems = []
     if not USER_NAME.fullmatch(name):
         problems.append(problem("user-name", "name", given=name[:80]))
@@ -84,9 +90,10 @@ def add_user(path: Path, name: str, password: str | None, role: str = "") -> Non
     stored = EXTERNAL if password is None else _new_hash(password)
     with _locked(path):
         known = read_users(path)
-        kept = known[name].written_role if name in known else USER if known else OPERATOR
+        before = known.get(name, User("", USER if known else OPERATOR, secrets.token_hex(8)))
         # A line without a password has to name its role.
-        _replace_line(path, name, User(stored, role or kept or (OPERATOR if password is None else "")))
+        written_role = role or before.written_role or (OPERATOR if password is None else "")
+        _replace_line(path, name, User(stored, written_role, before.id))
 
 
 def set_role(path: Path, name: str, role: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.core.locks import wait_for_lock
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import read_object, write_json
+from engine.core.rundir import read_object, read_to_change, write_json
 from engine.data.dataset_info import INFO_FILE
 
 OWNERS_FILE = ".owners.json"
@@ -41,7 +41,7 @@ def owned_by(data_dir: Path, owner: str) -> list[str]:
 
 def claim(data_dir: Path, ids: Iterable[str], owner: str, instead_of: str = "") -> None:
     """Record the owner of what has just been made, "" for nobody; `instead_of` is an id that no longer exists. Raises
-    Refusal if that cannot be written."""
+    Refusal if that cannot be written, or the others cannot be read."""
     changed = dict.fromkeys(ids, owner)
     path = data_dir / OWNERS_FILE
     try:
@@ -49,7 +49,7 @@ def claim(data_dir: Path, ids: Iterable[str], owner: str, instead_of: str = "") 
             return
         lock = wait_for_lock(path.with_name(f"{OWNERS_FILE}.lock"))
         try:
-            known = {id: other for id, other in read_object(path).items() if id not in (*changed, instead_of)}
+            known = {id: other for id, other in read_to_change(path, {}).items() if id not in (*changed, instead_of)}
             write_json(path, known | (changed if owner else {}))
         finally:
             os.close(lock)
