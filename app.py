@@ -194,10 +194,14 @@ def behind_proxies(page: Any, options: argparse.Namespace) -> Any:
     That is looked at first, by the address of the connection. Raises Refusal."""
     from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-    from webui.proxy_sign_in import ProxySignIn
+    from webui.proxy_sign_in import ProxySignIn, loopback_warning
 
     page = ProxyHeadersMiddleware(page, trusted_hosts=options.trusted_proxy)
-    return ProxySignIn(page, options.trust_header, options.trusted_proxy) if options.trust_header else page
+    if not options.trust_header:
+        return page
+    if warning := loopback_warning(options.trust_header, options.trusted_proxy):
+        print(warning.text(shell_language()), file=sys.stderr)
+    return ProxySignIn(page, options.trust_header, options.trusted_proxy)
 
 
 def serve(options: argparse.Namespace) -> None:

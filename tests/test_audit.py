@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -65,6 +66,27 @@ def test_what_cannot_be_written_is_printed_and_does_not_stop_the_action(
     with audit.recorded(tmp_path, ADA, "free-space", "m/lora/a"):
         pass
     assert '"action": "free-space"' in capsys.readouterr().err
+
+
+def test_questions_cannot_wash_out_other_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr("engine.core.audit.time.time", lambda: now)
+    for what in ("m/a", "m/b", "m/a") * 20:
+        audit.record(tmp_path, ADA, "ask", what, "done")
+    audit.record(tmp_path, Person("eve", "viewer"), "ask", "m/a", "refused: rights-viewer")
+    now += 3600
+    audit.record(tmp_path, ADA, "ask", "m/a", "done")
+    assert [(entry.user, entry.what) for entry in audit.read(tmp_path, 99)] == [
+        ("ada", "m/a"), ("eve", "m/a"), ("ada", "m/b"), ("ada", "m/a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create files for others")
+def test_files_that_root_has_made_belong_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12346)
+    audit.record(tmp_path, ADA, "stop", "x", "done")
+    owners = {file.name: (file.stat().st_uid, file.stat().st_gid) for file in tmp_path.iterdir()}
+    assert owners == dict.fromkeys([audit.AUDIT_FILE, f"{audit.AUDIT_FILE}.lock"], (12345, 12346))
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from engine.core import audit, users
 from engine.core.attempts import FREE_TRIES, MAX_ADDRESSES, Attempts
 from engine.core.problems import Refusal
 from webui.login import LoginRequired
-from webui.proxy_sign_in import ProxySignIn
+from webui.proxy_sign_in import ProxySignIn, loopback_warning
 
 HTML = {"Accept": "text/html,*/*", "Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
 RIGHT = {"name": "han", "password": "correct horse"}
@@ -352,10 +352,21 @@ def test_a_browser_cannot_slip_in_a_second_name(proxied):
     assert proxied(PROXY).get("/api", headers=headers).status_code == 401
 
 
-@pytest.mark.parametrize("proxies", [["*"], ["0.0.0.0/0"], ["::/0"], ["proxy.lan"], [""], ["10.0.0.2", "10.0.0.1/8"]])
+@pytest.mark.parametrize(
+    "proxies",
+    [["*"], ["0.0.0.0/0"], ["::/0"], ["proxy.lan"], [""], ["10.0.0.2", "10.0.0.1/8"], ["0.0.0.0/1"], ["fc00::/7"]],
+)
 def test_everybody_cannot_be_a_proxy(proxies):
     with pytest.raises(Refusal):
         ProxySignIn(None, "X-Forwarded-User", proxies)
+
+
+@pytest.mark.parametrize("local", ["127.0.0.1", "::1", "127.0.0.0/8"])
+def test_a_proxy_on_this_machine_is_warned_of(local):
+    assert loopback_warning("X-Forwarded-User", ["10.0.0.2", "10.0.0.0/8", "fd00::/64"]) is None
+    assert (
+        f"--trusted-proxy {local} is this machine" in loopback_warning("X-Forwarded-User", ["10.0.0.2", local]).text()
+    )
 
 
 def test_a_user_without_a_password_has_none_that_could_be_guessed(proxied, tmp_path):

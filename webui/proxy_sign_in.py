@@ -13,14 +13,16 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Problem, Refusal, problem
 
+MIN_PREFIX = 8  # a network with a shorter prefix is no company's
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ProxySignIn:
     """`header` is its name in requests from `proxies`, addresses or networks. Raises Refusal if one of these is not, or
-    is everybody."""
+    is about everybody."""
 
     def __init__(self, app: ASGIApp, header: str, proxies: Sequence[str]):
         self.app, self.header = app, header.strip().lower().encode("latin-1", "replace")
@@ -50,11 +52,18 @@ def proxy_user(connection: Any) -> str:
     return getattr(connection.state, "proxy_user", "")
 
 
+def loopback_warning(header: str, proxies: Sequence[str]) -> Problem | None:
+    """Says that everybody on this machine can send the header, if one of the proxies is on it. Raises Refusal as
+    `ProxySignIn` does."""
+    local = [text for text in proxies if any(_network(text).overlaps(own) for own in LOOPBACK)]
+    return problem("proxy-loopback", given=", ".join(local), header=header) if local else None
+
+
 def _network(text: str) -> Network:
     try:
         network = ipaddress.ip_network(text)
     except ValueError:
         raise Refusal(problem("proxy-address", given=text[:80])) from None
-    if not network.prefixlen:
+    if network.prefixlen < MIN_PREFIX:
         raise Refusal(problem("proxy-address", given=text[:80]))
     return network

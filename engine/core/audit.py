@@ -1,7 +1,9 @@
 """The audit: a line for every action that somebody has requested, with its outcome, in the saves folder.
 
-The file is append-only and readable by its owner only. When it has reached MAX_BYTES, it is renamed, and the oldest of
-MAX_FILES is deleted. It contains names of runs and data sets, never passwords, tokens or questions.
+The file is append-only and readable by its owner only, who is that of the saves folder. When it has reached MAX_BYTES,
+it is renamed, and the oldest of MAX_FILES is deleted; so that nobody can fill it with questions to a model until other
+lines are gone, those leave one line an hour. It contains names of runs and data sets, never passwords, tokens or
+questions.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +29,9 @@ AUDIT_FILE = ".audit.jsonl"
 MAX_BYTES = 4 << 20
 MAX_FILES = 10  # 40 MB, some 200,000 actions
 MAX_WHAT = 300  # characters of a name
+HOURLY = ("ask",)  # actions of which equal lines are written once an hour: by the same user, to the same model
+_written: OrderedDict[tuple[object, ...], None] = OrderedDict()  # lines of HOURLY actions, with their hour
+MAX_WRITTEN = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,12 @@ class Entry:
 def record(saves: Path, person: Person, action: str, what: str, outcome: str) -> None:
     """Append a line. If it cannot be written, that is printed: a full disk must not keep anyone from freeing it."""
     entry = Entry(round(time.time(), 3), person.name, person.address, action, what[:MAX_WHAT], outcome)
-    if not saves.is_dir():
+    if not saves.is_dir() or (action in HOURLY and _is_repeated(saves, entry)):
         return
     try:
         lock = wait_for_lock(saves / f"{AUDIT_FILE}.lock")
         try:
+            _give_to_owner(lock, saves)
             _append(saves / AUDIT_FILE, entry)
         finally:
             os.close(lock)
@@ -58,12 +65,34 @@ def record(saves: Path, person: Person, action: str, what: str, outcome: str) ->
         print(failed.text(shell_language()), file=sys.stderr)
 
 
+def _is_repeated(saves: Path, entry: Entry) -> bool:
+    """Whether this process has written an equal line within this hour; from now on, it has."""
+    key = (saves, entry.user, entry.action, entry.what, entry.outcome, int(entry.at // 3600))
+    if key in _written:
+        return True
+    _written[key] = None
+    if len(_written) > MAX_WRITTEN:
+        _written.popitem(last=False)
+    return False
+
+
 def _append(path: Path, entry: Entry) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size >= MAX_BYTES:
             _rotate(path)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        _give_to_owner(descriptor, path.parent)
+    finally:
+        os.close(descriptor)
     append_lines(path, [asdict(entry)])
+
+
+def _give_to_owner(descriptor: int, folder: Path) -> None:
+    """Let an open file belong to the owner of its folder: root may have created it, in a shell, and the studio, under
+    its own account, has to append to it."""
+    if os.geteuid() == 0 and os.fstat(descriptor).st_uid != (status := folder.stat()).st_uid:
+        os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def _rotate(path: Path) -> None:
