@@ -1,6 +1,8 @@
 """The door of the studio: who gets through, who is sent to the login page, who is slowed down."""
 
+import errno
 import html
+import os
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -276,6 +278,22 @@ def test_a_password_is_changed_with_the_old_one_and_other_sessions_end(studio, t
     assert (here.get("/api").text, there.get("/api").status_code) == ("han", 401)
     assert users.check_password(file, "han", "another horse")
     assert users.read_users(file)["han"].role == "viewer"
+
+
+def test_a_password_that_cannot_be_written_is_said_and_recorded(studio, tmp_path, monkeypatch):
+    (tmp_path / "saves").mkdir()
+    client = studio(saves=tmp_path / "saves")
+    client.post("/login", data=RIGHT)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "users"))
+
+    monkeypatch.setattr("os.replace", full)
+    new = {"old": "correct horse", "new": "another horse", "again": "another horse"}
+    answer = client.post("/password", data=new)
+    assert (answer.status_code, "No space left" in answer.text) == (507, True)
+    assert audit.read(tmp_path / "saves", 1)[0].outcome == "failed"
+    assert sorted(file.name for file in tmp_path.glob(".users*")) == []  # no half-written leftovers
 
 
 def test_guessing_the_old_password_gets_slower_and_strangers_cannot_try(studio):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,12 +46,14 @@ class Issuer:
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     lies: dict[str, Any] = field(default_factory=dict)
     issuer: str = ""
+    requests: Counter[str] = field(default_factory=Counter)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     async def discover(self, _: Request) -> JSONResponse:
+        self.requests["discover"] += 1
         paths = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
         return JSONResponse(
             {"issuer": self.issuer or self.url} | {name: f"{self.url}/{path}" for name, path in paths.items()}
@@ -64,6 +68,7 @@ class Issuer:
         return RedirectResponse(f"{query['redirect_uri']}?{urlencode({'code': code, 'state': query['state']})}")
 
     async def token(self, request: Request) -> JSONResponse:
+        self.requests["token"] += 1
         form = parse_qs((await request.body()).decode())
         basic = base64.b64encode(f"{CLIENT}:{quote_plus(SECRET)}".encode()).decode()
         begun = self.codes.pop(form["code"][0], None)  # a code works once
@@ -86,9 +91,13 @@ class Issuer:
             header, {name: value for name, value in claims.items() if value is not None},
             self.lies.get("key", self.key), [header["alg"]],
         )  # fmt: skip
+        if self.lies.get("unsigned"):
+            parts = (json.dumps({"alg": "none"}), json.dumps(claims))
+            token = ".".join([*(base64.urlsafe_b64encode(part.encode()).rstrip(b"=").decode() for part in parts), ""])
         return JSONResponse({"access_token": "x", "token_type": "Bearer", "id_token": self.lies.get("token", token)})
 
     async def keys(self, _: Request) -> JSONResponse:
+        self.requests["keys"] += 1
         return JSONResponse({"keys": [self.key.as_dict(private=False)]})
 
     def app(self) -> Starlette:
@@ -118,6 +127,7 @@ def running() -> Iterator[Issuer]:
 def issuer(running: Issuer) -> Issuer:
     running.name, running.issuer = "ada", ""
     running.lies.clear()
+    running.requests.clear()
     return running
 
 
@@ -184,17 +194,69 @@ LIES: dict[str, dict[str, Any]] = {
     "of several names": {"claims": {"preferred_username": ["ada"]}},
     "signed by another key": {"key": OTHER},
     "signed with a secret": {"key": OctKey.import_key(SECRET * 4), "header": {"alg": "HS256"}},
-    "unsigned": {"token": "eyJhbGciOiJub25lIn0.eyJwcmVmZXJyZWRfdXNlcm5hbWUiOiJhZGEifQ."},
+    "unsigned": {"unsigned": True},
     "no token": {"token": "nonsense"},
     "empty": {"token": ""},
+}
+
+
+WHY = {
+    "signed by another key": "bad_signature",
+    "signed with a secret": "Algorithm of &#x27;HS256&#x27; is not allowed",
+    "unsigned": "Algorithm of &#x27;none&#x27; is not allowed",
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_token_with_anything_wrong_lets_nobody_in(studio: TestClient, issuer: Issuer, lie: str) -> None:
     issuer.lies |= LIES[lie]
-    assert sign_in(studio).status_code == 403
+    answer = sign_in(studio)
+    assert answer.status_code == 403
+    assert WHY.get(lie, "") in answer.text
     assert studio.get("/").status_code == 401
+
+
+def test_a_name_of_somebody_with_a_password_is_not_taken_from_the_provider(
+    studio: TestClient, issuer: Issuer, tmp_path: Path
+) -> None:
+    users.add_user(tmp_path / "users", "root", "correct horse", "operator")
+    issuer.name = "root"
+    answer = sign_in(studio)
+    assert (answer.status_code, "signs in with a password" in answer.text) == (403, True)
+    assert studio.get("/").status_code == 401
+
+
+def test_strangers_cause_few_requests_and_no_lines_in_the_audit(
+    studio: TestClient, issuer: Issuer, tmp_path: Path
+) -> None:
+    for _ in range(20):
+        assert studio.get("/login/oidc/back?state=x&code=y").status_code == 403
+    begun = studio.get("/login/oidc")
+    back, cookies = str(at_provider(begun.headers["location"])), dict(studio.cookies)
+    studio.cookies.clear()
+    for _ in range(9):
+        assert studio.get("/login/oidc").status_code == 303
+    assert (issuer.requests, audit.read(tmp_path / "saves", 99)) == (Counter(discover=1), [])
+    statuses = []
+    for _ in range(7):
+        studio.cookies.clear()
+        studio.cookies.update(cookies)
+        statuses.append(studio.get(str(httpx.URL(back).copy_set_param("code", "x"))).status_code)
+    assert statuses == [403] * 5 + [429] * 2
+    assert (issuer.requests["token"], len(audit.read(tmp_path / "saves", 99))) == (5, 5)
+
+
+def test_the_providers_keys_are_kept_until_it_signs_with_others(
+    studio: TestClient, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        assert sign_in(studio).status_code == 303
+    assert issuer.requests["keys"] == 1
+    monkeypatch.setattr(issuer, "key", OTHER)
+    assert sign_in(studio).status_code == 403  # a moment after the last look
+    monkeypatch.setattr("webui.oidc.RETRY_SECONDS", 0)
+    assert sign_in(studio).status_code == 303
+    assert issuer.requests["keys"] == 2
 
 
 def test_a_sign_in_that_another_browser_has_begun_is_refused(studio: TestClient, issuer: Issuer) -> None:
@@ -227,6 +289,7 @@ def test_a_provider_that_is_away_or_another_is_named(studio: TestClient, issuer:
     issuer.issuer = "https://other.example"
     answer = studio.get("/login/oidc")
     assert (answer.status_code, "https://other.example" in answer.text) == (502, True)
+    assert (studio.get("/login/oidc").status_code, issuer.requests) == (502, Counter(discover=1))
     nowhere = Oidc(Provider(f"http://127.0.0.1:{free_port()}", CLIENT, SECRET), b"k" * 32)
     app = LoginRequired(None, *(tmp_path / name for name in ("users", "secret", "ended")))
     app.oidc = nowhere

@@ -10,6 +10,7 @@ import pytest
 from engine.core import users
 from engine.core.problems import Refusal
 from engine.core.rights import RIGHTS, Person, may
+from engine.data import owners
 
 ROOT, ADA, EVE = Person("root", "operator"), Person("ada", "user"), Person("eve", "viewer")
 OWNED = [action for action, right in RIGHTS.items() if right == "owner"]
@@ -87,3 +88,16 @@ def test_a_role_that_does_not_exist_locks_out_and_cannot_be_given(
     assert not users.check_password(file, "ada", "correct horse")
     users.add_user(file, "bob", "correct horse")
     assert "operater" in file.read_text()  # the operator can still correct it
+
+
+def test_owners_that_cannot_be_read_are_not_replaced(tmp_path: Path) -> None:
+    owners.claim(tmp_path, ["set:hers"], "ada")
+    file = tmp_path / owners.OWNERS_FILE
+    for content in ('{"set:hers": "ada"', "[]", ""):
+        file.write_text(content)
+        with pytest.raises(Refusal, match="left as it is"):
+            owners.claim(tmp_path, ["set:his"], "bob")
+        assert file.read_text() == content
+    file.unlink()
+    owners.claim(tmp_path, ["set:his"], "bob")
+    assert owners.owned_by(tmp_path, "bob") == ["set:his"]

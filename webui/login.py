@@ -61,7 +61,7 @@ class LoginRequired:
         # Browsers keep cookies by host, not by port: two studios on one machine must not log each other out.
         self.cookie = "athanor_" + hashlib.sha256(key).hexdigest()[:8]
         self.oidc = Oidc(provider, key) if provider else None
-        self.attempts = Attempts()
+        self.attempts, self.returns = Attempts(), Attempts()  # by password; from the provider
         self.hashing = asyncio.Semaphore(MAX_CONCURRENT_HASHES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,20 +171,38 @@ class LoginRequired:
 
     async def _finish_oidc(self, request: Request, oidc: Oidc) -> Response:
         """Begin a session for the user with whom the browser has come back."""
+        address, language, now = request.client.host if request.client else "", language_of(request), time.monotonic()
+        try:
+            begun = oidc.begun(request.query_params, request.cookies.get(f"{self.cookie}_oidc", ""))
+        except Refusal as refusal:  # not recorded: anybody could fill the audit with it, as could any page by a link
+            return self._login_page(request, refusal.text(language), HTTPStatus.FORBIDDEN)
+        if wait := self.returns.wait(address, now):
+            headers = {"Retry-After": str(wait)}
+            words = say("login-wait", language, seconds=wait)
+            return self._login_page(request, words, HTTPStatus.TOO_MANY_REQUESTS, headers)
+        self.returns.failed(address, now)  # until it succeeds, as in _log_in
         name, outcome = "", "done"
         try:
-            begun = request.cookies.get(f"{self.cookie}_oidc", "")
-            claimed, target = await oidc.finish(request.query_params, begun, self._oidc_address(request))
-            if claimed not in users.read_users(self.users_file):
-                raise Refusal(problem("login-not-listed", name=_shown(claimed)))
-            name = claimed
-            answer = self._with_session(request, name, RedirectResponse(self.root + _target(target), 303))
+            name = self._external_user(await oidc.finish(request.query_params, begun, self._oidc_address(request)))
+            self.returns.forget(address)
+            answer: Response = RedirectResponse(self.root + _target(begun.target), HTTPStatus.SEE_OTHER)
+            answer = self._with_session(request, name, answer)
         except Refusal as refusal:
             outcome = f"refused: {refusal.problems[0].code}"
-            answer = self._login_page(request, refusal.text(language_of(request)), HTTPStatus.FORBIDDEN)
+            answer = self._login_page(request, refusal.text(language), HTTPStatus.FORBIDDEN)
         self._record(request, "sign-in", name, outcome)
         answer.delete_cookie(f"{self.cookie}_oidc", path=self.root or "/", httponly=True, samesite="lax")
         return answer
+
+    def _external_user(self, claimed: str) -> str:
+        """The user whom a provider names. At some, people choose that name themselves, so it cannot be that of somebody
+        who has a password here. Raises Refusal."""
+        user = users.read_users(self.users_file).get(claimed)
+        if user is None:
+            raise Refusal(problem("login-not-listed", name=_shown(claimed)))
+        if user.hash != users.EXTERNAL:
+            raise Refusal(problem("login-by-password", name=claimed))
+        return claimed
 
     def _oidc_address(self, request: Request) -> str:
         """Where the provider sends the browser back to; it only does so to addresses that it has been told."""
@@ -229,6 +247,10 @@ class LoginRequired:
         except Refusal as refusal:
             outcome = f"refused: {refusal.problems[0].code}"
             return password_page(request, self.root, refusal.text(language), HTTPStatus.UNPROCESSABLE_ENTITY)
+        except OSError as error:
+            outcome = "failed"
+            failed = problem("system-refused", file=error.filename or self.users_file, why=error.strerror or error)
+            return password_page(request, self.root, failed.text(language), HTTPStatus.INSUFFICIENT_STORAGE)
         finally:
             self._record(request, "password", name, outcome)
         return self._with_session(request, name, RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER))

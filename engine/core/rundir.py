@@ -165,19 +165,21 @@ WAITING_FOR_SPACE = "waiting for space"  # the phase of a training whose next ch
 RESULT_FILE = "result.json"  # marks a result, and contains the attempt that wrote it
 
 
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True, private: bool = False) -> None:
     """Write a file atomically: readers never see half of it, and a full disk leaves the old one in place.
 
-    `durable`: it also survives a power failure, for which the writer waits for the disk.
+    `durable`: it also survives a power failure, for which the writer waits for the disk; `private`: only its owner may
+    read it.
     """
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp's mode is 0600
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        apply_umask(partial)
+        if not private:
+            apply_umask(partial)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)

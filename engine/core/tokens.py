@@ -12,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 
 from engine.core.locks import wait_for_lock
 from engine.core.problems import NOTHING, Refusal, problem
-from engine.core.rundir import read_to_change
+from engine.core.rundir import read_to_change, write_text
 from engine.core.users import User, read_users
 
 SCOPES = ("fine-tune", "chat", "read")  # files and jobs; models and answers; files and jobs, without changing them
@@ -171,11 +170,6 @@ def _change(users_file: Path, change: Callable[[list[Token]], list[Token]]) -> N
         tokens = [asdict(token) for token in change(_tokens(entries))]
         unknown = [entry for entry in entries if not _token(entry)]
         text = json.dumps([*unknown, *tokens], ensure_ascii=False, indent=1)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp's mode is 0600
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, text + "\n", private=True)
     finally:
         os.close(lock)

@@ -17,7 +17,6 @@ import hmac
 import os
 import re
 import secrets
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.core.rights import OPERATOR, ROLES, USER
+from engine.core.rundir import write_text
 
 USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, which separates the fields of the file
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # length of a password in characters
@@ -189,17 +189,7 @@ def _replace_line(path: Path, name: str, user: User | None) -> None:
     at = places[0] if places else len(lines)
     others = [line for place, line in enumerate(lines) if place not in places]
     text = "".join(f"{line}\n" for line in [*others[:at], *written, *others[at:]])
-    os.replace(_write_private(path, text), path)
-
-
-def _write_private(path: Path, text: str) -> str:
-    """A complete file next to `path`, readable by its owner only, to be moved into place."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp's mode is 0600
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return partial
+    write_text(path, text, private=True)
 
 
 def signing_key(path: Path) -> bytes:
@@ -207,7 +197,8 @@ def signing_key(path: Path) -> bytes:
     file does not contain a valid key."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _write_private(path, secrets.token_hex(32))
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        write_text(partial, secrets.token_hex(32), private=True)
         try:
             os.link(partial, path)  # fails if another process was first, whose key is then used
         except FileExistsError:
