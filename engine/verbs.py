@@ -162,7 +162,7 @@ def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
     run, spec = _run(arguments, workplace), None
     if arguments.processes or arguments.gpus:
         spec = resumption.moved(run, arguments.processes, arguments.gpus)
-    runs.resume(run, by=user_name(), spec=spec)
+    runs.resume(run, by=user_name(), spec=spec, data=workplace.data)
     return 0
 
 

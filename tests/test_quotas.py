@@ -112,6 +112,12 @@ def test_a_limit_that_is_reached_is_said_with_the_use(
     assert re.search(r"ada take 0.005\d* of 0.005 GB", text)
     with pytest.raises(Refusal, match=r"2.0 of 2 GPU hours"):
         runs.resume(runs.get(saves, past.id), "root")
+    (saves / QUOTAS_FILE).write_text("default: {gpu_hours: 2}\nusers: {bob: {gpu_hours: 0}, ada: {disk_gb: 0.005}}")
+    with pytest.raises(Refusal, match=r"ada take 0.005\d* of 0.005 GB"):
+        runs.resume(runs.get(saves, past.id), "root", data=workplace.data)
+    (saves / QUOTAS_FILE).write_text("users: {ada: {disk_gb: 0.003}, bob: {gpu_hours: 0}}")
+    with pytest.raises(Refusal, match=r"ada take 0.003\d* of 0.003 GB"):  # by her runs alone
+        runs.resume(runs.get(saves, past.id), "root")
     with pytest.raises(Refusal, match=r"bob has used 0.0 of 0 GPU hours"):
         runs.submit(make_spec(), workplace, by="bob")
     runs.submit(make_spec(), workplace, by="eve")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from engine.api import files
@@ -296,4 +297,4 @@ def resume(job: Job, caller: Caller) -> None:
         if waits:
             queue_order.release(job.run, caller.name)
         else:
-            runs.resume(job.run, caller.name)
+            runs.resume(job.run, caller.name, data=Path(job.run.spec.data.dataset_dir))

@@ -80,8 +80,9 @@ def _size(file: Path) -> int:
 
 
 def excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
-    """Why a user may not start another run: each limit that has been reached, with what is used. Without `data`, the
-    disk is not looked at. What runs is not stopped. The limit of runs at once is no reason: then the run waits."""
+    """Why a user may not start another run: each limit that has been reached, with what is used. Without `data`, only
+    runs count towards the disk. What runs is not stopped. The limit of runs at once is no reason: then the run
+    waits."""
     try:
         limits = read_quotas(saves).of(user)
     except Refusal as refusal:
@@ -91,8 +92,8 @@ def excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
         used = gpu_hours(runs_of(saves, user), time.time())
         if used >= limits.gpu_hours:
             problems.append(problem("quota-hours", user=user, used=f"{used:,.1f}", limit=f"{limits.gpu_hours:g}"))
-    if limits.disk_gb is not None and data is not None:
-        used = (sum(map(_run_bytes, runs_of(saves, user))) + data_bytes(data, user)) / 1e9
+    if limits.disk_gb is not None:
+        used = (sum(map(_run_bytes, runs_of(saves, user))) + (data_bytes(data, user) if data else 0)) / 1e9
         if used >= limits.disk_gb:
             problems.append(problem("quota-disk", user=user, used=f"{used:.3g}", limit=f"{limits.disk_gb:g}"))
     return problems

@@ -157,15 +157,16 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     engines.engine_of(run.dir).end(run, how, waited)
 
 
-def resume(run: Run, by: str = "", spec: RunSpec | None = None) -> None:
+def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | None = None) -> None:
     """Queue the run again. It continues from its newest complete checkpoint; a finished export only repeats its GGUF
-    step. `spec`: that with which it continues, as `resumption.moved` returns it; None: its own. Raises Refusal."""
+    step. `spec`: that with which it continues, as `resumption.moved` returns it; None: its own. `data`: the data
+    folder, which counts towards the quota of the disk. Raises Refusal."""
     saves = queue.saves_of(run.path)
     with refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
-        if reached := quota_use.excess(saves, None, run.by):
+        if reached := quota_use.excess(saves, data, run.by):
             raise Refusal(reached)
         if obstacles := checks.engine_problems((spec or run.spec).hardware, saves):
             raise Refusal(obstacles)

@@ -76,7 +76,7 @@ class ExportList(Panel):
         try:
             run = runs.get(self.saves, str(id))
             with acting(self.saves, "resume", run.id, run.by):
-                runs.resume(run, by=self.user(request))
+                runs.resume(run, by=self.user(request), data=self.context.workplace.data)
             message = notices.toast(self.words("started"))
         except Refusal as refusal:
             message = notices.refused(refusal.problems, self.words)

@@ -81,7 +81,7 @@ class ResumePanel(Panel):
 
         def act(run: Run) -> None:
             spec = resumption.moved(run, processes or None, gpus or [])
-            runs.resume(run, self.context.user(request), spec)
+            runs.resume(run, self.context.user(request), spec, self.context.workplace.data)
 
         return self.actions.act("resume", act, "told-resume", run_id, view)
 

@@ -68,7 +68,8 @@ class RunActions(Panel):
 
     def resume(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
         by = self.context.user(request)
-        return self.act("resume", lambda run: runs.resume(run, by), "told-resume", run_id, view)
+        data = self.context.workplace.data
+        return self.act("resume", lambda run: runs.resume(run, by, data=data), "told-resume", run_id, view)
 
     def delete(self, run_id: str, *view: Any) -> Updates:
         try:
