@@ -167,14 +167,14 @@ class Oidc:
             raise Refusal(problem("oidc-token", name=self.name, why=str(error)[:200])) from None
         return claims
 
-    async def _signed(self, token: str) -> Mapping[str, Any]:
+    async def _signed(self, token: str) -> dict[str, Any]:
         """What the provider has signed. If its known keys do not fit, it may have new ones. Raises JoseError,
         ValueError or Refusal."""
         from joserfc import jwt
         from joserfc.errors import JoseError
         from joserfc.jwk import KeySet
 
-        def decode(keys: Mapping[str, Any]) -> Mapping[str, Any]:
+        def decode(keys: Mapping[str, Any]) -> dict[str, Any]:
             return jwt.decode(token, KeySet.import_key_set(cast(Any, keys)), ALGORITHMS).claims
 
         try:

@@ -49,7 +49,8 @@ def claim(data_dir: Path, ids: Iterable[str], owner: str, instead_of: str = "") 
             return
         lock = wait_for_lock(path.with_name(f"{OWNERS_FILE}.lock"))
         try:
-            known = {id: other for id, other in read_to_change(path, {}).items() if id not in (*changed, instead_of)}
+            owners: dict[str, Any] = read_to_change(path, {})
+            known = {id: other for id, other in owners.items() if id not in (*changed, instead_of)}
             write_json(path, known | (changed if owner else {}))
         finally:
             os.close(lock)
