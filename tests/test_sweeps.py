@@ -144,7 +144,8 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
 
     watch = SweepWatch(members[0], lambda: now)
     now += 1700 / 4  # four runs on two GPUs each, for 525 s: 1.17 hours
-    assert sweeps.hours_used(members, now) == pytest.approx(4 * 2 * 525 / 3600)
+    training = [runs.read(run.path, workplace.saves) for run in members]
+    assert sweeps.hours_used(training, now) == pytest.approx(4 * 2 * 525 / 3600)
     watch.look()
     assert stopping() == [True] * 5
     assert "has used its 1 GPU hours" in read_warnings(members[0].dir)[0].problem.text()
