@@ -183,7 +183,7 @@ def test_the_last_step_of_an_export_is_tried_again_and_other_clicks_are_not_mean
     tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, resumed = exported(place, "first", "failed"), []
-    monkeypatch.setattr("webui.export_tab.export_list.runs.resume", lambda run, by: resumed.append((run.id, by)))
+    monkeypatch.setattr("webui.export_tab.export_list.runs.resume", lambda run, by, data: resumed.append((run.id, by)))
     assert tab.exports.retry(ADA, clicked(run=run.id)) == gr.skip()
     assert resumed == []
     updates = tab.exports.retry(ADA, clicked(retry=run.id))
