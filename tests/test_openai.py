@@ -192,8 +192,8 @@ def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: Fin
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert streamed == answer.choices[0].message.content
     assert ada.chat.completions.create(model=BASE, messages=ASK, max_tokens=2).model == BASE
-    asked = [entry for entry in audit.read(place.saves, 9) if entry.action == "ask"]
-    assert [(entry.what, entry.outcome) for entry in asked[:2]] == [(BASE, "done"), (job.fine_tuned_model, "done")]
+    requests = [entry for entry in audit.read(place.saves, 9) if entry.action == "ask"]
+    assert [(entry.what, entry.outcome) for entry in requests[:2]] == [(BASE, "done"), (job.fine_tuned_model, "done")]
 
 
 def test_preference_rows_train_dpo_and_top_level_hyperparameters_are_read(ada: openai.OpenAI) -> None:

@@ -140,14 +140,14 @@ def test_a_run_is_resumed_with_other_processes_and_only_where_there_is_a_choice(
     spec = spec_of("two").change("hardware", {"device": "cpu", "num_processes": 2})
     run = past_run(place.saves, spec, falling(20), None, 1e9)
     assert visible(tab.view.open(run.id, *VIEW), tab.buttons.resume_elsewhere)
-    asked = resume.ask(run.id)
-    assert visible(asked, resume.row)
-    assert not visible(asked, resume.gpus)  # it is on the CPU
+    updates = resume.ask(run.id)
+    assert visible(updates, resume.row)
+    assert not visible(updates, resume.gpus)  # it is on the CPU
     accumulated = 2 * spec.training.gradient_accumulation_steps
-    assert asked[resume.processes]["choices"] == [
+    assert updates[resume.processes]["choices"] == [
         count for count in range(1, accumulated + 1) if not accumulated % count
     ]
-    assert asked[resume.processes]["value"] == 2
+    assert updates[resume.processes]["value"] == 2
     # What a page of another program might send: nothing changes, and the message says what is wrong.
     for processes, gpus in ((0.5, []), ("many", []), (-1, []), (10**9, []), (1, [0]), (1, ["x"]), (3, [])):
         assert "toast bad" in resume.resume(ADA, run.id, processes, gpus, *VIEW)[tab.context.message], (processes, gpus)

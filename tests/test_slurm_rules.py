@@ -298,8 +298,8 @@ def test_gpus_by_index_and_a_broken_engine_file_are_refused_before_anything_is_w
     engines.advance(workplace.saves)
     assert runs.read(folder, workplace.saves).state == "failed"
     assert read_object(run.error)["problems"][0]["code"] == "devices-on-slurm"
-    given = hardware.Gpu(2, "GPU-2", "name", 1 << 30, 1 << 30, 9.0)
-    assert command.environment(spec, folder, [given], 1)["CUDA_VISIBLE_DEVICES"] == given.cuda_name
+    leased = hardware.Gpu(2, "GPU-2", "name", 1 << 30, 1 << 30, 9.0)
+    assert command.environment(spec, folder, [leased], 1)["CUDA_VISIBLE_DEVICES"] == leased.cuda_name
 
 
 def test_each_attempt_counts_with_its_own_devices_and_not_while_it_waits_again(
