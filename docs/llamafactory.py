@@ -47,9 +47,33 @@ defaults are Athanor's own: a log entry every 5 steps, a checkpoint every 100 st
 (`group_by_length: false` gives a plain shuffle).
 
 A file with `do_predict: true` and without `do_train` becomes an evaluation, and one with `export_dir` an export. Save
-the result and run `python -m engine submit FILE`. You can continue an adapter trained by LLaMA-Factory
-(`model.adapter_path`), or merge it by exporting it. Evaluations take results of Athanor's own runs, so merge the
-adapter first. Checkpoints of LLaMA-Factory cannot be resumed.
+the result and run `python -m engine submit FILE`. You can also continue an adapter trained by LLaMA-Factory without
+importing it (`model.adapter_path`).
+
+## Your earlier runs
+
+What LLaMA-Factory has trained becomes a run like any other: to chat with, compare, evaluate, export, and continue with
+the next stage.
+
+    python -m engine import-runs /path/to/LLaMA-Factory/saves
+
+prints the ID of each run, and why a folder was not imported. For users of the page, start the studio with
+`--import-from /path/to/LLaMA-Factory/saves`, and open *Runs of LLaMA-Factory* below the table of the Runs tab.
+
+- Nothing in these folders is changed. Adapters are copied, because LLaMA-Factory overwrites its files when it trains
+  into the same folder again. A whole model (full, freeze) takes no space: its weights share their blocks where the file
+  system can do that, and are hard links elsewhere. On another file system, use it as a base instead (`--models`).
+- Settings are read from `training_args.yaml` or `llamaboard_config.yaml`, which LLaMA Board writes. The command line
+  writes neither, so then they are put together from the model card, `trainer_state.json` and the adapter. The run's
+  page lists what is not known.
+- Curves are all that `trainer_state.json` has (loss, gradient norm, rewards …), over the times of `trainer_log.jsonl`.
+- A training that reached its last step is finished, any other stopped. If only checkpoints are left, the newest one is
+  the result. Such a run cannot be resumed here: start the next stage from its result instead.
+- The base model is looked for where the training had it, in the folders of `--models`, and in the hub's cache. A folder
+  with the same name is used only if its layers fit the adapter.
+- Importing a folder twice gives the same run. A training that has changed since becomes another run.
+- Not imported, each with the reason: reward models (their score head has a format of its own), pickled weights,
+  OFT, adapters whose base was changed by PiSSA or by merging others, and trainings that are in progress.
 """,
     "zh": """# 十分钟从 LLaMA-Factory 迁移
 
@@ -82,8 +106,29 @@ PPO 的初始 KL 系数为 0.2、目标为 6，温度 0.95，top_p 0.7，最多�
 （写 `group_by_length: false` 即为普通随机顺序）。
 
 含有 `do_predict: true` 而没有 `do_train` 的文件会变成评估，含有 `export_dir` 的会变成导出：保存结果并运行
-`python -m engine submit 文件`。LLaMA-Factory 训练的适配器可以接着训练（`model.adapter_path`），也可以导出合并；
-评估针对本系统运行的结果，因此请先合并。LLaMA-Factory 的检查点不能续训。
+`python -m engine submit 文件`。LLaMA-Factory 训练的适配器无需导入也可以接着训练（`model.adapter_path`）。
+
+## 以前的训练结果
+
+LLaMA-Factory 训练的结果可以成为与其他运行一样的运行：可以对话、对比、评估、导出，并继续下一阶段。
+
+    python -m engine import-runs /path/to/LLaMA-Factory/saves
+
+会列出每个运行的 ID，以及未能导入的文件夹和原因。若要让页面上的用户导入，请在启动时加上
+`--import-from /path/to/LLaMA-Factory/saves`，然后在“运行”页表格下方展开“LLaMA-Factory 的训练结果”。
+
+- 不会改动这些文件夹。适配器是复制过来的，因为 LLaMA-Factory 再次训练到同一文件夹时会直接覆盖文件。
+  完整模型（full、freeze）不占空间：文件系统支持时共享数据块，否则使用硬链接。
+  若在另一个文件系统上，请把它用作基座（`--models`）。
+- 设置取自 LLaMA Board 写下的 `training_args.yaml` 或 `llamaboard_config.yaml`。命令行训练没有这两个文件，
+  这时由模型卡、`trainer_state.json` 和适配器拼合而成；运行页面会列出无法得知的内容。
+- 曲线包括 `trainer_state.json` 中的全部数值（损失、梯度范数、奖励等），时间取自 `trainer_log.jsonl`。
+- 走到最后一步的训练为“已完成”，其余为“已停止”；只剩检查点时，以最新的检查点为结果。
+  这样的运行不能在这里续训，请以其结果开始下一阶段。
+- 基座模型会在原位置、`--models` 的文件夹和模型库缓存中查找；同名文件夹只有在各层大小与适配器相符时才会使用。
+- 重复导入同一文件夹会得到同一个运行；导入之后又有变化的训练会成为另一个运行。
+- 以下情况不导入，并逐一说明原因：奖励模型（打分头格式不同）、pickle 权重、OFT、基座因 PiSSA
+  或合并其他适配器而改变的适配器，以及仍在进行的训练。
 """,
 }
 TITLES = {

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from engine import flags, people_verbs, programs, verbs
+from engine import flags, import_verbs, people_verbs, programs, verbs
 from engine.core import audit
 from engine.core.problems import Refusal, problem
 from engine.core.stages import STAGES
@@ -19,7 +19,15 @@ from engine.launch.workspace import Workplace, add_arguments, from_arguments, ma
 from engine.runs import engines
 
 # Verbs that may create the saves folder if their spec is valid, and verbs that do not read it.
-VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.sweep, verbs.evaluate, verbs.convert, programs.api)
+VERBS_THAT_MAKE_SAVES = (
+    verbs.train,
+    verbs.submit,
+    verbs.sweep,
+    verbs.evaluate,
+    verbs.convert,
+    import_verbs.import_runs,
+    programs.api,
+)
 VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, people_verbs.user, verbs.doctor, programs.token)
 
 
@@ -56,8 +64,7 @@ def _workplace(arguments: argparse.Namespace) -> Workplace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb per function of `engine.verbs`, `engine.people_verbs` and `engine.programs`, its help
-    the docstring."""
+    """The command line: one verb per function of `engine.verbs` and the modules beside it, its help the docstring."""
     top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     subparsers = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
@@ -76,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.follow: "run",
         verbs.delete: "run",
         verbs.import_: "file",
+        import_verbs.import_runs: "",
         verbs.convert: "model",
         verbs.export: "",
         verbs.serve: "",
@@ -119,6 +127,8 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
         flags.add_evaluate_options(verb)
     if function is verbs.right_answers:
         flags.add_right_answers_options(verb)
+    if function is import_verbs.import_runs:
+        import_verbs.add_import_runs_options(verb)
     if function is verbs.export:
         flags.add_export_options(verb)
     if function is verbs.serve:

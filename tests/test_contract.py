@@ -50,6 +50,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "slurm_refused": "slurm_refused.json",
         "heartbeat": "heartbeat",
         "pause": "pause.json",
+        "left_out": "left_out.json",
     }
     assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 

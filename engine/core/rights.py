@@ -37,6 +37,7 @@ RIGHTS: dict[str, Literal["user", "owner", "operator"]] = {
     "delete": "owner",
     "reorder": "owner",  # hold, release, start now, move, priority
     "publish": "owner",
+    "import": "user",  # finished trainings of another program, from folders that the operator names
     # data sets and models
     "upload": "user",
     "fetch": "user",  # from a hub

@@ -75,6 +75,7 @@ class RunDir:
     slurm_refused = _PathBelow("slurm_refused.json")
     heartbeat = _PathBelow("heartbeat")
     pause = _PathBelow("pause.json")
+    left_out = _PathBelow("left_out.json")
 
     def alive(self) -> bool:
         """Whether any process of the run is alive. One that Slurm runs is on other machines, whose locks are not seen

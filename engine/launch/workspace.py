@@ -46,6 +46,7 @@ class Workplace:
     saves: Path = HOME / "saves"
     reward_files: tuple[Path, ...] = ()  # folders whose Python files may run as rewards
     remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
+    import_from: tuple[Path, ...] = ()  # folders with runs of another program, which may be imported
 
     @property
     def model_roots(self) -> tuple[Path, ...]:
@@ -177,6 +178,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         help="models (paths or hub IDs) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
     )
+    parser.add_argument(
+        "--import-from",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        action="extend",
+        help=(
+            "folders with finished trainings of LLaMA-Factory, usually its saves, which users may import on the Runs "
+            "tab [ATHANOR_IMPORT_FROM, separated by ':'; default: none]"
+        ),
+    )
 
 
 def from_arguments(arguments: argparse.Namespace) -> Workplace:
@@ -196,6 +208,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
         reward_files=tuple(path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")),
+        import_from=tuple(path.resolve() for path in folders(arguments.import_from, "ATHANOR_IMPORT_FROM")),
         remote_code=tuple(identity(absolute_path(model.strip(), roots)) for model in remote if model.strip()),
     )
 

@@ -102,7 +102,8 @@ class Run:
             return {"kill", "clone", "delete"}
         # A finished export may lack its GGUF file: then only that step remains.
         left = self.state != "finished" or (self.kind == "export" and gguf.can_be_tried_again(self.dir))
-        return {"clone", "delete"} | ({"resume"} if left else set())
+        imported = bool(self.request.get("imported"))  # without checkpoints of ours
+        return {"clone", "delete"} | ({"resume"} if left and not imported else set())
 
 
 @lru_cache(maxsize=1024)

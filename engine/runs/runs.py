@@ -91,7 +91,7 @@ def submit(
     if obstacles := [*obstacles, *quota_use.excess(workplace.saves, workplace.data, by)]:
         raise Refusal(obstacles)
     with refusing_write_errors(workplace.saves):
-        folder = _new_folder(spec, workplace.saves)
+        folder = new_folder(spec, workplace.saves)
         try:
             write_text(RunDir(folder).spec, text)
             # Last: a folder without a request is not a run yet.
@@ -125,9 +125,11 @@ def refusing_write_errors(saves: Path) -> Iterator[None]:
         raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
 
 
-def _new_folder(spec: Spec, saves: Path) -> Path:
+def new_folder(spec: Spec, saves: Path, at: float | None = None) -> Path:
+    """Create the folder of a run, called after its model, its name, and when it was submitted (`at` in seconds since
+    1970; None: now). Raises Refusal."""
     model = _slug(Path(spec.model.model_name_or_path).name) or "model"
-    stem = "-".join(filter(None, (time.strftime("%Y-%m-%d-%H-%M-%S"), _slug(spec.name))))
+    stem = "-".join(filter(None, (time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(at)), _slug(spec.name))))
     for number in range(1, 1000):
         folder = saves / model / spec.shelf / (stem if number == 1 else f"{stem}-{number}")
         try:
@@ -164,6 +166,8 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | Non
     saves = queue.saves_of(run.path)
     with refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
+        if origin := run.request.get("imported"):
+            raise Refusal(problem("import-run-no-resume", tool=origin["tool"]))
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
         if reached := quota_use.excess(saves, data, run.by):

@@ -4,7 +4,7 @@
     head_panel      the open run and its progress      output_panel    its log, answers, settings and files
     buttons_panel   actions on it                      run_view        opening a run, in all of these
     run_actions     stop, kill, resume, delete         queue_panel     why it waits, and its turn
-    resume_panel    where it continues
+    resume_panel    where it continues               import_panel    trainings of another program
 
 `run_facts` and the modules that write HTML have no components: they are functions of their arguments. A short poll
 every two seconds (every ten once the run has ended) returns nothing if nothing has changed.
@@ -23,6 +23,7 @@ from webui.panels import Updates
 from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.curves_panel import CurvesPanel
 from webui.runs_tab.head_panel import HeadPanel
+from webui.runs_tab.import_panel import ImportPanel
 from webui.runs_tab.output_panel import OutputPanel
 from webui.runs_tab.panel import Context
 from webui.runs_tab.queue_panel import QueuePanel
@@ -62,11 +63,13 @@ def build(
     context = Context(words, workplace, root, message, user, selected)
     table, head, buttons = TablePanel(context), HeadPanel(context), ButtonsPanel(context)
     queue, curves, output = QueuePanel(context), CurvesPanel(context), OutputPanel(context)
-    resume = ResumePanel(context, buttons)
+    resume, imports = ResumePanel(context, buttons), ImportPanel(context)
     run_view = RunView(context, table, buttons, curves, [head, queue, buttons, resume, curves, output])
     actions = RunActions(context, buttons, run_view)
 
     table.layout()
+    with table.column:
+        imports.layout()
     with run_view.layout():
         head.layout()
         queue.layout()
@@ -76,7 +79,7 @@ def build(
         curves.layout()
         output.layout()
 
-    for panel in (run_view, table, curves, head, buttons, actions):
+    for panel in (run_view, table, imports, curves, head, buttons, actions):
         panel.wire()
     queue.wire_actions(actions)
     resume.wire_actions(actions)

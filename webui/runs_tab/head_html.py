@@ -7,6 +7,7 @@ from html import escape
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
+from engine.importer import run_import
 from engine.runs import attempts, engines, progress
 from engine.runs.failures import explain
 from engine.runs.outcome import disk_is_full
@@ -32,6 +33,7 @@ def head(run: Run, words: Words) -> str:
         "fact-data": facts["data"],
         "fact-owner": run.by,
         "fact-submitted": moment(run.submitted),
+        "fact-origin": origin(run),
     }
     rows = "".join(
         f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in fields.items() if value
@@ -43,6 +45,12 @@ def head(run: Run, words: Words) -> str:
         f"{progress_bar(run, now, words)}"
         f'<dl class="facts-row">{rows}</dl>'
     )
+
+
+def origin(run: Run) -> str:
+    """The program that has trained an imported run, and the folder; "" for any other run."""
+    imported = run.request.get("imported")
+    return f"{imported['tool']}, {imported['folder']}" if imported else ""
 
 
 def gone(run_id: str, words: Words) -> str:
@@ -152,7 +160,10 @@ def cautions(run: Run, words: Words) -> str:
 
 
 def findings(run: Run, words: Words) -> str:
-    """The findings of an evaluation, with a link to all of them; for a training, the result of its probe."""
+    """The findings of an evaluation, with a link to all of them; for a training, the result of its probe, or what could
+    not be imported."""
+    if run.request.get("imported"):
+        return import_remarks(run, words)
     if probe_result := probe.read(run.dir):
         return probes.probe_html(probe_result, words)
     summary = report.summary(run.dir) if run.kind == "evaluation" else None
@@ -160,3 +171,12 @@ def findings(run: Run, words: Words) -> str:
         return ""
     link = f'<p><a class="load" href="{escape(reports.link(run.id))}">{escape(words("report-whole"))}</a></p>'
     return reports.summary(summary, words) + link
+
+
+def import_remarks(run: Run, words: Words) -> str:
+    """What could not be imported, folded; "" if everything was."""
+    remarks = run_import.remarks(run.dir)
+    if not remarks:
+        return ""
+    title = escape(words("import-remarks", count=len(remarks)))
+    return f'<details class="import-remarks"><summary>{title}</summary>{notices.noted(remarks, words)}</details>'
