@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from engine import __main__ as shell
 from engine.core import audit, rundir
 from engine.core.problems import Problem, Refusal
 from engine.importer import foreign_runs, run_import
@@ -65,7 +66,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_training_is_a_run_that_answers_as_it_does_and_theirs_is_untouched(
-    workplace: Workplace, trained: Training, tiny: Path
+    workplace: Workplace, trained: Training, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(trained.folder)
     printed = engine(workplace, "import-runs", str(trained.folder.parents[2]))
@@ -81,9 +82,9 @@ def test_a_training_is_a_run_that_answers_as_it_does_and_theirs_is_untouched(
 
     curves = progress.curves(run)
     for name in ("loss", "grad_norm", "learning_rate", "eval_loss"):
-        values = [(line["step"], line[name]) for line in history(trained.folder) if name in line]
-        assert list(zip(curves[name].step, curves[name].value, strict=True)) == pytest.approx(values), name
-        assert list(curves[name].time) == [SECONDS_PER_STEP * step for step, _ in values]
+        values = {line["step"]: line[name] for line in history(trained.folder) if name in line}
+        assert dict(zip(curves[name].step, curves[name].value, strict=True)) == pytest.approx(values), name
+        assert list(curves[name].time) == [SECONDS_PER_STEP * step for step in values]
     assert {"train_runtime", "total_flos", "eval_runtime"}.isdisjoint(curves)
     assert np.isfinite(curves["loss"].tokens).all()
     figures = {figure.name: figure.values for figure in compare.figures([run], compare.curves([run]))}
@@ -102,11 +103,12 @@ def test_a_training_is_a_run_that_answers_as_it_does_and_theirs_is_untouched(
         )
     assert answered.choices[0].message.content == trained.answer
 
-    again = engine(workplace, "import-runs", "--import-from", str(trained.folder))
-    assert again.stdout == f"known  {run.id}  {trained.folder}\n"
-    refused = engine(workplace, "resume", run.id)
-    assert "LLaMA-Factory" in refused.stderr
-    assert [entry.action for entry in audit.read(workplace.saves, 9)] == ["resume", "import"]
+    again = shell.parser().parse_args(["import-runs"])
+    assert again.function(again, replace(workplace, import_from=(trained.folder,))) == 0
+    assert capsys.readouterr().out == f"known  {run.id}  {trained.folder}\n"
+    with pytest.raises(Refusal, match="LLaMA-Factory"):
+        runs.resume(run)
+    assert [(entry.action, entry.what) for entry in audit.read(workplace.saves, 9)] == [("import", str(trained.folder))]
     assert snapshot(trained.folder) == before
     runs.delete(run)
     assert snapshot(trained.folder) == before
@@ -221,7 +223,7 @@ def test_what_cannot_be_used_is_named_with_its_reason_and_hinders_no_other(workp
     (root / "round").symlink_to(root)
     (root / "away").symlink_to("/")
     listed = candidates(root, workplace.saves)
-    assert next(each.folder.name for each in listed if not each.hindrance) == "train_1"
+    assert not next(each for each in listed if each.folder == theirs).hindrance
     assert len(listed) == len(REFUSED) + 1
     issues = {each.folder.name: issue for each in listed if (issue := refusal(each.folder, root, workplace))}
     reasons = {name: issue.code for name, issue in issues.items()}
