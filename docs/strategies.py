@@ -11,7 +11,8 @@ from typing import Any
 from docs import memory_table
 from engine.models.facts import inspect_model
 from engine.preflight.memory import memory_needed
-from engine.spec.strategies import EXTRA_NOT_WITH_FSDP2, FSDP2_LIMITS, Limit
+from engine.spec.setting_limits import Limit
+from engine.spec.strategies import EXTRA_NOT_WITH_FSDP2, FSDP2_LIMITS
 
 FOLDER = Path(__file__).parent
 COMPARED, METHODS = ("Qwen2.5-7B", "Llama-3.1-70B"), ("full", "LoRA", "QLoRA, 4 bits")

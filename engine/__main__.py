@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from engine import flags, import_verbs, people_verbs, programs, verbs
 from engine.core import audit
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.resume: "run",
         verbs.clone: "run",
         verbs.follow: "run",
+        verbs.script: "run",
         verbs.delete: "run",
         verbs.import_: "file",
         import_verbs.import_runs: "",
@@ -117,6 +119,8 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
     if function is verbs.stop:
         verb.add_argument("--kill", action="store_true", help="end its processes immediately, without saving")
         verb.add_argument("--sweep", action="store_true", help="stop all runs of its sweep")
+    if function is verbs.script:
+        verb.add_argument("--to", type=Path, metavar="FOLDER", help="new or empty folder; default: RUN-script")
     if function is verbs.resume:
         flags.add_resume_options(verb)
     if function is verbs.sweep:

@@ -21,7 +21,7 @@ from engine.data import data_jobs, preview_client
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.evaluation.right_answers import save_right_answers
-from engine.export import gguf
+from engine.export import gguf, plain_script
 from engine.following import print_doubts, sentence, user_name
 from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
@@ -177,6 +177,16 @@ def follow(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a spec for another stage that starts from a run's result."""
     run = _run(arguments, workplace)
     print(next_spec(run, arguments.stage, workplace).to_yaml(brief=True), end="")
+    return 0
+
+
+def script(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Write a training as a plain script that needs only the libraries, with its rows and tokenizer; print its
+    folder."""
+    run = _run(arguments, workplace)
+    folder = arguments.to or Path(f"{run.path.name}-script")
+    plain_script.write_script(run.dir, plain_script.training_spec(run.spec), folder.absolute())
+    print(folder)
     return 0
 
 

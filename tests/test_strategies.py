@@ -24,7 +24,8 @@ from engine.preflight.strategy import loading_warnings, strategy_reason, write_c
 from engine.runs.plan import summary
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
-from engine.spec.strategies import FSDP2_LIMITS, Limit
+from engine.spec.setting_limits import Limit
+from engine.spec.strategies import FSDP2_LIMITS
 from engine.spec.yaml_text import read_yaml
 from webui.form.settings import choices
 from webui.train_tab import plan_html

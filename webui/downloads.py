@@ -1,24 +1,33 @@
-"""Downloads over HTTP: files of a run, findings of a data job, and curves of several runs.
+"""Downloads over HTTP: files of a run, a run as a plain script, findings of a data job, and curves of several runs.
 
-The engine decides which names are valid; no file is copied to serve it.
+The engine decides which names are valid. Only a script is made when it is asked for; other files are served as they
+are.
 """
 
 from __future__ import annotations
 
+import shutil
+import threading
+
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from engine.core.problems import Refusal
 from engine.data import data_jobs
+from engine.data.upload_folder import UPLOADS_FOLDER
+from engine.export import plain_script
 from engine.launch.workspace import Workplace
 from engine.runs import compare, runs
 
 
 def routes(workplace: Workplace) -> list[Route]:
     """`/download/<model>/<method>/<run>/<file>` and `/data/<job>/bad-rows.jsonl`; 404 for anything that is not such a
-    file. `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
+    file. `/script/<model>/<method>/<run>.zip`; 409 with the reason if a run cannot be written as a script.
+    `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
+    writing = threading.Lock()  # each script takes seconds of a child that imports the libraries
 
     def download(request: Request) -> FileResponse:
         steps = request.path_params
@@ -28,6 +37,19 @@ def routes(workplace: Workplace) -> list[Route]:
         except Refusal as refusal:
             raise HTTPException(404, str(refusal)) from None
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
+
+    def script(request: Request) -> Response:
+        steps = request.path_params
+        try:
+            run = runs.get(workplace.saves, f"{steps['model']}/{steps['method']}/{steps['run']}")
+            spec = plain_script.training_spec(run.spec)
+            with writing:
+                archive = plain_script.write_archive(run.dir, spec, workplace.saves / UPLOADS_FOLDER)
+        except Refusal as refusal:
+            return PlainTextResponse(str(refusal), 409)
+        removal = BackgroundTask(shutil.rmtree, archive.parent, ignore_errors=True)
+        headers = {"X-Content-Type-Options": "nosniff"}
+        return FileResponse(archive, filename=archive.name, headers=headers, background=removal)
 
     def bad_rows(request: Request) -> FileResponse:
         job = data_jobs.get(workplace.saves, request.path_params["job"])
@@ -49,6 +71,7 @@ def routes(workplace: Workplace) -> list[Route]:
 
     return [
         Route("/compare/curves.csv", curves),
+        Route("/script/{model}/{method}/{run}.zip", script),
         Route("/download/{model}/{method}/{run}/{file:path}", download),
         Route(f"/data/{{job}}/{data_jobs.BAD_ROWS_FILE}", bad_rows),
     ]

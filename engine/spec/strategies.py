@@ -7,26 +7,9 @@ With a single process and with DDP, all settings work. FSDP2 is offered only for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
 from engine.core.problems import Problem, problem
-from engine.spec.run_spec import SPEC_CHOICES, RunSpec
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A setting that only some values of are possible with FSDP2. `stages`: the stages in which this is so; () for
-    all."""
-
-    path: str
-    allowed: tuple[Any, ...]
-    stages: tuple[str, ...] = ()
-
-    def applies_to(self, spec: RunSpec) -> bool:
-        return not self.stages or spec.stage.kind in self.stages
-
+from engine.spec.run_spec import RunSpec
+from engine.spec.setting_limits import Limit, exceeded, named
 
 COMPARED_WITH_REFERENCE = ("dpo", "kto", "grpo")  # stages with a second copy of trained weights
 FSDP2_LIMITS = (
@@ -59,23 +42,6 @@ EXTRA_NOT_WITH_FSDP2 = (
 )  # fmt: skip
 
 
-def value_at(spec: RunSpec, path: str) -> Any:
-    """The value of the setting at a path, or the kind of a choice; None if the chosen kind does not have the
-    setting."""
-    value: Any = spec
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    return value.kind if path in SPEC_CHOICES else value
-
-
-def fsdp2_limits(spec: RunSpec) -> Iterator[tuple[Limit, Any]]:
-    """What of `spec` is not possible with FSDP2: each limit with the value that exceeds it."""
-    for limit in FSDP2_LIMITS:
-        value = value_at(spec, limit.path)
-        if limit.applies_to(spec) and value is not None and value not in limit.allowed:
-            yield limit, value
-
-
 def strategy_problems(spec: RunSpec) -> list[Problem]:
     """A strategy that does not fit the number of processes, or excludes other settings."""
     kind, processes = spec.hardware.strategy.kind, spec.hardware.num_processes
@@ -89,12 +55,8 @@ def strategy_problems(spec: RunSpec) -> list[Problem]:
 def fsdp2_problems(spec: RunSpec) -> list[Problem]:
     """Settings that FSDP2 excludes, each at its field."""
     problems = [
-        problem("fsdp2-not-with", limit.path, given=value, allowed=", ".join(map(_named, limit.allowed)))
-        for limit, value in fsdp2_limits(spec)
+        problem("fsdp2-not-with", limit.path, given=value, allowed=named(limit.allowed))
+        for limit, value in exceeded(FSDP2_LIMITS, spec)
     ]
     extra = [name for name in EXTRA_NOT_WITH_FSDP2 if spec.extra.get(name)]
     return problems + [problem("fsdp2-not-with-extra", f"extra.{name}", name=name) for name in extra]
-
-
-def _named(value: Any) -> str:
-    return "—" if value in (None, [], "") else str(value)

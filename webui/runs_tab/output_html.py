@@ -7,8 +7,10 @@ from urllib.parse import quote
 
 from engine.core import regular_files
 from engine.core.problems import Problem, Refusal
+from engine.export import plain_script
 from engine.runs import runs
 from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 from webui import notices
 from webui.numbers import size
 from webui.words import Words
@@ -27,14 +29,25 @@ def log_link(run: Run, root: str, words: Words) -> str:
     return f'<a class="quiet" download href="{escape(address(run, "log.txt", root))}">{escape(words("log-whole"))}</a>'
 
 
-def settings(run: Run, words: Words) -> str:
+def _script(run: Run, root: str, words: Words) -> str:
+    """The link to a training as a plain script, or why it cannot be one."""
+    if not isinstance(run.spec, RunSpec):
+        return ""
+    if problems := plain_script.script_problems(run.dir, run.spec):
+        why = " ".join(reason.text(words.language) for reason in problems)
+        return f'<p class="quiet">{escape(words("script-not", why=why))}</p>'
+    link = f'<a download href="{escape(f"{root}/script/{quote(run.id)}.zip")}">{escape(words("script-link"))}</a>'
+    return f'<p class="under">{link} <span class="quiet">{escape(words("script-remark"))}</span></p>'
+
+
+def settings(run: Run, root: str, words: Words) -> str:
     """The run's spec as YAML, or why it cannot be read; and how its processes were launched, if there are several."""
     try:
         text = notices.code("run-yaml", run.spec.to_yaml(brief=True), words, save=True)
         if run.dir.accelerate.exists():
             launch = regular_files.read_text(run.dir.accelerate)
             text += notices.code("run-accelerate", f"# accelerate.yaml\n{launch}", words)
-        return text
+        return text + _script(run, root, words)
     except (Refusal, OSError) as error:
         problems: list[Problem] = getattr(error, "problems", [])
         return notices.listed(problems, words)

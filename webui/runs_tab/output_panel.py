@@ -47,6 +47,6 @@ class OutputPanel(Panel):
 
     def opened(self, run: Run) -> Updates:
         return {
-            self.settings: output_html.settings(run, self.words),
+            self.settings: output_html.settings(run, self.context.root, self.words),
             self.log_link: output_html.log_link(run, self.context.root, self.words),
         }

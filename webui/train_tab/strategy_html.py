@@ -8,7 +8,8 @@ from typing import Any
 from engine.core import hardware
 from engine.launch.command import on_cpu
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
-from engine.spec.strategies import FSDP2_LIMITS, fsdp2_problems, value_at
+from engine.spec.setting_limits import value_at
+from engine.spec.strategies import FSDP2_LIMITS, fsdp2_problems
 from webui.form.settings import choices, control_kind, element_id
 from webui.words import Words
 

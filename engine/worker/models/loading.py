@@ -67,7 +67,7 @@ SCORE_HEAD = "score"  # transformers' name for the head of a model that scores a
 def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. A reward model has one
     score in place of the next token; a head that is not in `path` starts with random weights."""
-    base = load_base(spec, path, _loading_dtype(spec.change("model.model_name_or_path", path)))
+    base = load_base(spec, path, loading_dtype(spec.change("model.model_name_or_path", path)))
     enable_text_training(base)
     base.router_settings = _router_settings(base)  # type: ignore[assignment]  # TRL changes them while it trains
     structure = structure_of(base)
@@ -83,7 +83,7 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     return model
 
 
-def _loading_dtype(spec: RunSpec) -> torch.dtype:
+def loading_dtype(spec: RunSpec) -> torch.dtype:
     """Trained weights are kept in fp32, since an update of 1e-5 is lost in bf16; frozen ones are not. FSDP2 divides
     weights of one type."""
     dtype = precision(spec)
@@ -109,7 +109,7 @@ def _assert_trained_as_planned(spec: RunSpec, path: str, model: torch.nn.Module)
 def load_base(spec: RunSpec, path: str, dtype: torch.dtype, adapters: Iterable[str] = ()) -> PreTrainedModel:
     """The model in `path` with the spec's `model` part applied: RoPE scaling, quantization, and its GPU. `adapters`:
     folders of those that will be put on it; one that covers experts needs them unquantized."""
-    config, attention = _config(spec, path), spec.model.attn_implementation
+    config, attention = model_config(spec, path), spec.model.attn_implementation
     dequantized = dequantization(config)
     with expert_quantization(spec, adapters):
         model, report = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
@@ -136,8 +136,8 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype, adapters: Iterable[s
     if not is_reward_model(spec):
         expose_backbone(model)
     if is_reward_model(spec):
-        _in_fp32(model.get_submodule(SCORE_HEAD))
-        _score_at_the_end(model)
+        keep_in_fp32(model.get_submodule(SCORE_HEAD))
+        score_at_the_end(model)
     if spec.model.makes_rows:
         make_rows(spec, model, path)
     return model
@@ -155,13 +155,13 @@ def is_reward_model(spec: RunSpec) -> bool:
     return spec.stage.kind == "rm"
 
 
-def _in_fp32(head: torch.nn.Module) -> None:
+def keep_in_fp32(head: torch.nn.Module) -> None:
     """Keep a trained head in fp32 over a base that is not, with or without autocast."""
     head.float()
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
-def _score_at_the_end(model: PreTrainedModel) -> None:
+def score_at_the_end(model: PreTrainedModel) -> None:
     """Use the score of a text's last token according to the attention mask, however a batch is padded.
 
     transformers uses the last token that is not the padding token: if the padding token also ends a turn, this is the
@@ -184,7 +184,8 @@ def _score_at_the_end(model: PreTrainedModel) -> None:
     model.get_submodule(SCORE_HEAD).register_forward_hook(score_of_last)
 
 
-def _config(spec: RunSpec, path: str) -> Any:
+def model_config(spec: RunSpec, path: str) -> Any:
+    """The configuration in `path` with what the spec changes in it: RoPE scaling, a reward model's single score."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
     _name_experts(config.get_text_config())
     rope = spec.model.rope_scaling
@@ -222,31 +223,33 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     # as large.
     if spec.model.adapter_path:
         return _continued(spec, method, model, spec.model.adapter_path)
-    # A new head starts as noise, to which an adapter could not give a meaning: it is trained in full.
-    rows = trained_rows(model, method.modules_to_save)
-    whole = list(dict.fromkeys([*method.modules_to_save, *([] if rows else vocabulary_modules(model))]))
-    vision = vision_plan(structure_of(model), spec.vision)
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="SEQ_CLS" if is_reward_model(spec) else "CAUSAL_LM",
-            r=method.r,
-            lora_alpha=method.lora_alpha,
-            lora_dropout=method.lora_dropout,
-            target_modules=_targets(method, model, whole, vision),
-            modules_to_save=[*whole, *vision.whole] or None,
-            trainable_token_indices=rows or None,
-            use_dora=method.use_dora,
-            use_rslora=method.use_rslora,
-            init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
-            **(_expert_targets(method, model) if vision.language else {}),
-        ),
-    )
+    adapted = get_peft_model(model, LoraConfig(**lora_arguments(spec, method, model)))
     let_loss_read_head(adapted)
     if vocabulary_modules(model):
         # peft notices that the vocabulary has grown, and would save the embeddings again next to the trained ones.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this model alone
     return adapted
+
+
+def lora_arguments(spec: RunSpec, method: Lora, model: PreTrainedModel) -> dict[str, Any]:
+    """The arguments of peft's LoraConfig for a new adapter on the model."""
+    # A new head starts as noise, to which an adapter could not give a meaning: it is trained in full.
+    rows = trained_rows(model, method.modules_to_save)
+    whole = list(dict.fromkeys([*method.modules_to_save, *([] if rows else vocabulary_modules(model))]))
+    vision = vision_plan(structure_of(model), spec.vision)
+    return {
+        "task_type": "SEQ_CLS" if is_reward_model(spec) else "CAUSAL_LM",
+        "r": method.r,
+        "lora_alpha": method.lora_alpha,
+        "lora_dropout": method.lora_dropout,
+        "target_modules": _targets(method, model, whole, vision),
+        "modules_to_save": [*whole, *vision.whole] or None,
+        "trainable_token_indices": rows or None,
+        "use_dora": method.use_dora,
+        "use_rslora": method.use_rslora,
+        "init_lora_weights": True if method.init_lora_weights == "default" else method.init_lora_weights,
+        **(_expert_targets(method, model) if vision.language else {}),
+    }
 
 
 def _targets(method: Lora, model: PreTrainedModel, whole: Sequence[str], vision: VisionPlan) -> str | list[str]:
@@ -302,15 +305,20 @@ def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str)
     return adapted
 
 
-def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
-    method = spec.method
-    assert isinstance(method, Freeze)
+def modules_in_training(spec: RunSpec, method: Freeze, model: PreTrainedModel) -> tuple[str, ...]:
+    """The modules and parameters that freeze trains; all others stay as they are."""
     structure = structure_of(model)
     chosen = tuple(method.trainable_modules) or chosen_layers(structure, method.trainable_layers)
     chosen += (SCORE_HEAD,) if is_reward_model(spec) else ()
     chosen += tuple(vocabulary_modules(model))
     vision = vision_plan(structure, spec.vision)
-    chosen = (*(chosen if vision.language else ()), *vision.parameters)
+    return (*(chosen if vision.language else ()), *vision.parameters)
+
+
+def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+    method = spec.method
+    assert isinstance(method, Freeze)
+    chosen = modules_in_training(spec, method, model)
     trained = 0
     for name, parameter in model.named_parameters():
         parameter.requires_grad = any(is_or_below(name, module) for module in chosen)

@@ -35,24 +35,24 @@ from engine.worker.training.image_batches import with_images, without_images
 
 
 class _PreparedRows:
-    """Rows come from engine.worker.prepare as token ids, none longer than `data.max_length`."""
+    """Rows are token ids already, none longer than the maximum length."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
 
 
-class _Dpo(_PreparedRows, DPOTrainer):
+class PreparedDpoTrainer(_PreparedRows, DPOTrainer):
     pass
 
 
-class _Kto(_PreparedRows, KTOTrainer):
+class PreparedKtoTrainer(_PreparedRows, KTOTrainer):
     pass
 
 
 SHIFT_FILE = "bco.json"  # parts of a checkpoint: the mean of the rewards so far, and their number
 
 
-class _Bco(_Dpo):
+class _Bco(PreparedDpoTrainer):
     """BCO (Jung et al. 2024, arXiv:2404.04656) for pairs: -log σ(r_chosen - δ) - log σ(-(r_rejected - δ)).
 
     δ is the mean of the implicit rewards r of all answers trained on so far, on all devices, including this batch.
@@ -127,7 +127,7 @@ def dpo_trainer(context: TrainingContext) -> Trainer:
     rejected_ids."""
     stage = context.spec.stage
     assert isinstance(stage, Dpo)
-    kind: type[DPOTrainer] = _Bco if stage.loss_type == "bco_pair" else _Dpo
+    kind: type[DPOTrainer] = _Bco if stage.loss_type == "bco_pair" else PreparedDpoTrainer
     collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
     kind, collator, changes = with_images(context, kind, collator, answers=2)
     return _reference_trainer(context, kind, context.arguments(DPOConfig, **changes), collator)
@@ -141,8 +141,8 @@ def kto_trainer(context: TrainingContext) -> Trainer:
     # TRL needs the rows in order, since it pairs up the answers of a batch before the training; our collator does so
     # when the batch is formed. So rows can be shuffled, and a data set with all good answers first works equally well.
     spares = list(map(without_images, islice(rows, 16)))
-    collator: Any = _KlCollator(context.tokenizer.pad_token_id, spares=spares)
-    kind, collator, changes = with_images(context, _Kto, collator)
+    collator: Any = KlCollator(context.tokenizer.pad_token_id, spares=spares)
+    kind, collator, changes = with_images(context, PreparedKtoTrainer, collator)
     arguments = context.arguments(KTOConfig, train_sampling_strategy="sequential", **changes)
     trainer = _reference_trainer(context, kind, arguments, collator)
     trainer.args.train_sampling_strategy = context.spec.extra.get("train_sampling_strategy", "random")
@@ -150,7 +150,7 @@ def kto_trainer(context: TrainingContext) -> Trainer:
 
 
 @dataclass
-class _KlCollator(DataCollatorForUnpairedPreference):
+class KlCollator(DataCollatorForUnpairedPreference):
     """A batch of TRL's in which the answers that measure the drift (KL_…) are the batch's own, each with its
     neighbour's prompt. A batch of one row uses the answer of a spare one."""
 
@@ -190,7 +190,7 @@ def _reference_trainer(
         trainer = context.trainer(kind, arguments, ref_model=reference, data_collator=collator)
     for module in (context.model, trainer.ref_model):
         if module is not None:
-            _disable_base_dropout(module)
+            disable_base_dropout(module)
     return trainer
 
 
@@ -200,7 +200,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def _disable_base_dropout(model: nn.Module) -> None:
+def disable_base_dropout(model: nn.Module) -> None:
     """No dropout except that of the adapter in training, because a comparison with a random output means nothing.
 
     TRL would turn off that one, too, whatever `method.lora_dropout` says.
@@ -257,7 +257,7 @@ PREFERENCE_LOSSES: dict[str, Callable[[Any, Tensor, Tensor], PreferenceLoss]] = 
 }
 
 
-class _ReferenceFreeTrainer(Trainer):
+class ReferenceFreeTrainer(Trainer):
     """Pairs scored by a formula of their mean log-probabilities. The loss of a batch is the mean over its pairs."""
 
     model: nn.Module
@@ -319,6 +319,6 @@ class _ReferenceFreeTrainer(Trainer):
 def reference_free_trainer(context: TrainingContext) -> Trainer:
     """ORPO or SimPO, from rows of prompt_ids, chosen_ids, rejected_ids."""
     collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
-    kind, collator, changes = with_images(context, _ReferenceFreeTrainer, collator, answers=2)
+    kind, collator, changes = with_images(context, ReferenceFreeTrainer, collator, answers=2)
     arguments = context.arguments(TrainingArguments, remove_unused_columns=False, **changes)
     return context.trainer(kind, arguments, stage=context.spec.stage, data_collator=collator)

@@ -26,13 +26,13 @@ MAX_PAIRS_SHOWN = (
 )
 
 
-class _PreparedRewardTrainer(RewardTrainer):
+class PreparedRewardTrainer(RewardTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-        return dataset  # engine.worker.prepare has done it
+        return dataset  # its rows are token ids already
 
 
 @dataclass
-class _ConversationCollator(DataCollatorForPreference):
+class ConversationCollator(DataCollatorForPreference):
     """Each side of a pair, preceded by its prompt."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def reward_trainer(context: TrainingContext) -> Trainer:
     """A Bradley–Terry model (Ouyang et al. 2022, arXiv:2203.02155, equation 1) from rows of prompt_ids, chosen_ids,
     rejected_ids: -log σ(score of the better conversation - score of the worse one)."""
     arguments = context.arguments(RewardConfig, remove_unused_columns=False)
-    collator = _ConversationCollator(context.tokenizer.pad_token_id)
-    return context.trainer(_PreparedRewardTrainer, arguments, data_collator=collator)
+    collator = ConversationCollator(context.tokenizer.pad_token_id)
+    return context.trainer(PreparedRewardTrainer, arguments, data_collator=collator)
 
 
 def write_evaluation(trainer: Trainer, folder: Path) -> None:

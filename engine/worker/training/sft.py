@@ -14,7 +14,7 @@ from engine.worker.training.context import TrainingContext
 from engine.worker.training.image_batches import passing, with_images
 
 
-class _WeightedBatches(DataCollatorForLanguageModeling):
+class WeightedBatches(DataCollatorForLanguageModeling):
     """Batches with `loss_weights` of each token (batch, length), 0 for padding."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -25,9 +25,8 @@ class _WeightedBatches(DataCollatorForLanguageModeling):
         return batch
 
 
-class _WeightedSFT(SFTTrainer):
-    """TRL's trainer with each token's loss multiplied by its weight; see `engine.worker.data.turn_weights` for the
-    formula.
+class WeightedSFTTrainer(SFTTrainer):
+    """TRL's trainer with each token's loss multiplied by its weight.
 
     TRL sums the log-probabilities of a model's output and divides by the number of trained tokens of the whole step; so
     they are multiplied where they leave the model, and everything else is TRL's.
@@ -56,7 +55,7 @@ def sft_trainer(context: TrainingContext) -> Trainer:
     trainer: type[SFTTrainer] = SFTTrainer
     batches = DataCollatorForLanguageModeling
     if "weights" in context.data["train"].column_names:
-        trainer, batches = passing(_WeightedSFT, "weights"), _WeightedBatches
+        trainer, batches = passing(WeightedSFTTrainer, "weights"), WeightedBatches
     collator: Any = batches(pad_token_id=context.tokenizer.pad_token_id, padding_free=settings.packing)
     trainer, collator, changes = with_images(context, trainer, collator)
     arguments = context.arguments(

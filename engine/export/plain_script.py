@@ -1,0 +1,136 @@
+"""A training as a script that needs only the libraries: what cannot be written as one, and the child that writes it.
+
+The folder that comes out has `train.py`, the rows as the run trained on them, the tokenizer, and the versions of the
+libraries. It depends on nothing of Athanor, and computes the same losses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from engine.core.permissions import apply_umask
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.project import PROJECT
+from engine.core.regular_files import read_text
+from engine.core.rundir import RunDir, read_json
+from engine.launch.accelerate_config import is_fsdp
+from engine.launch.command import OFFLINE_VARIABLES
+from engine.models.facts import inspect_model
+from engine.models.quantized_weights import DEQUANTIZED, UNPACKED
+from engine.models.vocabulary import rows_of_adapter
+from engine.spec.run_spec import RunSpec, Spec
+from engine.spec.setting_limits import Limit, exceeded, named
+from engine.spec.stage_settings import DpoLoss
+
+SCRIPT_FILE = "train.py"
+MAX_SECONDS = 600  # for importing the libraries and copying the rows
+LIMITS = (
+    Limit("stage", ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo")),
+    Limit("stage.loss_type", tuple(loss for loss in get_args(DpoLoss) if loss != "bco_pair"), ("dpo",)),
+    Limit("method.init_lora_weights", ("default", "gaussian")),
+    Limit("method.expert_r", (None,)),
+    Limit("model.add_tokens", ([],)),
+    Limit("model.add_special_tokens", ([],)),
+    Limit("model.resize_embeddings", (False,)),
+    Limit("model.adapter_path", ("",), ("rm",)),
+    Limit("hardware.strategy", ("auto", "single", "ddp")),
+    Limit("hardware.num_machines", (1,)),
+)
+
+
+def training_spec(spec: Spec) -> RunSpec:
+    """The spec as that of a training. Raises Refusal for another kind of run."""
+    if not isinstance(spec, RunSpec):
+        raise Refusal(problem("script-not-with", given=spec.kind, allowed=RunSpec.kind))
+    return spec
+
+
+def script_problems(run: RunDir, spec: RunSpec) -> list[Problem]:
+    """Why the run cannot be written as a script, as far as its spec and its files say; the child also looks at the
+    model."""
+    problems = [
+        problem("script-not-with", limit.path, given=value, allowed=named(limit.allowed))
+        for limit, value in exceeded(LIMITS, spec)
+    ]
+    if run.accelerate.exists() and is_fsdp(read_text(run.accelerate)):
+        problems.append(problem("script-not-with", "hardware.strategy", given="fsdp2", allowed="single, ddp"))
+    if rows_of_adapter(spec.model.adapter_path):
+        problems.append(problem("script-adapter-rows", "model.adapter_path", adapter=spec.model.adapter_path))
+    if not all((run.prepared / f"{split}.arrow").is_file() for split in _splits(run) or [""]):
+        return [*problems, problem("script-no-rows")]
+    model = inspect_model(model_path(run))
+    if model.quantized in (*DEQUANTIZED, *UNPACKED):
+        problems.append(problem("script-quantized-model", "model.model_name_or_path", how=model.quantized))
+    return problems
+
+
+def _splits(run: RunDir) -> list[str]:
+    return list((read_json(run.prepared / "summary.json") or {}).get("splits", ()))
+
+
+def model_path(run: RunDir) -> str:
+    """The folder of the model that the run trained, which may be a hub's in a cache."""
+    return (read_json(run.prepared / "summary.json") or {}).get("model_path", "")
+
+
+def write_script(run: RunDir, spec: RunSpec, folder: Path) -> None:
+    """Write the script and what belongs to it into `folder`, which must not exist or be empty. Raises Refusal."""
+    if problems := script_problems(run, spec):
+        raise Refusal(problems)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refusal(problem("script-folder-taken", folder=folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _run_child(run, partial)
+        for path in (partial, *partial.rglob("*")):
+            apply_umask(path)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_archive(run: RunDir, spec: RunSpec, scratch: Path) -> Path:
+    """The same as a zip file, the only one in a new folder in `scratch`. Raises Refusal."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    parent = Path(tempfile.mkdtemp(prefix="script-", dir=scratch))
+    try:
+        folder = parent / f"{run.path.name}-script"
+        write_script(run, spec, folder)
+        archive = shutil.make_archive(str(folder), "zip", parent, folder.name)
+        shutil.rmtree(folder)
+    except BaseException:
+        shutil.rmtree(parent, ignore_errors=True)
+        raise
+    return Path(archive)
+
+
+def _run_child(run: RunDir, folder: Path) -> None:
+    """Let a child write into `folder`. Raises Refusal with its problems, or with the last line of its error."""
+    command = [sys.executable, "-m", "engine.worker.write_script", str(run.path), str(folder)]
+    try:
+        child = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=MAX_SECONDS,
+            env=os.environ | OFFLINE_VARIABLES,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Refusal(problem("script-failed", why=f"> {MAX_SECONDS} s")) from None
+    if child.returncode:
+        raise Refusal(_problems_of(child.stdout) or problem("script-failed", why=child.stderr.strip()[-300:]))
+
+
+def _problems_of(output: str) -> list[Problem]:
+    """The problems that the child has printed as JSON; none if it has failed otherwise."""
+    with contextlib.suppress(ValueError, TypeError):
+        return [Problem(**values) for values in json.loads(output)]
+    return []
