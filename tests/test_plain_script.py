@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir
+from engine.data.upload_folder import UPLOADS_FOLDER
 from engine.export.plain_script import script_problems, write_script
+from engine.launch.workspace import Workplace
 from engine.spec.run_spec import RunSpec
 from tests.conftest import short_training
 from tests.forked import run_forking
 from tests.train_many import lay_out
+from webui.downloads import routes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -55,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, RunD
     write_rows(data)
     laid_out = {}
     for name, changes in RUNS.items():
-        usual = {"training__max_steps": 4, "data__datasets": ["pairs"] if name in PAIRS else ["chat"]}
+        usual = {"training__max_steps": 3, "data__datasets": ["pairs"] if name in PAIRS else ["chat"]}
         spec = short_training(tiny, data, **usual | changes)
         laid_out[name] = lay_out(RunDir(root / "saves" / "tiny" / spec.method.kind / name), spec)
     return laid_out
@@ -114,7 +122,7 @@ def compared(runs: dict[str, RunDir]) -> dict[str, Any]:
 def test_a_script_computes_the_losses_and_weights_of_its_run(compared: dict[str, Any], name: str) -> None:
     result = compared[name]
     assert [point[:2] for point in result["script"]] == [point[:2] for point in result["run"]]
-    assert len(result["run"]) >= 4
+    assert len(result["run"]) >= 3
     assert result["script"] == result["run"]
     assert result["furthest"] == 0.0
 
@@ -151,6 +159,24 @@ def test_the_command_in_a_script_starts_it_in_a_folder_of_its_own(
     history = json.loads((folder / "result" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     losses = [line["loss"] for line in history if "loss" in line]
     assert losses == [value for _, curve, value in compared["sft"]["run"] if curve == "loss"]
+
+
+def test_a_browser_gets_a_script_as_a_zip_file_or_the_reason_why_not(
+    runs: dict[str, RunDir], compared: dict[str, Any]
+) -> None:
+    saves = runs["dpo"].path.parents[2]
+    client = TestClient(Starlette(routes=routes(Workplace(saves=saves))))
+    answer = client.get("/script/tiny/lora/dpo.zip")
+    assert answer.status_code == 200
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        text = archive.read("dpo-script/train.py").decode()
+        assert {name.split("/")[1] for name in archive.namelist()} >= {"rows", "tokenizer", "requirements.txt"}
+    assert text == (runs["dpo"].path / "script" / "train.py").read_text(encoding="utf-8")
+    shutil.rmtree(runs["dpo"].prepared)
+    refused = client.get("/script/tiny/lora/dpo.zip")
+    assert (refused.status_code, "prepared rows" in refused.text) == (409, True)
+    assert client.get("/script/tiny/lora/none.zip").status_code == 409
+    assert not list((saves / UPLOADS_FOLDER).iterdir())
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,16 @@ NAMES = {
     "types": ("SimpleNamespace",),
 }  # fmt: skip
 MODULES = ("os", "torch")
+STAGE_NAMES = {
+    "pt": "Pre-training",
+    "sft": "Supervised fine-tuning",
+    "rm": "Reward modelling",
+    "dpo": "DPO",
+    "kto": "KTO",
+    "orpo": "ORPO",
+    "simpo": "SimPO",
+}
+METHOD_NAMES = {"lora": "with LoRA", "freeze": "in some of its layers", "full": "with all its weights"}
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "datasets")
 
 
@@ -78,8 +88,9 @@ def script(spec: RunSpec, run: RunDir, prepared: Mapping[str, Any], tokenizer: A
     model = plain_model(spec, path)
     own = OwnSource()
     stage = stage_code(spec, own, rows.column_names, measured="validation" in prepared["splits"])
+    name = Path(spec.model.model_name_or_path).name
     values = {
-        "title": f"{spec.stage.kind.upper()} of {Path(spec.model.model_name_or_path).name} ({spec.method.kind})",
+        "title": f"{STAGE_NAMES[spec.stage.kind]} of {name} {METHOD_NAMES[spec.method.kind]}",
         "run": run.path.name,
         "command": command(spec),
         "learned": "labels" in rows.column_names,

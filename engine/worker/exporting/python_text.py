@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,10 +31,24 @@ def literal(value: Any) -> str:
     return repr(value)
 
 
-def call(function: str, arguments: Mapping[str, Any], *, column: int, positional: str = "") -> str:
-    """A call with keyword arguments that begins at this column: on one line if it fits, else one argument a line."""
-    parts = ([positional] if positional else []) + [f"{name}={literal(value)}" for name, value in arguments.items()]
-    line = f"{function}({', '.join(parts)})"
+def literal_at(value: Any, column: int) -> str:
+    """The value from this column on; a dictionary that does not fit on the line has one entry a line."""
+    if not isinstance(value, dict):
+        return literal(value)
+    return _bracketed("{", [f"{literal(key)}: {literal(part)}" for key, part in value.items()], "}", column)
+
+
+def call(
+    function: str, arguments: Mapping[str, Any], *, column: int, first: Sequence[str] = (), last: Sequence[str] = ()
+) -> str:
+    """A call that begins at this column, with positional arguments `first` and others as they are `last`: on one line
+    if it fits, else one argument a line."""
+    named = [f"{name}={literal(value)}" for name, value in arguments.items()]
+    return _bracketed(f"{function}(", [*first, *named, *last], ")", column)
+
+
+def _bracketed(opening: str, parts: Sequence[str], closing: str, column: int) -> str:
+    line = f"{opening}{', '.join(parts)}{closing}"
     if column + len(line) <= LINE_LENGTH:
         return line
-    return f"{function}(\n" + "".join(f"{INDENT}{part},\n" for part in parts) + ")"
+    return f"{opening}\n" + "".join(f"{INDENT}{part},\n" for part in parts) + closing

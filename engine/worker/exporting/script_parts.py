@@ -19,7 +19,7 @@ from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.lengths import LengthGroupedSampler, lengths_of
 from engine.worker.exporting.own_source import OwnSource
-from engine.worker.exporting.python_text import Code, call, literal
+from engine.worker.exporting.python_text import Code, call, literal, literal_at
 from engine.worker.models.loading import (
     DTYPES,
     is_reward_model,
@@ -110,7 +110,7 @@ def model_code(spec: RunSpec, path: str, model: Any, own: OwnSource) -> dict[str
             "use_safetensors": True,
             **trust,
         },
-        positional="MODEL",
+        first=["MODEL"],
         column=12,
     )
     if scorer:
@@ -143,7 +143,7 @@ def _config_changes(spec: RunSpec, config: Any) -> list[str]:
     lines = ["config.num_labels = 1"] if is_reward_model(spec) else []
     if spec.model.rope_scaling.kind != "none":
         names = ("rope_parameters", "max_position_embeddings")
-        lines += [f"config.{name} = {literal(getattr(config, name))}" for name in names]
+        lines += [f"config.{name} = {literal_at(getattr(config, name), 14 + len(name))}" for name in names]
     return lines
 
 
@@ -181,12 +181,12 @@ def training_code(spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, 
         if reference == "copy":
             own.add(preference.frozen_copy)
     arguments = trainer_arguments(spec, run, stage, measured=measured)
-    sampling = arguments.get("train_sampling_strategy")
+    sampling = spec.extra.get("train_sampling_strategy", "random")
     grouped = (
         spec.data.group_by_length
         and not spec.data.packing
         and stage.kind._get_train_sampler is Trainer._get_train_sampler
-        and spec.extra.get("train_sampling_strategy", "random") == "random"
+        and sampling == "random"
     )
     if grouped:
         own.add(LengthGroupedSampler)
@@ -218,8 +218,10 @@ def training_code(spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, 
         "trainer": trainer,
         "optimizer": _optimizer_code(spec, ratio) if ratio else "",
         "reference": reference if compares else "",
-        "initialization_kept": compares and reference == "base" and spec.method.init_lora_weights != "default",
-        "sampling_restored": "random" if sampling == "sequential" else "",
+        "initialization_kept": compares
+        and reference == "base"
+        and getattr(spec.method, "init_lora_weights", "default") != "default",
+        "sampling_restored": sampling if "train_sampling_strategy" in stage.changes else "",
         "grouped": grouped,
     }
 
@@ -252,5 +254,4 @@ def _optimizer_code(spec: RunSpec, ratio: float) -> str:
         "loraplus_lr_ratio": ratio,
         "loraplus_weight_decay": spec.training.weight_decay,
     }
-    written = ", ".join(f"{name}={literal(value)}" for name, value in arguments.items())
-    return f"create_loraplus_optimizer(model, kind, {written}, **keywords)"
+    return call("create_loraplus_optimizer", arguments, column=16, first=["model", "kind"], last=["**keywords"])
