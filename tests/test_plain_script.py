@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -159,6 +160,26 @@ def test_the_command_in_a_script_starts_it_in_a_folder_of_its_own(
     history = json.loads((folder / "result" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     losses = [line["loss"] for line in history if "loss" in line]
     assert losses == [value for _, curve, value in compared["sft"]["run"] if curve == "loss"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "8bit"},
+        {"kind": "4bit"},
+        {"kind": "4bit", "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False},
+    ],
+)
+def test_quantization_is_written_as_the_run_has_it(runs: dict[str, RunDir], settings: dict[str, Any]) -> None:
+    from transformers import BitsAndBytesConfig
+
+    from engine.worker.exporting.script_parts import quantization_code
+    from engine.worker.models.quantization import quantization_config
+
+    spec = RunSpec.from_yaml(runs["sft"].spec.read_text(encoding="utf-8")).change("model.quantization", settings)
+    configuration = quantization_config(spec, torch.bfloat16)
+    written = eval(quantization_code(configuration), {"BitsAndBytesConfig": BitsAndBytesConfig, "torch": torch})
+    assert written.to_dict() == configuration.to_dict()
 
 
 def test_a_browser_gets_a_script_as_a_zip_file_or_the_reason_why_not(

@@ -32,6 +32,8 @@ class OwnSource:
         if name in self.definitions:
             return
         node = _definitions(module)[name]
+        if any(_text(module, node) == text for text in self.definitions.values()):
+            return  # several names are assigned at once
         self.definitions[name] = ""  # it may refer to itself
         for used in names_of(node, annotations=False):
             self._add_used(module, used)

@@ -104,7 +104,7 @@ def model_code(spec: RunSpec, path: str, model: Any, own: OwnSource) -> dict[str
             **({"config": Code("config")} if changes else {}),
             **({"revision": spec.model.model_revision} if spec.model.model_revision else {}),
             "dtype": dtype,
-            **({"quantization_config": _quantization_code(quantization)} if quantization else {}),
+            **({"quantization_config": quantization_code(quantization)} if quantization else {}),
             **({} if attention == "auto" else {"attn_implementation": attention}),
             "device_map": Code(DEVICE),
             "use_safetensors": True,
@@ -147,8 +147,11 @@ def _config_changes(spec: RunSpec, config: Any) -> list[str]:
     return lines
 
 
-def _quantization_code(quantization: BitsAndBytesConfig) -> Code:
-    return Code(call("BitsAndBytesConfig", _changed(BitsAndBytesConfig(), vars(quantization)), column=0))
+def quantization_code(quantization: BitsAndBytesConfig) -> Code:
+    """The expression that makes the same configuration."""
+    bits = ("load_in_4bit", "load_in_8bit")  # properties, of private attributes
+    values = {name: getattr(quantization, name) for name in bits} | vars(quantization)
+    return Code(call("BitsAndBytesConfig", _changed(BitsAndBytesConfig(), values), column=0))
 
 
 def _changed(defaults: Any, values: Mapping[str, Any]) -> dict[str, Any]:
