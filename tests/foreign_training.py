@@ -1,7 +1,7 @@
 """Leave the folder that LLaMA-Factory 0.9 leaves of a LoRA training: `python -m tests.foreign_training FOLDER MODEL`.
 
 The same libraries write the same files by the same calls as in its workflow for SFT; its own two files, the log and
-LLaMA Board's settings, are written here in its format. Prints a greedy answer of the trained model.
+LLaMA Board's settings, are written here in its format. Prints a greedy answer of the base model and of the trained one.
 """
 
 import json
@@ -61,10 +61,11 @@ def rows(tokenizer: Any) -> list[dict[str, Any]]:
     chats = [f"What comes after {n}?<|im_end|>\n<|im_start|>assistant\n{n + 1}.<|im_end|>" for n in range(16)]
     texts = [f"<|im_start|>user\n{chat}" for chat in chats]
     tokens = tokenizer(texts, padding="max_length", max_length=48, truncation=True)["input_ids"]
-    return [{"input_ids": ids, "labels": ids} for ids in tokens]
+    padding = tokenizer.pad_token_id
+    return [{"input_ids": ids, "labels": [-100 if id == padding else id for id in ids]} for ids in tokens]
 
 
-def train(folder: Path, path: Path) -> str:
+def train(folder: Path, path: Path) -> tuple[str, str]:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
@@ -90,12 +91,18 @@ def train(folder: Path, path: Path) -> str:
         dataset=["chat", "text"],
     )  # fmt: skip
     (folder / "training_args.yaml").write_text(yaml.safe_dump(settings(folder, path)), encoding="utf-8")
+    with model.disable_adapter():
+        before = answer(model, tokenizer)
+    return before, answer(model, tokenizer)
+
+
+def answer(model: Any, tokenizer: Any) -> str:
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     with torch.no_grad():
-        answer = model.eval().generate(**prompt, max_new_tokens=16, do_sample=False, eos_token_id=2, pad_token_id=0)
-    return tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        answered = model.eval().generate(**prompt, max_new_tokens=16, do_sample=False, eos_token_id=2, pad_token_id=0)
+    return tokenizer.decode(answered[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 if __name__ == "__main__":

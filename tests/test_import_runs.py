@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 class Training(NamedTuple):
     folder: Path
-    answer: str  # to QUESTION, greedy
+    answer: str  # to QUESTION, greedy, and not that of the base
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Training:
     """A real training, in a folder as theirs are called."""
     folder = tmp_path_factory.mktemp("factory") / "saves" / "Tiny" / "lora" / "train_1"
     printed = run_python("-m", "tests.foreign_training", folder, tiny)
-    return Training(folder, json.loads(printed.splitlines()[-1]))
+    before, answer = json.loads(printed.splitlines()[-1])
+    assert answer not in ("", before)
+    return Training(folder, answer)
 
 
 @pytest.fixture

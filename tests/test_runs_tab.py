@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from engine.core import hardware
 from engine.core.rundir import RunDir, write_json
@@ -21,9 +25,12 @@ from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
 from webui import charts
 from webui.panels import Updates
+from webui.people import note_person
+from webui.runs_tab import head_html
 from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.curves_panel import CurvesPanel
 from webui.runs_tab.head_panel import HeadPanel
+from webui.runs_tab.import_panel import ImportPanel
 from webui.runs_tab.output_panel import OutputPanel
 from webui.runs_tab.panel import Context, CurveView
 from webui.runs_tab.queue_panel import QueuePanel
@@ -338,3 +345,47 @@ def test_a_waiting_run_shows_why_and_its_turn_can_be_changed(
     refused = tab.actions.act("reorder", queue_order.hold, "told-queue-hold", first.id, VIEW)
     assert "not possible" in refused[tab.context.message]
     assert not refused[panel.column]["visible"]
+
+
+def test_trainings_of_another_program_are_offered_only_from_named_folders_and_to_who_may(place: Workplace) -> None:
+    place.saves.mkdir()
+    root = place.saves.parent / "LLaMA-Factory" / "saves"
+    good, bad = root / "Base" / "lora" / "train_1", root / "Base" / "lora" / "<b>failed"
+    for folder in (good, bad):
+        folder.mkdir(parents=True)
+        write_json(folder / "adapter_config.json", {"base_model_name_or_path": "org/Base", "r": 4, "lora_alpha": 8})
+    save_file({"base_model.model.x.lora_A.weight": np.zeros((4, 8))}, good / "adapter_model.safetensors")
+
+    def imports(*roots: Path) -> ImportPanel:
+        with gr.Blocks():
+            workplace = replace(place, import_from=roots)
+            context = Context(ENGLISH, workplace, "", gr.HTML(), lambda request: request.name, gr.Textbox())
+            panel = ImportPanel(context)
+            panel.layout()
+            panel.wire()
+        return panel
+
+    assert not hasattr(imports(), "fold")
+    panel = imports(root, root / "gone")
+    offered = panel.look()
+    assert offered[panel.chosen]["choices"] == [("saves/Base/lora/train_1 · Base · just now", str(good))]
+    assert "&lt;b&gt;failed" in offered[panel.report]
+    assert "gone is not a folder" in offered[panel.report]
+
+    def bring(name: str, role: str, *folders: Any) -> str:
+        request = SimpleNamespace(state=SimpleNamespace(user=name, role=role), client=None)
+        note_person(request)
+        return [*panel.bring(list(folders))][-1][panel.report]
+
+    asked = copy_context()
+    assert "as a viewer" in asked.run(bring, "vic", "viewer", str(good))
+    for folder in ("", "/etc", str(root.parent), str(root / ".." / ".."), "\0", "x" * 5000):
+        assert 'class="problems"' in asked.run(bring, "ada", "user", folder), folder
+    assert runs.find(place.saves) == []
+    assert "1 run imported" in asked.run(bring, "ada", "user", str(good))
+    (run,) = runs.find(place.saves)
+    assert (run.by, run.state, run.title) == ("ada", "finished", "train_1")
+    assert panel.look()[panel.chosen]["choices"] == []
+    assert [*panel.bring(None)][-1][panel.go]["visible"] is False
+    assert f"LLaMA-Factory, {good}" in head_html.head(run, ENGLISH)
+    assert "settings were put together" in head_html.findings(run, ENGLISH)

@@ -38,7 +38,10 @@ class ImportPanel(Panel):
             self.chosen = gr.CheckboxGroup(
                 [], label=words("import-runs-choose"), elem_id="import-runs-chosen", visible=False
             )
-            self.go = gr.Button(words("import-runs-go"), size="sm", elem_id="import-runs-go", visible=False)
+            with gr.Row(elem_classes="buttons"):
+                self.go = gr.Button(
+                    words("import-runs-go"), size="sm", scale=0, elem_id="import-runs-go", visible=False
+                )
             self.report = gr.HTML(elem_id="import-runs-report")
 
     def wire(self) -> None:
