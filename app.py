@@ -95,6 +95,12 @@ def arguments() -> argparse.Namespace:
     add_oidc_arguments(parser)
     add_standby_argument(parser)
     add_api_arguments(parser)
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        default=environment("ATHANOR_MCP", "") not in ("", "0"),
+        help="also answer at /mcp as an MCP server, for agents with a token [ATHANOR_MCP]",
+    )
     add_arguments(parser)
     return parser.parse_args()
 
@@ -229,13 +235,18 @@ def serve(options: argparse.Namespace) -> None:
     from engine.api.app import Api
     from engine.api.app import application as api_application
     from engine.api.callers import Gate
+    from engine.mcp.package import load_server
     from webui.studio.application import application
 
     login = login_required(options, workplace.saves)
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     users_file = Path(options.auth) if options.auth else None
-    api = api_application(Api(workplace, Gate(users_file), options.api_models))
-    page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts, api=api, users_file=users_file)
+    gate = Gate(users_file)
+    api = api_application(Api(workplace, gate, options.api_models))
+    mcp = load_server().application(workplace, gate) if options.mcp else None
+    page = application(
+        workplace, auth=login, root_path=options.root_path, hosts=hosts, api=api, mcp=mcp, users_file=users_file
+    )
     page = behind_proxies(page, options)
     repeat(lambda: standby.tick(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors, too, let the queue move on
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)

@@ -28,6 +28,7 @@ VERBS_THAT_MAKE_SAVES = (
     verbs.convert,
     import_verbs.import_runs,
     programs.api,
+    programs.mcp,
 )
 VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, people_verbs.user, verbs.doctor, programs.token)
 
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.export: "",
         verbs.serve: "",
         programs.api: "",
+        programs.mcp: "",
         programs.token: "",
         verbs.schema: "",
         people_verbs.user: "",

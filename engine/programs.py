@@ -1,4 +1,5 @@
-"""The verbs for other programs: OpenAI's interface without a studio, and the tokens with which programs sign in."""
+"""The verbs for other programs: OpenAI's interface without a studio, the tools of an MCP server, and the tokens with
+which programs sign in."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import add_trusted_proxy_argument, listen
 from engine.following import user_name
 from engine.launch.workspace import Workplace, make_data, make_saves
+from engine.mcp.package import load_server
 
 USERS_FILE = "users.txt"
 
@@ -70,6 +72,15 @@ def api(arguments: argparse.Namespace, workplace: Workplace) -> int:
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     print(f"OpenAI's interface is at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
     server.serve(workplace, users_file, arguments.api_models, listener, arguments.trusted_proxy)
+    return 0
+
+
+def mcp(_arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Offer runs, models and data to an agent as tools of the Model Context Protocol, on standard input and output,
+    with the rights of this shell's user."""
+    server = load_server()
+    make_saves(workplace)
+    server.serve_stdio(workplace, user_name())
     return 0
 
 

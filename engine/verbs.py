@@ -15,9 +15,9 @@ from pathlib import Path
 
 from engine import flags, following, importer
 from engine.core import audit
-from engine.core.problems import Problem, Refusal, problem, say, shell_language
+from engine.core.problems import Refusal, problem, say, shell_language
 from engine.core.sockets import is_loopback
-from engine.data import data_jobs, preview_client
+from engine.data import data_jobs
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.evaluation.right_answers import save_right_answers
@@ -199,17 +199,10 @@ def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """List all problems of a spec, without starting it: what prevents the start, settings that do not exist last; then
     warnings, on standard error."""
-    spec, unknown = kinds.read_known(_text(arguments.spec))
-    kind = kinds.KINDS[spec.kind]
-    spec = kind.frozen(spec, workplace)
-    obstacles = kind.problems(spec, workplace)
-    notes: list[Problem] = []
-    if not obstacles and isinstance(spec, RunSpec):
-        obstacles, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
-    obstacles += unknown
-    print("\n".join(map(sentence, obstacles)) or "ready to start", flush=True)
-    print_doubts([*kind.doubts(spec, obstacles), *notes])
-    return 1 if obstacles else 0
+    checked = kinds.check(_text(arguments.spec), workplace)
+    print("\n".join(map(sentence, checked.problems)) or "ready to start", flush=True)
+    print_doubts(checked.doubts)
+    return 1 if checked.problems else 0
 
 
 def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from engine import __main__ as shell
+from engine.api.callers import Caller
 from engine.core import audit, rundir
 from engine.core.problems import Problem, Refusal
 from engine.importer import foreign_runs, run_import
@@ -22,6 +23,8 @@ from engine.importer.foreign_runs import find_runs
 from engine.importer.run_import import candidates, import_run, remarks
 from engine.importer.run_logs import read_logged
 from engine.launch.workspace import Workplace
+from engine.mcp.answers import answer as tool_answer
+from engine.mcp.call import Call
 from engine.runs import compare, failures, progress, results, runs
 from engine.serving import servers
 from tests.conftest import engine
@@ -103,14 +106,18 @@ def test_a_training_is_a_run_that_answers_as_it_does_and_theirs_is_untouched(
         answered = client_of(server).chat.completions.create(
             model=run.id, messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=16
         )
+        call, asked = Call(workplace, Caller(audit.shell("root"))), {"run": "train_1", "question": QUESTION}
+        by_tool = tool_answer(call, "ask_model", {**asked, "temperature": 0, "max_tokens": 16})
     assert answered.choices[0].message.content == trained.answer
+    assert (by_tool.content["answer"], by_tool.content["model"]) == (trained.answer, run.id)
 
     again = shell.parser().parse_args(["import-runs"])
     assert again.function(again, replace(workplace, import_from=(trained.folder,))) == 0
     assert capsys.readouterr().out == f"known  {run.id}  {trained.folder}\n"
     with pytest.raises(Refusal, match="LLaMA-Factory"):
         runs.resume(run)
-    assert [(entry.action, entry.what) for entry in audit.read(workplace.saves, 9)] == [("import", str(trained.folder))]
+    actions = [(entry.action, entry.what) for entry in audit.read(workplace.saves, 9)]
+    assert actions == [("ask", run.id), ("import", str(trained.folder))]
     assert snapshot(trained.folder) == before
     runs.delete(run)
     assert snapshot(trained.folder) == before

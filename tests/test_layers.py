@@ -14,7 +14,7 @@ from engine.launch.workspace import PROJECT
 TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers"}
 # Packages in the order of docs/architecture.md: each imports only those before it, and itself.
 ENGINE = (
-    "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "api",
+    "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "api", "mcp",
     "importer",
 )  # fmt: skip
 WORKER = ("runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving")
@@ -105,7 +105,7 @@ def test_the_engine_knows_no_page_and_no_training_stack() -> None:
 
 
 def test_only_the_interface_for_programs_knows_a_web_server() -> None:
-    allowed = {"engine/api/app.py", "engine/api/bodies.py", "engine/api/server.py"}
+    allowed = {"engine/api/app.py", "engine/api/bodies.py", "engine/api/server.py", "engine/mcp/server.py"}
     others = [file for file in ENGINE_FILES if label(file) not in allowed]
     assert wrong_imports(others, imports, is_of("starlette", "uvicorn", "fastapi", "python_multipart")) == []
 

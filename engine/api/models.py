@@ -36,11 +36,7 @@ class Model:
         Refusal."""
         base = self.base.folder if self.base and not self.job else ""
         ids = [self.job.run.id] if self.job else []
-        choice = servers.choose(workplace, base, ids)
-        server = servers.find(workplace.saves, choice)
-        if server and server.alive and server.engine != choice.engine:
-            return servers.choose(workplace, base, ids, server.engine)
-        return choice
+        return servers.choose_loaded(workplace, base, ids)
 
     @property
     def served_name(self) -> str:

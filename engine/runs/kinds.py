@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
+from engine.data import preview_client
 from engine.evaluation import evaluation_spec
 from engine.export import export_spec
 from engine.launch.command import Step, training_steps, worker_step
@@ -97,6 +98,26 @@ KINDS = {
         memory=export_spec.memory_needed,
     ),
 }
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What prevents a spec from running here, settings that do not exist last; and warnings."""
+
+    problems: list[Problem]
+    doubts: list[Problem]
+
+
+def check(text: str, workplace: Workplace) -> Checked:
+    """Check the spec in a YAML text, and a sample of its rows, without starting it. Raises Refusal if it is none."""
+    spec, unknown = read_known(text)
+    kind = KINDS[spec.kind]
+    spec = kind.frozen(spec, workplace)
+    problems, notes = kind.problems(spec, workplace), list[Problem]()
+    if not problems and isinstance(spec, RunSpec):
+        problems, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
+    problems = [*problems, *unknown]
+    return Checked(problems, [*kind.doubts(spec, problems), *notes])
 
 
 def read(text: str, default: str = RunSpec.kind) -> Spec:

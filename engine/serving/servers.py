@@ -161,6 +161,15 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
     return replace(choice, rank=vllm.rank(fitting))
 
 
+def choose_loaded(workplace: Workplace, base: str, ids: Sequence[str] = ()) -> Choice:
+    """`choose`, with the inference engine of a server that has loaded the base already. Raises Refusal."""
+    choice = choose(workplace, base, ids)
+    server = find(workplace.saves, choice)
+    if server and server.alive and server.engine != choice.engine:
+        return choose(workplace, base, ids, server.engine)
+    return choice
+
+
 def _result(by_id: Mapping[str, Result], id: str) -> Result:
     if id not in by_id:
         raise Refusal(problem("chat-no-result", id=id))

@@ -38,11 +38,12 @@ def application(
     root_path: str = "",
     hosts: Collection[str] | None = None,
     api: ASGIApp | None = None,
+    mcp: Starlette | None = None,
     users_file: Path | None = None,
 ) -> ASGIApp:
     """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is its external path; `hosts` are its names,
-    as in `SameOrigin`; None: any name. `api` answers below /v1, where it asks for tokens itself; they are those
-    of the users in `users_file`."""
+    as in `SameOrigin`; None: any name. `api` answers below /v1 and `mcp` at /mcp, where they ask for tokens
+    themselves; they are those of the users in `users_file`."""
     root = root_path.rstrip("/")
     pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
 
@@ -51,6 +52,8 @@ def application(
         async with AsyncExitStack() as stack:
             for page_app in pages.values():
                 await stack.enter_async_context(page_app.router.lifespan_context(page_app))
+            if mcp:
+                await stack.enter_async_context(mcp.router.lifespan_context(mcp))
             yield
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
@@ -60,8 +63,9 @@ def application(
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(UploadsOfUsers(inner), urlsplit(root).path)
     guarded: ASGIApp = BodyLimit(auth(whole) if auth else whole)
-    if api:
-        guarded = _WithApi(guarded, _WithoutPrefix(api, urlsplit(root).path), urlsplit(root).path)
+    prefix = urlsplit(root).path
+    beside = {path: _WithoutPrefix(app, prefix) for path, app in {"/v1": api, "/mcp": mcp}.items() if app}
+    guarded = _Beside(guarded, beside, prefix)
     return SameOrigin(UnbufferedEventStreams(guarded), hosts or (), any_host=hosts is None or auth is not None)
 
 
@@ -98,16 +102,17 @@ class _ByLanguage:
         await self.pages[language_of(HTTPConnection(scope))](scope, receive, send)
 
 
-class _WithApi:
-    """Passes requests below /v1 to the API, which has its own login and limits, and all others to the studio."""
+class _Beside:
+    """Passes requests at and below some paths to the apps for programs, which have their own login and limits, and all
+    others to the studio."""
 
-    def __init__(self, studio: ASGIApp, api: ASGIApp, prefix: str):
-        self.studio, self.api, self.prefix = studio, api, prefix
+    def __init__(self, studio: ASGIApp, apps: Mapping[str, ASGIApp], prefix: str):
+        self.studio, self.apps, self.prefix = studio, apps, prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(self.prefix)
-        below = scope["type"] == "http" and path.startswith("/v1/")
-        await (self.api if below else self.studio)(scope, receive, send)
+        below = (app for at, app in self.apps.items() if scope["type"] == "http" and f"{path}/".startswith(f"{at}/"))
+        await next(below, self.studio)(scope, receive, send)
 
 
 class _WithoutPrefix:
