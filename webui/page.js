@@ -68,19 +68,22 @@
     canvas.toBlob((blob) => keep(blob, name), 'image/png');
   };
 
-  // ---- a problem in the summary links to its field, and opens the group that contains it
-  const lead = (link) => {
-    const go = () => {
-      const field = document.querySelector(link.hash);
-      if (!field) return;
+  // ---- show a field: open the part that holds it, scroll to it, focus it; `otherwise` if the field is not shown there
+  const FRAMES = 60; // a part that opens for the first time has to be built
+  const lead = (id, part, otherwise) => {
+    const shown = () => document.getElementById(id)?.offsetParent;
+    const fold = document.getElementById(part)?.querySelector('button.label-wrap');
+    if (!shown() && fold && !fold.classList.contains('open')) fold.click();
+    const go = (frames) => {
+      const field = document.getElementById(id);
+      if (!shown()) { if (frames) requestAnimationFrame(() => go(frames - 1)); else otherwise?.(); return; }
       field.scrollIntoView({ behavior: 'smooth', block: 'center' });
-      field.querySelector('input, textarea')?.focus({ preventScroll: true });
+      field.querySelector('input:checked, input, textarea')?.focus({ preventScroll: true });
+      field.animate([{ boxShadow: '0 0 0 8px var(--accent-soft)', background: 'var(--accent-soft)' }, {}], 1600);
     };
-    const part = document.getElementById(link.dataset.part), button = part?.querySelector('button.label-wrap');
-    if (!document.querySelector(link.hash)?.offsetParent && button && !button.classList.contains('open')) {
-      button.click(); setTimeout(go, 120);
-    } else go();
+    go(FRAMES);
   };
+  window.athanorLead = lead;
 
   document.addEventListener('click', (event) => {
     const at = (selector) => event.target.closest?.(selector);
@@ -104,7 +107,7 @@
     } else if ((found = at('[data-png]'))) {
       picture(document.querySelector(found.dataset.png), found.dataset.name);
     } else if ((found = at('.problems a'))) {
-      event.preventDefault(); lead(found);
+      event.preventDefault(); lead(found.hash.slice(1), found.dataset.part);
     }
   });
 

@@ -9,6 +9,7 @@ import gradio as gr
 from webui.form.controls import kinds_css
 
 FOLDER = Path(__file__).parent
+SCRIPTS = ("page.js", "settings.js")
 ACCENT = "#c2410c"  # the colour of a furnace
 SANS = (
     "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "PingFang SC",
@@ -84,5 +85,5 @@ def css() -> str:
 
 
 def head() -> str:
-    """The content of the page's <head>: a single script."""
-    return f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"
+    """The content of the page's <head>: its scripts, as one."""
+    return f"<script>{''.join((FOLDER / name).read_text(encoding='utf-8') for name in SCRIPTS)}</script>"

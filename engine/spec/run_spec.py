@@ -11,6 +11,7 @@ What a spec means on a particular machine is left to `engine.preflight.checks`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
@@ -378,6 +379,12 @@ def _add_kind(plain: dict[str, Any], part: Any, steps: Sequence[str]) -> None:
 
 
 SPEC_CHOICES = choices_of(RunSpec)
+
+
+@cache
+def union_of(path: str) -> str | None:
+    """The union whose kinds the setting belongs to: "method.r" → "method"."""
+    return next((union for union in SPEC_CHOICES if path.startswith(f"{union}.")), None)
 
 
 def fields(whole: type[Part] = RunSpec) -> dict[str, Any]:

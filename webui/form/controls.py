@@ -10,9 +10,9 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from engine.spec.run_spec import SPEC_CHOICES, RunSpec
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, union_of
 from webui import boxes
-from webui.form.settings import WEIGHTS, choices, control_kind, element_id, kinds_of, union_of
+from webui.form.settings import WEIGHTS, choices, control_kind, element_id, kinds_of
 from webui.form.writing import control_values
 from webui.panels import Updates
 from webui.words import Words

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.spec.run_spec import SPEC_CHOICES, RunSpec
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, union_of
 from engine.spec.yaml_text import read_yaml
 from webui import boxes
-from webui.form.settings import WEIGHTS, control_kind, kinds_of, optional, setting_of, union_of
+from webui.form.settings import WEIGHTS, control_kind, kinds_of, optional, setting_of
 
 
 def _read_text(path: str, raw: Any) -> Any:

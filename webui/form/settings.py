@@ -6,7 +6,7 @@ import types
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
-from engine.spec.run_spec import SPEC_CHOICES, fields
+from engine.spec.run_spec import SPEC_CHOICES, fields, union_of
 
 DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
 # Names are chosen, their weights are typed: one setting, two controls.
@@ -74,12 +74,6 @@ def choices(path: str) -> tuple[str, ...]:
     kind = _plain_type(fields()[path].annotation)
     kind = get_args(kind)[0] if get_origin(kind) in (list, dict) else kind
     return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-@cache
-def union_of(path: str) -> str | None:
-    """The union whose kinds the setting belongs to: "method.r" → "method"."""
-    return next((union for union in SPEC_CHOICES if path.startswith(f"{union}.")), None)
 
 
 @cache

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from engine.spec.run_spec import SPEC_CHOICES, RunSpec
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, union_of
 from engine.spec.yaml_text import write_yaml
-from webui.form.settings import WEIGHTS, control_kind, kinds_of, paths, union_of
+from webui.form.settings import WEIGHTS, control_kind, kinds_of, paths
 
 
 def number_text(value: float | None) -> str:

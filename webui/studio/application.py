@@ -25,7 +25,7 @@ from webui.page_sessions import keep_little
 from webui.people import UploadsOfUsers
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
-from webui.studio import page
+from webui.studio import page, settings_files
 from webui.studio.assets import Assets
 from webui.studio.start_page import StartPage
 from webui.words import LANGUAGES
@@ -59,7 +59,14 @@ def application(
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
     start_pages = {language: StartPage(page_app, root) for language, page_app in pages.items()}
     own_tokens = token_pages.routes(users_file, workplace.saves, root) if users_file else []
-    routes = [healthy, Assets(), *downloads.routes(workplace), *own_tokens, Mount("/", _ByLanguage(start_pages))]
+    routes = [
+        healthy,
+        Assets(),
+        *settings_files.routes(),
+        *downloads.routes(workplace),
+        *own_tokens,
+        Mount("/", _ByLanguage(start_pages)),
+    ]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(UploadsOfUsers(inner), urlsplit(root).path)
     guarded: ASGIApp = BodyLimit(auth(whole) if auth else whole)

@@ -2,6 +2,7 @@
 
     preset_panel     presets, which fill in the form   summary_panel    the preview, and the start
     settings_panel   a control for every setting       load_panel       settings from elsewhere
+    search_panel     finds a setting by its words
 
 `choices` and the modules that write HTML have no components: they are functions of their arguments.
 """
@@ -24,6 +25,7 @@ from webui.panels import Updates
 from webui.train_tab.load_panel import LoadPanel
 from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
+from webui.train_tab.search_panel import SearchPanel
 from webui.train_tab.settings_panel import SettingsPanel
 from webui.train_tab.summary_panel import SummaryPanel
 from webui.train_tab.sweep_panel import SweepPanel
@@ -65,7 +67,9 @@ def build(
 
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
-            presets.layout()
+            with gr.Row(elem_classes="above"):
+                presets.layout()
+                SearchPanel(context).layout()
             settings.layout()
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             settings.layout_of_name()

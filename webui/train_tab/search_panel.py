@@ -1,0 +1,31 @@
+"""The box that finds a setting by its words. The page's script does it (settings.js): nothing is asked of the server
+while somebody types."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from webui.train_tab.panel import Panel
+from webui.train_tab.settings_index import index_file
+
+
+class SearchPanel(Panel):
+    def layout(self) -> None:
+        words = self.words
+
+        def text(code: str) -> str:
+            return escape(words(code))
+
+        gr.HTML(
+            f'<div class="finder" role="search"><label for="find-setting">{text("search")}</label>'
+            '<div class="box"><input id="find-setting" type="text" role="combobox" aria-expanded="false" '
+            'aria-controls="settings-matching" aria-autocomplete="list" aria-describedby="find-help" '
+            f'autocomplete="off" spellcheck="false" placeholder="{text("search-placeholder")}" '
+            f'data-index="{index_file(words.language)[0]}" data-none="{text("search-none")}" '
+            f'data-failed="{text("search-failed")}"><kbd aria-hidden="true">/</kbd>'
+            f'<ul id="settings-matching" role="listbox" aria-label="{text("search")}" hidden></ul></div>'
+            f'<p id="find-help">{text("search-help")}</p><p class="heard" role="status"></p></div>',
+            elem_id="finder",
+        )
