@@ -63,12 +63,13 @@ class Tab:
             context = Context(ENGLISH, workplace, gr.HTML(), lambda request: request.name, gr.Textbox())
             self.context = context
             self.built_with = start_from(workplace, "demo")[0]
-            self.settings = SettingsPanel(context, self.built_with)
+            self.settings = SettingsPanel(context, "demo")
             self.summary = SummaryPanel(context, self.settings)
-            self.presets = PresetPanel(context, "demo", self.settings, self.summary)
+            self.presets = PresetPanel(context, self.settings, self.summary)
             self.load, self.sweep = LoadPanel(context, self.summary), SweepPanel(context, self.settings)
-            for panel in (self.presets, self.settings, self.summary, self.sweep, self.load):
+            for panel in (self.settings, self.summary, self.sweep, self.load):
                 panel.layout()
+            self.settings.layout_of_preset()
             self.settings.layout_of_name()
             self.summary.layout_of_marks()
             for panel in (self.settings, self.summary, self.sweep, self.presets, self.load):
@@ -148,7 +149,7 @@ def test_the_form_shows_a_spec_and_reads_back_as_that_spec(tab: Tab) -> None:
 
 def test_a_look_tells_what_the_spec_would_do(tab: Tab) -> None:
     spec = tab.built_with.change("data.datasets", ["numbers"]).change("training.max_steps", 7)
-    updates = tab.summary.look(*tab.held(spec))
+    updates = tab.summary.look("demo", *tab.held(spec))
     assert updates.keys() == set(tab.summary.outputs)
     plan = updates[tab.summary.plan]
     assert f"<dt>{ENGLISH('stat-rows')}</dt><dd>25<small>" in plan
@@ -159,7 +160,7 @@ def test_a_look_tells_what_the_spec_would_do(tab: Tab) -> None:
 
 
 def test_what_cannot_be_read_is_marked_at_its_field_and_leaves_the_numbers_open(tab: Tab) -> None:
-    updates = tab.summary.look(*tab.held(tab.built_with, training__learning_rate="fast"))
+    updates = tab.summary.look("demo", *tab.held(tab.built_with, training__learning_rate="fast"))
     assert updates[tab.summary.plan].count("<dd>—<") >= 4
     assert "#f-training-learning_rate{--wrong:1px" in updates[tab.summary.marks]
     assert ENGLISH("to-fix", count=1) in updates[tab.summary.plan]
@@ -170,7 +171,7 @@ def test_a_spec_that_cannot_run_is_not_started_and_the_card_says_why(
 ) -> None:
     monkeypatch.setattr("webui.train_tab.summary_panel.rows_refused_by_template", lambda *_: [])
     spec = tab.built_with.change("data.datasets", ["gone"])
-    updates = tab.summary.submit(ADA, *tab.held(spec))
+    updates = tab.summary.submit(ADA, "demo", *tab.held(spec))
     assert "toast bad" in updates[tab.context.message]
     assert tab.context.selected not in updates
     assert "gone" in updates[tab.summary.plan]
@@ -188,7 +189,7 @@ def test_what_cannot_be_read_or_rendered_is_not_even_submitted(
         lambda *_: refused if refused_by == "template" else [],
     )
     typed = {"training__learning_rate": "fast"} if refused_by == "form" else {}
-    updates = tab.summary.submit(ADA, *tab.held(tab.built_with, **typed))
+    updates = tab.summary.submit(ADA, "demo", *tab.held(tab.built_with, **typed))
     assert "toast bad" in updates[tab.context.message]
     reason = {"form": "fast", "template": "roles must alternate"}[refused_by]
     assert reason in updates[tab.summary.plan]
@@ -203,7 +204,7 @@ def test_a_run_that_is_started_is_shown(tab: Tab, place: Workplace, monkeypatch:
 
     monkeypatch.setattr("webui.train_tab.summary_panel.runs.submit", submit)
     monkeypatch.setattr("webui.train_tab.summary_panel.rows_refused_by_template", lambda *_: [])
-    updates = tab.summary.submit(ADA, *tab.held(tab.built_with.change("name", "mine")))
+    updates = tab.summary.submit(ADA, "demo", *tab.held(tab.built_with.change("name", "mine")))
     assert submitted == [("mine", place, "ada")]
     assert updates.keys() == {tab.context.message, tab.context.selected}
     assert updates[tab.context.selected] == "demo_model/lora/mine"
@@ -250,7 +251,7 @@ def test_a_sweep_counts_its_runs_and_starts_them_all_or_none(
 
 def test_the_page_begins_with_what_it_was_built_with_and_sends_only_what_differs(tab: Tab) -> None:
     updates = tab.presets.begin()
-    assert updates[tab.presets.preset] == "demo"
+    assert updates[tab.settings.preset] == "demo"
     assert updates.keys() <= set(tab.presets.begins)
     assert not set(tab.settings.inputs) & updates.keys()
 

@@ -106,7 +106,7 @@
       save(text(found.dataset.save), found.dataset.name || 'spec.yaml');
     } else if ((found = at('[data-png]'))) {
       picture(document.querySelector(found.dataset.png), found.dataset.name);
-    } else if ((found = at('.problems a'))) {
+    } else if ((found = at('.problems a, .changed a'))) {
       event.preventDefault(); lead(found.hash.slice(1), found.dataset.part);
     }
   });

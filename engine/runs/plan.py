@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.core import hardware
 from engine.core.problems import Problem, problem
@@ -20,8 +21,9 @@ from engine.preflight.package_checks import bitsandbytes_problems
 from engine.preflight.remarks import remarks
 from engine.preflight.strategy import strategy_reason
 from engine.runs import recent
+from engine.runs.compare import Difference, differences
 from engine.spec.contradictions import spec_problems
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from engine.spec.steps import optimizer_steps
 
 MEMORY_WARNING_CODES = (
@@ -29,6 +31,8 @@ MEMORY_WARNING_CODES = (
     "length-may-not-fit",
     "model-may-not-fit",
 )  # `fits` says more than these
+# What everybody has to choose, whatever a preset begins with.
+ALWAYS_CHOSEN = ("model.model_name_or_path", "data.datasets", "data.dataset_dir")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,32 @@ def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | No
         return spec, None
     notice = problem("stage-other-data", name=chosen[0], instead=fitting[0])
     return spec.change("data.datasets", fitting[:1]), notice
+
+
+def defaults_for(spec: RunSpec, start: RunSpec) -> RunSpec:
+    """`start`, but of the kinds that `spec` has: where these differ, their settings have the declared defaults."""
+    plain = start.model_dump()
+    for path in SPEC_CHOICES:
+        *parents, last = path.split(".")
+        part: Any = plain
+        chosen: Any = spec
+        for parent in parents:
+            part, chosen = part[parent], getattr(chosen, parent)
+        kind = getattr(chosen, last).kind
+        if part[last]["kind"] != kind:
+            part[last] = {"kind": kind}
+    return RunSpec.read(plain)
+
+
+def changed_settings(spec: RunSpec, start: RunSpec) -> list[Difference]:
+    """The settings of `spec` that differ from those of the spec that the form began with, in the order of declaration:
+    values before and now. Of a kind that has been chosen since then, those that differ from the declared defaults.
+    Without the choice of model and data sets."""
+    kinds = {change.path: change for change in differences([start, spec]) if change.path in SPEC_CHOICES}
+    inside = {change.path: change for change in differences([defaults_for(spec, start), spec])}
+    return [
+        change for path in fields() if path not in ALWAYS_CHOSEN and (change := kinds.get(path) or inside.get(path))
+    ]
 
 
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from engine.spec.run_spec import SPEC_CHOICES, fields, union_of
 
+RUN_NAME = "name"  # shown next to the form, not in it
 DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
 # Names are chosen, their weights are typed: one setting, two controls.
 WEIGHTS = {f"{path}:weights": path for path in (DATASETS, "stage.rewards")}

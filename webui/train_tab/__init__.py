@@ -17,7 +17,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.launch.workspace import Workplace
-from engine.runs.plan import first_preset, start_from
+from engine.runs.plan import first_preset
 from engine.spec.run_spec import RunSpec
 from webui import gpus_html
 from webui.gpus_panel import GpusPanel
@@ -58,17 +58,16 @@ def build(
     """The tab in the current context. `message` shows messages; `user` is the user's name; `selected` gets the id of a
     started run."""
     context = Context(words, workplace, message, user, selected)
-    preset = first_preset(workplace)
-    settings = SettingsPanel(context, start_from(workplace, preset)[0])
+    settings = SettingsPanel(context, first_preset(workplace))
     summary = SummaryPanel(context, settings)
     sweep = SweepPanel(context, settings)
     gpus = GpusPanel(words, gpus_html.bars, "train-gpus", visible=True)
-    presets, load = PresetPanel(context, preset, settings, summary), LoadPanel(context, summary)
+    presets, load = PresetPanel(context, settings, summary), LoadPanel(context, summary)
 
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             with gr.Row(elem_classes="above"):
-                presets.layout()
+                settings.layout_of_preset()
                 SearchPanel(context).layout()
             settings.layout()
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):

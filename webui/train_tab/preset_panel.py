@@ -22,41 +22,27 @@ DATASET_CONTROLS = (DATASETS, f"{DATASETS}:weights")  # of the chosen data sets
 
 
 class PresetPanel(Panel):
-    """`name` is the preset with which the page is built."""
-
-    def __init__(self, context: Context, name: str, settings: SettingsPanel, summary: SummaryPanel):
+    def __init__(self, context: Context, settings: SettingsPanel, summary: SummaryPanel):
         super().__init__(context)
-        self.name, self.settings, self.summary = name, settings, summary
-
-    def layout(self) -> None:
-        words = self.words
-        titles = {settings["title"][words.language]: name for name, settings in self.workplace.presets().items()}
-        self.preset = gr.Dropdown(
-            list(titles.items()),
-            label=words("preset"),
-            info=words("preset-help"),
-            value=self.name,
-            elem_id="preset",
-            elem_classes="field",
-            interactive=True,
-        )
+        self.settings, self.summary = settings, summary
 
     def wire(self) -> None:
         controls = self.settings.form.controls
         datasets = [controls[path] for path in DATASET_CONTROLS]
         stage: Any = controls["stage"]
         stage.input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **QUIET)
-        self.preset.input(self.choose_preset, self.preset, [self.message, *self.summary.filled], **QUIET)
+        preset: Any = self.settings.preset
+        preset.input(self.choose_preset, preset, [self.message, *self.summary.filled], **QUIET)
 
     @property
     def begins(self) -> list[Block]:
         """The outputs of `begin`."""
-        return [self.message, self.preset, *self.summary.filled]
+        return [self.message, self.settings.preset, *self.summary.filled]
 
     def begin(self) -> Updates:
         """The form of a page that has just been opened."""
         name = first_preset(self.workplace)
-        return {self.preset: name} | self._fill(name, self.settings.form.first)
+        return {self.settings.preset: name} | self._fill(name, self.settings.form.first)
 
     def choose_preset(self, name: str) -> Updates:
         known = name in self.workplace.presets()
@@ -76,4 +62,4 @@ class PresetPanel(Panel):
         """The form filled in from a preset, after a message about what could not be used of it."""
         spec, note = start_from(self.workplace, name)
         message = {self.message: notices.toast(notices.sentence(note, self.words))} if note else {}
-        return message | values(spec) | self.summary.of_spec(spec)
+        return message | values(spec) | self.summary.of_spec(spec, start=spec)

@@ -11,11 +11,10 @@ from typing import Any
 
 from engine.importer.table import entries
 from engine.spec.run_spec import SPEC_CHOICES, fields, union_of
-from webui.form.settings import MODEL, choices, element_id, essential, kinds_of, part_id, part_of
+from webui.form.settings import MODEL, RUN_NAME, choices, element_id, essential, kinds_of, part_id, part_of
 from webui.words import LANGUAGES, Words
 
 PROGRAMS = ("llamafactory", "axolotl")
-RUN_NAME = "name"  # next to the form, in no part of it
 # Settings that `model_html.hidden_parts_css` hides: part or path → the text that says why, and what decides.
 HIDDEN = {"vision": ("search-no-vision", MODEL), "hardware.num_machines": ("search-one-machine", "")}
 

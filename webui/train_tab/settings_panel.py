@@ -11,6 +11,7 @@ from gradio.blocks import Block
 
 from engine.core.problems import Problem
 from engine.models.trainable_modules import ALL_LINEAR, fully_trainable_modules, linear_modules
+from engine.runs.plan import start_from
 from engine.runs.results import results
 from engine.spec.run_spec import RunSpec, fields
 from webui.events import QUIET
@@ -20,6 +21,7 @@ from webui.form.settings import (
     DATASET_NAMES,
     MODEL,
     RESULT_SETTINGS,
+    RUN_NAME,
     SAVED_MODULES,
     TARGET_MODULES,
     essential,
@@ -33,21 +35,35 @@ from webui.train_tab.conversion_panel import ConversionPanel
 from webui.train_tab.model_html import QUANTIZATION
 from webui.train_tab.panel import Context, Panel
 
-RUN_NAME = "name"  # shown next to the form, not in it
 SETTINGS_WITH_LISTS = (MODEL, *DATASET_NAMES, *RESULT_SETTINGS)  # choices: what is on disk
 
 
 class SettingsPanel(Panel):
-    """`spec` is the spec with which the page is built."""
+    """`preset` is the preset with which the page is built."""
 
-    def __init__(self, context: Context, spec: RunSpec):
+    def __init__(self, context: Context, preset: str):
         super().__init__(context)
-        self.form = Form(context.words, spec)
+        self.first_preset = preset
+        self.form = Form(context.words, start_from(context.workplace, preset)[0])
         self.conversion = ConversionPanel(context)
 
     def layout(self) -> None:
         self._layout_of_essentials()
         self._layout_of_others()
+
+    def layout_of_preset(self) -> None:
+        """What the form has been filled in from."""
+        words = self.words
+        titles = {about["title"][words.language]: name for name, about in self.workplace.presets().items()}
+        self.preset = gr.Dropdown(
+            list(titles.items()),
+            label=words("preset"),
+            info=words("preset-help"),
+            value=self.first_preset,
+            elem_id="preset",
+            elem_classes="field",
+            interactive=True,
+        )
 
     def layout_of_name(self) -> None:
         self.form.place(RUN_NAME)
@@ -98,6 +114,10 @@ class SettingsPanel(Panel):
     def lists(self) -> list[Block]:
         """The controls that list models, data sets and results."""
         return [self.form.controls[path] for path in SETTINGS_WITH_LISTS]
+
+    def start(self, preset: Any) -> RunSpec | None:
+        """The spec that a preset fills in; None for an unknown one."""
+        return start_from(self.workplace, preset)[0] if preset in self.workplace.presets() else None
 
     def read(self, held: Sequence[Any]) -> tuple[RunSpec, list[Problem]]:
         """The values of the controls as a spec, and what could not be parsed and was replaced by a default."""

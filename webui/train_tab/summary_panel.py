@@ -13,14 +13,15 @@ from engine.core.problems import Problem, Refusal
 from engine.data import preview_client
 from engine.launch.workspace import Workplace
 from engine.runs import runs, standby
-from engine.runs.plan import summary
-from engine.spec.run_spec import RunSpec
-from webui import notices
+from engine.runs.plan import ALWAYS_CHOSEN, changed_settings, defaults_for, summary
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
+from webui import clicks, notices
 from webui.events import QUIET, on_settled, settled_trigger
-from webui.form.settings import setting_of
+from webui.form.settings import RUN_NAME, setting_of
+from webui.form.writing import control_values
 from webui.panels import Updates
 from webui.people import acting, hindrance
-from webui.train_tab import model_html, plan_html, strategy_html
+from webui.train_tab import changed_html, model_html, plan_html, strategy_html
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.settings_panel import SettingsPanel
 
@@ -35,7 +36,7 @@ class SummaryPanel(Panel):
 
     def layout(self) -> None:
         words = self.words
-        self.plan = gr.HTML(elem_id="summary")
+        self.plan = gr.HTML(elem_id="summary", js_on_load=clicks.row_click_js("reset") + clicks.keep_folds_js("fold"))
         self.start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start", elem_classes="acts")
         self.settled = settled_trigger("form-settled")
         self.looked = gr.Button(elem_id="looked", elem_classes="unseen")  # pressed by the page's script
@@ -49,13 +50,15 @@ class SummaryPanel(Panel):
         self.marks = gr.HTML(elem_classes="marks")
 
     def wire(self) -> None:
-        inputs = self.settings.inputs
+        inputs = [self.settings.preset, *self.settings.inputs]
         on_settled(self.settled, self.look, inputs, self.outputs)
         # The result of a package trial is shown when it ends, whether or not anyone is typing.
         self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
         outputs = [self.message, self.context.selected, *self.outputs]
         self.start.click(self.submit, inputs, outputs, **QUIET)
-        self.looked.click(self.offer_standby, inputs, None, **QUIET)
+        self.looked.click(self.offer_standby, self.settings.inputs, None, **QUIET)
+        # What the page shows of it follows, as for any other change.
+        self.plan.select(self.reset, inputs, self.settings.inputs, **QUIET)
 
     @property
     def outputs(self) -> list[Block]:
@@ -68,26 +71,43 @@ class SummaryPanel(Panel):
         """The outputs of `fill`."""
         return [*self.settings.inputs, *self.outputs]
 
-    def look(self, *held: Any) -> Updates:
-        return self.of_spec(*self.settings.read(held))
+    def look(self, preset: Any, *held: Any) -> Updates:
+        return self.of_spec(*self.settings.read(held), start=self.settings.start(preset))
+
+    def reset(self, event: gr.EventData, preset: Any, *held: Any) -> Updates:
+        """A setting as the preset has it; or all of them, except what everybody has to choose."""
+        start, path = self.settings.start(preset), event._data.get("reset")
+        if start is None:
+            return gr.skip()
+        if path == changed_html.ALL:
+            values, paths = control_values(start), set(fields()) - {RUN_NAME, *ALWAYS_CHOSEN}
+        else:
+            spec = self.settings.read(held)[0]
+            values, paths = control_values(start if path in SPEC_CHOICES else defaults_for(spec, start)), {path}
+        controls = self.settings.form.controls.items()
+        # A setting with weights has two controls.
+        return {control: values[name] for name, control in controls if name.split(":")[0] in paths} or gr.skip()
 
     def fill(self, spec: RunSpec) -> Updates:
         """The form with the values of the spec, and its preview."""
         return self.settings.form.updates(spec) | self.of_spec(spec)
 
-    def of_spec(self, spec: RunSpec, unreadable: Sequence[Problem] = ()) -> Updates:
-        """A preview of the spec; if something in the form is `unreadable`, the spec has a default instead."""
+    def of_spec(self, spec: RunSpec, unreadable: Sequence[Problem] = (), start: RunSpec | None = None) -> Updates:
+        """A preview of the spec; if something in the form is `unreadable`, the spec has a default instead. `start` is
+        the spec that the form began with, if that is known."""
         words, plan = self.words, summary(spec, self.workplace)
         hidden = {setting_of(problem.field) for problem in unreadable}
         problems = [*unreadable] + [
             problem for problem in plan.problems if setting_of(problem.field) not in hidden or not problem.field
         ]
+        changes = [change for change in changed_settings(spec, start) if change.path not in hidden] if start else []
         styles = model_html.disabled_choices_css(plan.unusable or {}, words)
         styles += model_html.hidden_parts_css(spec, self.workplace) + strategy_html.disabled_choices_css(spec, words)
         return {
             self.settings.model_facts: model_html.model_facts(spec.model.model_name_or_path, self.workplace, words),
             self.settings.packages: model_html.unusable_packages(plan.unusable, words),
-            self.plan: plan_html.plan(spec, plan, problems, words, known=not unreadable),
+            self.plan: plan_html.plan(spec, plan, problems, words, known=not unreadable)
+            + changed_html.changed(changes, words),
             self.marks: notices.marks(problems, words) + styles,
             self.command: notices.code("command-text", plan.shell, words),
             self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
@@ -100,7 +120,7 @@ class SummaryPanel(Panel):
         if not problems and not hindrance("start") and standby.offer(spec, self.workplace, request.session_hash or ""):
             rows_refused_by_template(spec, self.workplace)  # remembered until the start
 
-    def submit(self, request: gr.Request, *held: Any) -> Updates:
+    def submit(self, request: gr.Request, preset: Any, *held: Any) -> Updates:
         spec, problems = self.settings.read(held)
         try:
             with acting(self.workplace.saves, "start", f"training {spec.name}".strip()):
@@ -111,7 +131,7 @@ class SummaryPanel(Panel):
         except Refusal as refusal:
             # The summary lists them; the message only says that there are some.
             message = notices.toast(notices.counted(refusal.problems, self.words), "bad")
-            return {self.message: message} | self.of_spec(spec, problems)
+            return {self.message: message} | self.of_spec(spec, problems, self.settings.start(preset))
         return {self.message: notices.toast(self.words("started")), self.context.selected: run.id}
 
 
