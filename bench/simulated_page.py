@@ -160,10 +160,10 @@ def shown(value: Any) -> Any:
 
 def arrival(query: str) -> list[str]:
     """The values that `athanorArrive` of page.js returns: open run, tab, data set, the address of a comparison,
-    report."""
+    report, and the form as it was left."""
     parameters = {name: values[-1] for name, values in parse_qs(query).items()}
     tab, chosen = parameters.get("tab", ""), parameters.get("set")
     return [
         parameters.get("run", ""), tab, f"set:{chosen}" if chosen is not None else "",
-        query if tab == "compare" else "", parameters.get("report", ""),
+        query if tab == "compare" else "", parameters.get("report", ""), "",
     ]  # fmt: skip

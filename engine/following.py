@@ -96,3 +96,13 @@ def sentence(issue: Problem) -> str:
 def user_name() -> str:
     """The user of the command line."""
     return os.environ.get("USER") or os.environ.get("LOGNAME") or ""
+
+
+def text_of(file: str) -> str:
+    """The text of a file, or of standard input for -. Raises Refusal."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Refusal(problem("file-unreadable", file=file, why=error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise Refusal(problem("file-not-text", file=file)) from error

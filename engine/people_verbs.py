@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from engine.core import audit as record
-from engine.core import tokens, users
+from engine.core import kept_forms, tokens, users
 from engine.core.problems import say, shell_language
 from engine.core.rights import OPERATOR, ROLES, USER
 from engine.following import user_name
@@ -33,6 +33,7 @@ def user(arguments: argparse.Namespace, workplace: Workplace) -> int:
         if arguments.what == "remove":
             users.remove_user(file, arguments.name)
             tokens.revoke_tokens(file, arguments.name)
+            kept_forms.forget(workplace.saves, arguments.name)
         elif arguments.what == "role":
             users.set_role(file, arguments.name, arguments.role)
         else:

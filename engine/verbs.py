@@ -22,7 +22,7 @@ from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.evaluation.right_answers import save_right_answers
 from engine.export import gguf, plain_script
-from engine.following import print_doubts, sentence, user_name
+from engine.following import print_doubts, sentence, text_of, user_name
 from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
@@ -48,7 +48,7 @@ def evaluate(arguments: argparse.Namespace, workplace: Workplace) -> int:
 def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> EvaluationSpec:
     what = arguments.what
     if len(what) == 1 and (what[0] == "-" or what[0].endswith((".yaml", ".yml", ".json")) or os.path.isfile(what[0])):
-        spec = kinds.read(_text(what[0]), default=EvaluationSpec.kind)
+        spec = kinds.read(text_of(what[0]), default=EvaluationSpec.kind)
         if not isinstance(spec, EvaluationSpec):
             raise Refusal(problem("evaluate-other-kind", file=what[0], kind=spec.kind))
     else:
@@ -80,12 +80,12 @@ def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def _submitted(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
-    return following.submit(kinds.read(_text(arguments.spec)), workplace)
+    return following.submit(kinds.read(text_of(arguments.spec)), workplace)
 
 
 def sweep(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Submit a run for each combination of several values of settings, and print their IDs."""
-    spec = kinds.read(_text(arguments.spec))
+    spec = kinds.read(text_of(arguments.spec))
     if not isinstance(spec, RunSpec):
         raise Refusal(problem("sweep-kind", "kind", kind=spec.kind))
     order = "random" if arguments.random else "list" if arguments.list else "grid"
@@ -199,7 +199,7 @@ def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """List all problems of a spec, without starting it: what prevents the start, settings that do not exist last; then
     warnings, on standard error."""
-    checked = kinds.check(_text(arguments.spec), workplace)
+    checked = kinds.check(text_of(arguments.spec), workplace)
     print("\n".join(map(sentence, checked.problems)) or "ready to start", flush=True)
     print_doubts(checked.doubts)
     return 1 if checked.problems else 0
@@ -297,7 +297,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Serve the results of runs through an OpenAI-compatible API, until Ctrl-C."""
     key = os.environ.get("ATHANOR_API_KEY", "")
     if arguments.api_key_file:
-        key = _text(arguments.api_key_file).strip()
+        key = text_of(arguments.api_key_file).strip()
     if not is_loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
     ids = [_trained(workplace, name).id for name in arguments.runs]
@@ -322,15 +322,6 @@ def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
     verb = arguments.function
     fits = TAKES_RUN.get(verb, lambda _: True)
     return runs.get(workplace.saves, arguments.run, fits, abbreviated=verb not in NEED_WHOLE_NAME)
-
-
-def _text(file: str) -> str:
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise Refusal(problem("file-unreadable", file=file, why=error.strerror)) from error
-    except UnicodeDecodeError as error:
-        raise Refusal(problem("file-not-text", file=file)) from error
 
 
 def _bytes_as_text(file: str) -> str:

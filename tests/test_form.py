@@ -74,9 +74,11 @@ def test_a_control_is_built_for_every_setting_and_holds_what_the_page_begins_wit
         for path in settings.paths():
             placed.place(path)
     assert {control: control.value for control in placed.inputs} == placed.updates(begun)
-    assert placed.first(begun) == {}
+    assert placed.first(writing.control_values(begun)) == {}
     changed = placed.controls["training.learning_rate"]
-    assert placed.first(RunSpec()) == {changed: writing.chosen_values(RunSpec())["training.learning_rate"]}
+    assert placed.first(writing.control_values(RunSpec())) == {
+        changed: writing.chosen_values(RunSpec())["training.learning_rate"]
+    }
 
 
 NUMBERS = [path for path in fields() if settings.control_kind(path) == "number"]

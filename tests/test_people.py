@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.usefixtures("forked"), pytest.mark.slow]
 
 ROWS = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(20)]
 PASSWORD = "correct horse"
-# What changes by looking: uploads on their way, results of checks, the list of runs, and this record itself.
-UNRELATED = (".tmp", ".errands", ".index", ".audit", ".lock")
+# What changes by looking: the own form, uploads on their way, results of checks, the list of runs, and this record.
+UNRELATED = (".forms", ".tmp", ".errands", ".index", ".audit", ".lock")
 
 
 @dataclass

@@ -126,7 +126,7 @@ class Page:
     def opens(self) -> dict[str, Any]:
         """The whole page; `changed` are the controls that do not stay as the page was built."""
         [one] = [one for one in self.config["dependencies"] if "athanorArrive()" in str(one["js"])]
-        values = self.blocks.fns[one["id"]].fn(self._request(), "", "", "", "", "")
+        values = self.blocks.fns[one["id"]].fn(self._request(), "", "", "", "", "", "")
         shown = self._answered(one, values)
         self.changed = {name for name, value in shown.items() if value != gr.skip()}
         return shown

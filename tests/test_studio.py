@@ -92,7 +92,7 @@ def trained(place: Workplace) -> Callable[..., Run]:
     ],
 )
 def test_the_page_comes_as_its_address_says(page: Page, run: str, tab: str, shown: str | None) -> None:
-    updates = page.navigation.arrive(ADA, run, tab, "set:numbers", "", "e/f/g")
+    updates = page.navigation.arrive(ADA, run, tab, "set:numbers", "", "e/f/g", "")
     assert page.shows(updates) == shown
     assert updates[page.frame.selected] == run
     assert updates[page.tabs.data.chosen] == "set:numbers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,13 @@ from engine.runs import compare, runs
 from engine.runs.plan import start_from
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
+from webui.form import kept
 from webui.form.settings import ADAPTER, DATASETS, MODEL, SAVED_MODULES, TARGET_MODULES
 from webui.panels import Updates
 from webui.train_tab import conversion_panel, model_html, sweep_panel
 from webui.train_tab.choices import trainable_models
 from webui.train_tab.load_panel import MAX_YAML_CHARACTERS, LoadPanel
+from webui.train_tab.own_presets_panel import OwnPresetsPanel
 from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
 from webui.train_tab.settings_panel import SettingsPanel
@@ -64,15 +67,16 @@ class Tab:
             self.context = context
             self.built_with = start_from(workplace, "demo")[0]
             self.settings = SettingsPanel(context, "demo")
-            self.summary = SummaryPanel(context, self.settings)
-            self.presets = PresetPanel(context, self.settings, self.summary)
+            self.summary, self.own = SummaryPanel(context, self.settings), OwnPresetsPanel(context, self.settings)
+            self.presets = PresetPanel(context, self.settings, self.summary, self.own)
             self.load, self.sweep = LoadPanel(context, self.summary), SweepPanel(context, self.settings)
             for panel in (self.settings, self.summary, self.sweep, self.load):
                 panel.layout()
             self.settings.layout_of_preset()
+            self.own.layout()
             self.settings.layout_of_name()
             self.summary.layout_of_marks()
-            for panel in (self.settings, self.summary, self.sweep, self.presets, self.load):
+            for panel in (self.settings, self.summary, self.sweep, self.own, self.presets, self.load):
                 panel.wire()
 
     def control(self, path: str) -> Any:
@@ -260,6 +264,78 @@ def test_a_preset_fills_the_form_and_an_unknown_one_does_nothing(tab: Tab, place
     updates = tab.presets.choose_preset("demo")
     assert tab.shown(updates) == start_from(place, "demo")[0]
     assert tab.presets.choose_preset("no such preset") == gr.skip()
+
+
+def test_what_differs_from_the_preset_is_listed_and_reset(tab: Tab) -> None:
+    spec = tab.built_with.change("training.learning_rate", 5e-4).change("stage", "dpo").change("stage.beta", 0.3)
+    held = tab.held(spec, method__r="<b>")
+    plan = tab.summary.look("demo", *held)[tab.summary.plan]
+    assert re.findall('data-reset="(.+?)"', plan) == ["stage", "stage.beta", "training.learning_rate", "*"]
+    assert "<s>0.002</s> → <b>0.0005</b>" in plan
+    assert "data-reset" not in tab.summary.look("demo", *tab.held(tab.built_with))[tab.summary.plan]
+    assert "data-reset" not in tab.summary.look(["no such"], *held)[tab.summary.plan]
+
+    def reset(path: Any, preset: str = "demo") -> Updates:
+        return tab.summary.reset(SimpleNamespace(_data={"reset": path}), preset, *held)
+
+    assert reset("training.learning_rate") == {tab.control("training.learning_rate"): "0.002"}
+    assert reset("stage") == {tab.control("stage"): "sft"}
+    assert reset("stage.beta") == {tab.control("stage.beta"): "0.1"}
+    assert reset(DATASETS).keys() == {tab.control(DATASETS), tab.control(f"{DATASETS}:weights")}
+    everything = reset("*")
+    assert everything[tab.control("method.r")] == "16"  # what cannot be read, too
+    assert not {tab.control(path) for path in (MODEL, DATASETS, "name")} & everything.keys()
+    assert reset("<script>") == reset(None) == reset("stage", "own:none") == gr.skip()
+
+
+def test_a_preset_is_saved_from_the_form_and_applied_to_another(tab: Tab, place: Workplace) -> None:
+    place.saves.mkdir()
+    spec = tab.built_with.change("training.learning_rate", 5e-4).change("data.datasets", ["numbers"])
+
+    def act(spec: RunSpec, typed: dict[str, Any] | None = None, **about: Any) -> Updates:
+        return tab.own.act(SimpleNamespace(_data=about), "demo", *tab.held(spec, **typed or {}))
+
+    updates = act(spec, do="save", name="<b>Mine", changed=True)
+    assert updates[tab.settings.preset]["choices"][0] == ("<b>Mine", "own:b-Mine")
+    assert "&lt;b&gt;Mine" in updates[tab.own.html]
+    assert "<b>Mine" not in updates[tab.own.html].replace("<b>&lt;b&gt;Mine", "")
+    held = tab.held(tab.built_with, training__seed="not a number")
+    updates = tab.presets.choose_preset("own:b-Mine", *held)
+    assert updates[tab.control("training.learning_rate")] == "0.0005"
+    assert [path for path in tab.settings.form.controls if tab.control(path) in updates] == ["training.learning_rate"]
+    assert "changed 1 setting" in updates[tab.context.message]
+    assert "<s>0.002</s> → <b>0.0005</b>" in updates[tab.own.html]
+    (place.saves / ".presets/b-Mine.yaml").write_text("name: x\nshared: true\nsettings: {training: {warp: 9}}")
+    updates = tab.presets.choose_preset("own:b-Mine", *held)
+    assert "1 setting of it could not be used" in updates[tab.context.message]
+    assert "training.warp" in updates[tab.own.html]
+    refused = [
+        act(spec, {"training__learning_rate": "fast"}, do="save", name="x"),
+        act(spec, do="save", name=""),
+        act(tab.built_with, do="save", name="x", changed=True),
+        act(spec, do="delete", id="../x"),
+        tab.presets.choose_preset("own:none", *held),
+    ]
+    assert all(update.keys() == {tab.context.message} for update in refused)
+    assert all("toast bad" in update[tab.context.message] for update in refused)
+    assert act(spec, do="explode") == gr.skip()
+    act(spec, do="rename", id="b-Mine", name="Other")
+    updates = act(spec, do="delete", id="b-Mine")
+    assert "own:" not in str(updates[tab.settings.preset]["choices"])
+
+
+def test_a_form_comes_back_as_it_was_left(tab: Tab, place: Workplace) -> None:
+    typed = {"training__learning_rate": "fast", "stage": "dpo", "method__r": "8"}
+    left = dict(zip(tab.settings.form.controls, tab.held(tab.built_with, **typed), strict=True))
+    updates = tab.presets.begin(kept.as_text("demo", left))
+    shown = {path for path, control in tab.settings.form.controls.items() if control in updates}
+    assert shown == {"training.learning_rate", "stage", "method.r"}
+    assert updates[tab.control("training.learning_rate")] == "fast"
+    assert "fast" in updates[tab.summary.plan]
+    wrong = {"stage": "war", "method.r": 8, "data.packing": "yes", "data.datasets": [1], "logging.report_to": ["x"]}
+    for text in ("", "[", "[]", "[" * 10_000, '{"values": 1}', kept.as_text(["demo"], wrong | {"no such": 1}), 7):
+        updates = tab.presets.begin(text)
+        assert not set(tab.settings.inputs) & updates.keys(), text
 
 
 def test_a_stage_brings_data_sets_that_it_takes(tab: Tab) -> None:

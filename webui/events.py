@@ -54,12 +54,17 @@ def settled_trigger(name: str) -> gr.Button:
 
 
 def on_settled(
-    trigger: gr.Button, handler: Callable[..., Any], inputs: Sequence[Block], outputs: Sequence[Block]
+    trigger: gr.Button,
+    handler: Callable[..., Any],
+    inputs: Sequence[Block],
+    outputs: Sequence[Block],
+    js: str | None = None,
 ) -> None:
     """Call `handler` once no input has changed for a moment, so that a form that is being filled is read once.
 
-    The changes themselves carry no values: the browser searches all components for each value of each event.
+    The changes themselves carry no values: the browser searches all components for each value of each event. `js` is a
+    function of the values in the browser, which returns them.
     """
     # `change` and not `input`: a text box sends `input` for typed letters, but not for pasting and deleting.
     gr.on(changes(inputs), None, js=f"() => athanorSettled('{trigger.elem_id}')", **QUIET)
-    trigger.click(handler, inputs, outputs, trigger_mode="always_last", **QUIET)
+    trigger.click(handler, inputs, outputs, trigger_mode="always_last", js=js, **QUIET)

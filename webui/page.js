@@ -78,7 +78,7 @@
       const field = document.getElementById(id);
       if (!shown()) { if (frames) requestAnimationFrame(() => go(frames - 1)); else otherwise?.(); return; }
       field.scrollIntoView({ behavior: 'smooth', block: 'center' });
-      field.querySelector('input:checked, input, textarea')?.focus({ preventScroll: true });
+      (field.querySelector('input:checked') ?? field.querySelector('input, textarea'))?.focus({ preventScroll: true });
       field.animate([{ boxShadow: '0 0 0 8px var(--accent-soft)', background: 'var(--accent-soft)' }, {}], 1600);
     };
     go(FRAMES);
@@ -136,17 +136,29 @@
 
   // ---- debounce: a form is read once nothing in it has changed for a moment (webui.events.on_settled)
   const settling = {};
+  let filled = null; // once the page has been filled in; before that, what was settled too early
   window.athanorSettled = (id) => {
+    if (filled !== true) { filled = (filled ?? new Set()).add(id); return; }
     clearTimeout(settling[id]);
     settling[id] = setTimeout(() => document.getElementById(id)?.click(), 180);
   };
+
+  // ---- the form as it was left: without a login, the browser keeps it, otherwise the studio does
+  window.athanorKeep = (paths, [preset, ...held]) => {
+    if (!document.querySelector('#head .who')) {
+      const values = Object.fromEntries(paths.map((path, at) => [path, held[at]]));
+      try { localStorage.setItem('form', JSON.stringify({ preset, values })); } catch { /* private window, or full */ }
+    }
+    return [preset, ...held];
+  };
+  const left = () => { try { return localStorage.getItem('form') ?? ''; } catch { return ''; } };
 
   // ---- somebody is looking at a form that is ready: the studio may import the libraries of a training (#looked)
   const LOOK_MS = 20_000;
   let looked = -LOOK_MS, ready = null; // when it was told, and of which summary
   const look = () => {
     const state = document.querySelector('#summary .state.right');
-    if (!state?.offsetParent || document.hidden || (state === ready && performance.now() - looked < LOOK_MS)) return;
+    if (!state?.checkVisibility() || document.hidden || (state === ready && performance.now() - looked < LOOK_MS)) return;
     ready = state; looked = performance.now();
     document.querySelector('#looked')?.click();
   };
@@ -162,13 +174,19 @@
     root.classList.add('arriving');
     setTimeout(show, 10_000); // should the studio not answer
   }
-  window.athanorArrived = () => { requestAnimationFrame(show); requestAnimationFrame(watchRights); return []; };
+  window.athanorArrived = () => {
+    const early = filled ?? [];
+    filled = true;
+    for (const id of early) athanorSettled(id);
+    requestAnimationFrame(show); requestAnimationFrame(watchRights); requestAnimationFrame(athanorFirstSteps);
+    return [];
+  };
   window.athanorArrive = () => {
     const query = new URLSearchParams(location.search);
     arrived = true;
     return [
       query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : '',
-      query.get('tab') === 'compare' ? query.toString() : '', query.get('report') || '',
+      query.get('tab') === 'compare' ? query.toString() : '', query.get('report') || '', left(),
     ];
   };
   window.athanorAddress = (run, tab) => {

@@ -15,13 +15,13 @@
     all: plain([...setting.names, ...setting.theirs, setting.text].join(' ')),
   }))).catch((error) => { loading = null; throw error; });
 
-  // How well a name fits: the whole of it, its beginning, its initials, the beginning of a word, any part.
-  const fit = (name, text) => name === text ? 100 : initials(name) === text ? 90 : name.startsWith(text) ? 80
+  // How well a name fits: the whole of it, its beginning, the beginning of a word, any part.
+  const fit = (name, text) => name === text ? 100 : name.startsWith(text) ? 80
     : ` ${name}`.includes(` ${text}`) ? 60 : name.includes(text) ? 40 : 0;
   const ranked = (settings, typed) => {
     const text = plain(typed), words = text.split(' ');
     return settings.map((setting) => {
-      let points = 0, theirs = '';
+      let points = initials(plain(setting.path.split('.').pop())) === text ? 90 : 0, theirs = ''; // lr
       for (const [name, other] of setting.searched) {
         const now = fit(name, text) - (other ? 5 : 0);
         if (now > points) { points = now; theirs = other; }
@@ -105,7 +105,7 @@
     if (event.isComposing || !box()?.offsetParent) return;
     if (key === 'Enter' && whole && !event.repeat) {
       const start = document.getElementById('start'); // a box in a fold of the card has a button of its own
-      if (start?.offsetParent && !target.closest('.card .fold, dialog')) { event.preventDefault(); start.click(); }
+      if (start?.checkVisibility() && !target.closest('.card .fold, .own')) { event.preventDefault(); start.click(); }
     } else if (key === '/' && !whole && !event.altKey && !typing(target)) {
       event.preventDefault(); box().focus(); box().select();
     } else if (target === box()) {

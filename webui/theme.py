@@ -9,7 +9,7 @@ import gradio as gr
 from webui.form.controls import kinds_css
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("page.js", "settings.js")
+SCRIPTS = ("page.js", "settings.js", "tour.js")
 ACCENT = "#c2410c"  # the colour of a furnace
 SANS = (
     "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "PingFang SC",

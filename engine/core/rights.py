@@ -46,6 +46,9 @@ RIGHTS: dict[str, Literal["user", "owner", "operator"]] = {
     "describe": "owner",  # name, columns, encoding, sheet, rows of images
     "remove-data": "owner",
     "convert": "user",  # a model
+    # presets of the form
+    "save-preset": "user",
+    "change-preset": "owner",  # rename, share, delete
     # chat
     "load": "user",
     "ask": "user",

@@ -25,6 +25,7 @@ from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside
 from tests.conftest import by_hand, flags_of, start_studio, wait_until
 from tests.living import living
+from webui.studio import first_steps
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -53,6 +54,7 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
         page.locator("#start").click()
         expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"), timeout=60_000)
         expect(page.locator("#curves svg").first).to_be_visible()
+        expect(page.locator("#tour li.now")).to_have_text("Watch it learn")
         run_address = page.url
         assert "?run=demo_model" in run_address
         [run] = runs.find(fresh.saves)
@@ -69,6 +71,7 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
         expect(other.locator("#run-head .badge")).to_have_text(re.compile("运行中|已完成"), timeout=30_000)
         expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=180_000)
         expect(other.locator("#run-head .badge")).to_have_text(re.compile("已完成"), timeout=30_000)
+        expect(other.locator("#tour")).to_have_count(0)  # there is a run by now
         other.close()
         [run] = runs.find(fresh.saves)
         loss = progress.curves(run)["loss"].value
@@ -116,6 +119,7 @@ def leads_a_session(pid: int) -> bool:
 def looks_at_the_form(page: Page) -> int:
     """The supervisor that is started when somebody looks at a form that is ready."""
     expect(page.locator("#summary .state.right")).to_be_visible()
+    expect(page.locator("#tour li.now")).to_have_text("Start the training")  # the demo is chosen
     assert not standbys()  # a page may be open that nobody looks at
     page.mouse.move(300, 300)
     page.mouse.move(310, 310)
@@ -144,14 +148,20 @@ def zooms(page: Page) -> None:
 
 def talks(page: Page, workplace: Workplace) -> None:
     """Base and adapter answer side by side; the difference is seen, and becomes a row."""
+    expect(page.locator("#tour li.now")).to_have_text("Open the chat")
     page.locator("#chat-with").click()
     expect(page.locator("#held")).to_contain_text("Not loaded")
+    expect(page.locator("#tour li.now")).to_have_text("Ask it")
+    page.locator("#tour .insert").click()
+    expect(page.locator("#prompt textarea")).to_have_value(first_steps.QUESTION)
     page.locator("#prompt textarea").fill(QUESTION)
     page.locator("#prompt textarea").press("Enter")
     expect(page.locator("#talk .turn")).to_have_count(1, timeout=90_000)
     base, tuned = page.locator("#talk .said").all_inner_texts()
     assert tuned == ANSWER
     assert base != ANSWER
+    expect(page.locator("#tour li.past")).to_have_count(5)
+    page.locator("#tour .close").click()
     page.locator("#talk [data-do=better]").nth(1).click()
     expect(page.locator("#told")).to_contain_text(conversation_tree.PREFERENCES_DATASET)
     assert count_rows(find(workplace.data, conversation_tree.PREFERENCES_DATASET)) == 1

@@ -105,6 +105,81 @@ def test_on_a_narrow_screen_start_stays_in_view_and_in_front(untouched: tuple[st
     expect(page.locator("#summary .problems li")).to_be_in_viewport(ratio=1)  # and the reason, not only how many
 
 
+def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
+    untouched: tuple[str, Path], open_page: OpenPage
+) -> None:
+    page = ready(open_page(untouched[0]))
+    box, first = page.locator("#find-setting"), page.locator("#settings-matching li").first
+    page.locator("body").press("/")
+    expect(box).to_be_focused()
+    for typed, path in {
+        "learning rate": "training.learning_rate", "学习率": "training.learning_rate", "lr": "training.learning_rate",
+        "--lora_rank": "method.r", "cutoff_len": "cutoff_len → data.max_length",
+        "NEFTune": "training.neftune_noise_alpha",
+    }.items():  # fmt: skip
+        box.fill(typed)
+        expect(first.locator("code")).to_have_text(path)
+    page.keyboard.press("Enter")
+    expect(page.locator("#f-training-neftune_noise_alpha input")).to_be_focused()  # in a part that was closed
+    page.keyboard.type("/")  # text, where text is typed
+    expect(page.locator("#summary .problems a")).to_have_count(1)
+    box.fill("simpo_gamma")
+    expect(first).to_have_attribute("aria-disabled", "true")
+    expect(first).to_contain_text("only with Stage SimPO")
+    page.keyboard.press("Enter")
+    expect(page.locator("#f-stage input:checked")).to_be_focused()
+    for typed in ("qqqq", "<img src=x onerror=alert(1)>"):
+        box.fill(typed)
+        expect(page.locator("#finder")).to_contain_text(f"No setting matches “{typed}”")
+    box.fill("rate")
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#settings-matching li").last).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Escape")
+    expect(first).to_have_count(0)
+    page.keyboard.press("Control+Enter")  # the same as the button, which refuses what cannot be read
+    expect(page.locator("#told")).to_contain_text("1 to fix")
+    assert runs.find(untouched[1]) == []
+    page.reload()  # without a login, the browser knows how the form was left
+    expect(page.locator("#summary .problems a")).to_have_count(1)
+
+
+def test_a_form_is_found_as_it_was_left_by_whom_it_belongs_to(
+    guarded: tuple[str, Workplace], open_page: OpenPage
+) -> None:
+    rate = "#f-training-learning_rate input"
+
+    def as_(name: str) -> Page:
+        page = open_page(guarded[0])
+        page.locator("input[name=name]").fill(name)
+        page.locator("input[name=password]").fill("correct horse")
+        page.keyboard.press("Enter")
+        return ready(page)
+
+    page = as_("bob")
+    type_into(page, "training.learning_rate", "0.5")
+    page.locator("#summary [data-reset='training.learning_rate']").click()
+    expect(page.locator("#summary .changed")).to_have_count(0)
+    expect(page.locator(rate)).to_have_value("0.002")
+    type_into(page, "training.learning_rate", "0.25")
+    expect(page.locator("#summary .changed")).to_contain_text("1 setting differs")
+    page.locator("#own-presets summary").click()
+    page.locator("#own-presets .saving input[type=text]").fill("Bob's")
+    for box in ("changed", "shared"):
+        page.locator(f"#own-presets [name={box}]").check()
+    page.keyboard.press("Tab")
+    page.locator("#own-presets [data-do=save]").click()
+    expect(page.locator("#own-presets li")).to_contain_text("Bob's")
+    page.evaluate("localStorage.clear()")  # as on another machine
+    page.reload()
+    expect(page.locator(rate)).to_have_value("0.25")
+    ada = as_("ada")
+    expect(ada.locator(rate)).to_have_value("0.002")
+    ada.locator("#preset input").click()
+    ada.get_by_role("option", name="Bob's · bob").click()
+    expect(ada.locator(rate)).to_have_value("0.25")
+    expect(ada.locator("#told")).to_contain_text("changed 1 setting")
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workplace]]:
     """A studio into which Ada, Bob and Eve may, reachable from everywhere, and its workplace."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, TypedDict
 
@@ -56,10 +56,9 @@ class Form:
         now = control_values(spec)
         return {control: now[path] for path, control in self.controls.items()}
 
-    def first(self, spec: RunSpec) -> Updates:
-        """The same for a page that has just been opened: each value costs the browser a few milliseconds, so only
-        values that differ from the initial ones are sent."""
-        now = control_values(spec)
+    def first(self, now: Mapping[str, Any]) -> Updates:
+        """These values for a page that has just been opened: each costs the browser a few milliseconds, so only values
+        that differ from the initial ones are sent."""
         return {control: now[path] for path, control in self.controls.items() if now[path] != self.built[path]}
 
 

@@ -25,7 +25,7 @@ from webui.page_sessions import keep_little
 from webui.people import UploadsOfUsers
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
-from webui.studio import page, settings_files
+from webui.studio import page, script_files
 from webui.studio.assets import Assets
 from webui.studio.start_page import StartPage
 from webui.words import LANGUAGES
@@ -62,7 +62,7 @@ def application(
     routes = [
         healthy,
         Assets(),
-        *settings_files.routes(),
+        *script_files.routes(),
         *downloads.routes(workplace),
         *own_tokens,
         Mount("/", _ByLanguage(start_pages)),

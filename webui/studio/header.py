@@ -10,14 +10,15 @@ import gradio as gr
 
 from engine.core.rights import Person, may
 from webui import theme
+from webui.studio.first_steps import texts_file
 from webui.words import Words
 
 MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
 
 
-def header(words: Words, person: Person, root: str, pages: Collection[str] = ()) -> str:
+def header(words: Words, person: Person, root: str, pages: Collection[str] = (), first_visit: bool = False) -> str:
     """The head as HTML; the person has no name without a login. `pages` of their account can be used:
-    "logout", and "password" to change it."""
+    "logout", and "password" to change it. At the `first_visit`, the first steps are shown."""
     languages = "".join(
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
@@ -33,12 +34,18 @@ def header(words: Words, person: Person, root: str, pages: Collection[str] = ())
         if "logout" in pages:
             leave = escape(words("sign-out"))
             out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
+    steps = escape(words("tour-open"))
+    tour = (
+        f'<button class="theme" data-tour="{texts_file(words.language)[0]}"{" data-first" if first_visit else ""} '
+        f'title="{steps}" aria-label="{steps}">?</button>'
+    )
     if refused := may(person, "start"):
+        tour = ""
         note = f'<p class="denied" data-denies=".acts, .owned">{escape(refused.text(words.language))}</p>'
     return (
         f'<header><div class="brand">{MARK}<b>{escape(words("title"))}</b>'
         f"<span>{escape(words('subtitle'))}</span></div>"
-        f'<nav>{out}<span class="switch">{languages}</span>'
+        f'<nav>{out}{tour}<span class="switch">{languages}</span>'
         f'<button class="theme" data-theme-switch title="{escape(words("theme"))}" '
         f'aria-label="{escape(words("theme"))}">◐</button>'
         f"</nav></header>{note}"

@@ -12,6 +12,7 @@ from engine.data import preview_client
 from webui import people
 from webui.events import QUIET
 from webui.panels import Updates
+from webui.studio.first_steps import is_first_visit
 from webui.studio.header import header
 from webui.studio.tabs import Frame, Tabs
 
@@ -44,7 +45,7 @@ class Navigation:
     def _wire_arrival(self, blocks: gr.Blocks) -> None:
         frame, tabs = self.frame, self.tabs
         train, evaluate = tabs.train, tabs.evaluate
-        inputs = [frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened]
+        inputs = [frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened, frame.form]
         outputs = [
             frame.head,
             frame.selected,
@@ -85,19 +86,22 @@ class Navigation:
             others = [timer for other, own in timers.items() if other != id for timer in own]
             item.select(partial(paused, others), None, others, **QUIET)
 
-    def arrive(self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str) -> Updates:
-        """The page according to its address: the form with the default spec, a run, several runs, a data set, or a
+    def arrive(
+        self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str, form: str
+    ) -> Updates:
+        """The page according to its address: the form as it was left, a run, several runs, a data set, or a
         report."""
         frame, tabs = self.frame, self.tabs
         tab = "runs" if run_id else tab
+        person = people.person_of(request)
         account_pages = getattr(request.state, "account_pages", ())
         updates: Updates = {
-            frame.head: header(frame.words, people.person_of(request), frame.root, account_pages),
+            frame.head: header(frame.words, person, frame.root, account_pages, is_first_visit(frame.workplace, person)),
             frame.selected: run_id,
             tabs.data.chosen: chosen,
             tabs.evaluate.opened: report,
         }
-        updates |= tabs.train.begin() | tabs.compare.from_address(query)
+        updates |= tabs.train.begin(form) | tabs.compare.from_address(query)
         known = tab in tabs.items and tab != "train"
         return updates | ({tabs.tabs: gr.Tabs(selected=tab)} if known else {})
 

@@ -34,6 +34,7 @@ class Frame:
     selected: gr.Textbox  # id of the open run; "" = none
     address_tab: gr.Textbox  # the tab in the address
     address_query: gr.Textbox  # the rest of the address
+    form: gr.Textbox  # the form as the browser has kept it
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Tabs:
 def lay_out_frame(words: Words, workplace: Workplace, root: str) -> Frame:
     """The frame in the current context, above the tabs."""
     head = gr.HTML(header(words, people.asking(), root), elem_id="head")
-    selected, address_tab, address_query = hidden_value(), hidden_value(), hidden_value()
+    selected, address_tab, address_query, form = (hidden_value() for _ in range(4))
     message = gr.HTML(elem_id="told")
-    return Frame(words, workplace, root, head, message, selected, address_tab, address_query)
+    return Frame(words, workplace, root, head, message, selected, address_tab, address_query, form)
 
 
 def lay_out_tabs(frame: Frame) -> Tabs:

@@ -2,7 +2,7 @@
 
     preset_panel     presets, which fill in the form   summary_panel    the preview, and the start
     settings_panel   a control for every setting       load_panel       settings from elsewhere
-    search_panel     finds a setting by its words
+    search_panel     finds a setting by its words      own_presets_panel   presets of users
 
 `choices` and the modules that write HTML have no components: they are functions of their arguments.
 """
@@ -23,6 +23,7 @@ from webui import gpus_html
 from webui.gpus_panel import GpusPanel
 from webui.panels import Updates
 from webui.train_tab.load_panel import LoadPanel
+from webui.train_tab.own_presets_panel import OwnPresetsPanel
 from webui.train_tab.panel import Context
 from webui.train_tab.preset_panel import PresetPanel
 from webui.train_tab.search_panel import SearchPanel
@@ -41,7 +42,7 @@ class TrainTab:
     filled: list[Block]  # the outputs of `fill`: the form and its summary
     fill: Callable[[RunSpec], Updates]
     begins: list[Block]  # the outputs of `begin`: the message, the preset and `filled`
-    begin: Callable[[], Updates]  # the initial state of an opened page
+    begin: Callable[[str], Updates]  # the initial state of an opened page, with the form that the browser has kept
     lists: list[Block]  # the outputs of `list_choices`: the controls that list models and data sets
     list_choices: Callable[[], Updates]
     other: gr.Textbox  # YAML of an evaluation or export that was loaded here; "" = none
@@ -62,12 +63,15 @@ def build(
     summary = SummaryPanel(context, settings)
     sweep = SweepPanel(context, settings)
     gpus = GpusPanel(words, gpus_html.bars, "train-gpus", visible=True)
-    presets, load = PresetPanel(context, settings, summary), LoadPanel(context, summary)
+    own = OwnPresetsPanel(context, settings)
+    presets, load = PresetPanel(context, settings, summary, own), LoadPanel(context, summary)
 
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             with gr.Row(elem_classes="above"):
-                settings.layout_of_preset()
+                with gr.Column():
+                    settings.layout_of_preset()
+                    own.layout()
                 SearchPanel(context).layout()
             settings.layout()
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
@@ -78,7 +82,7 @@ def build(
             load.layout()
             summary.layout_of_marks()
 
-    for panel in (settings, summary, gpus, sweep, presets, load):
+    for panel in (settings, summary, gpus, sweep, own, presets, load):
         panel.wire()
     return TrainTab(
         settings.inputs,

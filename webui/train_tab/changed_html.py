@@ -17,7 +17,7 @@ def changed(changes: Sequence[Difference], words: Words) -> str:
     """The list, which the reader can open and close; nothing if there are no changes."""
     if not changes:
         return ""
-    rows = "".join(_row(change, words) for change in changes)
+    rows = "".join(row(change, words, resettable=True) for change in changes)
     opened = " open" if len(changes) <= MAX_OPEN else ""
     summary = escape(words("changed", count=len(changes)))
     everything = _button(ALL, words("changed-reset-all"), words("changed-reset-all"))
@@ -27,13 +27,14 @@ def changed(changes: Sequence[Difference], words: Words) -> str:
     )
 
 
-def _row(change: Difference, words: Words) -> str:
+def row(change: Difference, words: Words, resettable: bool = False) -> str:
+    """A setting, linked to its field, with its values before and now."""
     path, label = change.path, words.label(change.path)
     before, now = (escape(words.value(path, value)) for value in change.values)
     return (
         f'<li><a href="#{element_id(path)}" data-part="{part_id(path)}">{escape(label)}</a>'
         f"<span><s>{before}</s> → <b>{now}</b></span>"
-        f"{_button(path, words('changed-reset'), words('changed-reset-one', name=label))}</li>"
+        f"{_button(path, words('changed-reset'), words('changed-reset-one', name=label)) if resettable else ''}</li>"
     )
 
 

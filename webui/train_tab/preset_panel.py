@@ -8,23 +8,29 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from engine.core import kept_forms
 from engine.runs.plan import first_preset, refitted, start_from
 from engine.spec.run_spec import RunSpec
 from webui import notices
 from webui.events import QUIET
+from webui.form import kept, reading
+from webui.form.kept import KeptForm
 from webui.form.settings import DATASETS
-from webui.panels import Updates
+from webui.form.writing import control_values
+from webui.panels import Updates, refusal_as_message
+from webui.people import asking
+from webui.train_tab.own_presets_panel import OwnPresetsPanel
 from webui.train_tab.panel import Context, Panel
-from webui.train_tab.settings_panel import SettingsPanel
+from webui.train_tab.settings_panel import OWN, SettingsPanel
 from webui.train_tab.summary_panel import SummaryPanel
 
 DATASET_CONTROLS = (DATASETS, f"{DATASETS}:weights")  # of the chosen data sets
 
 
 class PresetPanel(Panel):
-    def __init__(self, context: Context, settings: SettingsPanel, summary: SummaryPanel):
+    def __init__(self, context: Context, settings: SettingsPanel, summary: SummaryPanel, own: OwnPresetsPanel):
         super().__init__(context)
-        self.settings, self.summary = settings, summary
+        self.settings, self.summary, self.own = settings, summary, own
 
     def wire(self) -> None:
         controls = self.settings.form.controls
@@ -32,21 +38,39 @@ class PresetPanel(Panel):
         stage: Any = controls["stage"]
         stage.input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **QUIET)
         preset: Any = self.settings.preset
-        preset.input(self.choose_preset, preset, [self.message, *self.summary.filled], **QUIET)
+        inputs = [preset, *self.settings.inputs]
+        preset.input(self.choose_preset, inputs, [self.message, *self.own.outputs, *self.summary.filled], **QUIET)
 
     @property
     def begins(self) -> list[Block]:
         """The outputs of `begin`."""
-        return [self.message, self.settings.preset, *self.summary.filled]
+        return [self.message, *self.own.outputs, *self.summary.filled]
 
-    def begin(self) -> Updates:
-        """The form of a page that has just been opened."""
-        name = first_preset(self.workplace)
-        return {self.settings.preset: name} | self._fill(name, self.settings.form.first)
+    def begin(self, in_browser: str = "") -> Updates:
+        """The form of a page that has just been opened: as it was left or, at the first time, from a preset. Without a
+        login, the browser knows how it was left."""
+        name, form = asking().name, self.settings.form
+        text = kept_forms.kept(self.workplace.saves, name) if name else in_browser
+        if left := kept.read(text, form.built):
+            return self._as_left(left)
+        preset = first_preset(self.workplace)
+        return self.own.first(preset) | self._fill(preset, lambda spec: form.first(control_values(spec)))
 
-    def choose_preset(self, name: str) -> Updates:
+    def _as_left(self, left: KeptForm) -> Updates:
+        start = self.settings.start(left.preset)
+        # A setting that is newer than the form is as the preset has it.
+        values = control_values(start or start_from(self.workplace, first_preset(self.workplace))[0]) | left.values
+        spec, unreadable = reading.read(values)
+        shown = self.summary.of_spec(spec, unreadable, start)
+        return self.own.first(left.preset if start else None) | self.settings.form.first(values) | shown
+
+    @refusal_as_message
+    def choose_preset(self, name: Any, *held: Any) -> Updates:
+        """The form as a preset has it; of a user's, only what it contains."""
+        if (name := str(name)).startswith(OWN):
+            return self.own.apply(name, held)
         known = name in self.workplace.presets()
-        return self._fill(name, self.settings.form.updates) if known else gr.skip()
+        return self.own.listed(name) | self._fill(name, self.settings.form.updates) if known else gr.skip()
 
     def refit_datasets(self, *held: Any) -> Updates:
         """The data sets for a stage that has just been chosen."""

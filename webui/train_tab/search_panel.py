@@ -18,12 +18,13 @@ class SearchPanel(Panel):
         def text(code: str) -> str:
             return escape(words(code))
 
+        none = escape(words("search-none", text="{text}"))  # which the script fills in
         gr.HTML(
             f'<div class="finder" role="search"><label for="find-setting">{text("search")}</label>'
             '<div class="box"><input id="find-setting" type="text" role="combobox" aria-expanded="false" '
             'aria-controls="settings-matching" aria-autocomplete="list" aria-describedby="find-help" '
             f'autocomplete="off" spellcheck="false" placeholder="{text("search-placeholder")}" '
-            f'data-index="{index_file(words.language)[0]}" data-none="{text("search-none")}" '
+            f'data-index="{index_file(words.language)[0]}" data-none="{none}" '
             f'data-failed="{text("search-failed")}"><kbd aria-hidden="true">/</kbd>'
             f'<ul id="settings-matching" role="listbox" aria-label="{text("search")}" hidden></ul></div>'
             f'<p id="find-help">{text("search-help")}</p><p class="heard" role="status"></p></div>',

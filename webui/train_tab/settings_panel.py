@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.core.problems import Problem
+from engine.core.problems import Problem, Refusal
 from engine.models.trainable_modules import ALL_LINEAR, fully_trainable_modules, linear_modules
+from engine.runs import own_presets
+from engine.runs.own_presets import OwnPreset
 from engine.runs.plan import start_from
 from engine.runs.results import results
 from engine.spec.run_spec import RunSpec, fields
@@ -30,11 +32,13 @@ from webui.form.settings import (
     paths,
 )
 from webui.panels import Updates
+from webui.people import asking
 from webui.train_tab.choices import dataset_choices, local_model, result_choices, trainable_models
 from webui.train_tab.conversion_panel import ConversionPanel
 from webui.train_tab.model_html import QUANTIZATION
 from webui.train_tab.panel import Context, Panel
 
+OWN = "own:"  # begins the value of a preset that a user has saved
 SETTINGS_WITH_LISTS = (MODEL, *DATASET_NAMES, *RESULT_SETTINGS)  # choices: what is on disk
 
 
@@ -53,17 +57,26 @@ class SettingsPanel(Panel):
 
     def layout_of_preset(self) -> None:
         """What the form has been filled in from."""
-        words = self.words
-        titles = {about["title"][words.language]: name for name, about in self.workplace.presets().items()}
         self.preset = gr.Dropdown(
-            list(titles.items()),
-            label=words("preset"),
-            info=words("preset-help"),
+            self.preset_choices(()),
+            label=self.words("preset"),
+            info=self.words("preset-help"),
             value=self.first_preset,
             elem_id="preset",
             elem_classes="field",
             interactive=True,
+            # A restarted studio does not know which presets of users it has offered to this page.
+            allow_custom_value=True,
         )
+
+    def preset_choices(self, own: Iterable[OwnPreset]) -> list[tuple[str, str]]:
+        """Titles and values: those of users, then those that come with Athanor."""
+        words, name = self.words, asking().name
+        labels = [
+            (preset.name if preset.by == name else f"{preset.name} · {preset.by or '—'}", f"{OWN}{preset.id}")
+            for preset in own
+        ]
+        return labels + [(about["title"][words.language], name) for name, about in self.workplace.presets().items()]
 
     def layout_of_name(self) -> None:
         self.form.place(RUN_NAME)
@@ -116,8 +129,15 @@ class SettingsPanel(Panel):
         return [self.form.controls[path] for path in SETTINGS_WITH_LISTS]
 
     def start(self, preset: Any) -> RunSpec | None:
-        """The spec that a preset fills in; None for an unknown one."""
-        return start_from(self.workplace, preset)[0] if preset in self.workplace.presets() else None
+        """The spec that a preset fills in; None for an unknown one. That of a user is applied to the defaults."""
+        name = str(preset)
+        if name in self.workplace.presets():
+            return start_from(self.workplace, name)[0]
+        try:
+            own = own_presets.get(self.workplace.saves, name.removeprefix(OWN), asking())
+        except Refusal:
+            return None
+        return own_presets.applied(own, RunSpec().change("data.dataset_dir", str(self.workplace.data))).spec
 
     def read(self, held: Sequence[Any]) -> tuple[RunSpec, list[Problem]]:
         """The values of the controls as a spec, and what could not be parsed and was replaced by a default."""

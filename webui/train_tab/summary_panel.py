@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from engine.core import kept_forms
 from engine.core.problems import Problem, Refusal
 from engine.data import preview_client
 from engine.launch.workspace import Workplace
@@ -17,10 +19,11 @@ from engine.runs.plan import ALWAYS_CHOSEN, changed_settings, defaults_for, summ
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from webui import clicks, notices
 from webui.events import QUIET, on_settled, settled_trigger
+from webui.form import kept
 from webui.form.settings import RUN_NAME, setting_of
 from webui.form.writing import control_values
 from webui.panels import Updates
-from webui.people import acting, hindrance
+from webui.people import acting, asking, hindrance
 from webui.train_tab import changed_html, model_html, plan_html, strategy_html
 from webui.train_tab.panel import Context, Panel
 from webui.train_tab.settings_panel import SettingsPanel
@@ -51,7 +54,8 @@ class SummaryPanel(Panel):
 
     def wire(self) -> None:
         inputs = [self.settings.preset, *self.settings.inputs]
-        on_settled(self.settled, self.look, inputs, self.outputs)
+        keep = f"(...held) => athanorKeep({json.dumps(list(self.settings.form.controls))}, held)"
+        on_settled(self.settled, self.look_and_keep, inputs, self.outputs, js=keep)
         # The result of a package trial is shown when it ends, whether or not anyone is typing.
         self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
         outputs = [self.message, self.context.selected, *self.outputs]
@@ -73,6 +77,12 @@ class SummaryPanel(Panel):
 
     def look(self, preset: Any, *held: Any) -> Updates:
         return self.of_spec(*self.settings.read(held), start=self.settings.start(preset))
+
+    def look_and_keep(self, preset: Any, *held: Any) -> Updates:
+        """The same when somebody has changed the form, which is kept for them. Without a login, their browser does."""
+        if name := asking().name:
+            kept_forms.keep(self.workplace.saves, name, kept.as_text(preset, self.settings.form.values(held)))
+        return self.look(preset, *held)
 
     def reset(self, event: gr.EventData, preset: Any, *held: Any) -> Updates:
         """A setting as the preset has it; or all of them, except what everybody has to choose."""

@@ -1,0 +1,116 @@
+"""The presets of users as HTML: a form to save one, the list, and what applying one did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from engine.core.problems import Problem
+from engine.core.rights import Person, may
+from engine.runs.own_presets import MAX_NAME_LENGTH, Applied, OwnPreset
+from webui import notices
+from webui.train_tab import changed_html
+from webui.words import Words
+
+# Sends what is to be done, to which preset, and what is typed and ticked next to the button. Deleting asks once more.
+ACT_JS = """
+const act = (button) => {
+  const row = button.closest('[data-preset]'), place = row ?? element, what = button.dataset.do;
+  const name = place.querySelector('input[type=text]');
+  const ticked = (box) => place.querySelector(`[name=${box}]`)?.checked ?? false;
+  if (what === 'delete' && !button.hasAttribute('data-sure')) {
+    button.setAttribute('data-sure', '');
+    button.dataset.first = button.textContent;
+    button.textContent = button.dataset.really;
+  } else if (what === 'rename' && !row.hasAttribute('data-renaming')) {
+    row.setAttribute('data-renaming', '');
+    name.focus();
+    name.select();
+  } else {
+    row?.removeAttribute('data-renaming');
+    if (what === 'delete') {
+      button.removeAttribute('data-sure');
+      button.textContent = button.dataset.first;
+    }
+    const ticks = { changed: ticked('changed'), places: ticked('places'), shared: ticked('shared') };
+    trigger('select', { do: what, id: row?.dataset.preset ?? '', name: name?.value ?? '', ...ticks });
+  }
+};
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-do]');
+  if (button) act(button);
+});
+element.addEventListener('keydown', (event) => {
+  if (event.key !== 'Enter' || event.isComposing || event.ctrlKey || event.metaKey) return;
+  if (event.target.type !== 'text') return;
+  const row = event.target.closest('[data-preset]');
+  act((row ?? element).querySelector(row ? '[data-do=rename]' : '[data-do=save]'));
+});
+"""
+
+
+def panel(
+    presets: Sequence[OwnPreset], broken: Sequence[Problem], person: Person, words: Words, report: str = ""
+) -> str:
+    """What the reader can open below the presets; `report` is HTML about the last action, and is always shown."""
+    rows = "".join(_row(preset, person, words) for preset in presets)
+    wrong = "".join(f"<li>{escape(notices.sentence(issue, words))}</li>" for issue in broken)
+    summary = escape(words("own-presets", count=len(presets)) if presets else words("own-presets-none"))
+    saving = "" if may(person, "save-preset") else _saving(person, words)
+    if not (saving or rows):
+        return report
+    return (
+        f'<details class="own" data-own="presets"><summary>{summary}</summary>{saving}'
+        f"{f'<ul>{rows}</ul>' if rows else ''}"
+        f"{f'<ul class=problems>{wrong}</ul>' if wrong else ''}</details>{report}"
+    )
+
+
+def _saving(person: Person, words: Words) -> str:
+    ticks = ["changed", "places", *(["shared"] if person.name else [])]
+    boxes = "".join(
+        f'<label><input type="checkbox" name="{name}"> {escape(words(f"preset-{name}"))}</label>' for name in ticks
+    )
+    return f'<div class="saving">{_name_box("", words)}{_button("save", "preset-save", words)}{boxes}</div>'
+
+
+def _row(preset: OwnPreset, person: Person, words: Words) -> str:
+    of = preset.by if preset.by != person.name else ""
+    about = [words("preset-of", name=of)] if of else []
+    if person.name and not of:
+        about.append(words("preset-is-shared" if preset.shared else "preset-is-private"))
+    buttons = ""
+    if may(person, "change-preset", preset.by) is None:
+        sharing = "keep" if preset.shared else "share"
+        buttons = _button(sharing, f"preset-{sharing}", words) if person.name else ""
+        really = escape(words("preset-really"))
+        buttons += _button("rename", "preset-rename", words)
+        buttons += _button("delete", "preset-delete", words, f' data-really="{really}"')
+    return (
+        f'<li data-preset="{escape(preset.id)}"><b>{escape(preset.name)}</b>{_name_box(preset.name, words)}'
+        f"<small>{escape(' · '.join(about))}</small><span>{buttons}</span></li>"
+    )
+
+
+def _name_box(value: str, words: Words) -> str:
+    label = escape(words("preset-name"))
+    return (
+        f'<input type="text" maxlength="{MAX_NAME_LENGTH}" value="{escape(value)}" placeholder="{label}" '
+        f'aria-label="{label}" autocomplete="off" spellcheck="false">'
+    )
+
+
+def _button(action: str, code: str, words: Words, more: str = "") -> str:
+    return f'<button type="button" data-do="{action}"{more}>{escape(words(code))}</button>'
+
+
+def report(name: str, applied: Applied, words: Words) -> str:
+    """What applying a preset has changed, and what could not be used of it."""
+    sentence = words("preset-applied", name=name, count=len(applied.changes))
+    rows = "".join(changed_html.row(change, words) for change in applied.changes)
+    lost = notices.listed(applied.problems, words) if applied.problems else ""
+    heading = f"<p>{escape(words('preset-lost', count=len(applied.problems)))}</p>" if lost else ""
+    return (
+        f'<details class="changed" data-own="report"><summary>{escape(sentence)}</summary><ul>{rows}</ul></details>'
+        f"{heading}{lost}"
+    )
