@@ -69,6 +69,8 @@ def script_problems(run: RunDir, spec: RunSpec) -> list[Problem]:
     model = inspect_model(model_path(run))
     if model.quantized in (*DEQUANTIZED, *UNPACKED):
         problems.append(problem("script-quantized-model", "model.model_name_or_path", how=model.quantized))
+    if model.has_towers or model.experts_per_token:
+        problems.append(problem("script-model", "model.model_name_or_path", architecture=model.architecture))
     return problems
 
 
