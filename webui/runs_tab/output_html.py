@@ -35,7 +35,7 @@ def _script(run: Run, root: str, words: Words) -> str:
         return ""
     if problems := plain_script.script_problems(run.dir, run.spec):
         why = " ".join(reason.text(words.language) for reason in problems)
-        return f'<p class="quiet script-link">{escape(words("script-not", why=why))}</p>'
+        return f'<p class="quiet script-link">{escape(why)}</p>'
     link = f'<a download href="{escape(f"{root}/script/{quote(run.id)}.zip")}">{escape(words("script-link"))}</a>'
     return f'<p class="script-link">{link} <span class="quiet">{escape(words("script-remark"))}</span></p>'
 
