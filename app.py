@@ -23,6 +23,7 @@ from engine.core.sockets import KEEP_ALIVE_SECONDS, add_trusted_proxy_argument, 
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.engine_choice import settle_choice
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
+from engine.notifications import subscriptions
 from engine.runs import standby
 from engine.serving import servers
 
@@ -219,6 +220,7 @@ def serve(options: argparse.Namespace) -> None:
         if remark := users.remark_without_role(Path(options.auth)):
             print(remark.text(shell_language()), file=sys.stderr)
     notes = make_saves(workplace), settle_choice(workplace.saves, options.run_engine), make_data(workplace)
+    subscriptions.note_place(workplace.saves, Path(options.auth) if options.auth else None)
     for made in notes:
         if made:
             print(made.text(shell_language()), file=sys.stderr)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import flags, import_verbs, people_verbs, preset_verbs, programs, verbs
+from engine import flags, import_verbs, notification_verbs, people_verbs, preset_verbs, programs, verbs
 from engine.core import audit
 from engine.core.problems import Refusal, problem
 from engine.core.stages import STAGES
@@ -98,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
         people_verbs.audit: "",
         people_verbs.quotas_: "",
         preset_verbs.presets: "",
+        notification_verbs.notifications: "",
         verbs.doctor: "",
         verbs.prune_: "",
     }
@@ -152,6 +153,8 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
         people_verbs.add_user_options(verb)
     if function is preset_verbs.presets:
         preset_verbs.add_options(verb)
+    if function is notification_verbs.notifications:
+        notification_verbs.add_notification_options(verb)
     if function is people_verbs.audit:
         people_verbs.add_audit_options(verb)
 

@@ -51,6 +51,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "heartbeat": "heartbeat",
         "pause": "pause.json",
         "left_out": "left_out.json",
+        "notifications": "notifications.json",
     }
     assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 

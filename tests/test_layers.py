@@ -14,8 +14,8 @@ from engine.launch.workspace import PROJECT
 TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers"}
 # Packages in the order of docs/architecture.md: each imports only those before it, and itself.
 ENGINE = (
-    "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "api", "mcp",
-    "importer",
+    "core", "spec", "notifications", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving",
+    "api", "mcp", "importer",
 )  # fmt: skip
 WORKER = ("runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving")
 

@@ -38,6 +38,8 @@ RIGHTS: dict[str, Literal["user", "owner", "operator"]] = {
     "reorder": "owner",  # hold, release, start now, move, priority
     "publish": "owner",
     "import": "user",  # finished trainings of another program, from folders that the operator names
+    "mute": "owner",  # no notifications about a run, or again
+    "notify": "user",  # one's own addresses and events, and a test
     # data sets and models
     "upload": "user",
     "fetch": "user",  # from a hub

@@ -76,6 +76,7 @@ class RunDir:
     heartbeat = _PathBelow("heartbeat")
     pause = _PathBelow("pause.json")
     left_out = _PathBelow("left_out.json")
+    notifications = _PathBelow("notifications.json")
 
     def alive(self) -> bool:
         """Whether any process of the run is alive. One that Slurm runs is on other machines, whose locks are not seen

@@ -19,7 +19,7 @@ from engine.launch import command
 from engine.launch.engine_choice import read_choice
 from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT
-from engine.runs import index, queue, slurm_queue
+from engine.runs import index, notify, queue, slurm_queue
 from engine.runs.life import life
 from engine.runs.queue import HandOver, Place
 from engine.runs.run import Run
@@ -90,8 +90,10 @@ def engine_of(run: RunDir) -> Engine:
 
 
 def advance(saves: Path, hand_over: HandOver = queue.not_handed_over) -> None:
-    """Start every waiting run that can start. Raises Refusal if engine.yaml is wrong."""
+    """Start every waiting run that can start, and what notifies owners of runs. Raises Refusal if engine.yaml is
+    wrong."""
     ENGINES[read_choice(saves).engine].advance(saves, hand_over)
+    notify.look(saves)
 
 
 def place(run: Run) -> Place | None:

@@ -40,7 +40,7 @@ from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
 from engine.launch.workspace import PROJECT
-from engine.runs import engines, kinds, queue
+from engine.runs import engines, kinds, notify, queue
 from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.progress import read_long_curves
 from engine.runs.run import read
@@ -247,6 +247,7 @@ def _wait_for_child(
             stop_request = requested_stop(run)
             if stop_request == "kill" or (stop_request == "save" and not step.saves):
                 end_processes(run.path)
+            notify.look_sometimes(run)
             if step.saves:  # it has steps; preparation has none
                 for look in watches:
                     look()

@@ -1,0 +1,94 @@
+"""What has happened to a run that its owner may want to hear of, derived from its folder: it has ended, has stalled,
+waits for disk space, or has waited for its turn for too long."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core.run_warnings import RunWarning, read_warnings
+from engine.core.rundir import WAITING_FOR_SPACE, read_object
+from engine.runs.outcome import disk_is_full
+from engine.runs.run import ALIVE_STATES, Run
+
+# State → the event that it is, a name of `engine.notifications.subscriptions.EVENTS`.
+ENDS = {"finished": "finished", "failed": "failed", "interrupted": "failed", "stopped": "stopped"}
+STALLED = "run-stalled"  # the code of the warning
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """`key` is different for each occurrence of a run, and stays the same; `at`: seconds since the epoch."""
+
+    run: Run
+    event: str
+    key: str
+    at: float
+
+
+def occurrences(run: Run, wait_hours: float, now: float) -> list[Occurrence]:
+    """What has happened to a run as it is now; to one of another program, nothing here. `wait_hours`: in the queue,
+    from which on that is an event."""
+    if run.request.get("imported"):
+        return []
+    return [*_end(run), *_stall(run), *_wait_for_space(run, now), *_wait_for_turn(run, wait_hours, now)]
+
+
+def _end(run: Run) -> Iterator[Occurrence]:
+    if run.final and (at := run.ended or _last_sign(run)):  # of a damaged one, nobody knows when it ended
+        yield Occurrence(run, ENDS[run.state], f"{_attempt(run)}-ended", at)
+
+
+def _last_sign(run: Run) -> float | None:
+    """When an interrupted run was last known to be alive."""
+    if run.state != "interrupted":
+        return None
+    return _number(read_object(run.dir.progress).get("at")) or _number(run.started)
+
+
+def _stall(run: Run) -> Iterator[Occurrence]:
+    warning = newest_stall(run) if run.state in ALIVE_STATES else None
+    if warning:
+        yield Occurrence(run, "stalled", f"stalled-{warning.at:.3f}", warning.at)
+
+
+def newest_stall(run: Run) -> RunWarning | None:
+    """The last time that the training has stalled."""
+    return next((warning for warning in read_warnings(run.dir) if warning.problem.code == STALLED), None)
+
+
+def _wait_for_space(run: Run, now: float) -> Iterator[Occurrence]:
+    if run.state == "queued" and not run.request.get("held") and disk_is_full(run.dir):
+        yield Occurrence(run, "space", f"{_attempt(run)}-space", now)
+    elif run.state in ALIVE_STATES:
+        reported = read_object(run.dir.progress)
+        if reported.get("phase") == WAITING_FOR_SPACE:
+            yield Occurrence(run, "space", f"{_attempt(run)}-space-{reported.get('done')}", now)
+
+
+def _wait_for_turn(run: Run, wait_hours: float, now: float) -> Iterator[Occurrence]:
+    """Not of a run on hold: somebody wants it to wait."""
+    if run.state == "queued" and not run.request.get("held") and (since := waits_since(run)):
+        at = since + wait_hours * 3600
+        if at <= now:
+            yield Occurrence(run, "turn", f"{_attempt(run)}-turn", at)
+
+
+def waits_since(run: Run) -> float | None:
+    """When a waiting run was submitted or resumed: its place in the queue says something else once it has been
+    moved."""
+    before = run.dir.attempts / str(_attempt(run) - 1)  # the resume has put the files of the last attempt there
+    with contextlib.suppress(OSError):
+        return before.stat().st_mtime
+    return _number(run.submitted)
+
+
+def _attempt(run: Run) -> int:
+    attempt = (run.exit or run.request).get("attempt")
+    return attempt if isinstance(attempt, int) else 1
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
