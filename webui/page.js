@@ -165,6 +165,16 @@
   for (const kind of ['pointermove', 'pointerdown', 'keydown', 'scroll'])
     document.addEventListener(kind, look, { passive: true, capture: true });
 
+  // ---- the page is left for the first time: from then on, a script tells what happens to one's runs meanwhile
+  const leave = () => {
+    if (!document.hidden && document.hasFocus()) return;
+    document.removeEventListener('visibilitychange', leave); removeEventListener('blur', leave);
+    const script = document.createElement('script');
+    script.src = `${location.pathname.replace(/\/?$/, '/')}notifications.js`;
+    document.head.append(script);
+  };
+  document.addEventListener('visibilitychange', leave); addEventListener('blur', leave);
+
   // ---- the open run is in the address; going back reloads the previous address
   const COMPARED = ['runs', 'curve', 'x', 'smooth', 'log', 'by'];
   let arrived = false; // until the page has read its address, nothing may change it

@@ -15,25 +15,12 @@ from starlette.routing import Route
 
 from engine.core import audit, tokens
 from engine.core.problems import Refusal
-from webui.login_pages import FLAME, PAGE, PAGE_HEADERS
+from webui.login_pages import FLAME, LIST_STYLE, PAGE, PAGE_HEADERS
 from webui.people import person_of
 from webui.reader_language import language_of
 from webui.words import Words
 
 MAX_FORM_FIELDS = 16
-STYLE = """<style>
-  main { max-width: 34rem; }
-  fieldset { margin: 0 0 1rem; padding: 0; border: 0; font-size: .875rem; }
-  legend { padding: 0; font-weight: 550; } fieldset label { margin: .35rem 0 0; font-weight: 400; }
-  fieldset input { display: inline; width: auto; margin: 0 .5rem 0 0; accent-color: var(--accent); }
-  .new { margin: 0 0 1.25rem; padding: .75rem; border: 1px solid var(--accent); border-radius: 8px; font-size: .9rem; }
-  .new code { display: block; margin-top: .4rem; overflow-wrap: anywhere; user-select: all; }
-  ul { margin: 1.5rem 0 0; padding: 0; list-style: none; }
-  li { display: flex; gap: 1rem; align-items: center; padding: .7rem 0; border-top: 1px solid var(--line); }
-  li > div { flex: 1; min-width: 0; overflow-wrap: anywhere; } li small { display: block; color: var(--soft); }
-  li button { width: auto; margin: 0; padding: .35rem .75rem; font-size: .875rem; color: var(--error);
-              background: none; border: 1px solid var(--line); }
-</style>"""
 
 
 def routes(users_file: Path, saves: Path, root: str) -> list[Route]:
@@ -81,7 +68,7 @@ def _page(request: Request, root: str, known: list[tokens.Token], made: str, err
     new = (
         f'<div class="new" role="status">{escape(words("token-once"))}<code>{escape(made)}</code></div>' if made else ""
     )
-    below = f"{STYLE}<ul>{''.join(_line(token, words, root) for token in known[::-1])}</ul>"
+    below = f"{LIST_STYLE}<ul>{''.join(_line(token, words, root) for token in known[::-1])}</ul>"
     html = PAGE.substitute(
         lang={"en": "en", "zh": "zh-CN"}[words.language],
         title=escape(words("tokens")),

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
+from engine.runs.notify import choice_of
 from engine.runs.remedies import remedy
 from engine.runs.results import possible_next_stages, result_of
 from engine.runs.runs import Run
@@ -57,6 +58,8 @@ class ButtonsPanel(Panel):
         self.clone_changed = button("", elem_id="clone-changed", variant="primary", visible=False)
         self.clone = button(words("clone"), elem_id="clone")
         self.compare = button(words("compare"), elem_id="compare")
+        self.mute = button(words("mute"), elem_id="mute", visible=False, elem_classes="owned")
+        self.unmute = button(words("unmute"), elem_id="unmute", visible=False, elem_classes="owned")
         self.delete = button(words("delete"), elem_id="delete", elem_classes="owned hurts")
 
     def _question(self, question: str, confirm: str) -> tuple[gr.Row, gr.Button, gr.Button]:
@@ -83,6 +86,8 @@ class ButtonsPanel(Panel):
             self.resume,
             self.clone_changed,
             self.clone,
+            self.mute,
+            self.unmute,
             self.delete,
             self.chat,
             self.export,
@@ -103,6 +108,8 @@ class ButtonsPanel(Panel):
             self.resume: gr.update(visible="resume" in can),
             self.clone_changed: self._changed_clone(run),
             self.clone: gr.update(visible="clone" in can and run.kind == "training"),
+            self.mute: gr.update(visible=not run.final and choice_of(run).on),
+            self.unmute: gr.update(visible=not run.final and not choice_of(run).on),
             self.delete: gr.update(visible="delete" in can),
             self.chat: gr.update(visible=can_chat(run)),
             self.export: left,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
+from engine.core.problems import say
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
 from engine.importer import run_import
-from engine.runs import attempts, engines, progress
+from engine.notifications.services import SERVICES
+from engine.runs import attempts, engines, notification_log, progress
 from engine.runs.failures import explain
 from engine.runs.outcome import disk_is_full
 from engine.runs.progress import Progress
@@ -142,12 +144,31 @@ def engine_doubt(run: Run, words: Words) -> str:
     )
 
 
+def unsent(run: Run, words: Words) -> str:
+    """That notifications about the run have not reached an address, and why."""
+    sentences = {
+        say(
+            "notify-failed" if delivery.state == "failed" else "notify-retrying",
+            words.language,
+            service=SERVICES[delivery.service].name if delivery.service in SERVICES else delivery.service,
+            tries=delivery.tries,
+            why=delivery.reason.text(words.language),
+        ): None
+        for delivery in notification_log.failures(run.dir)
+        if delivery.reason
+    }
+    return "".join(
+        f'<div class="failure caution" role="status"><p>{escape(sentence)}</p></div>' for sentence in sentences
+    )
+
+
 def cautions(run: Run, words: Words) -> str:
     """What went wrong during the run, and what to do about it, except for the cause of its failure."""
     ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
     return (
         engine_doubt(run, words)
         + waiting_for_space(run, words)
+        + unsent(run, words)
         + "".join(
             (
                 f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> '

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from engine.core.problems import Refusal
-from engine.runs import runs, sweeps
+from engine.runs import notification_choice, runs, sweeps
 from engine.runs.runs import Run
 from webui import notices
 from webui.events import QUIET
@@ -37,6 +38,9 @@ class RunActions(Panel):
         }
         for button, action in actions.items():
             button.click(action, inputs, self.run_view.outputs, **QUIET)
+        for button, on in ((buttons.mute, False), (buttons.unmute, True)):
+            told = "told-unmute" if on else "told-mute"
+            self.wire_action(button, "mute", partial(notification_choice.choose, on=on), told)
 
     def wire_action(self, button: gr.Button, right: str, action: Callable[..., object], done: str) -> None:
         """A click on the button does `action` to the open run, with the user as `by`, if the user has the `right` to,

@@ -21,6 +21,7 @@ from engine.launch.workspace import Workplace
 from webui import downloads, theme, token_pages
 from webui.body_limit import BodyLimit
 from webui.event_streams import UnbufferedEventStreams
+from webui.notification_pages import NotificationPages
 from webui.page_sessions import keep_little
 from webui.people import UploadsOfUsers
 from webui.reader_language import language_of
@@ -58,6 +59,7 @@ def application(
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
     start_pages = {language: StartPage(page_app, root) for language, page_app in pages.items()}
+    notifications = NotificationPages(workplace.saves, users_file, root).routes()
     own_tokens = token_pages.routes(users_file, workplace.saves, root) if users_file else []
     routes = [
         healthy,
@@ -65,6 +67,7 @@ def application(
         *script_files.routes(),
         *downloads.routes(workplace),
         *own_tokens,
+        *notifications,
         Mount("/", _ByLanguage(start_pages)),
     ]
     inner = Starlette(routes=routes, lifespan=lifespan)

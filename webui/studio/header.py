@@ -34,6 +34,8 @@ def header(words: Words, person: Person, root: str, pages: Collection[str] = (),
         if "logout" in pages:
             leave = escape(words("sign-out"))
             out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
+    if not may(person, "notify"):
+        out = f'<a class="own" href="{escape(root)}/notifications">{escape(words("notifications"))}</a>{out}'
     steps = escape(words("tour-open"))
     tour = (
         f'<button class="theme" data-tour="{texts_file(words.language)[0]}"{" data-first" if first_visit else ""} '

@@ -1,0 +1,165 @@
+"""The page of one's own notifications, and what has happened to one's runs, for a page at which nobody looks.
+
+Without a login, it is that of everybody who reaches the studio.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from engine.core import audit
+from engine.core.problems import Refusal, problem, say
+from engine.core.rights import Person, may
+from engine.notifications import notice, sending, subscriptions
+from engine.notifications.policy import POLICY_FILE, Policy, read_policy
+from engine.notifications.services import SERVICES
+from engine.notifications.subscriptions import Subscription
+from engine.runs import notify
+from engine.runs.notice_text import notice_of
+from webui.notification_html import View, page
+from webui.people import person_of
+from webui.reader_language import language_of
+from webui.words import Words
+
+MAX_FORM_FIELDS, MAX_FIELD_BYTES = 32, 8192
+OVERLAP_SECONDS = 10.0  # an end is seen a moment after the time that it has
+SCRIPT = (Path(__file__).parent / "notifications.js").read_text(encoding="utf-8")
+
+
+class NotificationPages:
+    """`/notifications`, its script, and `/notifications/events`."""
+
+    def __init__(self, saves: Path, users_file: Path | None, root: str):
+        self.saves, self.root = saves, root
+        self.place = subscriptions.place_beside(users_file)
+        self.testing: set[str] = set()  # whose test is in progress: each takes a process for up to a minute
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/notifications", self.answer, methods=["GET", "POST"]),
+            Route("/notifications/events", self.events),
+            Route("/notifications.js", _script),
+        ]
+
+    async def answer(self, request: Request) -> Response:
+        """The page, after what a form of it asks for has been done."""
+        person, language = person_of(request), language_of(request)
+        if denied := may(person, "notify"):
+            return PlainTextResponse(denied.text(language), HTTPStatus.FORBIDDEN)
+        done = error = ""
+        if request.method == "POST":
+            limits: dict[str, Any] = {"max_fields": MAX_FORM_FIELDS, "max_part_size": MAX_FIELD_BYTES}
+            async with request.form(max_files=0, **limits) as form:
+                try:
+                    done = await run_in_threadpool(self._act, form, person, language)
+                except Refusal as refusal:
+                    error = refusal.text(language)
+        return await run_in_threadpool(self._page, person, Words(language), done, error)
+
+    def _page(self, person: Person, words: Words, done: str, error: str) -> Response:
+        status, remarks = HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK, []
+        known = Subscription()
+        try:
+            known = subscriptions.of_person(self.place, person.name)
+            policy = read_policy(self.saves)
+            sending.refuse_if_disabled(policy)
+            if not policy.studio and known.addresses:
+                done = done or words("notify-no-links", file=POLICY_FILE)
+        except Refusal as refusal:
+            remarks.append(refusal.text(words.language))
+        return page(View(self.root, known, done, error, tuple(remarks), status), words)
+
+    def _act(self, form: FormData, person: Person, language: str) -> str:
+        """Do what a form asks for, and say what was done. Raises Refusal."""
+        actions: dict[str, Callable[[FormData, Person, str], str]] = {
+            "remove": self._remove,
+            "test": self._test,
+            "choose": self._choose,
+            "url": self._add,
+        }
+        name = next((name for name in actions if name in form), "url")
+        what = "add" if name == "url" else f"{name} {str(form.get(name))[:20]}"  # never the address
+        with audit.acting(self.saves, person, "notify", what):
+            return actions[name](form, person, language)
+
+    def _add(self, form: FormData, person: Person, language: str) -> str:
+        checked = sending.check(str(form.get("url", "")), read_policy(self.saves))
+        subscriptions.add_address(self.place, person.name, language, checked)
+        return say("notify-added", language, service=SERVICES[checked.service].name)
+
+    def _remove(self, form: FormData, person: Person, language: str) -> str:
+        subscriptions.remove_address(self.place, person.name, str(form.get("remove")))
+        return say("notify-removed", language)
+
+    def _choose(self, form: FormData, person: Person, language: str) -> str:
+        events, hours = [str(event) for event in form.getlist("event")], _number(str(form.get("hours", "")))
+        subscriptions.choose_events(self.place, person.name, language, events, hours)
+        return say("notify-chosen", language)
+
+    def _test(self, form: FormData, person: Person, language: str) -> str:
+        policy = read_policy(self.saves)
+        sending.refuse_if_disabled(policy)
+        [address] = subscriptions.chosen(subscriptions.of_person(self.place, person.name), [str(form.get("test"))])
+        if person.name in self.testing:
+            raise Refusal(problem("notify-busy"))
+        self.testing.add(person.name)
+        try:
+            message = notice.sample(time.time(), language, person.name, policy)
+            [outcome] = sending.send([(address.url, message)], policy)
+        finally:
+            self.testing.discard(person.name)
+        if outcome:
+            raise Refusal(outcome)
+        return say("notify-sent", language, service=SERVICES[address.service].name)
+
+    async def events(self, request: Request) -> Response:
+        """What has happened to the person's runs: `since` is what the last answer had in `at`."""
+        person, language = person_of(request), language_of(request)
+        since = _number(request.query_params.get("since", ""))
+        now = time.time()
+        since = now if math.isnan(since) else max(since, now - 3600)
+        content = await run_in_threadpool(self._news, person.name, language, since, now)
+        return JSONResponse(content, headers={"Cache-Control": "no-store"})
+
+    def _news(self, name: str, language: str, since: float, now: float) -> dict[str, Any]:
+        try:
+            person = subscriptions.of_person(self.place, name)
+        except Refusal:
+            person = Subscription()
+        owner = None if self.place.users_file is None else name
+        news = notify.news(self.saves, owner, person, since - OVERLAP_SECONDS, now)
+        notices = [(occurrence, notice_of(occurrence, Policy(), language)) for occurrence in news]
+        entries = [
+            {
+                "id": message.id,
+                "event": message.event,
+                "name": occurrence.run.title,
+                "title": message.title,
+                "text": message.text,
+                "run": occurrence.run.id,
+            }
+            for occurrence, message in notices
+        ]
+        return {"at": now, "events": entries}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+async def _script(_request: Request) -> Response:
+    return Response(SCRIPT, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
