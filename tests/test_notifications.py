@@ -111,7 +111,7 @@ def start(saves: Path) -> subprocess.Popen[bytes]:
 
 
 def deliveries(run: Run) -> list[notification_log.Delivery]:
-    return [one for entries in notification_log.read_log(run.dir).values() for one in entries.values()]
+    return [delivery for entries in notification_log.read_log(run.dir).values() for delivery in entries.values()]
 
 
 # --------------------------------------------------------------------------------------------------- from end to end

@@ -53,7 +53,7 @@ def watch(permits: Callable[[str], bool]) -> None:
         note(judged(response, host))
         return response
 
-    requests.Session.send = watched  # type: ignore[method-assign] # the way that every plugin takes
+    requests.Session.send = watched  # type: ignore[assignment, method-assign]  # used by every plugin
     for name in ("connect", "starttls", "login", "sendmail"):
         setattr(smtplib.SMTP, name, _watched_smtp(getattr(smtplib.SMTP, name)))
 

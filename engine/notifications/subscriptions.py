@@ -205,7 +205,7 @@ def choose_events(place: Place, name: str, language: str, events: Sequence[str],
     if unknown := [event for event in events if event not in EVENTS]:
         raise Refusal(problem("notify-event", "events", value=unknown[0][:40], known=", ".join(EVENTS)))
     if not MIN_WAIT_HOURS <= wait_hours <= MAX_WAIT_HOURS:
-        raise Refusal(problem("notify-hours", "wait_hours", shortest=MIN_WAIT_HOURS, longest=MAX_WAIT_HOURS))
+        raise Refusal(problem("notify-hours", "wait_hours", shortest=MIN_WAIT_HOURS, longest=f"{MAX_WAIT_HOURS:g}"))
     now = time.time()
 
     def choose(person: Subscription) -> Subscription:

@@ -24,6 +24,17 @@ LEVELS: dict[str, Level] = {
     "space": "warning",
     "turn": "info",
 }
+# The sentence of the title, by the event or, of an interrupted run, its state; and those of the lines.
+TITLES = {
+    "finished": "notice-finished",
+    "failed": "notice-failed",
+    "interrupted": "notice-interrupted",
+    "stopped": "notice-stopped",
+    "stalled": "notice-stalled",
+    "space": "notice-space",
+    "turn": "notice-turn",
+}
+LINES = ("notice-figures", "notice-time", "notice-reason", "notice-link")
 MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 120, 600
 FIGURES = ("eval_loss",)  # shown besides the main curve, if there are any
 
@@ -42,12 +53,12 @@ def notice_of(occurrence: Occurrence, policy: Policy, language: str) -> Notice:
         "reason": reason or NOTHING,
         "link": link or NOTHING,
     }
-    lines = (say(f"notice-{part}", language, **values) for part in ("figures", "time", "reason", "link"))
+    lines = (say(code, language, **values) for code in LINES)
     state = "interrupted" if run.state == "interrupted" else occurrence.event
     return Notice(
         id=f"{run.id}#{occurrence.key}",
         event=occurrence.event,
-        title=say(f"notice-{state}", language, name=name),
+        title=say(TITLES[state], language, name=name),
         text="\n".join(filter(None, (line.strip() for line in lines))) or say("notice-bare", language, name=name),
         language=language,
         at=iso(occurrence.at),

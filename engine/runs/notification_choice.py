@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from engine.core.rundir import read_to_change, write_json
 from engine.runs import queue, runs
@@ -14,5 +15,5 @@ def choose(run: Run, on: bool, by: str = "") -> None:
     Refusal."""
     saves = queue.saves_of(run.path)
     with runs.refusing_write_errors(saves), queue.locked(saves):
-        request = read_to_change(run.dir.request, {})
+        request: dict[str, Any] = read_to_change(run.dir.request, {})
         write_json(run.dir.request, request | {"notifications": {"on": on, "by": by, "at": time.time()}})

@@ -39,8 +39,8 @@ class RunActions(Panel):
         for button, action in actions.items():
             button.click(action, inputs, self.run_view.outputs, **QUIET)
         for button, on in ((buttons.mute, False), (buttons.unmute, True)):
-            told = "told-unmute" if on else "told-mute"
-            self.wire_action(button, "mute", partial(notification_choice.choose, on=on), told)
+            done = "told-unmute" if on else "told-mute"
+            self.wire_action(button, "mute", partial(notification_choice.choose, on=on), done)
 
     def wire_action(self, button: gr.Button, right: str, action: Callable[..., object], done: str) -> None:
         """A click on the button does `action` to the open run, with the user as `by`, if the user has the `right` to,
