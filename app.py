@@ -219,9 +219,9 @@ def serve(options: argparse.Namespace) -> None:
         keep_from_other_users()
         if remark := users.remark_without_role(Path(options.auth)):
             print(remark.text(shell_language()), file=sys.stderr)
+    users_file = Path(options.auth) if options.auth else None
     notes = make_saves(workplace), settle_choice(workplace.saves, options.run_engine), make_data(workplace)
-    subscriptions.note_place(workplace.saves, Path(options.auth) if options.auth else None)
-    for made in notes:
+    for made in (*notes, subscriptions.note_place(workplace.saves, users_file)):
         if made:
             print(made.text(shell_language()), file=sys.stderr)
     if not is_loopback(options.host) and options.no_auth and not options.auth:
@@ -242,7 +242,6 @@ def serve(options: argparse.Namespace) -> None:
 
     login = login_required(options, workplace.saves)
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
-    users_file = Path(options.auth) if options.auth else None
     gate = Gate(users_file)
     api = api_application(Api(workplace, gate, options.api_models))
     mcp = load_server().application(workplace, gate) if options.mcp else None

@@ -25,7 +25,7 @@ class Service:
 
 
 def _read() -> dict[str, Service]:
-    table = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    table = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     return {
         key: Service(tuple(entry["schemes"]), {language: entry[language] for language in ("en", "zh")})
         for key, entry in table.items()

@@ -77,10 +77,16 @@ def place_beside(users_file: Path | None) -> Place:
     return Place(home / "athanor" / "notifications.json")
 
 
-def note_place(saves: Path, users_file: Path | None) -> None:
-    """Note in the saves folder where its addresses are. Called by the studio when it starts."""
-    users = str(users_file.resolve()) if users_file else ""
-    write_json(saves / POINTER_FILE, {"users": users, "host": socket.gethostname()})
+def note_place(saves: Path, users_file: Path | None) -> Problem | None:
+    """Note in the saves folder where its addresses are. Called by the studio when it starts, which a full disk does not
+    keep it from: then this returns what is wrong."""
+    noted = {"users": str(users_file.resolve()) if users_file else "", "host": socket.gethostname()}
+    try:
+        if read_object(saves / POINTER_FILE) != noted:
+            write_json(saves / POINTER_FILE, noted)
+    except OSError as error:
+        return problem("notify-place-unknown", file=saves / POINTER_FILE, why=error.strerror or error)
+    return None
 
 
 def place_of(saves: Path) -> Place:
