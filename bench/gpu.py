@@ -36,6 +36,7 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.facts import inspect_model
 from engine.preflight.memory import memory_needed
 from engine.runs import runs
+from engine.spec.method_settings import Freeze
 from engine.spec.run_spec import RunSpec
 
 SHAPES = {  # Qwen1.5-7B and Qwen2.5-1.5B
@@ -251,12 +252,17 @@ wait(); print(20 * 2 * {size}**3 / (time.perf_counter() - began))
 
 def operations_per_token(shape: Mapping[str, Any], method: str, tokens: float) -> float:
     """Operations of the model for a token in a row of so many, forward and backward, without what is recomputed: 2 per
-    weight and direction, another 2 for the gradients of trained weights, and causal attention."""
+    weight forward, 2 for the gradient of its input, 2 for that of itself if it is trained; and causal attention, once
+    forward and twice backward. With freeze, nothing goes back below the last layers, which are trained."""
     hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
     keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
-    weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape["intermediate_size"])
-    weights += hidden * shape["vocab_size"]
-    return (6 if method == "full" else 4) * weights + 3 * layers * 2 * hidden * tokens
+    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape["intermediate_size"]
+    head, attention = hidden * shape["vocab_size"], 2 * hidden * tokens
+    passed = min(Freeze().trainable_layers, layers) if method == "freeze" else layers  # backward
+    trained, trained_head = {"full": (layers, head), "freeze": (passed, 0)}.get(method, (0, 0))
+    forward = layers * (2 * layer + attention) + 2 * head
+    backward = passed * (2 * layer + 2 * attention) + 2 * head
+    return forward + backward + 2 * (trained * layer + trained_head)
 
 
 def measure(bench: Bench, case: Case) -> None:
@@ -297,11 +303,14 @@ def profile(bench: Bench, case: Case) -> None:
     spec = spec_of(case, bench.model(case), bench.workplace.data, bench.device)
     run = runs.submit(spec, bench.workplace, start=False)
     variables = command.environment(spec, run.path, hardware.gpus(), hardware.threads())
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_profile", str(run.path)],
-        cwd=PROJECT, env=command.inherited_environment() | variables, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=max(bench.left, 1),
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.gpu_profile", str(run.path)],
+            cwd=PROJECT, env=command.inherited_environment() | variables, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=max(bench.left, 1),
+        )  # fmt: skip
+    finally:
+        runs.delete(run)  # otherwise the next one would start it, too
     if done.returncode:
         raise RuntimeError(done.stderr[-300:])
     parts = json.loads(done.stdout.splitlines()[-1])

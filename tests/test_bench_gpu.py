@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 from bench.gpu import CASES, SHAPES, TINY, TINY_BATCH, TINY_LENGTH, Bench, operations_per_token, run_all
 from bench.gpu_profile import part_of
 from bench.report import BEGIN, END, Report
+from engine.runs import runs
+from tests.preloaded import run_python
 
 MIXED = replace(CASES[1], batch=TINY_BATCH, length=TINY_LENGTH)
 
@@ -50,6 +53,7 @@ def test_it_measures_and_profiles_a_training_and_names_what_it_leaves_out(bench:
     assert 90 <= sum(parts) <= 110
     assert "- something long: 1 s were left" in text
     assert "- something broken: RuntimeError: no memory" in text
+    assert runs.find(bench.workplace.saves) == []
 
 
 def test_operations_are_six_per_trained_weight_and_four_per_frozen_one() -> None:
@@ -57,6 +61,34 @@ def test_operations_are_six_per_trained_weight_and_four_per_frozen_one() -> None
     weights = 7.72e9 - shape["hidden_size"] * shape["vocab_size"]  # as Qwen1.5-7B's card says, without the embeddings
     assert operations_per_token(shape, "full", 0) == pytest.approx(6 * weights, rel=0.01)
     assert operations_per_token(shape, "lora", 0) == pytest.approx(4 * weights, rel=0.01)
+
+
+# PyTorch's own count of the products of a step with so many trained weights; rows are short, so attention is nothing.
+COUNTED = """
+import json, sys
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM
+shape, answers = json.loads(sys.argv[1]), {}
+for method, trained in (("full", lambda name: True), ("freeze", lambda name: ".10." in name or ".11." in name)):
+    model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(trained(name))
+    ids = torch.randint(0, shape["vocab_size"], (1, 8))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    answers[method] = counter.get_total_flops() / 8
+print(json.dumps(answers))
+"""
+
+
+def test_operations_are_those_that_pytorch_counts() -> None:
+    """It also leaves out the gradients that nothing needs: those of the lowest trained layer's inputs, and of ids."""
+    shape = SHAPES["1.5B"] | {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 12, "vocab_size": 512}
+    shape |= {"num_attention_heads": 4, "tie_word_embeddings": False}
+    counted = json.loads(run_python("-c", COUNTED, json.dumps(shape)))
+    for method, operations in counted.items():
+        assert operations_per_token(shape, method, 8) == pytest.approx(operations, rel=0.05), method
 
 
 @pytest.mark.parametrize(
