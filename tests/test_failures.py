@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.core.rundir import write_json
+from engine.core.rundir import read_object, write_json
 from engine.runs import failures, runs
 from engine.runs.compare import ABSENT, differences
 from engine.runs.failure_signatures import FATAL_PATTERNS, GENERIC_CODES, PATTERNS
@@ -237,10 +237,21 @@ Failed = Callable[..., Explanation]
 def failed(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Failed:
     """What is said of a run that ended with exit code 1, and left this log and this error."""
 
-    def explain(log: str = "", error: dict | None = None, rank: int = 0, spec: RunSpec | None = None) -> Explanation:
+    def explain(
+        log: str = "",
+        error: dict | None = None,
+        rank: int = 0,
+        spec: RunSpec | None = None,
+        others: dict[int, str] | None = None,
+        begins: dict[str, int] | None = None,
+    ) -> Explanation:
+        """`others`: the logs of other machines, by their numbers; `begins`: where the attempt begins in them."""
         run = past_run(tmp_path / "saves", spec or make_spec(name="failed"), outcome="failed")
         write_json(run.dir.exit, {"outcome": "failed", "reason": "exit", "code": 1, "signal": None, "ended": 1e9})
         run.dir.log.write_text(log, encoding="utf-8")
+        for machine, text in (others or {}).items():
+            run.dir.log_of(machine - 1).write_text(text, encoding="utf-8")
+        write_json(run.dir.keeper, read_object(run.dir.keeper) | {"logs_from": begins or {}})
         if error:
             write_json(
                 run.dir.error,
@@ -397,6 +408,30 @@ def test_a_killed_rank_is_the_cause_and_not_what_the_others_say_of_it(failed: Fa
     assert why.code == "rank-killed"
     assert "rank 1" in why.what("en")
     assert "SIGKILL" in why.what("en")
+
+
+def test_the_cause_is_found_in_the_log_of_the_machine_where_the_first_rank_failed(
+    failed: Failed, make_spec: Callable[..., RunSpec]
+) -> None:
+    """Rank 1 is on the second machine; the first only sees that it has gone, a second later."""
+    own = SUMMARY.replace("10:05:11", "10:05:12").format(rank=0, code=1, other=2, other_code=-15)
+    killed = SUMMARY.format(rank=1, code=-9, other=3, other_code=-15)
+    why = failed(log=own, error=error_of(ECHOES[0]), others={2: killed})
+    assert (why.code, why.values["rank"], why.values["signal"]) == ("rank-killed", 1, "SIGKILL")
+    # Without an error of any rank: what this attempt has printed there, and not what the first machine says of it.
+    earlier = "Traceback (most recent call last):\n  File z\nMemoryError: \n"
+    cause = f"Traceback (most recent call last):\n  File x\n{PRINTED['device-memory'][0]}\n"
+    echo = f"Traceback (most recent call last):\n  File y\n{ECHOES[0]}\n"
+    gone = SUMMARY.replace("10:05:12", "10:05:10").replace("10:05:11", "10:05:10")
+    gone = gone.format(rank=3, code=1, other=1, other_code=-15)
+    why = failed(
+        log=echo + own,
+        spec=make_spec(name="other"),
+        others={2: "", 3: f"{earlier}{cause}{gone}"},
+        begins={"log-3.txt": len(earlier)},
+    )
+    assert why.code == "device-memory"
+    assert why.traceback.startswith(cause.rstrip())
 
 
 def test_an_error_of_its_own_is_the_cause_even_where_another_rank_was_killed(failed: Failed) -> None:

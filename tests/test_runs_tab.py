@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
@@ -129,6 +130,20 @@ def test_a_finished_run_opens_with_all_that_it_has_left(tab: Tab, past: Callable
     }
     assert shown == {"clone", "delete", "chat", "export", "evaluate"}
     assert [stage for _, stage in updates[buttons.follow]["choices"]][:3] == ["", "rm", "dpo"]
+
+
+def test_a_run_of_several_machines_shows_and_offers_the_log_of_each(tab: Tab, past: Callable[..., Run]) -> None:
+    run = past("wide")
+    for name, text in {"log": "first <one>", "log-2": "second", "log-4": "of another run"}.items():
+        (run.path / f"{name}.txt").write_text(text, encoding="utf-8")
+    updates = tab.view.open(run.id, *VIEW)
+    log, links = updates[tab.output.log], updates[tab.output.log_link]
+    assert log.count('class="log-box"') == 2
+    assert log.index("Machine 1") < log.index("first &lt;one&gt;") < log.index("Machine 2") < log.index("second")
+    assert re.findall(r"/(log\S*)\"", links) == ["log.txt", "log-2.txt"]
+    stamp = updates[tab.view.stamp]
+    (run.path / "log-2.txt").write_text("second, and on", encoding="utf-8")
+    assert "second, and on" in tab.view.tick(run.id, stamp, *CURVES)[tab.output.log]
 
 
 def test_a_reward_model_is_not_talked_to_and_an_interrupted_run_is_resumed(tab: Tab, past: Callable[..., Run]) -> None:

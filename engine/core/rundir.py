@@ -6,6 +6,7 @@ about processes or training.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -95,9 +96,21 @@ class RunDir:
         ended = [int(folder.name) for folder in list_folders(self.attempts) if folder.name.isdecimal()]
         return max(number + 1 for number in [read_json(self.request)["attempt"] - 1, *ended])
 
-    def log_from(self) -> int:
-        """The position in the log where this attempt begins."""
-        return (read_json(self.keeper) or {}).get("log_from", 0)
+    def log_of(self, machine: int) -> Path:
+        """The log of one of several machines; that of the first (0) is `log`."""
+        return self.log if machine == 0 else self.path / f"log-{machine + 1}.txt"
+
+    def logs(self) -> list[Path]:
+        """The logs that there are, by machine."""
+        others = map(self.log_of, itertools.count(1))
+        return [self.log, *itertools.takewhile(os.path.lexists, others)]
+
+    def log_from(self, log: Path | None = None) -> int:
+        """The position in a log (None: the run's) where this attempt begins."""
+        keeper = read_object(self.keeper)
+        if log is None or log == self.log:
+            return keeper.get("log_from", 0)
+        return keeper.get("logs_from", {}).get(log.name, 0)
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. A checkpoint without its marker was interrupted while being written."""

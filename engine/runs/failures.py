@@ -1,15 +1,15 @@
 """Known failures → what happened and what to do about it, in the reader's language.
 
 The patterns are searched in the first failing rank's error with its causes and, if that says nothing specific, in the
-whole log of the attempt: a library may catch the reason, print it, and raise an error about something else. If an error
-only says that another rank has gone, and that one was killed, the kill is the cause.
+whole logs of the attempt, of all machines: a library may catch the reason, print it, and raise an error about something
+else. If an error only says that another rank has gone, and that one was killed, the kill is the cause.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,9 @@ from engine.core import regular_files
 from engine.core.problems import Problem, say, sentences
 from engine.core.rundir import end_of, read_object
 from engine.runs.failure_signatures import ECHO_PATTERN, FATAL_PATTERNS, GENERIC_CODES, PATTERNS
+from engine.runs.logs import LogEnd, log_ends
 from engine.runs.runs import Run
 
-# A failed rank in the summary that torch's launcher prints.
-RANK_END = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 LOG_END_BYTES = 64 << 10  # bytes at the end of a log in which its last lines are searched
 LOG_SEARCH_BYTES = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
 
@@ -53,19 +52,22 @@ def explain(run: Run) -> Explanation | None:
     if run.state not in ("failed", "interrupted"):
         return None
     error = _read_error(run)
-    log = end_of(run.dir.log, LOG_END_BYTES, run.dir.log_from()).decode("utf-8", errors="replace")
+    logs = log_ends(run.dir, LOG_END_BYTES)
+    log = "\n".join(log.text for log in logs)
     traceback = error.get("traceback") or _first_traceback(log)
     known = tuple(entry for entry in error.get("problems", ()) if entry["code"] in sentences())
     exit = {"reason": "interrupted", "code": None, "signal": None} | (run.exit or {})
-    values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, log)}
+    values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, logs[0].text)}
     if known:
         return Explanation("", {}, traceback, known)
     lines = [f"{error.get('type', '')}: {error.get('message', '')}", *error.get("causes", ()), traceback]
     text = "\n".join(lines + ([] if run.exit else [log]))
-    if (killed := _killed_rank(log, error.get("rank"))) and re.search(ECHO_PATTERN, text):
+    if (killed := _killed_rank(logs, error.get("rank"))) and re.search(ECHO_PATTERN, text):
         return Explanation("rank-killed", values | killed, traceback)
     particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERIC_CODES}
-    code, what = _match(particular, text) or _match_in_log(run, bool(error)) or _match(PATTERNS, text) or ("", "")
+    code, what = (
+        _match(particular, text) or _match_in_logs(run, logs, bool(error)) or _match(PATTERNS, text) or ("", "")
+    )
     # A full disk may have kept the supervisor from recording it: then only the log shows it.
     known_end = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
     if code and known_end:
@@ -93,14 +95,12 @@ def _read_error(run: Run) -> dict[str, Any]:
     return {"rank": error.get("rank"), **texts, "problems": whole, "causes": [str(cause) for cause in causes]}
 
 
-def _killed_rank(log: str, but: int | None) -> dict[str, Any] | None:
+def _killed_rank(logs: Sequence[LogEnd], but: int | None) -> dict[str, Any] | None:
     """The first rank, other than the one that reported the error, that was ended by a signal: its number and the
     signal. The launcher sends SIGTERM to the remaining ones."""
-    for rank, code in RANK_END.findall(log):
-        number = -int(code)
-        if int(rank) != but and number in set(signal.Signals) and number != signal.SIGTERM:
-            return {"rank": rank, "signal": signal.Signals(number).name}
-    return None
+    ends = sorted((end for log in logs for end in log.failed_ranks()), key=lambda end: end.at)
+    killed = (end for end in ends if end.rank != but and end.signal not in ("", "SIGTERM"))
+    return next(({"rank": end.rank, "signal": end.signal} for end in killed), None)
 
 
 def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:
@@ -109,13 +109,15 @@ def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:
     return next(((code, match.groupdict().get("what") or "") for code, match in matches if match), None)
 
 
-def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
-    """(code, matched name) of a failure whose pattern is in the log of the attempt."""
-    try:
-        status = run.dir.log.stat()
-    except OSError:
-        return None
-    return _search_log(run.dir.log, run.dir.log_from(), status.st_size, status.st_mtime_ns, has_error)
+def _match_in_logs(run: Run, logs: Sequence[LogEnd], has_error: bool) -> tuple[str, str] | None:
+    """(code, matched name) of a failure whose pattern is in a log of the attempt."""
+    for log in logs:
+        with contextlib.suppress(OSError):
+            status = log.path.stat()
+            begins = run.dir.log_from(log.path)
+            if match := _search_log(log.path, begins, status.st_size, status.st_mtime_ns, has_error):
+                return match
+    return None
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from engine.core import hardware
-from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_object
+from engine.core.rundir import RESULT_FILE, RunDir, read_object
+from engine.runs.logs import log_ends
 
 FULL_BYTES = 1 << 20  # a disk with less space left is full
 
@@ -59,11 +60,11 @@ def disk_is_full(run: RunDir) -> bool:
 def _signal(code: int, run: RunDir) -> str | None:
     """Name of the signal that ended the training: the launcher's own, or the one it reports of its child."""
     number = -code if code < 0 else 0
-    if code > 0:
-        matches = re.findall(
-            rb"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", end_of(run.log, 16_384, run.log_from())
-        )
-        if matches and matches[-1][0]:
-            return matches[-1][0].decode()
-        number = int(matches[-1][1]) if matches else 0
+    for log in log_ends(run, 16_384) if code > 0 else ():
+        if matches := re.findall(r"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", log.text):
+            name, digits = matches[-1]
+            if name:
+                return name
+            number = int(digits)
+            break
     return signal.Signals(number).name if number in set(signal.Signals) else None

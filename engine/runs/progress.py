@@ -1,4 +1,4 @@
-"""The progress of a run: its phase and ETA, its curves, the end of its log. Only new parts of the files are read.
+"""The progress of a run: its phase and ETA, its curves. Only new parts of the files are read.
 
 A run may log a million lines and a gigabyte, and a page asks every two seconds. So a curve is read once and then
 continued, and kept in a bounded number of points, each with the mean, lowest and highest of its neighbours.
@@ -21,7 +21,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from engine.core import regular_files
-from engine.core.rundir import RunDir, end_of, read_object
+from engine.core.rundir import RunDir, read_object
 from engine.runs import facts
 from engine.runs.facts import AXES
 from engine.runs.run import Run
@@ -390,10 +390,3 @@ def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
             np.minimum(first[:, 4], second[:, 4], out=points[:, 4])
             np.maximum(first[:, 5], second[:, 5], out=points[:, 5])
     return points
-
-
-def log_tail(run: Run, lines: int = 200) -> str:
-    """The last lines of the log. Of a line that a progress bar rewrote, the last state."""
-    text = end_of(run.dir.log, 64 * 1024).decode("utf-8", errors="replace")
-    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return "\n".join(shown[-lines - 1 :]).strip("\n")

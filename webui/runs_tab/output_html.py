@@ -9,6 +9,7 @@ from engine.core import regular_files
 from engine.core.problems import Problem, Refusal
 from engine.export import plain_script
 from engine.runs import runs
+from engine.runs.logs import log_tail
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from webui import notices
@@ -16,17 +17,29 @@ from webui.numbers import size
 from webui.words import Words
 
 MAX_FILES_LISTED = 200
+MAX_LOGS_SHOWN = 4  # of machines; the others can be downloaded
 
 
-def log(text: str, words: Words) -> str:
-    if not text:
+def logs(run: Run, words: Words) -> str:
+    """The end of the log; of a run of several machines, that of each."""
+    texts = [log_tail(log) for log in run.dir.logs()[:MAX_LOGS_SHOWN]]
+    if not any(texts):
         return f'<p class="quiet">{escape(words("log-none"))}</p>'
-    return f'<div class="log-box" tabindex="0"><pre class="log">{escape(text)}</pre></div>'
+    boxes = [f'<div class="log-box" tabindex="0"><pre class="log">{escape(text)}</pre></div>' for text in texts]
+    heads = [words("log-of-machine", number=number) for number in range(1, len(texts) + 1)]
+    headed = (f'<p class="log-head">{escape(head)}</p>{box}' for head, box in zip(heads, boxes, strict=True))
+    return "".join(headed) if len(boxes) > 1 else boxes[0]
 
 
-def log_link(run: Run, root: str, words: Words) -> str:
-    """The link to the full log."""
-    return f'<a class="quiet" download href="{escape(address(run, "log.txt", root))}">{escape(words("log-whole"))}</a>'
+def log_links(run: Run, root: str, words: Words) -> str:
+    """The links to the full logs."""
+    names = [log.name for log in run.dir.logs()]
+    labels = [words("log-whole"), *names[1:]]
+    links = (
+        f'<a class="quiet" download href="{escape(address(run, name, root))}">{escape(label)}</a>'
+        for name, label in zip(names, labels, strict=True)
+    )
+    return " · ".join(links)
 
 
 def _script(run: Run, root: str, words: Words) -> str:

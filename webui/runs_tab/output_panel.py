@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.runs import progress, samples
+from engine.runs import samples
 from engine.runs.runs import Run
 from webui.panels import Updates
 from webui.runs_tab import output_html, samples_html
@@ -36,7 +36,7 @@ class OutputPanel(Panel):
 
     def now(self, run: Run, view: CurveView) -> Updates:
         return {
-            self.log: output_html.log(progress.log_tail(run), self.words),
+            self.log: output_html.logs(run, self.words),
             self.samples_tab: gr.update(visible=run.dir.samples.exists()),
             self.samples: samples_html.samples(samples.latest(run.dir), self.words),
             self.files: output_html.files(run, self.context.root, self.words),
@@ -48,5 +48,5 @@ class OutputPanel(Panel):
     def opened(self, run: Run) -> Updates:
         return {
             self.settings: output_html.settings(run, self.context.root, self.words),
-            self.log_link: output_html.log_link(run, self.context.root, self.words),
+            self.log_link: output_html.log_links(run, self.context.root, self.words),
         }

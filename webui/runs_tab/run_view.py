@@ -126,7 +126,7 @@ def stamp_of(run: Run) -> str:
         here.metrics,
         here.warnings,
         here.samples,
-        here.log,
+        *here.logs(),
         here.exit,
         here.error,
         here.report,
