@@ -188,7 +188,7 @@ def test_a_run_of_another_base_brings_its_base_and_what_that_knows(tab: Tab) -> 
     assert tab.model.show(tab.plain, [ONE, FAR], "transformers")[tab.model.adapters]["value"] == [ONE]
 
 
-def test_models_are_loaded_found_restarted_and_unloaded(tab: Tab, server: StandInServer) -> None:
+def test_models_are_loaded_found_restarted_and_unloaded(place: Workplace, tab: Tab, server: StandInServer) -> None:
     selected = (tab.plain, [ONE], "transformers")
     loaded = tab.model.load_model(ADA, *selected)
     assert loaded.keys() == set(tab.model.memory_outputs)
@@ -203,6 +203,9 @@ def test_models_are_loaded_found_restarted_and_unloaded(tab: Tab, server: StandI
     unloaded = tab.model.unload_model(*selected)
     assert "toast good" in unloaded[tab.context.message]
     assert "Not loaded" in unloaded[tab.model.status]
+    assert "Slurm" not in unloaded[tab.model.status]
+    (place.saves / "engine.yaml").write_text("engine: slurm\n")
+    assert "only runs go to Slurm" in tab.model.show_memory(*selected)[tab.model.status]
 
 
 def test_what_cannot_be_loaded_is_said(tab: Tab, server: StandInServer) -> None:

@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.core.problems import Refusal
+from engine.launch import engine_choice
 from engine.serving import servers
 from engine.serving.servers import Server
 from engine.serving.vllm import ENGINES, program
@@ -142,7 +143,8 @@ class ModelPanel(Panel):
         """Show the state of a server, and what other servers are running."""
         others = [other for other in servers.servers(self.workplace.saves) if not server or other.path != server.path]
         since = time.time() - server.settings["started"] if server else 0
-        status = server_html.status(server, others, self.models.titles(), since, self.words)
+        elsewhere = not engine_choice.is_local(self.workplace.saves)
+        status = server_html.status(server, others, self.models.titles(), since, self.words, elsewhere)
         if server and server.alive:
             mine = hindrance("unload", server.settings.get("by", ""))
             status += notices.denied(mine, "#chat-unload", self.words)

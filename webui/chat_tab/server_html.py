@@ -12,8 +12,11 @@ from webui.numbers import duration
 from webui.words import Words
 
 
-def status(server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words) -> str:
-    """Whether the models are loaded, the reason if that failed, and what else is loaded."""
+def status(
+    server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words, elsewhere: bool
+) -> str:
+    """Whether the models are loaded, the reason if that failed, and what else is loaded. `elsewhere`: runs do not
+    compute on this machine, but chats do."""
     state = server.state if server else "ended"
     dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
     state_text = words(f"chat-{state}", time=duration(seconds, words))
@@ -24,7 +27,8 @@ def status(server: Server | None, others: Sequence[Server], titles: Titles, seco
         if other.alive
     )
     beside = f'<p class="quiet">{escape(words("chat-others"))}</p><ul class="plain">{rows}</ul>' if rows else ""
-    return f'<p class="held"><span class="dot {dot}"></span>{escape(state_text)}</p>{wrong}{beside}'
+    here = f'<p class="quiet">{escape(words("chat-here"))}</p>' if elsewhere else ""
+    return f'<p class="held"><span class="dot {dot}"></span>{escape(state_text)}</p>{wrong}{here}{beside}'
 
 
 def _holder(server: Server, words: Words) -> str:
