@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from engine.core.hardware import Gpu
 
+BF16_CAPABILITY = 8.0  # compute capability of the first GPUs with bf16
 ALIKE_BYTES = 1 << 30  # GPUs whose free memory differs by less are taken in their order
 
 

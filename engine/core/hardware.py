@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")  # cgroup v2, as seen inside a container
 DRIVER_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0")
 WSL_TRACE = "/dev/dxg"  # GPUs of any vendor: without NVIDIA's library, none of them is NVIDIA's
 NO_CARDS = ("-1", "NoDevFiles", "none", "void")  # common values of CUDA_VISIBLE_DEVICES that hide all GPUs
+GPUS_VARIABLE = "ATHANOR_GPUS"  # so many GPUs must be usable to a process, where nobody could try it before
 QUERY_LIMIT_SECONDS = 10.0  # time limit for the driver's answer
 QUERY_HOLDS_SECONDS, FAILURE_HOLDS_SECONDS = 5.0, 60.0
 
@@ -90,28 +91,56 @@ def limited_to(gpus: tuple[Gpu, ...]) -> Iterator[None]:
         _limited.reset(token)
 
 
-_elsewhere: tuple[Gpu, ...] | None = None
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster, as far as it is known here. `memory`: its main memory in bytes; None: unknown, like the
+    number of its `cores`."""
+
+    gpus: tuple[Gpu, ...] = ()
+    memory: int | None = None
+    cores: int | None = None
 
 
-def plan_for(gpus: tuple[Gpu, ...] | None) -> None:
-    """Let this process plan runs for machines with these GPUs each, and not for its own (None)."""
-    global _elsewhere
-    _elsewhere = gpus
+_node: Callable[[], Node | None] | None = None
+
+
+def plan_for(node: Callable[[], Node | None] | None) -> None:
+    """Let this process plan runs for the machines that `node` describes whenever it is asked; where it, or its answer,
+    is None, for this machine."""
+    global _node
+    _node = node
+
+
+def _planned_node() -> Node | None:
+    return _node() if _node else None
 
 
 def planned_gpus() -> tuple[Gpu, ...]:
-    """The GPUs of a machine that runs compute on: this one, unless `plan_for` has been called."""
-    return gpus() if _elsewhere is None else _elsewhere
+    """The GPUs of a machine that runs compute on."""
+    node = _planned_node()
+    return node.gpus if node else gpus()
+
+
+def planned_memory() -> int | None:
+    """The main memory of such a machine in bytes; None if it is unknown."""
+    node = _planned_node()
+    return node.memory if node else memory()[1]
+
+
+def planned_cores() -> int | None:
+    """The CPU threads that a run has there (`threads`); None if they are unknown."""
+    node = _planned_node()
+    return node.cores if node else threads()
 
 
 def planned_gpu_failure() -> Problem | None:
     """`gpu_failure`; None if runs compute on other machines than this one."""
-    return gpu_failure() if _elsewhere is None else None
+    return None if plans_elsewhere() else gpu_failure()
 
 
 def plans_elsewhere() -> bool:
     """Whether runs compute on other machines than this one."""
-    return _elsewhere is not None
+    return _planned_node() is not None
 
 
 def all_gpus() -> tuple[Gpu, ...]:

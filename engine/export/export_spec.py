@@ -305,16 +305,23 @@ def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
     """Whether the model fits into the memory of the device: into what is free now or, for an export that waits, into
     all of it."""
     if on_cpu(spec, len(hardware.planned_gpus())):
-        (free, whole), code = hardware.memory(), "export-no-memory"
+        (free, whole), code = _main_memory(), "export-no-memory"
     else:
         gpu = next(iter(likely_gpus(spec, memory_needed(spec))), None)
         if gpu is None:  # reported by `_device_problems`
             return []
         free, whole, code = gpu.free, gpu.memory, "export-no-card-memory"
     needed, has = memory_needed(spec), whole if waits else free
-    if needed <= has or not whole:  # a GPU that shares the machine's memory reports none
+    if needed <= has or not whole:  # unknown: a GPU that shares the machine's memory reports none
         return []
     return [problem(code, needed=f"{needed / 1e9:.2f} GB", free=f"{has / 1e9:.2f} GB")]
+
+
+def _main_memory() -> tuple[int, int]:
+    """Bytes that are free and in total on the machine that exports; of a cluster's, all of it is free once the job has
+    begun, and 0 means that it is unknown."""
+    whole = hardware.planned_memory() or 0
+    return (whole, whole) if hardware.plans_elsewhere() else hardware.memory()
 
 
 def memory_needed(spec: ExportSpec) -> int:

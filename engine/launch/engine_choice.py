@@ -5,15 +5,14 @@ The file is part of the saves folder, so that every studio and every shell comma
 
 from __future__ import annotations
 
-import shlex
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field
 
 from engine.core import hardware, regular_files
-from engine.core.hardware import Gpu
+from engine.core.hardware import Gpu, Node
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import stamp, write_text
 from engine.spec.parts import Part
@@ -30,8 +29,8 @@ RESERVED_OPTIONS = (
 
 
 class EngineChoice(Part):
-    """The engine and, for Slurm, what to tell it. The GPUs are those of each machine of the partition: the machine that
-    submits need not have any."""
+    """The engine and, for Slurm, what to tell it. GPUs, memory and cores are those of each machine of the partition:
+    the machine that submits says nothing about them."""
 
     engine: EngineName = "local"
     partition: str = ""
@@ -40,13 +39,14 @@ class EngineChoice(Part):
     gpus_per_machine: int = Field(default=0, ge=0, le=64)
     gpu_memory_gb: float = Field(default=0.0, ge=0.0, le=10_000.0)  # 0: unknown, so that no memory is estimated
     gpu_name: str = "GPU"
+    memory_gb: float = Field(default=0.0, ge=0.0, le=100_000.0)  # 0: unknown, like the cores
+    cores: int = Field(default=0, ge=0, le=10_000)
 
-    def gpus(self) -> tuple[Gpu, ...]:
-        """The GPUs of one machine, as far as they are known here."""
+    def node(self) -> Node:
+        """One of the machines, as far as it is known here."""
         size = int(self.gpu_memory_gb * 1e9)
-        return tuple(
-            Gpu(index, f"GPU-{index}", self.gpu_name, size, size, 0.0) for index in range(self.gpus_per_machine)
-        )
+        gpus = (Gpu(index, f"GPU-{index}", self.gpu_name, size, size, 0.0) for index in range(self.gpus_per_machine))
+        return Node(tuple(gpus), int(self.memory_gb * 1e9) or None, self.cores or None)
 
 
 def read_choice(saves: Path) -> EngineChoice:
@@ -60,6 +60,16 @@ def is_local(saves: Path) -> bool:
         return read_choice(saves).engine == "local"
     except Refusal:
         return False
+
+
+def planned_node(saves: Path) -> Node | None:
+    """The machines that the runs of a saves folder compute on, as its engine.yaml describes them now; None: this one.
+    While the file is wrong, which is a problem of every run, nothing is known of them."""
+    try:
+        choice = read_choice(saves)
+    except Refusal:
+        return Node()
+    return choice.node() if choice.engine == "slurm" else None
 
 
 @lru_cache(maxsize=16)
@@ -88,8 +98,9 @@ def _is_allowed(option: str) -> bool:
 
 
 def settle_choice(saves: Path, name: str | None) -> Problem | None:
-    """Make `name`, from the command line, the engine of a saves folder that has no choice yet, and plan runs for its
-    machines from now on. Returns a note if the file was written. Raises Refusal if the folder has another engine."""
+    """Make `name`, from the command line, the engine of a saves folder that has no choice yet, and plan runs for the
+    machines of its engine from now on, whatever the file says by then. Returns a note if the file was written. Raises
+    Refusal if the folder has another engine, or the file is wrong."""
     note = None
     if name and name not in ENGINES:
         raise Refusal(problem("spec-choice", "engine", given=name, choices=", ".join(ENGINES)))
@@ -98,8 +109,8 @@ def settle_choice(saves: Path, name: str | None) -> Problem | None:
             raise Refusal(problem("engine-other", file=saves / FILE, engine=read_choice(saves).engine, given=name))
         write_text(saves / FILE, f"engine: {name}\n")
         note = problem("engine-chosen", file=saves / FILE, engine=name)
-    choice = read_choice(saves)
-    hardware.plan_for(choice.gpus() if choice.engine == "slurm" else None)
+    read_choice(saves)
+    hardware.plan_for(partial(planned_node, saves))
     return note
 
 
@@ -107,8 +118,3 @@ def sbatch_options(choice: EngineChoice) -> list[str]:
     """What the operator wants every job to be submitted with."""
     named = {"partition": choice.partition, "account": choice.account}
     return [*(f"--{name}={value}" for name, value in named.items() if value), *choice.sbatch]
-
-
-def shown_options(choice: EngineChoice) -> str:
-    """The same for people."""
-    return shlex.join(sbatch_options(choice))

@@ -15,7 +15,6 @@ from engine.core import hardware
 from engine.core.problems import Problem, problem
 from engine.data.datasets import count_rows, read_dataset_info
 from engine.data.mixing import held_out, repeats
-from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.quantized_weights import DEQUANTIZED
@@ -25,6 +24,7 @@ from engine.models.vocabulary import new_tokens, vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import disk_needed
 from engine.preflight.image_memory import image_bytes, learns_in_tower
+from engine.preflight.machine_limits import core_warnings, process_problems, unknown_nodes, worker_problems
 from engine.preflight.model_checks import (
     adapter_matrices,
     model_is_readable,
@@ -36,7 +36,6 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps
 
-WORKER_BYTES = 100 << 20  # bytes that each preparing process needs: its part of the tokenizer, and the rows of a block
 SHORT_ROW_TOKENS = 16  # hardly any row has fewer tokens than this
 LOGIT_BYTES = 6  # bytes per vocabulary entry and validated token: the logits, and what is computed from them
 MIN_VALIDATION_ROWS = 2  # minimum number of rows for a meaningful validation
@@ -93,11 +92,11 @@ def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Pro
         model = inspect_model(spec.model.model_name_or_path)
         # Data that cannot be read, or must not be, is not searched for images either.
         measured = spec if rows else spec.change("data.datasets", [])
-        problems += _process_problems(measured, model) + _batch_problems(measured, model, rows)
+        problems += process_problems(measured, model) + _batch_problems(measured, model, rows)
         # A disk too small for the few checkpoints that `engine.preflight.checks` counts is one problem, not two.
         if rows and not problems and not any(problem.code == "disk-full" for problem in known_problems):
             problems += _checkpoint_problems(spec, workplace, optimizer_steps(spec, rows.total))
-    return problems + _worker_problems(spec)
+    return problems + worker_problems(spec)
 
 
 def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
@@ -107,23 +106,14 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
     rows = None if any(field.startswith("data.") for field in wrong_fields) else row_counts(spec)
     if rows and not known_problems:
         warnings += _step_warnings(spec, rows) + _validation_warnings(spec, rows)
-    cores = hardware.threads()
-    workers = spec.data.preprocessing_num_workers or 0
-    if workers > cores:
-        warnings.append(
-            problem("more-workers-than-cores", "data.preprocessing_num_workers", given=workers, cores=cores)
-        )
-    loading = spec.extra.get("dataloader_num_workers")
-    if isinstance(loading, int) and loading > cores:
-        warnings.append(problem("more-workers-than-cores", "extra.dataloader_num_workers", given=loading, cores=cores))
-    processes = spec.hardware.processes_per_machine
-    if on_cpu(spec, len(hardware.planned_gpus())) and not hardware.plans_elsewhere() and processes > cores:
-        warnings.append(problem("more-processes-than-cores", "hardware.num_processes", given=processes, cores=cores))
+    warnings += core_warnings(spec)
     schedule = spec.training.lr_scheduler_type
     if schedule in SCHEDULES_WITHOUT_WARMUP and spec.training.warmup_steps:
         warnings.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
-    if model_is_readable(wrong_fields) and not known_problems:
-        model = inspect_model(spec.model.model_name_or_path)
+    readable = model_is_readable(wrong_fields) and not known_problems
+    model = inspect_model(spec.model.model_name_or_path) if readable else None
+    warnings += unknown_nodes(spec, model)
+    if model:
         warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         warnings += _dequantization_warnings(spec, model) + _token_warnings(spec, model)
         warnings += _sharing_warnings(spec, model) + loading_warnings(spec, model)
@@ -141,7 +131,7 @@ def _dequantization_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     loaded = memory.weight_bytes(spec, model, len(hardware.planned_gpus()))
     if model.quantized not in DEQUANTIZED or not loaded:
         return []
-    values = {"how": model.quantized, "stored": _size(model.bytes), "size": _size(loaded)}
+    values = {"how": model.quantized, "stored": memory.size_text(model.bytes), "size": memory.size_text(loaded)}
     return [problem("weights-dequantized", "model.model_name_or_path", **values)]
 
 
@@ -263,41 +253,6 @@ def _padding_warnings(model: ModelFacts) -> list[Problem]:
 # ------------------------------------------------------------------------------------------ memory and disk
 
 
-def _process_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """Processes on a CPU share its memory: each has its own copy of the model, whatever its rows are."""
-    gpu_count = len(hardware.planned_gpus())
-    need = (
-        memory.memory_needed(spec, model, gpu_count)
-        if on_cpu(spec, gpu_count) and spec.hardware.num_processes > 1
-        else None
-    )
-    if need is None:
-        return []
-    process_bytes, whole = need.weights + need.learning + memory.CPU_LIBRARY_BYTES, hardware.memory()[1]
-    largest = max(int(whole / process_bytes), 1)
-    if spec.hardware.num_processes <= largest:
-        return []
-    values = {
-        "given": spec.hardware.num_processes,
-        "each": _size(process_bytes),
-        "whole": _size(whole),
-        "largest": largest,
-    }
-    return [problem("processes-beyond-memory", "hardware.num_processes", **values)]
-
-
-def _worker_problems(spec: RunSpec) -> list[Problem]:
-    workers, whole = spec.data.preprocessing_num_workers or 0, hardware.memory()[1]
-    if workers * WORKER_BYTES <= whole:
-        return []
-    values = {
-        "given": workers,
-        "whole": _size(whole),
-        "largest": max(min(whole // WORKER_BYTES, hardware.threads()), 1),
-    }
-    return [problem("workers-beyond-memory", "data.preprocessing_num_workers", **values)]
-
-
 def _batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
     """A batch that cannot fit even if all of its rows are short."""
     short = spec.change("data.max_length", min(spec.data.max_length, SHORT_ROW_TOKENS))
@@ -328,7 +283,7 @@ def _batch_size_problems(
 
     if fits(largest) or not fits(1):
         return []
-    values = {"given": batch_size, "length": counted.data.max_length, "whole": _size(room.bytes)}
+    values = {"given": batch_size, "length": counted.data.max_length, "whole": memory.size_text(room.bytes)}
     return [problem(code, path, **values, largest=_largest_that_fits(fits, largest))]
 
 
@@ -344,9 +299,9 @@ def _length_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
     if fits(spec.data.max_length):
         return []
-    values = {"given": spec.data.max_length, "whole": _size(room.bytes)}
+    values = {"given": spec.data.max_length, "whole": memory.size_text(room.bytes)}
     if not fits(8):
-        return [problem("model-may-not-fit", "model.model_name_or_path", whole=_size(room.bytes))]
+        return [problem("model-may-not-fit", "model.model_name_or_path", whole=memory.size_text(room.bytes))]
     return [
         problem(
             "length-may-not-fit",
@@ -365,7 +320,11 @@ def _eval_batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | Non
     row_bytes = spec.data.max_length * model.vocab_size * LOGIT_BYTES
     if min(batch_size, rows.measured) * row_bytes <= room.bytes:
         return []
-    values = {"given": batch_size, "whole": _size(room.bytes), "largest": max(int(room.bytes / row_bytes), 1)}
+    values = {
+        "given": batch_size,
+        "whole": memory.size_text(room.bytes),
+        "largest": max(int(room.bytes / row_bytes), 1),
+    }
     return [problem("eval-batch-may-not-fit", "training.per_device_eval_batch_size", **values)]
 
 
@@ -381,7 +340,11 @@ def _checkpoint_problems(spec: RunSpec, workplace: Workplace, steps: int) -> lis
     further_bytes = disk_needed(spec.change("logging.save_total_limit", 2), weights) - first_bytes
     if not further_bytes or first_bytes + further_bytes * (count - 1) <= free:
         return []
-    values = {"count": count, "needed": _size(first_bytes + further_bytes * (count - 1)), "free": _size(free)}
+    values = {
+        "count": count,
+        "needed": memory.size_text(first_bytes + further_bytes * (count - 1)),
+        "free": memory.size_text(free),
+    }
     largest = max(int((free - first_bytes) / further_bytes) + 1, 1)
     return [problem("checkpoints-beyond-disk", "logging.save_total_limit", **values, largest=largest)]
 
@@ -393,7 +356,3 @@ def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"

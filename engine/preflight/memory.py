@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from engine.core import hardware
-from engine.core.gpu_choice import lacks
+from engine.core.gpu_choice import BF16_CAPABILITY, lacks
 from engine.core.problems import Refusal
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
@@ -24,7 +24,7 @@ from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.fsdp2 import fsdp2_obstacles
 from engine.preflight.image_memory import ACTIVATION_BYTES, image_bytes
 from engine.preflight.model_checks import frozen_weights_stay_in, quantizes_experts, trained_parameters
-from engine.preflight.suitable_gpus import BF16_CAPABILITY, usable_gpus
+from engine.preflight.suitable_gpus import usable_gpus
 from engine.spec.contradictions import spec_problems
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
@@ -299,13 +299,19 @@ class AvailableMemory:
 
 def available_memory(spec: RunSpec) -> AvailableMemory | None:
     """What each process of the run may take: as much as there is on enough GPUs for all of them, since the schedule
-    gives it GPUs into which it fits. None if one does not report it."""
+    gives it GPUs into which it fits. None if that is unknown."""
     gpus, processes = hardware.planned_gpus(), spec.hardware.processes_per_machine
     if on_cpu(spec, len(gpus)) or not gpus:
-        return AvailableMemory(hardware.memory()[1] // processes, "")
+        whole = hardware.planned_memory()
+        return None if whole is None else AvailableMemory(whole // processes, "")
     largest = sorted(usable_gpus(spec) or gpus, key=lambda gpu: -(gpu.memory or math.inf))[:processes]
     smallest = min(largest, key=lambda gpu: gpu.memory)
     return AvailableMemory(smallest.memory, smallest.name) if smallest.memory else None
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e9:,.1f} GB"
 
 
 def fit_to_memory(

@@ -34,7 +34,7 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
     needed = memory.memory_needed(plain, model, gpu_count) if model else None
     if needed is None or room is None:
         return problem("strategy-without-estimate", FIELD)
-    values = {"needed": _size(needed.total), "there": _size(room.bytes)}
+    values = {"needed": memory.size_text(needed.total), "there": memory.size_text(room.bytes)}
     if needed.total <= room.bytes:
         return problem("strategy-fits", FIELD, **values)
     assert model  # there is an estimate
@@ -43,7 +43,7 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
         return problem("strategy-excluded", FIELD, **values, why=why)
     divided = memory.memory_needed(chosen, model, gpu_count)
     assert divided
-    return problem("strategy-divided", FIELD, **values, less=_size(divided.total))
+    return problem("strategy-divided", FIELD, **values, less=memory.size_text(divided.total))
 
 
 def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
@@ -68,17 +68,22 @@ def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
 
 
 def loading_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """With FSDP2, every process reads the whole model into main memory before it is divided."""
-    gpu_count, processes = len(hardware.planned_gpus()), spec.hardware.num_processes
-    strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
-    if not isinstance(strategy, Fsdp2) or spec.model.quantization.kind != "none":
+    """With FSDP2, every process reads the whole model into the main memory of its machine before it is divided."""
+    needed, there = main_memory_needed(spec, model), hardware.planned_memory()
+    if there is None or needed <= there:
         return []
-    needed = processes * memory.weight_bytes(spec, model, gpu_count)
-    if needed <= hardware.memory()[1]:
-        return []
-    values = {"processes": processes, "needed": _size(needed), "there": _size(hardware.memory()[1])}
+    values = {
+        "processes": spec.hardware.processes_per_machine,
+        "needed": memory.size_text(needed),
+        "there": memory.size_text(there),
+    }
     return [problem("fsdp2-main-memory", "hardware.strategy", **values)]
 
 
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"
+def main_memory_needed(spec: RunSpec, model: ModelFacts) -> float:
+    """Bytes of a machine's main memory that the model takes before it is divided; 0 if it is not divided there."""
+    gpu_count = len(hardware.planned_gpus())
+    strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
+    if not isinstance(strategy, Fsdp2) or spec.model.quantization.kind != "none":
+        return 0.0
+    return spec.hardware.processes_per_machine * memory.weight_bytes(spec, model, gpu_count)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from engine.core import hardware
-from engine.core.gpu_choice import eligible, emptiest, lacks
+from engine.core.gpu_choice import BF16_CAPABILITY, eligible, emptiest, lacks
 from engine.core.hardware import Gpu
 from engine.spec.run_spec import RunSpec, Spec
-
-BF16_CAPABILITY = 8.0  # compute capability of the first GPUs with bf16
 
 
 def needed_capability(spec: Spec) -> float:

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.core import hardware
+from engine.core.gpu_choice import BF16_CAPABILITY
+from engine.core.hardware import Gpu
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, step_of, write_text
 from engine.launch.accelerate_config import is_fsdp, with_processes
+from engine.launch.command import on_cpu
 from engine.preflight.checks import device_problems, engine_problems
-from engine.runs import kinds, queue
+from engine.runs import attempts, kinds, queue
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
@@ -50,21 +54,27 @@ def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
 
 
 def possible_processes(run: Run) -> list[int]:
-    """The numbers of processes with which the run could continue, if there are devices for them."""
+    """The numbers of processes with which the run could continue on as many machines, if there are devices for them."""
     spec: RunSpec = run.spec
-    accumulated = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
-    counts = _divisors(accumulated)
     now = spec.hardware.num_processes
-    return [count for count in counts if count == now or not _obstacles(run, spec, count)][:MAX_LISTED]
+    return [count for count in _counts(spec) if count == now or not _obstacles(run, spec, count)][:MAX_LISTED]
+
+
+def selectable_gpus(run: Run) -> tuple[Gpu, ...]:
+    """The GPUs from which those of the run can be chosen; none if Slurm chooses them, or if it computes on the CPU."""
+    here = () if hardware.plans_elsewhere() else hardware.gpus()
+    return () if on_cpu(run.spec, len(here)) else here
 
 
 def _obstacles(run: Run, spec: RunSpec, count: int) -> list[Problem]:
     """What forbids another number of processes."""
     before, path = spec.hardware.num_processes, "hardware.num_processes"
     accumulated = spec.training.gradient_accumulation_steps * before
-    if accumulated % count:
-        counts = ", ".join(map(str, _divisors(accumulated)[:MAX_LISTED]))
+    if count not in _counts(spec):
+        counts = ", ".join(map(str, _counts(spec)[:MAX_LISTED]))
+        machines = spec.hardware.machines if spec.hardware.machines > 1 else "—"
         values = {"batch": spec.training.per_device_train_batch_size, "batches": accumulated, "possible": counts}
+        values |= {"machines": machines}
         return [problem("resume-uneven", path, count=count, **values)]
     if not run.dir.checkpoints():
         return []  # it starts from the beginning
@@ -77,8 +87,10 @@ def _obstacles(run: Run, spec: RunSpec, count: int) -> list[Problem]:
     return []
 
 
-def _divisors(number: int) -> list[int]:
-    return [count for count in range(1, min(number, 1024) + 1) if number % count == 0]
+def _counts(spec: RunSpec) -> list[int]:
+    """The numbers of processes among which the batches of a step, and which among the machines, can be divided."""
+    batches, machines = spec.training.gradient_accumulation_steps * spec.hardware.num_processes, spec.hardware.machines
+    return [count for count in range(machines, min(batches, 1024) + 1, machines) if batches % count == 0]
 
 
 def request_fields(run: Run, spec: RunSpec) -> Mapping[str, Any]:
@@ -89,6 +101,14 @@ def request_fields(run: Run, spec: RunSpec) -> Mapping[str, Any]:
         "devices": queue.demand_fields(spec, kinds.training_memory(spec), kinds.training_capability(spec)),
         "processes": before if run.dir.checkpoints() else spec.hardware.num_processes,
     }
+
+
+def with_precision(run: Run, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of a run that continues, with GPUs on which it can go on in the precision that it was begun in."""
+    devices = request.get("devices")
+    if not isinstance(devices, dict) or attempts.decided_precision(run.dir) != "bf16":
+        return dict(request)
+    return {**request, "devices": devices | {"capability": BF16_CAPABILITY}}
 
 
 def change_spec(run: RunDir, before: RunSpec, spec: RunSpec) -> Problem | None:

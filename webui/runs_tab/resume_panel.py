@@ -8,9 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.core import hardware
 from engine.core.problems import Refusal
-from engine.launch.command import on_cpu
 from engine.runs import resumption, runs
 from engine.runs.runs import Run
 from webui import notices
@@ -63,11 +61,9 @@ class ResumePanel(Panel):
         """Show what can be chosen, with what the run has."""
         try:
             run = runs.get(self.saves, run_id)
-            spec, counts = run.spec, resumption.possible_processes(run)
+            spec, counts, gpus = run.spec, resumption.possible_processes(run), resumption.selectable_gpus(run)
         except Refusal as refusal:
             return {self.message: notices.refused(refusal.problems, self.words)}
-        here = () if hardware.plans_elsewhere() else hardware.gpus()
-        gpus = () if on_cpu(spec, len(here)) else here
         named = [(f"{gpu.index} · {gpu.name}", gpu.index) for gpu in gpus]
         there = [index for index in spec.hardware.devices if index in {gpu.index for gpu in gpus}]
         return {
@@ -108,6 +104,6 @@ def _has_choice(run: Run) -> bool:
     if run.kind != "training":
         return False
     try:
-        return len(hardware.gpus()) > 1 or len(resumption.possible_processes(run)) > 1
+        return len(resumption.selectable_gpus(run)) > 1 or len(resumption.possible_processes(run)) > 1
     except Refusal:  # its spec cannot be read
         return False
