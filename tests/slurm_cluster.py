@@ -26,6 +26,8 @@ SlurmdUser={user}
 AuthType=auth/none
 CredType=cred/none
 AuthInfo=cred_expire=5
+MessageTimeout=5
+GresTypes=gpu
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -38,7 +40,7 @@ SlurmdSpoolDir={folder}/spool-%n
 StateSaveLocation={folder}/state
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
-KillWait=10
+KillWait=3
 SlurmctldTimeout=10
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
@@ -48,18 +50,19 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[0]} CPUs={cores}
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cores}
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[0]} CPUs={cores} Gres=gpu:1
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cores} Gres=gpu:1
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-# The supervisor on a node forks what it starts, as the tests do; and so does a launcher, which is then only waited for.
+GPUS = "Name=gpu File=/dev/null\n"  # what Slurm takes for a GPU; the machine has none
+# The supervisor on a node forks what it starts, as the tests do; and so do the programs of srun, which then only wait.
 START = """\
 import os, subprocess, sys
 program = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
-if program in ("engine.runs.slurm_batch", "engine.worker.launch"):
+if program in ("engine.runs.slurm_batch", "engine.worker.launch", "engine.worker.check_ranks"):
     from tests.forked import fork_programs
     fork_programs()
-if program == "engine.worker.launch":
+if program.startswith("engine.worker."):
     os._exit(subprocess.Popen([sys.executable, *sys.orig_argv[1:]]).wait() & 0xFF)
 """
 
@@ -135,6 +138,7 @@ def running_cluster(folder: Path, cores: int = 2) -> Iterator[Cluster]:
     cluster = Cluster(folder)
     ports = [free_port() for _ in range(3)]
     values = {"user": getpass.getuser(), "folder": folder, "port": ports[0], "ports": ports[1:], "cores": cores}
+    (folder / "gres.conf").write_text(GPUS, encoding="utf-8")
     cluster.configuration.write_text(CONFIGURATION.format(**values), encoding="utf-8")
     try:
         for name in ("slurmctld", "n1", "n2"):

@@ -7,23 +7,29 @@ is wrong, or never comes, unless both variables are set that keep NCCL off direc
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine.core.problems import LANGUAGES
-from engine.core.rundir import read_json
+from engine.core.rundir import RunDir, read_json
 from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
 from engine.runs import failures, runs
+from engine.runs.supervisor import free_port
 from engine.spec.run_spec import RunSpec
 from engine.worker.check_ranks import LIMIT_VARIABLE
 from engine.worker.runtime.all_reduce import INDIRECT
 from tests.conftest import wait_until
+from tests.forked import start_forking_process
 from tests.nvml import Nvml
 from tests.preloaded import run_python
+from tests.train_many import lay_out
 from webui.runs_tab import head_html
 from webui.words import Words
 
@@ -42,6 +48,10 @@ module.all_reduce = faulty
 """
 WRONG = 'raise ArithmeticError("the sum over all processes is wrong")'
 SILENT = "time.sleep(600)"
+ENDLESS_PREPARATION = """
+from engine.worker.runtime import process_lifecycle
+process_lifecycle.ProgressReport = lambda _run: time.sleep(600)
+"""
 TRIALS = f"""
 import json, os
 import torch
@@ -78,6 +88,12 @@ def test_real_processes_add_up_and_each_failure_is_noticed() -> None:
         "limit 7": 7.0,
     }
     assert [(each["level"], each["code"]) for each in finding] == [("doubtful", "machine-ranks-indirect")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchanged() -> None:
+    """What processes are forked from has started before a test replaces the sum in those that start."""
+    start_forking_process()
 
 
 @pytest.fixture
@@ -137,10 +153,11 @@ def test_gpus_that_communicate_only_indirectly_train_in_this_way_and_the_run_say
     assert find_processes(run.path) == []
 
 
-def test_on_the_cpu_a_run_whose_processes_cannot_communicate_ends_with_the_reason(
+def test_on_the_cpu_a_run_whose_processes_cannot_communicate_ends_with_the_reason_before_its_rows_are_prepared(
     tmp_path: Path, workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULT.format(unless=False, fault=WRONG), encoding="utf-8")
+    fault = FAULT.format(unless=False, fault=WRONG) + ENDLESS_PREPARATION
+    (tmp_path / "sitecustomize.py").write_text(fault, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{tmp_path}")
     run = runs.submit(make_spec(hardware__num_processes=2), workplace)
     wait_until(run.dir.exit.exists)
@@ -150,4 +167,39 @@ def test_on_the_cpu_a_run_whose_processes_cannot_communicate_ends_with_the_reaso
         "2 processes cannot communicate on this machine (ArithmeticError: the sum over all processes is wrong). "
         "Check that its host name can be resolved, or use one process."
     )
-    assert not run.dir.metrics.exists()
+    assert not run.dir.prepared.exists()
+
+
+def test_the_processes_of_several_machines_try_it_together_and_agree(
+    tmp_path: Path, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines with two processes each; on one of them, a sum is wrong."""
+    spec = make_spec(hardware__num_processes=4).change("hardware.num_machines", 2)
+
+    def tried(name: str, gpus: str, fault: str) -> RunDir:
+        run = lay_out(RunDir(tmp_path / "m" / "lora" / name), spec)
+        start = tmp_path / "start" / name
+        start.mkdir(parents=True)
+        (start / "sitecustomize.py").write_text(fault, encoding="utf-8")
+        variables = {"PYTHONPATH": f"{PROJECT}:{start}", "CUDA_VISIBLE_DEVICES": gpus, "ACCELERATE_USE_CPU": "true"}
+        port, words = free_port(), [sys.executable, "-m", "engine.worker.check_ranks"]
+        machines = [
+            subprocess.Popen(
+                [*words, f"--machine_rank={rank}", f"--main_process_port={port}", str(run.path)],
+                cwd=PROJECT, env=os.environ | variables,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        codes = [machine.wait(60) for machine in machines]
+        assert codes == [int(run.error.exists()), 0]  # the first speaks for all
+        return run
+
+    wrong = FAULT.replace("if {unless} and", "if rank != 3 or {unless} and")
+    sound = tried("sound", "", "")
+    assert not sound.connection.exists()
+    indirect = tried("indirect", "0,1", wrong.format(unless=True, fault=WRONG))
+    why = "machine 2: ArithmeticError: the sum over all processes is wrong"
+    assert read_json(indirect.connection) == {"attempt": 1, "variables": INDIRECT, "why": why}
+    apart = tried("apart", "", wrong.format(unless=False, fault=WRONG))
+    [said] = read_json(apart.error)["problems"]
+    assert (said["code"], said["values"]) == ("machines-apart", {"machines": "2", "why": why})

@@ -12,16 +12,21 @@ import pytest
 from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_object
+from engine.evaluation import report
+from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.engine_choice import settle_choice
 from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
-from engine.runs import attempts, engines, progress, queue, queue_order, runs, slurm, slurm_queue
+from engine.preflight import doctor
+from engine.runs import attempts, engines, failures, progress, queue, queue_order, runs, slurm, slurm_queue
 from engine.runs.results import new_export_spec
 from engine.runs.run import Run
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 from tests.forked import start_forking_process
 from tests.slurm_cluster import Cluster, running_cluster
+from webui.runs_tab import output_html
+from webui.words import Words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -106,8 +111,14 @@ def test_two_machines_train_like_one_pause_for_the_time_limit_and_go_on_by_thems
     assert attempts.seconds_before(run) > 0
     assert "Loading weights" in (run.path / "log-2.txt").read_text(encoding="utf-8")
     assert "step 30" in run.dir.log.read_text(encoding="utf-8")
-    merged = ended(runs.submit(new_export_spec(on_slurm, {run.id: 1.0}), on_slurm))
-    assert (merged.state, merged.dir.on_slurm()) == ("finished", True)
+    assert "Machine 2" in output_html.logs(run, Words("en"))
+    asked = {"data": {"datasets": ["chat"], "max_samples": 2}, "generation": {"max_new_tokens": 4}}
+    evaluation = EvaluationSpec.read(asked | {"results": [run.id], "hardware": {"device": "cpu"}})
+    specs = new_export_spec(on_slurm, {run.id: 1.0}), evaluation
+    for other in [runs.submit(spec, on_slurm) for spec in specs]:
+        other = ended(other)
+        assert (other.state, other.dir.on_slurm()) == ("finished", True)
+    assert len(report.summary(other.dir)["voices"]) == 2  # the base and the run
 
 
 def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
@@ -169,6 +180,18 @@ def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
     assert run.state == "stopped"
     assert not find_processes(run.path)
     assert (run.exit["attempt"], run.exit["outcome"]) == (3, "stopped")
+
+
+def test_a_job_that_gets_no_gpu_says_so_and_does_not_compute_on_the_cpu(
+    on_slurm: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: "13.0")
+    (on_slurm.saves / "engine.yaml").write_text("engine: slurm\ngpus_per_machine: 1\n", encoding="utf-8")
+    run = ended(runs.submit(make_spec(hardware__device="auto"), on_slurm))
+    assert run.state == "failed"
+    why = failures.explain(run)
+    assert "submitted for 1 GPU per machine, but sees 0 on n" in why.what()
+    assert not run.dir.prepared.exists()
 
 
 def test_a_run_that_slurm_does_not_accept_says_why_and_is_submitted_again(

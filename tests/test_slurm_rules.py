@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -36,7 +37,7 @@ from engine.runs import (
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
-from engine.worker import launch
+from tests.preloaded import run_python
 
 
 @pytest.fixture
@@ -125,12 +126,11 @@ def test_one_of_two_submissions_wins(tmp_path: Path) -> None:
 
 
 def test_the_answers_of_the_commands_are_parsed() -> None:
-    lines = "12|PENDING|QOSMaxJobsPerUserLimit|4294901730||a|b", "13|RUNNING|None|1|n[1-2]|c", "slurm_load_jobs error|x"
-    jobs = slurm.parse_jobs("\n".join([*lines, "1_2|RUNNING|None|1|n1|d", ""]))
+    lines = "12|PENDING|QOSMaxJobsPerUserLimit|a|b", "13|RUNNING|None|c", "slurm_load_jobs error|x"
+    jobs = slurm.parse_jobs("\n".join([*lines, "1_2|RUNNING|None|d", ""]))
     assert set(jobs) == {"12", "13"}
-    assert (jobs["12"].waits, jobs["12"].reason, jobs["13"].alive, jobs["13"].nodes, jobs["12"].name) == (
-        True, "QOSMaxJobsPerUserLimit", True, "n[1-2]", "a|b",
-    )  # fmt: skip
+    assert (jobs["12"].waits, jobs["12"].reason, jobs["12"].name) == (True, "QOSMaxJobsPerUserLimit", "a|b")
+    assert (jobs["13"].waits, jobs["13"].alive) == (False, True)
     assert [slurm.parse_submitted(text) for text in ("4\n", "warning\n5;cluster\n", "", "x")] == ["4", "5", None, None]
     assert slurm.complaint("sbatch: error: A\nsbatch: error: B\n") == "A; B"
     assert slurm.parse_address("NodeName=n1 NodeAddr=10.0.0.7 NodeHostName=x") == "10.0.0.7"
@@ -139,6 +139,10 @@ def test_the_answers_of_the_commands_are_parsed() -> None:
     launch = [sys.executable, "-m", "engine.worker.launch", "--machine_rank", "0", "--module", "m", "folder"]
     assert machine_command(launch, 1, "10.0.0.7")[3:] == [
         "--machine_rank", "0", "--machine_rank", "1", "--main_process_ip", "10.0.0.7", "--module", "m", "folder",
+    ]  # fmt: skip
+    check = [sys.executable, "-m", "engine.worker.check_ranks", "--machine_rank=0", "folder"]
+    assert machine_command(check, 1, "10.0.0.7")[3:] == [
+        "--machine_rank=0", "--machine_rank", "1", "--main_process_ip", "10.0.0.7", "folder",
     ]  # fmt: skip
 
 
@@ -207,6 +211,143 @@ def test_machines_and_gpus_are_checked_against_the_engine(
         hardware.plan_for(None)
 
 
+def test_what_the_file_says_of_the_machines_is_followed_and_what_it_does_not_say_is_not_guessed(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = workplace.saves / "engine.yaml"
+    monkeypatch.setattr(hardware, "memory", lambda: (1 << 30, 1 << 30))  # of the studio, which does not compute
+    monkeypatch.setattr(hardware, "threads", lambda: 1)
+
+    def lines(text: str, machines: int = 2) -> dict[str, Any]:
+        file.write_text(f"engine: slurm\n{text}", encoding="utf-8")
+        spec = make_spec(hardware__num_processes=8, data__preprocessing_num_workers=64)
+        spec = spec.change("hardware.num_machines", machines)
+        wrong = kinds.KINDS["training"].problems(spec, workplace)
+        return {each.code: each.values for each in [*wrong, *kinds.KINDS["training"].doubts(spec, wrong)]}
+
+    try:
+        settle_choice(workplace.saves, None)
+        assert not hardware.plans_elsewhere()
+        assert lines("")["nodes-unknown"]["lines"] == "memory_gb, cores"
+        assert (hardware.plans_elsewhere(), hardware.planned_gpus(), hardware.planned_memory()) == (True, (), None)
+        small = lines("memory_gb: 2.5\ncores: 4\n")
+        assert small["processes-beyond-memory"] | {"each": 0} == {
+            "given": 8, "machines": 2, "each": 0, "whole": "2.5 GB", "largest": 6,
+        }  # fmt: skip
+        assert small["workers-beyond-memory"]["largest"] == 4
+        large = lines("memory_gb: 256\ncores: 4\n")
+        assert large.keys() == {"more-workers-than-cores"}  # four processes on each
+        assert lines("memory_gb: 256\ncores: 4\n", machines=1)["more-processes-than-cores"]["given"] == 8
+        file.write_text("engine: slurm\ngpus_per_machine: 3\ngpu_memory_gb: 80\n", encoding="utf-8")
+        assert [gpu.memory for gpu in hardware.planned_gpus()] == [80e9] * 3
+        file.write_text("engine: slrum\n", encoding="utf-8")
+        assert (hardware.plans_elsewhere(), hardware.planned_gpus()) == (True, ())
+        file.unlink()
+        assert (hardware.plans_elsewhere(), hardware.planned_memory()) == (False, 1 << 30)
+    finally:
+        hardware.plan_for(None)
+
+
+def test_a_job_keeps_to_the_devices_that_its_run_was_submitted_for(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gpus(count: int, submitted_for: int, **changes: Any) -> int | str:
+        spec = make_spec(**{"hardware__device": "auto", **changes})
+        run = RunDir(workplace.saves / "m" / "lora" / "run")
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_json(run.request, {"devices": {"count": submitted_for, "indices": [], "memory": 0}})
+        there = [hardware.Gpu(number, f"GPU-{number}", "H100", 1 << 30, 1 << 30, 9.0) for number in range(count)]
+        monkeypatch.setattr(hardware, "gpus", lambda: tuple(there))
+        try:
+            return len(slurm_batch.Allocation(run).gpus(spec))
+        except Refusal as refusal:
+            return refusal.text() + refusal.text("zh")
+
+    assert gpus(2, submitted_for=0) == 0
+    assert gpus(2, submitted_for=1) == 2
+    for there, changes in ((0, {}), (1, {"hardware__num_processes": 2})):
+        text = gpus(there, 2, **changes)
+        assert f"but sees {there} on" in text
+        assert "不会擅自改用 CPU" in text
+
+
+def test_processes_are_divided_among_the_machines_and_slurm_chooses_the_gpus(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(hardware__num_processes=4, hardware__device="auto", training__gradient_accumulation_steps=3)
+    run = RunDir(workplace.saves / "m" / "lora" / "run")
+    run.path.mkdir(parents=True)
+    write_json(run.request, {"submitted": 1, "attempt": 1, "kind": "training"})
+    write_json(run.exit, {"outcome": "stopped", "ended": 2.0, "attempt": 1})
+    gpu = hardware.Gpu(0, "GPU-0", "H100", 1 << 30, 1 << 30, 9.0)
+    monkeypatch.setattr(hardware, "gpus", lambda: (gpu, replace(gpu, index=1)))
+    run.spec.write_text(spec.to_yaml(), encoding="utf-8")
+    alone = runs.read(run.path, workplace.saves)
+    assert resumption.possible_processes(alone) == [1, 2, 3, 4, 6, 12]
+    assert len(resumption.selectable_gpus(alone)) == 2
+    run.spec.write_text(spec.change("hardware.num_machines", 2).to_yaml(), encoding="utf-8")
+    settle_choice(workplace.saves, "slurm")
+    try:
+        together = runs.read(run.path, workplace.saves)
+        assert resumption.possible_processes(together) == [2, 4, 6, 12]
+        assert resumption.selectable_gpus(together) == ()
+        with pytest.raises(Refusal, match=r"3 processes on 2 machines\. Possible numbers of processes: 2, 4, 6, 12"):
+            resumption.moved(together, 3, [])
+    finally:
+        hardware.plan_for(None)
+
+
+def test_the_precision_of_a_run_is_decided_once(
+    tmp_path: Path, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(hardware__device="auto", hardware__num_processes=2)
+    for capabilities, precision in (((9.0, 9.0), "bf16"), ((9, 7.5), "fp16"), ((9, 9, 7.5), "bf16"), ((9, 0), None)):
+        numbered = [hardware.Gpu(index, "GPU", "x", 1, 1, number) for index, number in enumerate(capabilities)]
+        assert command.environment(spec, "run", numbered, 1).get(command.PRECISION_VARIABLE) == precision
+    run = RunDir(tmp_path)
+    for number, known in enumerate(("fp16", "bf16", ""), start=1):
+        (run.attempts / str(number)).mkdir(parents=True)
+        write_json(RunDir(run.attempts / str(number)).keeper, {"precision": known})
+    assert attempts.decided_precision(run) == ""  # it begins again
+    (tmp_path / "checkpoint-4").mkdir()
+    write_json(tmp_path / "checkpoint-4" / "complete.json", {"step": 4, "done": False})
+    assert attempts.decided_precision(run) == "bf16"
+    resumed = resumption.with_precision(Run("a/b/c", tmp_path, "stopped", {}, {}), {"devices": {"capability": 0.0}})
+    assert resumed == {"devices": {"capability": 8.0}}
+    # On another machine of the run.
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setenv(hardware.GPUS_VARIABLE, "2")
+    answers = json.loads(run_python("-c", DEVICES))
+    assert answers["bf16 on 9 and 9"] == "bf16"
+    assert answers["fp16 on 9 and 9"] == answers["None on 9 and 7"] == "fp16"
+    assert "trains in bf16" in answers["bf16 on 9 and 7"]
+    assert "Tesla 1 on n7 cannot" in answers["bf16 on 9 and 7"]
+    assert "only 1 of the 2 GPUs of this run on n7" in answers["bf16 on 9"]
+
+
+DEVICES = """
+import json, os
+import torch
+from engine.core.problems import Refusal
+from engine.launch.command import PRECISION_VARIABLE
+from engine.worker.runtime.devices import auto_precision
+answers = {}
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = lambda gpu: f"Tesla {gpu}"
+for majors in ((9, 9), (9, 7), (9,)):
+    torch.cuda.device_count = lambda: len(majors)
+    torch.cuda.get_device_capability = lambda gpu: (majors[gpu], 0)
+    for decided in ("bf16", "fp16", None):
+        os.environ[PRECISION_VARIABLE] = decided or ""
+        try:
+            answer = auto_precision()
+        except Refusal as refusal:
+            answer = str(refusal)
+        answers[f"{decided} on {' and '.join(map(str, majors))}"] = answer
+print(json.dumps(answers))
+"""
+
+
 def calls(tmp_path: Path) -> list[str]:
     """The commands of Slurm that were called, other than squeue, each with its first argument."""
     lines = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
@@ -239,7 +380,7 @@ def test_an_sbatch_that_failed_but_submitted_is_not_repeated(
     monkeypatch.setattr(slurm_queue, "RETRY_SECONDS", 0.0)
     engines.advance(workplace.saves)
     assert calls(tmp_path) == ["sbatch --parsable"]  # while squeue does not answer, nobody knows
-    answering(squeue=f"echo '9|PENDING|None|1||{slurm_queue.job_name(run)}'")
+    answering(squeue=f"echo '9|PENDING|None|{slurm_queue.job_name(run)}'")
     engines.advance(workplace.saves)
     assert (read_object(run.dir.slurm)["job"], run.dir.slurm_refused.exists()) == ("9", False)
     assert calls(tmp_path) == ["sbatch --parsable"]
@@ -251,7 +392,7 @@ def test_quotas_and_holds_keep_runs_back_from_slurm(
     (workplace.saves / "quotas.yaml").write_text("users: {ada: {runs_at_once: 1}}", encoding="utf-8")
     first, second, held = (runs.submit(make_spec(), workplace, by=by, start=False) for by in ("ada", "ada", "bob"))
     write_json(held.dir.request, read_object(held.dir.request) | {"held": True})
-    answering(squeue="echo '7|PENDING|Resources|1||x'")
+    answering(squeue="echo '7|PENDING|Resources|x'")
     engines.advance(workplace.saves)
     now = [runs.read(run.path, workplace.saves) for run in (first, second, held)]
     assert [run.dir.on_slurm() for run in now] == [True, False, False]
@@ -339,6 +480,6 @@ def test_how_an_earlier_attempt_communicated_says_nothing_of_this_one(tmp_path: 
     run = RunDir(tmp_path)
     write_json(run.request, {"attempt": 2})
     write_json(run.connection, {"attempt": 1, "variables": {"NCCL_P2P_DISABLE": "1"}})
-    assert launch.connection_variables(run) == {}
+    assert command.connection_variables(run) == {}
     write_json(run.connection, {"attempt": 2, "variables": {"NCCL_P2P_DISABLE": "1"}})
-    assert launch.connection_variables(run) == {"NCCL_P2P_DISABLE": "1"}
+    assert command.connection_variables(run) == {"NCCL_P2P_DISABLE": "1"}

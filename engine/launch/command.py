@@ -6,11 +6,12 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.core.gpu_choice import BF16_CAPABILITY, lacks
 from engine.core.hardware import Gpu
-from engine.core.rundir import RunDir
+from engine.core.rundir import RunDir, read_object
 from engine.launch.workspace import PROJECT
 from engine.models.discovery import is_hub_id
 from engine.spec.run_spec import RunSpec, Spec
@@ -22,6 +23,7 @@ STANDBY_VARIABLE = "ATHANOR_STANDBY"  # told to a launcher that has no run yet: 
 OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
 SHARD_ON_CPU_VARIABLE = "ATHANOR_TEST_SHARD_ON_CPU"  # lets tests divide weights without GPUs
+PRECISION_VARIABLE = "ATHANOR_PRECISION"  # what the precision "auto" means in all processes of a run
 
 
 def on_cpu(spec: Spec, gpu_count: int) -> bool:
@@ -34,11 +36,12 @@ def on_cpu(spec: Spec, gpu_count: int) -> bool:
 class Step:
     """One child process of a run. A child that `waits` is started with the first, and at its turn gets a line on its
     standard input, after which it may use what the steps before it have written. A child that `saves` gets time to do
-    so when it is asked to stop; others are ended immediately."""
+    so when it is asked to stop; others are ended immediately. `everywhere`: every machine of the run takes part."""
 
     arguments: list[str]
     waits: bool = False
     saves: bool = False
+    everywhere: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -51,11 +54,13 @@ def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> li
     """Rows are tokenized before the training uses a device; meanwhile several processes try whether they can
     communicate, and the launcher imports its libraries. All downloads are finished by the time it begins."""
     training = train_command(spec, folder, port, gpu_count)
-    several = spec.hardware.processes_per_machine > 1
+    several = spec.hardware.num_processes > 1
+    flags = [f"--{name}={value}" for name, value in {"machine_rank": 0, "main_process_port": port}.items()]
+    check = [sys.executable, "-m", "engine.worker.check_ranks", *flags, str(folder)]
     return [
         worker_step("prepare", folder),
-        *[replace(worker_step("check_ranks", folder), waits=True)] * several,
-        Step(training, waits=True, saves=True, environment=OFFLINE_VARIABLES),
+        *[Step(check, waits=True, everywhere=True)] * several,
+        Step(training, waits=True, saves=True, everywhere=True, environment=OFFLINE_VARIABLES),
     ]
 
 
@@ -112,15 +117,25 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
     else:
-        names = {gpu.index: gpu.cuda_name for gpu in gpus}
-        chosen = [index for index in spec.hardware.devices if index in names]
-        chosen = chosen or list(names)[: spec.hardware.processes_per_machine]
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[index] for index in chosen)
+        by_index = {gpu.index: gpu for gpu in gpus}
+        chosen = [by_index[index] for index in spec.hardware.devices if index in by_index]
+        chosen = chosen or list(gpus)[: spec.hardware.processes_per_machine]
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.cuda_name for gpu in chosen)
+        if all(gpu.capability for gpu in chosen):  # otherwise the processes find it out
+            old = any(lacks(gpu, BF16_CAPABILITY) for gpu in chosen)
+            variables[PRECISION_VARIABLE] = "fp16" if old else "bf16"
     if is_hub_id(spec.model.model_name_or_path):
         variables["ATHANOR_HUB"] = spec.model.hub
     else:
         variables |= OFFLINE_VARIABLES
     return variables
+
+
+def connection_variables(run: RunDir) -> dict[str, str]:
+    """How the processes of this attempt can communicate (`engine.worker.check_ranks`). What an earlier one needed says
+    nothing: it may have had other machines."""
+    connection = read_object(run.connection)
+    return connection.get("variables", {}) if connection.get("attempt") == run.attempt() else {}
 
 
 def python_path() -> str:

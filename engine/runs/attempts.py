@@ -22,6 +22,17 @@ def put_aside(run: RunDir, number: int, *others: Path) -> None:
             file.rename(past / file.name)
 
 
+def decided_precision(run: RunDir) -> str:
+    """What the precision "auto" means in a training that goes on from a checkpoint: what it meant before, whatever the
+    GPUs of this attempt are. "" if there is no checkpoint, or that is unknown."""
+    if not run.checkpoints():
+        return ""
+    folders = sorted((folder.name for folder in list_folders(run.attempts) if folder.name.isdecimal()), key=int)
+    past = (RunDir(run.attempts / name) for name in reversed(folders))
+    keepers = (read_object(attempt.keeper) for attempt in (run, *past))
+    return next((keeper["precision"] for keeper in keepers if keeper.get("precision")), "")
+
+
 def seconds_before(run: Run) -> float:
     """How long the earlier attempts took together, from the start of each supervisor to its end; of an attempt that was
     interrupted, to its last report."""

@@ -132,6 +132,11 @@ def demand_fields(spec: Spec, memory: int, capability: float = 0.0) -> dict[str,
     }
 
 
+def is_for_cpu(run: RunDir, spec: Spec) -> bool:
+    """Whether a run was submitted for the CPU."""
+    return (_valid(read_object(run.request).get("devices")) or demand_fields(spec, 0))["count"] == 0
+
+
 def demand(run: Run) -> Demand:
     """What a waiting run needs."""
     request = run.request
@@ -237,7 +242,7 @@ def gpus_for(spec: Spec, memory: int) -> tuple[Gpu, ...]:
     chosen = spec.hardware
     needed = Demand(
         "",
-        count=chosen.num_processes,
+        count=chosen.processes_per_machine,
         indices=tuple(chosen.devices),
         memory=memory,
         capability=needed_capability(spec),

@@ -178,20 +178,17 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | Non
             raise Refusal(left)
         number, checkpoints = run.dir.attempt(), run.dir.checkpoints()
         (run.dir.attempts / str(number)).mkdir(parents=True, exist_ok=True)
-        write_json(
-            run.dir.request,
-            run.request
-            | {
-                "attempt": number + 1,
-                "queued": time.time_ns(),
-                "stop": None,
-                "held": False,
-                "now": False,
-                "resumed_by": by,
-                "resumed_from": step_of(checkpoints[-1]) if checkpoints else 0,
-                **(resumption.request_fields(run, spec) if spec else {}),
-            },
-        )
+        request = run.request | {
+            "attempt": number + 1,
+            "queued": time.time_ns(),
+            "stop": None,
+            "held": False,
+            "now": False,
+            "resumed_by": by,
+            "resumed_from": step_of(checkpoints[-1]) if checkpoints else 0,
+            **(resumption.request_fields(run, spec) if spec else {}),
+        }
+        write_json(run.dir.request, resumption.with_precision(run, request))
         if spec and (notice := resumption.change_spec(run.dir, run.spec, spec)):
             write_warning(run.dir, notice, notice.values["step"])
         # exit.json is removed last: until then the state of the run does not change.

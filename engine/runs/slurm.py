@@ -18,20 +18,18 @@ from dataclasses import dataclass, field
 FRESH_SECONDS, OLD_SECONDS = 1.5, 10.0
 SQUEUE_LIMIT_SECONDS, WAIT_LIMIT_SECONDS = 10.0, 3.0
 COMMAND_LIMIT_SECONDS = 20.0  # of commands that change something
-FIELDS = "%i|%T|%r|%Q|%N|%j"
+FIELDS = "%i|%T|%r|%j"
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 ALIVE_STATES = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What squeue says of a job. `reason`: why it waits, in Slurm's word; `nodes`: where it runs; `name`: its own."""
+    """What squeue says of a job. `reason`: why it waits, in Slurm's word."""
 
     id: str
     state: str
     reason: str = ""
-    priority: int = 0
-    nodes: str = ""
     name: str = ""
 
     @property
@@ -59,10 +57,9 @@ def parse_jobs(text: str) -> dict[str, Job]:
     """The output of squeue with `FIELDS`: id → job. Lines that are something else are left out."""
     jobs = {}
     for line in text.splitlines():
-        parts = line.split("|", 5)
-        if len(parts) == 6 and parts[0].isdecimal():
-            id, state, reason, priority, nodes, name = parts
-            jobs[id] = Job(id, state, reason, int(priority) if priority.isdecimal() else 0, nodes, name)
+        parts = line.split("|", 3)
+        if len(parts) == 4 and parts[0].isdecimal():
+            jobs[parts[0]] = Job(*parts)
     return jobs
 
 

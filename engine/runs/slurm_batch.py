@@ -27,9 +27,12 @@ from engine.core import hardware
 from engine.core.hardware import Gpu
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import HEARTBEAT_SECONDS, RESULT_FILE, RunDir, read_object, step_of, write_json
+from engine.launch import command
 from engine.launch.command import Step
+from engine.launch.machine import missing_gpus
 from engine.launch.processes import end_processes
-from engine.runs import attempts, slurm, slurm_queue, supervisor
+from engine.runs import attempts, queue, slurm, slurm_queue, supervisor
+from engine.runs.allotment import start_child
 from engine.runs.outcome import requested_stop
 from engine.spec.run_spec import Spec
 
@@ -45,29 +48,37 @@ class Allocation:
     uuids: tuple[str, ...] = ()
     descriptors: tuple[int, ...] = ()
 
-    def gpus(self) -> tuple[Gpu, ...]:
-        """Those of this machine that Slurm has given to the job: CUDA_VISIBLE_DEVICES is its word."""
+    def gpus(self, spec: Spec) -> tuple[Gpu, ...]:
+        """Those of this machine that Slurm has given to the job; none if the run was submitted for the CPU. Raises
+        Refusal if there are fewer than processes here: the run does not use the CPU instead."""
+        if queue.is_for_cpu(self.run, spec):
+            return ()
+        if missing := missing_gpus(spec.hardware.processes_per_machine):
+            raise Refusal(missing)
         return hardware.gpus()
 
     def adapted(self, step: Step, spec: Spec) -> Step:
-        """The training of several machines is started on each of them."""
+        """What every machine of a run takes part in is started on each of them. It cannot wait for its turn there."""
         machines = spec.hardware.machines
-        if machines == 1 or not step.saves:
+        if machines == 1 or not step.everywhere:
             return step
         address = slurm.address_of(os.environ.get("SLURMD_NODENAME", "")) or socket.gethostname()
         launch = [sys.executable, "-m", "engine.launch.machine", str(self.run.path), address, "--", *step.arguments]
-        return replace(step, arguments=[*srun(machines), *launch], waits=False)
+        return replace(step, arguments=[*srun(machines), *launch], waits=step.waits and not step.saves)
 
     def start(self, step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
-        """Start a child of the run."""
-        return supervisor.start_child(step, environment)
+        """Start a child of the run. What it has to know of its devices, it is told: its machine may see a change in the
+        run's folder late, and have other GPUs."""
+        names = [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name]
+        own = {hardware.GPUS_VARIABLE: str(len(names))} | (command.connection_variables(run) if step.saves else {})
+        return start_child(step, environment | own)
 
 
 def srun(machines: int) -> list[str]:
     """Start a command once on each machine of the job; if one fails, the others are ended."""
     return [
         "srun", f"--nodes={machines}", f"--ntasks={machines}", "--ntasks-per-node=1", "--kill-on-bad-exit=1",
-        "--cpu-bind=none", "--mpi=none",
+        "--cpu-bind=none", "--mpi=none", "--input=none",
     ]  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from engine.core.locks import wait_for_lock
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_errors import write_error
 from engine.core.rundir import RunDir, read_object, write_json
-from engine.launch import command
 from engine.launch.engine_choice import EngineChoice, read_choice, sbatch_options
 from engine.launch.workspace import PROJECT
 from engine.preflight.checks import engine_problems
@@ -132,12 +131,11 @@ def script(folder: Path) -> str:
 def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
     """The options of sbatch for a run. The operator's come last, and so override ours."""
     machines, each = spec.hardware.machines, spec.hardware.processes_per_machine
-    on_cpu = command.on_cpu(spec, choice.gpus_per_machine)
     return [
         f"--job-name={job_name(run)}",
         f"--nodes={machines}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={each}" if on_cpu else f"--gres=gpu:{each}",
+        f"--cpus-per-task={each}" if queue.is_for_cpu(run.dir, spec) else f"--gres=gpu:{each}",
         f"--chdir={PROJECT}",
         f"--output={str(run.dir.log).replace('%', '%%')}",
         "--open-mode=append",

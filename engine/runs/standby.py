@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -150,8 +151,7 @@ class Standby:
                 stderr=subprocess.DEVNULL,
             )
         threading.Thread(target=self.starter.wait, daemon=True, name="standby").start()  # avoids a zombie
-        step_fields = {"arguments": step.arguments, "environment": dict(step.environment)}
-        handover.send(self.channel, {"step": step_fields, "idle_seconds": IDLE_SECONDS})
+        handover.send(self.channel, {"step": asdict(step), "idle_seconds": IDLE_SECONDS})
 
     def fits(self, step: Step) -> bool:
         """Whether it is what would be started now for a run with that step."""

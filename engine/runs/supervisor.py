@@ -24,29 +24,27 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import psutil
 
 from engine.core import hardware, leases, regular_files
-from engine.core.hardware import Gpu
 from engine.core.locks import try_lock
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Refusal
 from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
-from engine.launch.workspace import PROJECT
-from engine.runs import engines, kinds, notify, queue
+from engine.runs import attempts, engines, kinds, notify, queue
+from engine.runs.allotment import NO_GPUS, Allotted, Leased
 from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.progress import read_long_curves
 from engine.runs.run import read
 from engine.runs.stall import StallWatch
 from engine.runs.standby_launcher import StandbyLauncher
-from engine.spec.run_spec import RunSpec, Spec
+from engine.spec.run_spec import RunSpec
 
 POLL_S = 0.3
 RESERVED_BYTES = 64 << 10  # for exit.json
@@ -60,72 +58,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-class Allotted(Protocol):
-    """The GPUs that an engine has given to a run, and what starts its processes there."""
-
-    @property
-    def uuids(self) -> Sequence[str]:
-        """Those that are leased."""
-
-    @property
-    def descriptors(self) -> Sequence[int]:
-        """What holds the leases."""
-
-    def gpus(self) -> tuple[Gpu, ...]:
-        """Raises Refusal if one is not there any more."""
-
-    def adapted(self, step: Step, spec: Spec) -> Step:
-        """A step as it is started there."""
-
-    def start(self, step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
-        """Start a child of the run."""
-
-
-@dataclass(frozen=True)
-class Leased:
-    """The GPUs that a supervisor has leased, in the order in which the run uses them, and the descriptors that hold
-    their leases."""
-
-    uuids: Sequence[str] = ()
-    descriptors: Sequence[int] = ()
-
-    def gpus(self) -> tuple[Gpu, ...]:
-        """Raises Refusal if one is not there any more."""
-        there = {gpu.uuid: gpu for gpu in hardware.all_gpus()}
-        if lost := [uuid for uuid in self.uuids if uuid not in there]:
-            raise Refusal(hardware.driver_failure() or problem("gpu-gone", "hardware.device", uuid=lost[0]))
-        return tuple(there[uuid] for uuid in self.uuids)
-
-    def adapted(self, step: Step, spec: Spec) -> Step:
-        """Unchanged. Raises Refusal for a run of several machines, which this engine does not have."""
-        if spec.hardware.machines > 1:
-            raise Refusal(problem("machines-on-local", "hardware.num_machines", given=spec.hardware.machines))
-        return step
-
-    def start(self, step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
-        """Start a child that holds the run's lock and the leases: programs that take no lock themselves must count as
-        alive, too."""
-        lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
-        assert lock is not None  # nobody locks this byte exclusively
-        child = start_child(step, environment, (lock, *self.descriptors))
-        os.close(lock)
-        return child
-
-
-NO_GPUS = Leased()
-
-
-def start_child(step: Step, environment: dict[str, str], descriptors: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start a child of a run. One that waits has a pipe as its standard input, which closes if the supervisor ends."""
-    return subprocess.Popen(
-        step.arguments,
-        env=environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {}),
-        cwd=PROJECT,
-        stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
-        pass_fds=tuple(descriptors),
-    )
-
-
 def supervise(
     run: RunDir,
     leased: Allotted = NO_GPUS,
@@ -136,31 +68,16 @@ def supervise(
     lock and the leases, and writes exit.json. A `launcher` that exists already is used if it fits; `record`: what else
     keeper.json says."""
     spec = kinds.read(regular_files.read_text(run.spec))
-    gpus, port = leased.gpus(), free_port()
-    if not gpus and spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
-        raise Refusal(failure)  # it worked when the run was submitted; "auto" does not mean the CPU now
+    gpus, port = leased.gpus(spec), free_port()
     with hardware.limited_to(gpus):
         steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
     steps = [leased.adapted(step, spec) for step in steps]
     environment = command.inherited_environment() | command.environment(spec, run.path, gpus, hardware.threads())
     environment[leases.HELD_VARIABLE] = ",".join(leased.uuids)
-    log_from = run.log.stat().st_size  # everything before it belongs to an earlier attempt
-    write_json(
-        run.keeper,
-        {
-            "pid": os.getpid(),
-            "started": time.time(),
-            "process_started": psutil.Process().create_time(),
-            "start_ticks": start_ticks(os.getpid()),
-            "attempt": run.attempt(),
-            "port": port,
-            "log_from": log_from,
-            "devices": environment["CUDA_VISIBLE_DEVICES"],
-            "leases": list(leased.uuids),
-            "command": steps[-1].arguments,
-            **(record or {}),
-        },
-    )
+    if precision := attempts.decided_precision(run):
+        environment[command.PRECISION_VARIABLE] = precision
+    own = {"port": port, "leases": list(leased.uuids), "command": steps[-1].arguments}
+    _write_keeper(run, environment, own | dict(record or {}))
     watches = [StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0).look]
     if read_object(run.request).get("sweep"):
         from engine.runs.sweep_watch import SweepWatch  # other runs need not wait for what it imports
@@ -181,9 +98,28 @@ def supervise(
             if requested_stop(run):
                 code = -signal.SIGTERM  # a step that has not begun was ended, too
                 break
-            code = _wait_for_child(step, children.get(number) or _start(step, environment, run, leased), run, watches)
+            child = children.get(number) or _start(step, environment, run, leased)
+            later = [other for place, other in children.items() if place > number]
+            code = _wait_for_child(step, child, later, run, watches)
     end_processes(run.path)
     return code
+
+
+def _write_keeper(run: RunDir, environment: Mapping[str, str], record: Mapping[str, Any]) -> None:
+    """Say that this process supervises the attempt, and where."""
+    begins = {log.name: log.stat().st_size for log in run.logs()}  # what is before belongs to earlier attempts
+    content: dict[str, Any] = {
+        "pid": os.getpid(),
+        "started": time.time(),
+        "process_started": psutil.Process().create_time(),
+        "start_ticks": start_ticks(os.getpid()),
+        "attempt": run.attempt(),
+        "log_from": begins[run.log.name],
+        "logs_from": begins,
+        "precision": environment.get(command.PRECISION_VARIABLE, ""),
+        "devices": environment["CUDA_VISIBLE_DEVICES"],
+    }
+    write_json(run.keeper, {**content, **record})
 
 
 def write_exit(run: RunDir, code: int, **changes: Any) -> None:
@@ -230,9 +166,14 @@ def _start(
 
 
 def _wait_for_child(
-    step: Step, child: subprocess.Popen[bytes], run: RunDir, watches: Sequence[Callable[[], None]]
+    step: Step,
+    child: subprocess.Popen[bytes],
+    later: Sequence[subprocess.Popen[bytes]],
+    run: RunDir,
+    watches: Sequence[Callable[[], None]],
 ) -> int:
-    """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it).
+    """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it); or, as
+    soon as one whose turn comes `later` has failed, that of this one: then the child is ended.
 
     If there is nothing to save yet, stop-and-save ends it like kill.
     """
@@ -248,6 +189,10 @@ def _wait_for_child(
             if stop_request == "kill" or (stop_request == "save" and not step.saves):
                 end_processes(run.path)
             notify.look_sometimes(run)
+            if failed := next((other.returncode for other in later if other.poll()), 0):
+                end_processes(run.path)
+                child.wait()
+                return failed
             if step.saves:  # it has steps; preparation has none
                 for look in watches:
                     look()
@@ -288,7 +233,7 @@ def stand_by() -> int:
     try:
         handover.send(studio, {"pid": os.getpid()})
         message, _ = handover.receive(studio)
-        launcher = StandbyLauncher(Step(**message["step"], waits=True, saves=True))
+        launcher = StandbyLauncher(Step(**message["step"]))
         folder, uuids, queue_lock = launcher.wait_for_run(studio, message["idle_seconds"])
         if not handover.write_folder(folder):
             raise ValueError("the path is too long")

@@ -16,8 +16,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from engine.core.rundir import RunDir, read_object
-from engine.launch.command import STANDBY_VARIABLE, WAIT_VARIABLE
+from engine.core.rundir import RunDir
+from engine.launch.command import STANDBY_VARIABLE, WAIT_VARIABLE, connection_variables
 from engine.preflight.package_checks import trains_quantized
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages
@@ -54,13 +54,6 @@ def main() -> None:
     os.environ.update(environment)
     sys.argv = [arguments.training_script, *arguments.training_script_args]
     runpy.run_module(arguments.training_script, run_name="__main__", alter_sys=True)
-
-
-def connection_variables(run: RunDir) -> dict[str, str]:
-    """How the processes of this attempt can communicate (`engine.worker.check_ranks`). What an earlier one needed says
-    nothing: it may have had other machines."""
-    connection = read_object(run.connection)
-    return connection.get("variables", {}) if connection.get("attempt") == run.attempt() else {}
 
 
 def _import(stage: str, quantizes: bool) -> None:

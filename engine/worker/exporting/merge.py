@@ -32,6 +32,7 @@ from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base
 from engine.worker.models.structure import layers_with_one_weight, model_class
+from engine.worker.runtime.devices import has_gpus
 
 ADAPTER_NAME = "default"  # peft's name for the adapter whose files are in the folder itself
 
@@ -208,7 +209,7 @@ def _auto_class(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
 
 
 def _device() -> dict[str, int] | None:
-    return {"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None
+    return {"": int(os.environ.get("LOCAL_RANK", 0))} if has_gpus() else None
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -46,18 +46,13 @@ from engine.worker.models.mixed_precision import is_mixed, state_in_fp32, train_
 from engine.worker.models.quantization import device_map, expert_quantization, quantization_config
 from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
 from engine.worker.models.training_forward import enable_text_training
+from engine.worker.runtime.devices import auto_precision
 from engine.worker.runtime.sharding import shards_weights
 
 
 def precision(spec: RunSpec) -> str:
-    """The spec's precision with "auto" resolved by the device: bf16 if supported, fp16 on older GPUs."""
-    if spec.training.precision != "auto":
-        return spec.training.precision
-    if not torch.cuda.is_available():
-        return "fp32"
-    # is_bf16_supported() also reports emulation on GPUs before Ampere, which is slower than fp16.
-    gpus = range(torch.cuda.device_count())  # of all processes of the run: they compute in the same precision
-    return "bf16" if min(torch.cuda.get_device_capability(gpu)[0] for gpu in gpus) >= 8 else "fp16"
+    """The spec's precision, with "auto" as this run means it. Raises Refusal if a GPU here does not have that."""
+    return auto_precision() if spec.training.precision == "auto" else spec.training.precision
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig
 
 from engine.preflight.model_checks import quantizes_experts
 from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.devices import has_gpus
 from engine.worker.runtime.sharding import shards_weights
 
 
@@ -44,6 +45,6 @@ def expert_quantization(spec: RunSpec, adapters: Iterable[str]) -> contextlib.Ab
 def device_map(spec: RunSpec) -> dict[str, int] | None:
     """Directly to its GPU: otherwise several ranks would hold as many copies in main memory. A model that is to be
     divided goes there part by part, unless the GPU quantizes it."""
-    if not torch.cuda.is_available() or (shards_weights() and spec.model.quantization.kind == "none"):
+    if not has_gpus() or (shards_weights() and spec.model.quantization.kind == "none"):
         return None
     return {"": int(os.environ.get("LOCAL_RANK", 0))}

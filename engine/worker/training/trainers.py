@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import Trainer
 
 from engine.core.rundir import RunDir
@@ -15,6 +14,7 @@ from engine.core.stages import STAGES
 from engine.spec.run_spec import RunSpec
 from engine.spec.trainer_arguments import RENAMED_ARGUMENTS
 from engine.worker.models.loading import precision
+from engine.worker.runtime.devices import has_gpus
 
 # Stage → location of its function: TrainingContext → a transformers Trainer that has not started. Named instead of
 # imported, because TRL's trainers take a second or more each to import, and a run needs one of them.
@@ -54,8 +54,8 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "max_steps": training.max_steps or -1,
         "bf16": numbers == "bf16",
         "fp16": numbers == "fp16",
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not has_gpus(),
+        "dataloader_pin_memory": has_gpus(),
         "output_dir": str(run.path),
         "run_name": spec.name or run.path.name,
         "logging_steps": logging.logging_steps,
