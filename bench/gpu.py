@@ -132,15 +132,6 @@ def make_model(folder: str, shape: str, device: str) -> None:
     model.save_pretrained(folder)
 
 
-def ensure_model(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
-    """The model of this shape, created if it does not exist."""
-    if not folder.exists():
-        code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
-        words = [sys.executable, "-c", code, str(folder), json.dumps(shape), device]
-        subprocess.run(words, cwd=PROJECT, check=True)
-    return folder
-
-
 def make_data(folder: Path) -> None:
     """Rows of plain text for pre-training: each truncated at max_length; and of lengths as in Alpaca (log-normal)."""
     text = [f"word {n} follows word {n - 1}." for n in range(SENTENCES_PER_ROW)]
@@ -237,17 +228,8 @@ class Bench:
 
 def matrix_rate(device: str) -> float:
     """Operations per second of products of large matrices in the precision of the training, in a process of its own."""
-    size, dtype = (8192, "bfloat16") if device == "cuda" else (256, "float32")
-    code = f"""
-import time, torch
-a = torch.randn({size}, {size}, device={device!r}, dtype=torch.{dtype})
-wait = torch.cuda.synchronize if a.is_cuda else lambda: None
-for _ in range(3): a @ a
-wait(); began = time.perf_counter()
-for _ in range(20): a @ a
-wait(); print(20 * 2 * {size}**3 / (time.perf_counter() - began))
-"""
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    words = [sys.executable, "-m", "bench.matrix_rate", device]
+    return float(subprocess.run(words, cwd=PROJECT, capture_output=True, check=True, text=True).stdout)
 
 
 def operations_per_token(shape: Mapping[str, Any], method: str, tokens: float) -> float:

@@ -48,6 +48,7 @@ LIGHT_PROGRAMS = (
     "app.py", "engine", "engine.data.data_jobs", "engine.runs.supervisor", "engine.worker.prepare",
     "engine.worker.check_ranks", "engine.worker.data.preview", "engine.worker.models.convert",
     "engine.worker.models.image_values", "engine.worker.models.skeleton", "engine.worker.write_script",
+    "bench.matrix_rate",
 )  # fmt: skip
 # Programs that may need bitsandbytes, by the file in their folder that says so.
 HEAVY_PROGRAMS = {

@@ -26,7 +26,7 @@ SlurmdUser={user}
 AuthType=auth/none
 CredType=cred/none
 AuthInfo=cred_expire=5
-MessageTimeout=5
+MessageTimeout=2
 GresTypes=gpu
 MpiDefault=none
 ProctrackType=proctrack/linuxproc

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu
 from bench.gpu import CASES, SHAPES, TINY, TINY_BATCH, TINY_LENGTH, Bench, operations_per_token, run_all
-from bench.gpu_profile import part_of
+from bench.gpu_profile import PROFILED_STEPS, WARMUP_STEPS, part_of
 from bench.report import BEGIN, END, Report
 from engine.runs import runs
 from tests.preloaded import run_python
@@ -31,7 +32,10 @@ def bench(tiny: Path, tmp_path: Path) -> Bench:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
-def test_it_measures_and_profiles_a_training_and_names_what_it_leaves_out(bench: Bench) -> None:
+def test_it_measures_and_profiles_a_training_and_names_what_it_leaves_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "STEPS", WARMUP_STEPS + PROFILED_STEPS + 1)
     assert run_all(bench, [MIXED], tests=False, servers=False) == 0
     bench.deadline = time.monotonic() + 1
     with bench.part("something long", 60) as there_is_time:

@@ -34,10 +34,13 @@ from engine.runs import (
     slurm_queue,
     supervisor,
 )
+from engine.runs.plan import summary
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from tests.preloaded import run_python
+from webui.train_tab import plan_html
+from webui.words import Words
 
 
 @pytest.fixture
@@ -230,6 +233,9 @@ def test_what_the_file_says_of_the_machines_is_followed_and_what_it_does_not_say
         assert not hardware.plans_elsewhere()
         assert lines("")["nodes-unknown"]["lines"] == "memory_gb, cores"
         assert (hardware.plans_elsewhere(), hardware.planned_gpus(), hardware.planned_memory()) == (True, (), None)
+        shown = plan_html.plan(make_spec(), summary(make_spec(), workplace), (), Words("en"), known=True)
+        assert "Estimated memory" in shown
+        assert "(memory_gb), so whether this run fits there was not checked" in shown
         small = lines("memory_gb: 2.5\ncores: 4\n")
         assert small["processes-beyond-memory"] | {"each": 0} == {
             "given": 8, "machines": 2, "each": 0, "whole": "2.5 GB", "largest": 6,

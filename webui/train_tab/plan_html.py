@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from engine.core import hardware
 from engine.core.problems import Problem
 from engine.core.stages import STAGES
+from engine.launch.command import on_cpu
 from engine.runs.plan import Summary
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
@@ -52,7 +54,8 @@ def _statistics(spec: RunSpec, summary: Summary, words: Words) -> list[Statistic
         Statistic("stat-trainable", trainable, share),
     ]
     if summary.needed:
-        label = "stat-memory" if summary.room and not summary.room.card else "stat-device-memory"
+        main_memory = on_cpu(spec, len(hardware.planned_gpus()))
+        label = "stat-memory" if main_memory else "stat-device-memory"
         of = words("stat-memory-of", there=size(summary.room.bytes)) if summary.room else ""
         statistics.append(Statistic(label, f"≈ {size(summary.needed.total)}", of))
     return statistics
@@ -103,7 +106,8 @@ def memory(summary: Summary, spec: RunSpec, words: Words) -> str:
     start."""
     if not summary.needed or not summary.room or summary.needed.total <= summary.room.bytes:
         return ""
-    values = {"there": size(summary.room.bytes), "card": summary.room.card or words("memory-here")}
+    machine = "memory-there" if hardware.plans_elsewhere() else "memory-here"
+    values = {"there": size(summary.room.bytes), "card": summary.room.card or words(machine)}
     if summary.fits is None:
         sentence = words("memory-too-large", **values)
     else:
