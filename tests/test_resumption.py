@@ -1,7 +1,7 @@
 """A training that is resumed with another number of processes learns what an uninterrupted one learns.
 
-Real processes on the CPU (gloo), as in `test_sharding`. Each step has eight examples, whoever computes them: one
-process four batches of two, two processes two each, four processes one.
+Real processes on the CPU (gloo), as in `test_sharding`. Each step has twelve examples, whoever computes them: one
+process six batches of two, two processes three each, three processes two.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from webui.words import Words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
-STEPS, CHECKPOINT = 6, 3
+STEPS, CHECKPOINT, BATCHES = 4, 2, 6  # an epoch of whole steps
 PAIRS = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
 RANDOM_ORDER = {"data__group_by_length": False}  # otherwise it is made for a number of processes, and kept
 # Training → its changes, the strategy of several processes, and how many go on after how many.
 MOVES: dict[str, tuple[dict[str, Any], str, int, int]] = {
     "sft": ({}, "ddp", 1, 2),
     "dpo": (RANDOM_ORDER | {"stage": {"kind": "dpo"}, "data__datasets": ["pairs"]}, "ddp", 2, 1),
-    "divided": (RANDOM_ORDER | {"method": {"kind": "full"}, "training__learning_rate": 1e-3}, "fsdp2", 2, 4),
+    "divided": (RANDOM_ORDER | {"method": {"kind": "full"}, "training__learning_rate": 1e-3}, "fsdp2", 2, 3),
 }
 
 
@@ -48,7 +48,7 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     folder = tmp_path_factory.mktemp("resumption")
     (folder / "saves").mkdir()
     (folder / "data").mkdir()
-    rows = [{"instruction": f"What comes after {n}?", "input": "", "output": "yes " * (n % 7 + 1)} for n in range(40)]
+    rows = [{"instruction": f"What comes after {n}?", "input": "", "output": "yes " * (n % 7 + 1)} for n in range(48)]
     pairs = [row | {"chosen": f"{n + 1}.", "rejected": f"No idea {n}"} for n, row in enumerate(rows)]
     info = {"chat": {"file_name": "chat.json"}, "pairs": {"file_name": "pairs.json", "ranking": True, "columns": PAIRS}}
     for name, table in {"chat": rows, "pairs": pairs, "dataset_info": info}.items():
@@ -60,7 +60,7 @@ def spec_for(place: Workplace, tiny: Path, processes: int, strategy: str = "auto
     common = {
         "training__max_steps": STEPS,
         "training__per_device_train_batch_size": 2,
-        "training__gradient_accumulation_steps": 4 // processes,
+        "training__gradient_accumulation_steps": BATCHES // processes,
         "logging__save_steps": CHECKPOINT,
     }
     spec = short_training(tiny, place.data, **common | changes)
@@ -134,15 +134,15 @@ def test_other_numbers_of_processes_learn_what_would_have_been_learned(place: Wo
         runs.resume(run, spec=resumption.moved(run, after, []))
     train_many(broken["dpo"])
     train_together(2, broken["sft"])
-    train_together(4, broken["divided"])
+    train_together(3, broken["divided"])
     for name, run in broken.items():
         assert_same(run, whole[name])
     [notice] = read_warnings(broken["divided"])
     assert notice.problem.text() == (
-        "From step 3 on, 4 processes train instead of 2, each with 1 batch per step. A step has the same 8 examples as "
-        "before, in the same order; only random numbers, such as those of dropout, are others."
+        "From step 2 on, 3 processes train instead of 2, each with 2 batches per step. A step has the same 12 examples "
+        "as before, in the same order; only random numbers, such as those of dropout, are others."
     )
-    assert "num_processes: 4" in broken["divided"].accelerate.read_text(encoding="utf-8")
+    assert "num_processes: 3" in broken["divided"].accelerate.read_text(encoding="utf-8")
     assert not broken["dpo"].accelerate.exists()
     past = broken["dpo"].attempts / "1"
     assert RunSpec.from_yaml((past / "spec.yaml").read_text(encoding="utf-8")).hardware.num_processes == 2
@@ -153,15 +153,15 @@ def test_a_stopped_run_goes_on_with_one_process_from_the_shell(place: Workplace,
     wait_until(run.dir.checkpoints, every=0.01)
     runs.stop(run, "kill")
     wait_until(run.dir.exit.exists)
-    done = engine(place, "resume", run.id, "--processes", "3")
+    done = engine(place, "resume", run.id, "--processes", "4")
     assert done.returncode == 2
-    assert "Possible numbers of processes: 1, 2, 4." in done.stderr
+    assert "Possible numbers of processes: 1, 2, 3, 6." in done.stderr
     assert engine(place, "resume", run.id, "--processes", "1").returncode == 0
     wait_until(lambda: len(losses(run.dir)) > 8 and runs.state(run.dir) == "running")
     now = runs.get(place.saves, run.id)
     assert now.spec.hardware.num_processes == 1
     assert read_json(run.dir.request)["devices"]["count"] == 0
-    assert "1 process trains instead of 2, each with 4 batches" in head_html.cautions(now, Words("en"))
+    assert "1 process trains instead of 2, each with 6 batches" in head_html.cautions(now, Words("en"))
     assert "1 个进程训练（原为 2 个）" in head_html.cautions(now, Words("zh"))
     runs.stop(now, "kill")
     wait_until(run.dir.exit.exists)
