@@ -151,7 +151,7 @@ def attempted(studio: Studio, name: str) -> dict[str, set[str]]:
     return outcomes
 
 
-OF_RUNS = {"stop", "kill", "resume", "delete", "reorder"}
+OF_RUNS = {"stop", "kill", "resume", "delete", "reorder", "mute"}
 OF_DATA = {"remove-data", "describe"}
 OF_USERS = {"start", "derive", "fetch", "check-data"}
 

@@ -18,8 +18,9 @@ HEADERS = PAGE_HEADERS | {
     "Content-Security-Policy": f"{PAGE_HEADERS['Content-Security-Policy']}; script-src 'self'; connect-src 'self'"
 }
 STYLE = """<style>
-  li form button.test { color: inherit; } h2 { margin: 2rem 0 .5rem; font-size: 1rem; font-weight: 600; }
-  .help { margin: 0 0 1rem; color: var(--soft); font-size: .875rem; overflow-wrap: anywhere; }
+  li form { display: flex; gap: .4rem; } li form button.test { color: inherit; }
+  h2 { margin: 2rem 0 .5rem; font-size: 1rem; font-weight: 600; }
+  .help { margin: .75rem 0 1rem; color: var(--soft); font-size: .875rem; overflow-wrap: anywhere; }
   .new { margin-top: 0; } .hours { display: flex; gap: .6rem; align-items: center; }
   .hours input { width: 6rem; margin: 0; padding: .35rem .5rem; } [hidden] { display: none; }
   section > button, form.events button { width: auto; padding: .5rem 1rem; font-size: .9rem; color: inherit;
@@ -29,14 +30,15 @@ STYLE = """<style>
 
 @dataclass(frozen=True)
 class View:
-    """What the page shows: `done` or `error` is the outcome of what was requested; `remarks` is what is wrong, or
-    missing, on the operator's side."""
+    """What the page shows: `done` or `error` is the outcome of what was requested; `remarks` is what is wrong on the
+    operator's side, `hint` what is missing there."""
 
     root: str
     person: Subscription
     done: str = ""
     error: str = ""
     remarks: tuple[str, ...] = ()
+    hint: str = ""
     status: int = HTTPStatus.OK
 
 
@@ -49,8 +51,9 @@ def page(view: View, words: Words) -> HTMLResponse:
     done = f'<div class="new" role="status">{escape(view.done)}</div>' if view.done else ""
     wrong = "".join(f'<p class="error" role="alert">{escape(text)}</p>' for text in (view.error, *view.remarks) if text)
     addresses = "".join(_address(address, view.root, words) for address in view.person.addresses)
+    hint = f'<p class="help">{escape(view.hint)}</p>' if view.hint else ""
     below = (
-        f'{LIST_STYLE}{STYLE}<p class="help">{escape(words("notify-address-help"))}</p><ul>{addresses}</ul>'
+        f'{LIST_STYLE}{STYLE}<p class="help">{escape(words("notify-address-help"))}</p><ul>{addresses}</ul>{hint}'
         f"{_events(view, words)}{_browser(view.root, words)}"
         f'<p class="back"><a href="{escape(view.root)}/">← Athanor</a></p>'
     )

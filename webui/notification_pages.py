@@ -69,16 +69,16 @@ class NotificationPages:
 
     def _page(self, person: Person, words: Words, done: str, error: str) -> Response:
         status, remarks = HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK, []
-        known = Subscription()
+        known, hint = Subscription(), ""
         try:
             known = subscriptions.of_person(self.place, person.name)
             policy = read_policy(self.saves)
             sending.refuse_if_disabled(policy)
             if not policy.studio and known.addresses:
-                done = done or words("notify-no-links", file=POLICY_FILE)
+                hint = words("notify-no-links", file=POLICY_FILE)
         except Refusal as refusal:
             remarks.append(refusal.text(words.language))
-        return page(View(self.root, known, done, error, tuple(remarks), status), words)
+        return page(View(self.root, known, done, error, tuple(remarks), hint, status), words)
 
     def _act(self, form: FormData, person: Person, language: str) -> str:
         """Do what a form asks for, and say what was done. Raises Refusal."""

@@ -17,6 +17,7 @@ from engine.runs import runs
 from engine.spec.run_spec import fields
 from tests.browser.conftest import Outside
 from tests.conftest import end_runs, start_studio, wait_until
+from tests.inbox import inbox
 from webui.words import Words
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -224,6 +225,57 @@ def test_after_login_a_link_to_a_run_shows_that_run(guarded: tuple[str, Workplac
     page.reload()
     expect(page.locator("#run-head h1")).to_have_text("中文 & run")
     assert page.evaluate("[window.frames_seen > 0, window.form_seen]") == [True, False]
+
+
+# A browser without a screen shows none, and refuses them from the start.
+NOTIFICATIONS = """window.Notification = class {
+  static permission = 'default';
+  static async requestPermission() { return Notification.permission = 'granted'; }
+  constructor(title) { window.seen = title; }
+};"""
+
+
+def test_a_page_that_is_left_tells_in_its_title_and_in_the_browser_what_happens(
+    guarded: tuple[str, Workplace], open_page: OpenPage
+) -> None:
+    """After Bob has added an address, tested it, and allowed the browser's notifications with a click."""
+    address, workplace = guarded
+    page = open_page(f"{address}/login?next=/notifications")
+    page.add_init_script(NOTIFICATIONS)
+    page.locator("input[name=name]").fill("bob")
+    page.locator("input[name=password]").fill("correct horse")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-browser=default]").first).to_be_visible()
+    page.locator("#browser-allow").click()
+    expect(page.locator("[data-browser=granted]")).to_be_visible()
+    expect(page.locator("#browser-allow")).to_be_hidden()
+    with inbox() as servers:
+        page.locator("input[name=url]").fill(f"http://127.0.0.1:{servers.web}/{'secret' * 5}")
+        page.get_by_role("button", name="Add address").click()
+        expect(page.locator("li small")).to_have_text(f"http://127.0.0.1:{servers.web}/…")
+        page.get_by_role("button", name="Send a test").click()
+        expect(page.locator(".error")).to_contain_text("not public (127.0.0.1)")
+        (workplace.saves / "notifications.yaml").write_text("internal: [127.0.0.1]")
+        page.get_by_role("button", name="Send a test").click()
+        expect(page.locator(".new")).to_contain_text("Webhook has accepted the message")
+        page.get_by_label("A run has been stopped").check()
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator(".new")).to_be_visible()
+        page.locator("p.back a").click()
+        ready(page)
+        run = runs.submit(workplace.default_spec().change("name", "<b>left"), workplace, by="bob", start=False)
+        page.clock.install()
+        page.evaluate("document.hasFocus = () => false; Notification.permission = 'granted'")
+        with page.expect_response(re.compile("/notifications/events$")):
+            page.evaluate("dispatchEvent(new Event('blur'))")
+        runs.stop(run, "kill", by="ada")
+        page.clock.run_for(16_000)
+        expect(page).to_have_title("■ <b>left — Athanor")
+        assert page.evaluate("window.seen") == "Athanor: <b>left has been stopped"
+        page.evaluate("document.hasFocus = () => true; dispatchEvent(new Event('focus'))")
+        expect(page).to_have_title("Athanor")
+        [(_, body)] = wait_until(lambda: servers.posts[1:])  # the studio has sent it, too
+        assert (body["event"], body["reason"]) == ("stopped", "ada stopped it.")
 
 
 def test_a_button_that_one_may_not_use_is_disabled_and_says_why(

@@ -23,19 +23,19 @@ def header(words: Words, person: Person, root: str, pages: Collection[str] = (),
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
     )
-    out = note = ""
+    link = f'<a class="own" href="{escape(root)}/notifications">{escape(words("notifications"))}</a>'
+    own = "" if may(person, "notify") else link
+    out, note = own, ""
     if person.name:
         name = f"{escape(person.name)}<small>{escape(words(f'role-of-{person.role}'))}</small>"
         out = f'<span class="who">{name}</span>'
         if "password" in pages:
             change = escape(words("change-password"))
             out = f'<a class="who" href="{escape(root)}/password" title="{change}">{name}</a>'
-        out += f'<a class="own" href="{escape(root)}/tokens">{escape(words("tokens"))}</a>'
+        out += f'{own}<a class="own" href="{escape(root)}/tokens">{escape(words("tokens"))}</a>'
         if "logout" in pages:
             leave = escape(words("sign-out"))
             out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
-    if not may(person, "notify"):
-        out = f'<a class="own" href="{escape(root)}/notifications">{escape(words("notifications"))}</a>{out}'
     steps = escape(words("tour-open"))
     tour = (
         f'<button class="theme" data-tour="{texts_file(words.language)[0]}"{" data-first" if first_visit else ""} '
