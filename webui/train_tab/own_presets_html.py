@@ -55,10 +55,11 @@ def panel(
     """What the reader can open below the presets; `report` is HTML about the last action, and is always shown."""
     rows = "".join(_row(preset, person, words) for preset in presets)
     wrong = "".join(f"<li>{escape(notices.sentence(issue, words))}</li>" for issue in broken)
-    summary = escape(words("own-presets", count=len(presets)) if presets else words("own-presets-none"))
     saving = "" if may(person, "save-preset") else _saving(person, words)
     if not (saving or rows):
         return report
+    code = ("own-presets" if presets else "own-presets-none") if saving else "own-presets-seen"
+    summary = escape(words(code, count=len(presets)))
     return (
         f'<details class="own" data-own="presets"><summary>{summary}</summary>{saving}'
         f"{f'<ul>{rows}</ul>' if rows else ''}"
@@ -109,7 +110,7 @@ def report(name: str, applied: Applied, words: Words) -> str:
     sentence = words("preset-applied", name=name, count=len(applied.changes))
     rows = "".join(changed_html.row(change, words) for change in applied.changes)
     lost = notices.listed(applied.problems, words) if applied.problems else ""
-    heading = f"<p>{escape(words('preset-lost', count=len(applied.problems)))}</p>" if lost else ""
+    heading = f'<p class="quiet">{escape(words("preset-not-used"))}</p>' if lost else ""
     return (
         f'<details class="changed" data-own="report"><summary>{escape(sentence)}</summary><ul>{rows}</ul></details>'
         f"{heading}{lost}"
