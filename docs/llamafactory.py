@@ -60,8 +60,8 @@ the next stage.
 prints the ID of each run, and why a folder was not imported. For users of the page, start the studio with
 `--import-from /path/to/LLaMA-Factory/saves`, and open *Runs of LLaMA-Factory* below the table of the Runs tab.
 
-- Nothing in these folders is changed. Adapters are copied, because LLaMA-Factory overwrites its files when it trains
-  into the same folder again. A whole model (full, freeze) takes no space: its weights share their blocks where the file
+- Nothing in these folders is changed. Adapters are copied, so that training into the same folder again does not change
+  a run. A whole model (full, freeze) takes no space: its weights share their blocks where the file
   system can do that, and are hard links elsewhere. On another file system, use it as a base instead (`--models`).
 - Settings are read from `training_args.yaml` or `llamaboard_config.yaml`, which LLaMA Board writes. The command line
   writes neither, so then they are put together from the model card, `trainer_state.json` and the adapter. The run's
@@ -117,7 +117,7 @@ LLaMA-Factory 训练的结果可以成为与其他运行一样的运行：可以
 会列出每个运行的 ID，以及未能导入的文件夹和原因。若要让页面上的用户导入，请在启动时加上
 `--import-from /path/to/LLaMA-Factory/saves`，然后在“运行”页表格下方展开“LLaMA-Factory 的训练结果”。
 
-- 不会改动这些文件夹。适配器是复制过来的，因为 LLaMA-Factory 再次训练到同一文件夹时会直接覆盖文件。
+- 不会改动这些文件夹。适配器是复制过来的，因此再次训练到同一文件夹不会影响已有的运行。
   完整模型（full、freeze）不占空间：文件系统支持时共享数据块，否则使用硬链接。
   若在另一个文件系统上，请把它用作基座（`--models`）。
 - 设置取自 LLaMA Board 写下的 `training_args.yaml` 或 `llamaboard_config.yaml`。命令行训练没有这两个文件，

@@ -31,6 +31,8 @@ from tests.conftest import engine
 from tests.foreign_training import QUESTION, SECONDS_PER_STEP, STEPS
 from tests.preloaded import run_python
 from tests.served import client_of, serving
+from webui import charts
+from webui.words import Words
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -338,11 +340,14 @@ def test_times_go_on_after_a_resume_and_damaged_lines_count_for_nothing() -> Non
 def test_an_enormous_log_and_too_many_folders_are_not_read(
     workplace: Workplace, theirs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (theirs / "trainer_log.jsonl").open("r+b") as file:
-        file.truncate(1 << 40)  # takes no space on the disk
+    for name in ("trainer_log.jsonl", "training_args.yaml"):
+        with (theirs / name).open("r+b") as file:
+            file.truncate(1 << 40)  # takes no space on the disk
     run, notes = import_run(theirs, theirs, workplace, "")
-    assert "import-run-log-long" in codes(notes)
-    assert len(progress.curves(run)["loss"].step) == STEPS  # from the other file
+    assert {"import-run-log-long", "import-run-settings-long", "import-run-no-settings"} <= codes(notes)
+    loss = progress.curves(run)["loss"]  # from the other file, which has no times
+    assert (list(loss.step), np.isnan(loss.time).all()) == (list(range(1, STEPS + 1)), True)
+    assert "Times were not recorded" in charts.charts(progress.curves(run), Words("en"), "time")
     monkeypatch.setattr(foreign_runs, "MAX_FOLDERS", 2)
     with pytest.raises(Refusal, match="more than 2 folders"):
         list(find_runs(theirs.parents[2]))

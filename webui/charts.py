@@ -63,7 +63,7 @@ def zoomable(figures: str, field: str, x: str, part: Part, words: Words) -> str:
 def no_curves_word(series: Iterable[Any], x: str) -> str:
     """The message for a chart without curves: nothing is logged yet, or not what the axis counts."""
     uncounted = any(len(curve.step) and not np.isfinite(getattr(curve, x)).any() for curve in series)
-    return "curves-no-tokens" if x == "tokens" and uncounted else "curves-none"
+    return f"curves-no-{x}" if x in ("tokens", "time") and uncounted else "curves-none"
 
 
 def part_of(zoom: str | None, x: str) -> Part:

@@ -81,9 +81,16 @@ class ForeignRun:
         except OSError as error:
             raise Refusal(problem("file-unreadable", file=self.folder / name, why=error.strerror)) from error
 
+    def size(self, name: str) -> int:
+        """The bytes of a file of the training's folder; 0 if there is none."""
+        try:
+            return os.stat(self.folder / name).st_size
+        except OSError:
+            return 0
+
     def too_long(self) -> list[Problem]:
         """The logs that are not read."""
-        sizes = {name: _size(self.folder / name) for name in (LOG_FILE, STATE_FILE)}
+        sizes = {name: self.size(name) for name in (LOG_FILE, STATE_FILE)}
         return [
             problem("import-run-log-long", file=name, size=size >> 20, limit=MAX_LOG_BYTES >> 20)
             for name, size in sizes.items()
@@ -185,10 +192,3 @@ def _in_progress(folder: Path) -> bool:
     except OSError:
         return False
     return not os.path.exists(folder / ENDED_FILE) and 0 <= time.time() - logged < QUIET_SECONDS
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

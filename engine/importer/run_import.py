@@ -1,8 +1,8 @@
 """A finished training of LLaMA-Factory becomes a run: a folder of ours is written, and nothing of theirs is changed.
 
-An adapter is copied, since LLaMA-Factory overwrites its files in place when it trains into the same folder again, and a
-run that is finished must not change. So is a model where the file system can copy without using space; elsewhere its
-weights are hard links. A training that has changed since its import becomes another run.
+An adapter is copied: another training into the same folder may overwrite its files in place, and a run that has ended
+must not change. So is a model where the file system can copy without using space; elsewhere its weights are hard links.
+A training that has changed since its import becomes another run.
 """
 
 from __future__ import annotations

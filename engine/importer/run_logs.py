@@ -19,7 +19,7 @@ import numpy as np
 from engine.runs.facts import AXES
 
 LOG_FILE, STATE_FILE = "trainer_log.jsonl", "trainer_state.json"
-MAX_LOG_BYTES = 256 << 20  # of each of the two; 100,000 logged steps take some 30 MB
+MAX_LOG_BYTES = 64 << 20  # of each of the two; 100,000 logged steps take some 30 MB
 MAX_CURVES = 100
 # Their names → ours. Other names in trainer_log.jsonl are about the progress.
 NAMES_IN_LOG = {

@@ -25,6 +25,7 @@ from engine.models.safetensors_headers import read_header, tensors_of
 from engine.preflight.model_checks import ADAPTER_SETTINGS
 from engine.spec.run_spec import RunSpec
 
+MAX_SETTINGS_BYTES = 1 << 20
 CARD = "README.md"
 CARD_SETTING = re.compile(r"^- (\w+): (\S.*)$", re.MULTILINE)
 CARD_BASE = re.compile(r"^base_model: *['\"]?([^'\"\n]+)", re.MULTILINE)
@@ -81,7 +82,9 @@ def _from_settings(run: ForeignRun) -> tuple[RunSpec | None, list[Problem]]:
     """The spec from a file with the settings; None without a usable one."""
     notes: list[Problem] = []
     for name in SETTINGS_FILES:
-        if not (content := run.read(name)):
+        if run.size(name) > MAX_SETTINGS_BYTES:
+            notes.append(problem("import-run-settings-long", file=name, limit=MAX_SETTINGS_BYTES >> 20))
+        if not (content := run.read(name, MAX_SETTINGS_BYTES)):
             continue
         try:
             imported = importer.read(importer.decoded(content, name), context_of=_context)
@@ -100,7 +103,7 @@ def _context(model: str) -> int | None:
 
 def _from_traces(run: ForeignRun, logged: Logged) -> tuple[RunSpec, list[Problem]]:
     """The spec from what a training leaves besides its settings, with LLaMA-Factory's defaults for the rest."""
-    card = run.read(CARD).decode("utf-8", "replace")
+    card = run.read(CARD, MAX_SETTINGS_BYTES).decode("utf-8", "replace")
     settings = {key: _number(value) for name, value in CARD_SETTING.findall(card) if (key := KEY_OF_CARD.get(name))}
     if names := CARD_DATA.search(card):
         settings["dataset"] = ",".join(re.findall(r"the ([^\s,]+)", names[1]))
