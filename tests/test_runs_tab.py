@@ -396,6 +396,7 @@ def test_trainings_of_another_program_are_offered_only_from_named_folders_and_to
     assert "as a viewer" in asked.run(bring, "vic", "viewer", str(good))
     for folder in ("", "/etc", str(root.parent), str(root / ".." / ".."), "\0", "x" * 5000):
         assert 'class="problems"' in asked.run(bring, "ada", "user", folder), folder
+    assert "is not in a folder from which runs may be imported" in asked.run(bring, "ada", "user", "/etc")
     assert runs.find(place.saves) == []
     assert "1 run imported" in asked.run(bring, "ada", "user", str(good))
     (run,) = runs.find(place.saves)
