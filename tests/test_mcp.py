@@ -19,7 +19,7 @@ from engine.api.callers import Caller
 from engine.core import audit, tokens, users
 from engine.core.problems import Refusal, problem
 from engine.core.run_warnings import write_warning
-from engine.core.rundir import write_json
+from engine.core.rundir import run_folders, write_json
 from engine.launch.workspace import PROJECT, Workplace
 from engine.mcp.answers import TOOLS, answer
 from engine.mcp.call import Call
@@ -173,11 +173,11 @@ def test_what_somebody_may_not_do_is_refused_and_changes_nothing(studio: Studio)
         assert (await ask("start_run", spec=spec))[0] == ["api-scope"]
         assert (await ask("ask_model", question="?", run="done"))[0] == ["api-scope"]
 
-    before = sorted(path.name for path in studio.place.saves.glob("*/*/*"))
+    before = sorted(run_folders(studio.place.saves))
     over_http(studio, "bob", other)
     over_http(studio, "vic", viewer, mode="legacy")
     over_http(studio, "ada", reader, "read")
-    assert sorted(path.name for path in studio.place.saves.glob("*/*/*")) == before
+    assert sorted(run_folders(studio.place.saves)) == before
 
     with httpx.Client(base_url=studio.address, trust_env=False) as client:
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
