@@ -72,6 +72,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Stu
     write_json(failed.dir.error, {"type": "OutOfMemoryError", "message": "CUDA out of memory", "traceback": ""})
     write_warning(done.dir, problem("loss-zero", count=3, step=3), 3)
     done.dir.log.write_text("one\r 5%\r10%\nlast\n", encoding="utf-8")
+    failed.dir.log.write_text("first\n", encoding="utf-8")
+    failed.dir.log_of(1).write_text("second\n", encoding="utf-8")
     for run in runs.find(place.saves):
         write_json(run.dir.request, run.request | {"by": "ada", "kind": "training"})
     process, address = start_studio(place, "--auth", str(folder / "users"), "--mcp")
@@ -120,7 +122,10 @@ def test_a_user_looks_starts_stops_and_resumes_with_the_rights_and_the_audit_of_
         assert RunSpec.from_yaml(shown["spec"]) == studio.done.spec
         assert len(shown["warnings"]) == 1
         assert "Halve the batch size" in (await ask("show_run", run=studio.failed.id))["failure"]["what_to_do"]
-        assert (await ask("run_log", run="done", lines=2))["lines"] == ["10%", "last"]
+        logged = {"run": studio.done.id, "lines": ["10%", "last"]}
+        assert await ask("run_log", run="done", lines=2) == logged
+        logged = {"run": studio.failed.id, "lines": ["first"], "other_machines": {"log-2.txt": ["second"]}}
+        assert await ask("run_log", run="failed") == logged
         compared = await ask("compare_runs", runs=["done", "other"])
         (difference,) = compared["differences"]
         assert difference["setting"] == "training.learning_rate"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -116,12 +117,18 @@ def _spec(run: Run) -> str | None:
 
 
 def run_log(call: Call, arguments: OfLog) -> dict[str, Any]:
-    """The last lines that the processes of a run have printed."""
+    """The last lines that the processes of a run have printed; of several machines, those of the first, and those of
+    the others by the names of their logs."""
     run = call.run(arguments.run)
-    text = end_of(run.dir.log, LOG_BYTES).decode("utf-8", "replace")
+    lines = {log.name: _last_lines(log, arguments.lines) for log in run.dir.logs()}
+    answer = {"run": run.id, "lines": lines.pop(run.dir.log.name)}
+    return {**answer, "other_machines": lines} if lines else answer
+
+
+def _last_lines(log: Path, count: int) -> list[str]:
+    text = end_of(log, LOG_BYTES).decode("utf-8", "replace")
     # A bar of progress is one line, of which only the last state is of interest.
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.splitlines()]
-    return {"run": run.id, "lines": lines[-arguments.lines :]}
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.splitlines()][-count:]
 
 
 def compare_runs(call: Call, arguments: Several) -> dict[str, Any]:
