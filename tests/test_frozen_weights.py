@@ -44,6 +44,37 @@ def test_the_saved_model_has_one_type_and_the_weights_of_its_base(report: dict[s
     assert all(name.startswith("model.layers.1.") for name in saved["changed"])
 
 
+# Operations of a step with recomputation, as PyTorch counts them, and the gradients: as in transformers, and as here.
+COUNTED = """
+import json
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from engine.worker.training.context import pass_no_gradients_below_trained
+size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 64}
+answers = []
+for prepare in (lambda _: None, pass_no_gradients_below_trained):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **size)).train()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(".7." in name)
+    prepare(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.arange(64)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    gradients = [weight.grad.sum().item() for weight in model.parameters() if weight.grad is not None]
+    answers.append([counter.get_total_flops(), gradients])
+print(json.dumps(answers))
+"""
+
+
+def test_with_recomputation_nothing_is_computed_below_the_trained_layers() -> None:
+    (theirs, expected), (ours, gradients) = json.loads(run_python("-c", COUNTED))
+    assert gradients == expected
+    assert ours < theirs / 2
+
+
 def test_the_probe_asks_the_model_without_a_trainer(report: dict[str, Any]) -> None:
     assert report["stages"]["bf16"]["sft"]["probe"]
 

@@ -48,7 +48,9 @@ class TrainingContext:
         ones."""
         patience = self.spec.logging.early_stopping_patience
         stopping = [EarlyStoppingCallback(patience)] if patience else []
-        if isinstance(self.model, PeftModel) and not trains_outside_language(self.model):
+        if not isinstance(self.model, PeftModel):
+            pass_no_gradients_below_trained(self.model)
+        elif not trains_outside_language(self.model):
             pass_no_gradients_to_towers(self.model.get_base_model())
         with exact_adapter(self.model):
             trainer = kind(
@@ -70,6 +72,12 @@ def trains_outside_language(model: Any) -> bool:
     """Whether any weight outside the language part is trained, chosen by the spec or as part of a continued adapter."""
     names = (name_in_base(name) for name, weight in model.named_parameters() if weight.requires_grad)
     return any(map(model.structure.is_in_tower, names))
+
+
+def pass_no_gradients_below_trained(model: Any) -> None:
+    """For recomputation, transformers lets the embeddings require gradients, which would then be computed through all
+    frozen layers for nothing. Only recomputation with re-entry needs that, which is used with adapters alone."""
+    model.enable_input_require_grads = lambda: None
 
 
 def pass_no_gradients_to_towers(model: Any) -> None:
