@@ -57,7 +57,9 @@ def send_due(saves: Path, left: Sequence[Due], pauses: Sequence[float]) -> float
     for due, outcome in zip(tries, _send(tries, policy), strict=True):
         with contextlib.suppress(OSError):  # deleted meanwhile, or the disk is full
             _note(due, _result(due.delivery, outcome, pauses))
-    return LOOK_SECONDS if tries or not due_now else UNWRITABLE_SECONDS
+    if tries:
+        return 0.0
+    return UNWRITABLE_SECONDS if due_now else LOOK_SECONDS
 
 
 def _note_try(due: Due, now: float, pauses: Sequence[float]) -> bool:

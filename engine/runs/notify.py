@@ -30,7 +30,7 @@ from engine.runs.run import Run
 
 LOCK_FILE = ".notifications.lock"  # in the saves folder; held by the one process that sends
 LOOK_SECONDS = 30.0  # between two looks of a supervisor
-FORGOTTEN_SECONDS = 30 * 86400.0  # nobody is notified of the end of a run that is older than this
+FORGOTTEN_SECONDS = 7 * 86400.0  # nobody is notified of the end of a run that is older than this
 _next_look = time.monotonic() + LOOK_SECONDS
 
 
