@@ -284,6 +284,50 @@ def test_the_base_is_looked_for_and_what_is_assumed_of_it_is_said(
     assert base_of("alike", tmp_path / "others", base_model_name_or_path=gone) == (gone, {"import-run-base-missing"})
 
 
+def test_a_tokenizer_comes_from_where_models_are_and_nothing_else_of_this_machine_does(
+    workplace: Workplace, theirs: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (*theirs.rglob("tokenizer*"), *theirs.rglob("chat_template*")):
+        file.unlink()
+    secret = tmp_path / "secret.json"
+    secret.write_text("the hashes of all passwords")
+    hub = tmp_path / "hub" / "models--org--tiny"
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub.parent))
+
+    def base(folder: Path, target: Path) -> Path:
+        folder.mkdir(parents=True)
+        shutil.copyfile(tiny / "config.json", folder / "config.json")
+        (folder / "tokenizer.json").symlink_to(target)
+        return folder
+
+    def outcome(name: str, base: Path, **places: Any) -> tuple[str, bytes]:
+        folder = shutil.copytree(theirs, theirs.with_name(name))
+        change(folder, base_model_name_or_path=str(base))
+        run, notes = import_run(folder, folder, replace(workplace, **places), "")
+        (code,) = codes(notes) & {"import-run-tokenizer", "import-run-no-tokenizer"}
+        copied = [path for path in run.path.rglob("*") if path.name.startswith(("tokenizer", "chat_template"))]
+        return code, b"".join(path.read_bytes() for path in copied if path.name == "tokenizer.json")
+
+    nothing = ("import-run-no-tokenizer", b"")
+    real = (tiny / "tokenizer.json").read_bytes()
+    assert outcome("known", tiny) == ("import-run-tokenizer", real)
+    blob = hub / "blobs" / "0"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(real)
+    cached = base(hub / "snapshots" / "0", Path("..", "..", "blobs", "0"))
+    assert outcome("cached", cached) == ("import-run-tokenizer", real)
+    assert outcome("outside", base(tmp_path / "mallory", secret)) == nothing
+    within = base(workplace.models[0] / f"leads-out-{os.getpid()}", secret)
+    try:
+        assert outcome("within", within) == nothing
+    finally:
+        shutil.rmtree(within)
+    kept = workplace.saves / "tokenizer.json"
+    kept.write_text("of somebody's run")
+    nested = base(tmp_path / "mine", kept)  # the runs are in a models folder
+    assert outcome("nested", nested, models=(tmp_path,)) == nothing
+
+
 def test_a_whole_model_shares_its_weights_or_is_not_copied(workplace: Workplace, theirs: Path, tiny: Path) -> None:
     whole = shutil.copytree(tiny, theirs.with_name("full"))
     for name in ("trainer_log.jsonl", "trainer_state.json", "train_results.json", "training_args.yaml"):

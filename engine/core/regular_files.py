@@ -21,6 +21,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, "rb", opener=open_descriptor)
 
 
+def path_of(file: BinaryIO) -> str:
+    """Where an open file is, with links resolved: its name may lead elsewhere by now."""
+    return os.path.realpath(f"/proc/self/fd/{file.fileno()}")
+
+
 def append_to_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for appending, and create it if necessary. Raises OSError, also if it is not a regular file."""
     return open(path, "ab", opener=open_descriptor)

@@ -65,7 +65,7 @@ class ForeignRun:
     def open(self, path: Path) -> BinaryIO:
         """A file for reading. Raises OSError, and Refusal if it is outside of `root`."""
         file = regular_files.open_regular(path)
-        if not Path(os.path.realpath(f"/proc/self/fd/{file.fileno()}")).is_relative_to(self.root):
+        if not Path(regular_files.path_of(file)).is_relative_to(self.root):
             file.close()
             raise Refusal(problem("import-run-outside", file=path, root=self.root))
         return file

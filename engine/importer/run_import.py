@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,13 +22,14 @@ from typing import Any, BinaryIO
 from engine.core.locks import wait_for_lock
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem, sentences
-from engine.core.regular_files import list_files, read_bytes
+from engine.core.regular_files import list_files, open_regular, path_of, read_bytes
 from engine.core.rundir import RESULT_FILE, RunDir, append_lines, read_object, write_json, write_text
 from engine.importer.foreign_runs import ForeignRun, find_runs, open_run
 from engine.importer.run_logs import LOG_FILE, MAX_LOG_BYTES, STATE_FILE, Logged, read_logged
 from engine.importer.run_specs import spec_of
 from engine.launch.workspace import Workplace
 from engine.models.adapters import ADAPTER_FILES
+from engine.models.discovery import allowed_roots, root_of
 from engine.runs import index, quota_use, runs
 from engine.runs.run import Run, read
 from engine.spec.run_spec import RunSpec
@@ -120,7 +123,7 @@ def _import(
         notes.append(problem("import-run-changed", run=before.id))
     folder = runs.new_folder(spec, workplace.saves, at=started)
     try:
-        notes += _write(RunDir(folder), theirs, spec, logged, ended)
+        notes += _write(RunDir(folder), theirs, spec, logged, ended, workplace.model_roots)
         write_json(RunDir(folder).left_out, [_as_json(note) for note in notes])
         origin = {"tool": TOOL, "folder": str(theirs.folder), "stamp": theirs.stamp}
         request = {"kind": spec.kind, "by": by, "submitted": started, "queued": time.time_ns(), "attempt": 1}
@@ -139,7 +142,9 @@ def _continuing_ours(spec: RunSpec, imported: dict[tuple[str, str], Run]) -> Run
     return spec.change("model.adapter_path", str(run.dir.adapter)) if run else spec
 
 
-def _write(run: RunDir, theirs: ForeignRun, spec: RunSpec, logged: Logged, ended: float) -> list[Problem]:
+def _write(
+    run: RunDir, theirs: ForeignRun, spec: RunSpec, logged: Logged, ended: float, roots: Sequence[Path]
+) -> list[Problem]:
     """Write everything but the request; returns remarks on the copy."""
     result = run.adapter if theirs.form == "adapter" else run.model
     result.mkdir()
@@ -160,7 +165,7 @@ def _write(run: RunDir, theirs: ForeignRun, spec: RunSpec, logged: Logged, ended
     write_json(run.exit, end | {"peak_memory": None})
     notes = [problem("import-run-shares", folder=theirs.weights)] if shares else []
     if not any(os.path.isfile(result / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        notes.append(_tokenizer_of_base(Path(base), result))
+        notes.append(_tokenizer_of_base(Path(base), result, roots))
     return notes
 
 
@@ -220,11 +225,20 @@ def _link(theirs: ForeignRun, source: Path, original: BinaryIO, target: Path) ->
         raise Refusal(problem("import-run-outside", file=source, root=theirs.root))
 
 
-def _tokenizer_of_base(base: Path, result: Path) -> Problem:
-    """Give a result without a tokenizer that of its base, and say so."""
-    files = [Path(entry.path) for entry in list_files(base) if _is_tokenizer(entry.name)] if base.is_dir() else []
-    for path in files:
-        shutil.copyfile(path, result / path.name)
+def _tokenizer_of_base(base: Path, result: Path, roots: Sequence[Path]) -> Problem:
+    """Give a result without a tokenizer that of its base, and say so. The training says where the base is, and whoever
+    wrote that must not get other files of this machine, so it is looked for where models are, and links are followed
+    only within the same root."""
+    allowed = allowed_roots(roots)
+    root = root_of(base, allowed)
+    paths = [Path(entry.path) for entry in list_files(base) if _is_tokenizer(entry.name)] if root else []
+    with ExitStack() as opened:
+        files = {path.name: opened.enter_context(open_regular(path)) for path in paths}
+        if any(root_of(path_of(file), allowed) != root for file in files.values()):
+            files = {}
+        for name, file in files.items():
+            with (result / name).open("wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
     return problem("import-run-tokenizer" if files else "import-run-no-tokenizer", base=base)
 
 

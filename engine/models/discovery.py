@@ -82,8 +82,14 @@ def allowed_roots(roots: Sequence[Path]) -> list[str]:
 
 
 def is_below(path: str | Path, allowed: Sequence[str]) -> bool:
+    return bool(root_of(path, allowed))
+
+
+def root_of(path: str | Path, allowed: Sequence[str]) -> str:
+    """The innermost of the `allowed` folders that contains `path`, with links resolved; "" if none does."""
     real = os.path.realpath(path)
-    return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in allowed)
+    above = [root for root in allowed if real == root or real.startswith(root.rstrip(os.sep) + os.sep)]
+    return max(above, key=len, default="")
 
 
 def _has_config(folder: str | Path) -> bool:
