@@ -17,7 +17,7 @@ from engine.core.rights import OPERATOR, ROLES, USER
 from engine.following import user_name
 from engine.launch.workspace import Workplace
 from engine.notifications import subscriptions
-from engine.runs import quota_use, quotas, runs
+from engine.runs import own_presets, quota_use, quotas, runs
 from engine.runs.quotas import Limits
 
 USUAL_LINES = 50
@@ -35,6 +35,7 @@ def user(arguments: argparse.Namespace, workplace: Workplace) -> int:
             users.remove_user(file, arguments.name)
             tokens.revoke_tokens(file, arguments.name)
             kept_forms.forget(workplace.saves, arguments.name)
+            own_presets.disown(workplace.saves, arguments.name)
             subscriptions.forget(subscriptions.place_beside(file), arguments.name)
         elif arguments.what == "role":
             users.set_role(file, arguments.name, arguments.role)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine import __main__ as shell
-from engine.core import kept_forms
+from engine.core import kept_forms, users
 from engine.core.problems import Refusal
-from engine.core.rights import Person
+from engine.core.rights import Person, may
 from engine.runs import own_presets
 from engine.runs.own_presets import FOLDER, OwnPreset
 from engine.runs.plan import changed_settings
@@ -91,6 +91,9 @@ def test_a_file_can_be_read_copied_and_replaced(saves: Path, tmp_path: Path) -> 
     with pytest.raises(Refusal, match="There is no preset"):
         own_presets.get(saves, changed.id, ADA)
     own_presets.delete(saves, changed)
+    for too_late in (own_presets.delete, own_presets.change):
+        with pytest.raises(Refusal, match="There is no preset"):
+            too_late(saves, changed)
     assert names(saves, BOB) == ["theirs", preset.name]
 
 
@@ -114,6 +117,54 @@ def test_a_preset_of_another_version_is_used_as_far_as_it_goes() -> None:
     assert applied.spec == expected.change("training.seed", 7).change("data.max_length", 64)
     unusable = own_presets.applied(OwnPreset("x", "x", "", True, {"method": {"kind": "oft", "r": 1}}), begun)
     assert (unusable.spec, len(unusable.problems)) == (begun, 1)
+
+
+def test_a_file_is_read_again_only_after_a_change(saves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        own_presets.save(saves, name, "ada", name == "b", {"training": {"seed": 1}})
+    (saves / FOLDER / "broken.yaml").write_text("[")
+    own_presets.find(saves, ADA)
+    reads: list[str] = []
+    read = own_presets.read_bytes
+    monkeypatch.setattr(own_presets, "read_bytes", lambda path, most: reads.append(path.name) or read(path, most))
+    listed = [own_presets.find(saves, person) for person in (ADA, BOB, ROOT, ADA)]
+    assert reads == []
+    assert listed[0] == listed[3]
+    assert [len(presets) for presets, _ in listed[:2]] == [3, 1]
+    (saves / FOLDER / "broken.yaml").write_text("name: mended\nsettings: {nonsense: {deep: [1]}}")
+    assert names(saves, ROOT) == ["b", "mended"]
+    (saves / FOLDER / "b.yaml").unlink()
+    assert (names(saves, ROOT), reads) == (["mended"], ["broken.yaml"])
+
+
+def test_a_change_keeps_what_others_have_changed_meanwhile(saves: Path) -> None:
+    seen, _ = own_presets.save(saves, "mine", "ada", True, {"training": {"seed": 1}})
+    own_presets.save(saves, "mine", "ada", False, {"training": {"seed": 2}})
+    own_presets.change(saves, seen, name="renamed")
+    [now] = own_presets.find(saves, ADA)[0]
+    assert (now.name, now.shared, now.settings) == ("renamed", False, {"training": {"seed": 2}})
+    own_presets.disown(saves, "ada")
+    for change in (own_presets.delete, own_presets.change):
+        with pytest.raises(Refusal, match="There is no preset"):
+            change(saves, now)  # the right to do so was that of its owner
+    assert names(saves, ROOT) == ["renamed"]
+
+
+def test_the_presets_of_a_removed_user_are_not_those_of_the_next_with_that_name(
+    saves: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ada", "bob"):
+        users.add_user(saves / "users.txt", name, None)
+        for shared in (True, False):
+            own_presets.save(saves, f"{name}'s {shared}", name, shared, {"training": {"seed": 1}})
+    where = ["--auth", str(saves / "users.txt"), "--saves", str(saves)]
+    monkeypatch.setattr("sys.argv", ["engine", "user", "remove", "ada", *where])
+    assert shell.main() == 0, capsys.readouterr()
+    users.add_user(saves / "users.txt", "ada", None)
+    assert names(saves, ADA) == ["ada's True", "bob's True"]
+    assert names(saves, BOB) == ["bob's False", "bob's True", "ada's True"]
+    assert names(saves, ROOT) == ["ada's False", "ada's True", "bob's True"]
+    assert may(ADA, "change-preset", own_presets.find(saves, ADA)[0][0].by)
 
 
 HOSTILE = {

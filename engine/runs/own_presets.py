@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from engine.core.locks import wait_for_lock
 from engine.core.problems import LANGUAGES, Problem, Refusal, problem
 from engine.core.regular_files import list_files, read_bytes
 from engine.core.rights import OPERATOR, Person
-from engine.core.rundir import write_text
+from engine.core.rundir import stamp, write_text
 from engine.runs.compare import Difference, differences
 from engine.runs.plan import changed_settings
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields, union_of
@@ -27,7 +28,7 @@ from engine.spec.yaml_text import read_yaml, write_yaml
 
 FOLDER = ".presets"  # in the saves folder
 SUFFIX = ".yaml"
-MAX_BYTES = 64 << 10  # of a file; one with all settings has two thousand
+MAX_BYTES = 16 << 10  # of a file; one with all settings has two thousand, and longer ones take a page's time
 MAX_PER_OWNER = 100
 MAX_FILES = 2000  # that are read for a list
 MAX_NAME_LENGTH = 60
@@ -79,27 +80,48 @@ def find(saves: Path, person: Person) -> tuple[list[OwnPreset], list[Problem]]:
     presets, problems = [], []
     files = sorted(entry.name for entry in list_files(saves / FOLDER) if entry.name.endswith(SUFFIX))[:MAX_FILES]
     for file in files:
-        try:
-            presets.append(_read(saves, file.removesuffix(SUFFIX)))
-        except Refusal as refusal:
-            problems += refusal.problems[:1]
+        outcome = _remembered(saves / FOLDER / file)
+        if isinstance(outcome, OwnPreset):
+            presets.append(outcome)
+        else:
+            problems.append(outcome)
     seen = [preset for preset in presets if preset.visible_to(person)]
     return sorted(seen, key=lambda preset: (preset.by != person.name, preset.name.casefold(), preset.id)), problems
 
 
 def get(saves: Path, id: str, person: Person) -> OwnPreset:
     """Raises Refusal if there is no such preset, the person may not see it, or its file is not a preset."""
-    missing = Refusal(problem("preset-missing", name=id[:80]))
-    if not ID.fullmatch(id) or not os.path.lexists(saves / FOLDER / f"{id}{SUFFIX}"):
-        raise missing
-    preset = _read(saves, id)
+    preset = _existing(saves, id)
     if not preset.visible_to(person):
-        raise missing
+        raise Refusal(_missing(id))
     return preset
 
 
-def _read(saves: Path, id: str) -> OwnPreset:
+def _existing(saves: Path, id: str) -> OwnPreset:
     path = saves / FOLDER / f"{id}{SUFFIX}"
+    if not ID.fullmatch(id) or not os.path.lexists(path):
+        raise Refusal(_missing(id))
+    return _read(path)
+
+
+def _missing(name: str) -> Problem:
+    return problem("preset-missing", name=name[:80])
+
+
+def _remembered(path: Path) -> OwnPreset | Problem:
+    """What is in a file, or why it is no preset; it is read anew only after a change, as every page lists them all."""
+    return _read_once(path, stamp([path]))
+
+
+@lru_cache(maxsize=MAX_FILES)
+def _read_once(path: Path, _stamp: str) -> OwnPreset | Problem:
+    try:
+        return _read(path)
+    except Refusal as refusal:
+        return refusal.problems[0]
+
+
+def _read(path: Path) -> OwnPreset:
     try:
         plain = read_yaml(read_bytes(path, MAX_BYTES).decode("utf-8"))
     except Refusal as refusal:
@@ -110,6 +132,7 @@ def _read(saves: Path, id: str) -> OwnPreset:
     if values.keys() != KEYS.keys() or any(type(values[name]) is not kind for name, kind in KEYS.items()):
         raise _broken(path, _in_each_language(problem("preset-keys")))
     name = " ".join(values.pop("name").split())[:MAX_NAME_LENGTH]
+    id = path.name.removesuffix(SUFFIX)
     return OwnPreset(id, name or id, **values)
 
 
@@ -138,20 +161,41 @@ def save(saves: Path, name: str, by: str, shared: bool, settings: Mapping[str, A
 
 
 def change(saves: Path, preset: OwnPreset, *, name: str | None = None, shared: bool | None = None) -> OwnPreset:
-    """Rename a preset, share it or stop sharing it. Raises Refusal."""
-    name = preset.name if name is None else _checked_name(name)
+    """Rename a preset, share it or stop sharing it; all else is as its file says by now. Raises Refusal, also if it is
+    gone or has another owner, whose it was not when the right to change it was looked at."""
+    name = None if name is None else _checked_name(name)
     with _changing(saves) as folder:
-        if any(other.by == preset.by and other.name == name and other.id != preset.id for other in _all(saves)):
+        now = _same(saves, preset)
+        changed = replace(now, name=name or now.name, shared=now.shared if shared is None else shared)
+        others = (other for other in _all(saves) if other.by == now.by and other.id != now.id)
+        if name and any(other.name == name for other in others):
             raise Refusal(problem("preset-name-taken", name=name))
-        changed = replace(preset, name=name, shared=preset.shared if shared is None else shared)
         _write(folder, changed)
     return changed
 
 
 def delete(saves: Path, preset: OwnPreset) -> None:
-    """Delete a preset. Raises Refusal."""
+    """Delete a preset. Raises Refusal, also if it is gone or has another owner by now."""
     with _changing(saves) as folder:
-        (folder / f"{preset.id}{SUFFIX}").unlink(missing_ok=True)
+        (folder / f"{_same(saves, preset).id}{SUFFIX}").unlink(missing_ok=True)
+
+
+def disown(saves: Path, owner: str) -> None:
+    """Make the presets of a removed user nobody's, so that they do not become those of another with the same name: what
+    is shared stays so, the rest is left to operators. Raises Refusal."""
+    if any(preset.by == owner for preset in _all(saves)):
+        with _changing(saves) as folder:
+            for preset in _all(saves):
+                if preset.by == owner:
+                    _write(folder, replace(preset, by=""))
+
+
+def _same(saves: Path, preset: OwnPreset) -> OwnPreset:
+    """A preset as its file says now. Raises Refusal."""
+    now = _existing(saves, preset.id)
+    if now.by != preset.by:
+        raise Refusal(_missing(preset.name))
+    return now
 
 
 def _all(saves: Path) -> list[OwnPreset]:

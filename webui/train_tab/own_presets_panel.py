@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Problem, Refusal, problem
 from engine.runs import own_presets
 from engine.runs.own_presets import OwnPreset
 from webui import clicks, notices
@@ -47,12 +47,15 @@ class OwnPresetsPanel(Panel):
 
     def first(self, chosen: str | None) -> Updates:
         """`listed` for a page that has just been opened: without a login and presets, it was built like that."""
-        presets, broken = own_presets.find(self.workplace.saves, asking())
-        return self.listed(chosen) if presets or broken or asking().name else {self.settings.preset: chosen}
+        listing = own_presets.find(self.workplace.saves, asking())
+        return self._listed(chosen, listing) if any(listing) or asking().name else {self.settings.preset: chosen}
 
     def listed(self, chosen: Any, report: str = "") -> Updates:
         """The presets that there are now; `chosen` is chosen, if it is still there."""
-        presets, broken = own_presets.find(self.workplace.saves, asking())
+        return self._listed(chosen, own_presets.find(self.workplace.saves, asking()), report)
+
+    def _listed(self, chosen: Any, listing: tuple[list[OwnPreset], list[Problem]], report: str = "") -> Updates:
+        presets, broken = listing
         choices = self.settings.preset_choices(presets)
         known = chosen if chosen in (value for _, value in choices) else None
         return {
