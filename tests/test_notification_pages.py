@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from engine.core import audit, users
+from engine.core.rights import Person
 from engine.core.rundir import read_object, write_json
 from engine.notifications import subscriptions
 from engine.runs import notification_choice, runs
@@ -70,8 +71,11 @@ def test_an_address_is_added_tested_and_removed_and_never_shown_again(pages: Not
     servers.status = 410
     assert "answered with status 410" in ada.post(test=id)[1]
     servers.status = 200
-    pages.testing.add("ada")
-    assert "A test is in progress" in ada.post(test=id)[1]
+    with pages._asking(Person("ada")):  # a test that has not ended
+        for fields in ({"test": id}, {"url": url}, {"url": f"{url}&second"}):
+            assert "being checked or tested" in ada.post(**fields)[1]
+        with pages._asking(Person("bob")):
+            pass
     assert "You have this address" in ada.post(url=url)[1]
     assert "has been removed" in ada.post(remove=id)[1]
     assert ada.post(remove=id)[0] == ada.post(test=id)[0] == 422
@@ -117,6 +121,16 @@ def test_a_page_in_the_background_hears_of_ones_own_runs_since_it_last_asked(pag
     later = {"since": answer["at"] + 60}
     assert ada.client.get("/notifications/events", params=later).json()["events"] == []
     assert eve.client.get("/notifications/events", params={"since": begun["at"]}).json()["events"] == []
+    run = past_run(pages.saves, spec.change("name", "strange"), falling(5), "stopped", at=time.time() - 60)
+    write_json(run.dir.request, read_object(run.dir.request) | {"by": "ada", "stop": "yes"})
+    run = past_run(pages.saves, spec.change("name", "whose"), falling(5), "failed", at=time.time() - 60)
+    write_json(run.dir.request, read_object(run.dir.request) | {"by": ["ada"]})
+    assert ada.post(choose="1", event=["failed", "stopped"], hours="2")[0] == 200
+    events = ada.client.get("/notifications/events", params={"since": begun["at"]}).json()["events"]
+    assert {event["name"]: event["title"] for event in events} == {
+        "hers": "Athanor: hers has failed", "strange": "strange",
+    }  # fmt: skip
+    assert ["could not be made" in event["text"] for event in events if event["name"] == "strange"] == [True]
     for since in ("", "x", "nan", "-1e9", "1e999"):
         assert ada.client.get("/notifications/events", params={"since": since}).status_code == 200
     assert ada.client.get("/notifications.js").headers["content-type"].startswith("text/javascript")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from engine.notifications.services import SERVICES
 from engine.notifications.subscriptions import Subscription
 from engine.runs import notify
 from engine.runs.notice_text import notice_of
+from engine.runs.occurrences import Occurrence
 from webui.notification_html import View, page
 from webui.people import person_of
 from webui.reader_language import language_of
@@ -43,7 +45,7 @@ class NotificationPages:
     def __init__(self, saves: Path, users_file: Path | None, root: str):
         self.saves, self.root = saves, root
         self.place = subscriptions.place_beside(users_file)
-        self.testing: set[str] = set()  # whose test is in progress: each takes a process for up to a minute
+        self.asking: dict[str, object] = {}  # for whom an address is checked or tested: a process for up to a minute
 
     def routes(self) -> list[Route]:
         return [
@@ -94,7 +96,8 @@ class NotificationPages:
             return actions[name](form, person, language)
 
     def _add(self, form: FormData, person: Person, language: str) -> str:
-        checked = sending.check(str(form.get("url", "")), read_policy(self.saves))
+        with self._asking(person):
+            checked = sending.check(str(form.get("url", "")), read_policy(self.saves))
         subscriptions.add_address(self.place, person.name, language, checked)
         return say("notify-added", language, service=SERVICES[checked.service].name)
 
@@ -111,17 +114,23 @@ class NotificationPages:
         policy = read_policy(self.saves)
         sending.refuse_if_disabled(policy)
         [address] = subscriptions.chosen(subscriptions.of_person(self.place, person.name), [str(form.get("test"))])
-        if person.name in self.testing:
-            raise Refusal(problem("notify-busy"))
-        self.testing.add(person.name)
-        try:
+        with self._asking(person):
             message = notice.sample(time.time(), language, person.name, policy)
             [outcome] = sending.send([(address.url, message)], policy)
-        finally:
-            self.testing.discard(person.name)
         if outcome:
             raise Refusal(outcome)
         return say("notify-sent", language, service=SERVICES[address.service].name)
+
+    @contextmanager
+    def _asking(self, person: Person) -> Iterator[None]:
+        """Keep a person to one process that checks or tests an address. Raises Refusal if there is one."""
+        mine = object()
+        if self.asking.setdefault(person.name, mine) is not mine:
+            raise Refusal(problem("notify-busy"))
+        try:
+            yield
+        finally:
+            del self.asking[person.name]
 
     async def events(self, request: Request) -> Response:
         """What has happened to the person's runs: `since` is what the last answer had in `at`."""
@@ -139,19 +148,19 @@ class NotificationPages:
             person = Subscription()
         owner = None if self.place.users_file is None else name
         news = notify.news(self.saves, owner, person, since - OVERLAP_SECONDS, now)
-        notices = [(occurrence, notice_of(occurrence, Policy(), language)) for occurrence in news]
-        entries = [
-            {
-                "id": message.id,
-                "event": message.event,
-                "name": occurrence.run.title,
-                "title": message.title,
-                "text": message.text,
-                "run": occurrence.run.id,
-            }
-            for occurrence, message in notices
-        ]
-        return {"at": now, "events": entries}
+        return {"at": now, "events": [_entry(occurrence, language) for occurrence in news]}
+
+
+def _entry(occurrence: Occurrence, language: str) -> dict[str, Any]:
+    """What the script shows of an occurrence."""
+    run = occurrence.run
+    try:
+        message = notice_of(occurrence, Policy(), language)
+        title, text = message.title, message.text
+    except Exception as error:  # whatever is in a file of that run: it has happened, and the others are shown
+        title, text = run.title, say("notify-broken", language, what=type(error).__name__)
+    id = f"{run.id}#{occurrence.key}"
+    return {"id": id, "event": occurrence.event, "name": run.title, "title": title, "text": text, "run": run.id}
 
 
 def _number(text: str) -> float:

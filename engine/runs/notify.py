@@ -100,7 +100,7 @@ def _due_of(run: Run, person: Subscription, now: float) -> Iterator[Due]:
     if not choice.on:
         return
     log = read_log(run.dir)
-    for occurrence in occurrences(run, person.wait_hours, now):
+    for occurrence in _happened(run, person, now):
         since = person.events.get(occurrence.event)
         for address in person.addresses if since is not None else ():
             known = log.get(occurrence.key, {}).get(address.id)
@@ -116,9 +116,16 @@ def news(saves: Path, owner: str | None, person: Subscription, since: float, now
     return [
         occurrence
         for run in recent
-        for occurrence in occurrences(run, person.wait_hours, now)
+        for occurrence in _happened(run, person, now)
         if occurrence.event in person.events and occurrence.at >= since
     ]
+
+
+def _happened(run: Run, person: Subscription, now: float) -> list[Occurrence]:
+    try:
+        return occurrences(run, person.wait_hours, now)
+    except Exception:  # deleted meanwhile, or whatever is in its files: the others are not to suffer
+        return []
 
 
 @dataclass(frozen=True)

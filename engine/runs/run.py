@@ -118,7 +118,8 @@ def _request_of(run: RunDir) -> dict[str, Any]:
     """request.json; if it is damaged, what is known without it, and {} if there is none."""
     request = read_object(run.request)
     kind = request.get("kind", "training")
-    if isinstance(request.get("submitted"), (int, float)) and isinstance(kind, str) and kind in kinds.KINDS:
+    right = isinstance(request.get("submitted"), (int, float)) and isinstance(request.get("by", ""), str)
+    if right and isinstance(kind, str) and kind in kinds.KINDS:
         return {"by": "", "attempt": 1, **request}
     return DAMAGED_REQUEST | {"submitted": _changed(run.path)} if os.path.lexists(run.request) else {}
 
