@@ -11,6 +11,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from engine.core.rights import Person
+from engine.core.rundir import read_object, write_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs.results import new_export_spec
@@ -18,6 +20,8 @@ from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
 from webui.panels import Updates
+from webui.studio.first_steps import is_first_visit
+from webui.studio.header import header
 from webui.studio.navigation import Navigation
 from webui.studio.tabs import Frame, Tabs, lay_out_frame, lay_out_tabs
 from webui.studio.transfers import FromLoaded, FromRun, IntoForm
@@ -99,6 +103,19 @@ def test_the_page_comes_as_its_address_says(page: Page, run: str, tab: str, show
     assert updates[page.tabs.evaluate.opened] == "e/f/g"
     assert 'class="who">ada<' in updates[page.frame.head]
     assert 'action="/root/logout"' in updates[page.frame.head]
+
+
+def test_the_first_steps_are_offered_to_whoever_has_no_runs_yet(place: Workplace) -> None:
+    alone, ada, eve = Person(role="operator"), Person("ada", "user"), Person("eve", "viewer")
+    assert [is_first_visit(place, person) for person in (alone, ada, eve)] == [True, True, False]
+    spec = RunSpec.read(
+        {"name": "theirs", "model": {"model_name_or_path": "org/base"}, "data": {"datasets": ["names"]}}
+    )
+    run = past_run(place.saves, spec)
+    write_json(run.dir.request, read_object(run.dir.request) | {"by": "who works in a shell"})
+    assert [is_first_visit(place, person) for person in (alone, ada)] == [False, True]
+    assert "data-first" in header(Words("en"), ada, "", first_visit=True)
+    assert "data-first" not in header(Words("en"), ada, "", first_visit=False)
 
 
 def test_a_run_that_is_opened_brings_its_tab_to_the_front(page: Page, trained: Callable[..., Run]) -> None:

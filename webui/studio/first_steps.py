@@ -40,4 +40,5 @@ def texts_file(language: str) -> tuple[str, str]:
 
 def is_first_visit(workplace: Workplace, person: Person) -> bool:
     """Whether the person could start a run, and has none yet; without a login, whether there is none at all."""
-    return not may(person, "start") and not any(run.by == person.name for run in runs.find(workplace.saves))
+    known = runs.find(workplace.saves)
+    return not may(person, "start") and not any(not person.name or run.by == person.name for run in known)
