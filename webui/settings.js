@@ -103,7 +103,7 @@
   document.addEventListener('keydown', (event) => {
     const { key, target } = event, whole = event.ctrlKey || event.metaKey;
     if (event.isComposing || !box()?.offsetParent) return;
-    if (key === 'Enter' && whole && !event.repeat) {
+    if (key === 'Enter' && whole && !event.repeat && target !== box()) {
       const start = document.getElementById('start'); // a box in a fold of the card has a button of its own
       if (start?.checkVisibility() && !target.closest('.card .fold, .own')) { event.preventDefault(); start.click(); }
     } else if (key === '/' && !whole && !event.altKey && !typing(target)) {

@@ -44,8 +44,10 @@
     const bar = document.getElementById('tour') ?? Object.assign(made('section', '', ''), { id: 'tour' });
     bar.setAttribute('aria-label', texts.title);
     const rows = texts.steps.map(({ title }, at) => {
-      const row = made('li', at + 1 < step ? 'past' : at + 1 === step ? 'now' : '', title);
-      if (at + 1 === step) row.setAttribute('aria-current', 'step');
+      if (at + 1 !== step) return made('li', at + 1 < step ? 'past' : '', title);
+      const row = made('li', 'now', '');
+      row.setAttribute('aria-current', 'step');
+      row.append(Object.assign(made('button', 'where', title), { type: 'button' }));
       return row;
     });
     const list = made('ol', '', ''), how = made('p', '', step > LAST ? texts.done : ended ? texts.unfinished : texts.steps[step - 1].how);
@@ -87,6 +89,10 @@
     else if (clicked.closest?.('#tour .insert')) {
       const box = document.querySelector('#prompt textarea');
       box.value = texts.question; box.dispatchEvent(new Event('input', { bubbles: true })); box.focus();
-    } else if (clicked.closest?.('#tour .now') && target) document.querySelector(target)?.scrollIntoView({ behavior: 'smooth', block: 'center' });
+    } else if (clicked.closest?.('#tour .where') && target) {
+      const goal = document.querySelector(target), FOCUSABLE = 'button, input, textarea, a';
+      goal?.scrollIntoView({ behavior: 'smooth', block: 'center' });
+      (goal?.matches(FOCUSABLE) ? goal : goal?.querySelector(FOCUSABLE))?.focus({ preventScroll: true });
+    }
   });
 })();

@@ -137,11 +137,18 @@ def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
     expect(page.locator("#settings-matching li").last).to_have_attribute("aria-selected", "true")
     page.keyboard.press("Escape")
     expect(first).to_have_count(0)
+    box.fill("neftune")
+    expect(first).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Control+Enter")  # chooses; nothing is started from a box that is searched
+    expect(page.locator("#f-training-neftune_noise_alpha input")).to_be_focused()
+    expect(page.locator("#told")).not_to_contain_text("to fix")
     page.keyboard.press("Control+Enter")  # the same as the button, which refuses what cannot be read
     expect(page.locator("#told")).to_contain_text("1 to fix")
     assert runs.find(untouched[1]) == []
     page.reload()  # without a login, the browser knows how the form was left
     expect(page.locator("#summary .problems a")).to_have_count(1)
+    page.locator("#tour li.now button").press("Enter")
+    expect(page.locator("#preset input")).to_be_focused()
 
 
 def test_a_form_is_found_as_it_was_left_by_whom_it_belongs_to(
@@ -170,6 +177,12 @@ def test_a_form_is_found_as_it_was_left_by_whom_it_belongs_to(
     page.keyboard.press("Tab")
     page.locator("#own-presets [data-do=save]").click()
     expect(page.locator("#own-presets li")).to_contain_text("Bob's")
+    delete, heard = page.locator("#own-presets [data-do=delete]"), page.locator("#own-presets .heard")
+    delete.click()
+    expect(heard).to_have_text("Really delete: Bob's")
+    page.keyboard.press("Shift+Tab")
+    expect(delete).to_have_text("Delete")  # another click asks again
+    expect(heard).to_have_text("")
     page.evaluate("localStorage.clear()")  # as on another machine
     page.reload()
     expect(page.locator(rate)).to_have_value("0.25")

@@ -12,8 +12,18 @@ from webui import notices
 from webui.train_tab import changed_html
 from webui.words import Words
 
-# Sends what is to be done, to which preset, and what is typed and ticked next to the button. Deleting asks once more.
+# Sends what is to be done, to which preset, and what is typed and ticked next to the button. Deleting asks once more,
+# until another control has the focus.
 ACT_JS = """
+const hear = (text) => {
+  const heard = element.querySelector('.heard');
+  if (heard) heard.textContent = text;
+};
+const unsure = (button) => {
+  button.removeAttribute('data-sure');
+  button.textContent = button.dataset.first;
+  hear('');
+};
 const act = (button) => {
   const row = button.closest('[data-preset]'), place = row ?? element, what = button.dataset.do;
   const name = place.querySelector('input[type=text]');
@@ -22,16 +32,15 @@ const act = (button) => {
     button.setAttribute('data-sure', '');
     button.dataset.first = button.textContent;
     button.textContent = button.dataset.really;
+    button.focus();  // also where a click does not do that: the question ends with the focus
+    hear(`${button.dataset.really}: ${row.querySelector('b').textContent}`);
   } else if (what === 'rename' && !row.hasAttribute('data-renaming')) {
     row.setAttribute('data-renaming', '');
     name.focus();
     name.select();
   } else {
     row?.removeAttribute('data-renaming');
-    if (what === 'delete') {
-      button.removeAttribute('data-sure');
-      button.textContent = button.dataset.first;
-    }
+    if (what === 'delete') unsure(button);
     const ticks = { changed: ticked('changed'), places: ticked('places'), shared: ticked('shared') };
     trigger('select', { do: what, id: row?.dataset.preset ?? '', name: name?.value ?? '', ...ticks });
   }
@@ -40,6 +49,9 @@ element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-do]');
   if (button) act(button);
 });
+element.addEventListener('focusout', ({ target }) => {
+  if (target.hasAttribute('data-sure')) unsure(target);
+});
 element.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.isComposing || event.ctrlKey || event.metaKey) return;
   if (event.target.type !== 'text') return;
@@ -47,6 +59,8 @@ element.addEventListener('keydown', (event) => {
   act((row ?? element).querySelector(row ? '[data-do=rename]' : '[data-do=save]'));
 });
 """
+
+HEARD = '<p class="heard" role="status"></p>'  # for readers who do not see that a button has changed
 
 
 def panel(
@@ -61,7 +75,7 @@ def panel(
     code = ("own-presets" if presets else "own-presets-none") if saving else "own-presets-seen"
     summary = escape(words(code, count=len(presets)))
     return (
-        f'<details class="own" data-own="presets"><summary>{summary}</summary>{saving}'
+        f'<details class="own" data-own="presets"><summary>{summary}</summary>{HEARD}{saving}'
         f"{f'<ul>{rows}</ul>' if rows else ''}"
         f"{f'<ul class=problems>{wrong}</ul>' if wrong else ''}</details>{report}"
     )

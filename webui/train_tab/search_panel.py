@@ -23,7 +23,7 @@ class SearchPanel(Panel):
             f'<div class="finder" role="search"><label for="find-setting">{text("search")}</label>'
             '<div class="box"><input id="find-setting" type="text" role="combobox" aria-expanded="false" '
             'aria-controls="settings-matching" aria-autocomplete="list" aria-describedby="find-help" '
-            f'autocomplete="off" spellcheck="false" placeholder="{text("search-placeholder")}" '
+            f'aria-keyshortcuts="/" autocomplete="off" spellcheck="false" placeholder="{text("search-placeholder")}" '
             f'data-index="{index_file(words.language)[0]}" data-none="{none}" '
             f'data-failed="{text("search-failed")}"><kbd aria-hidden="true">/</kbd>'
             f'<ul id="settings-matching" role="listbox" aria-label="{text("search")}" hidden></ul></div>'
