@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -328,7 +329,13 @@ def test_a_tokenizer_comes_from_where_models_are_and_nothing_else_of_this_machin
     assert outcome("nested", nested, models=(tmp_path,)) == nothing
 
 
-def test_a_whole_model_shares_its_weights_or_is_not_copied(workplace: Workplace, theirs: Path, tiny: Path) -> None:
+def refuse_link(*_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_whole_model_shares_its_weights_or_is_not_copied(
+    workplace: Workplace, theirs: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = shutil.copytree(tiny, theirs.with_name("full"))
     for name in ("trainer_log.jsonl", "trainer_state.json", "train_results.json", "training_args.yaml"):
         shutil.copyfile(theirs / name, whole / name)
@@ -342,6 +349,12 @@ def test_a_whole_model_shares_its_weights_or_is_not_copied(workplace: Workplace,
     assert shared == ("import-run-shares" in codes(notes))
     assert not os.path.samefile(whole / "config.json", run.dir.model / "config.json")
     assert servers.choose(workplace, "", [run.id]).base == run.dir.model
+
+    others = shutil.copytree(whole, theirs.with_name("others"))
+    with monkeypatch.context() as refusing:  # as for the files of another user, except that tests may run as root
+        refusing.setattr(run_import, "_cloned", lambda *_: False)
+        refusing.setattr(os, "link", refuse_link)
+        assert refusal(others, others, workplace).code == "import-run-model-no-link"
 
     elsewhere = Path("/dev/shm")
     if os.stat(elsewhere).st_dev == os.stat(whole).st_dev:
@@ -364,7 +377,9 @@ def test_times_go_on_after_a_resume_and_damaged_lines_count_for_nothing() -> Non
         {"current_steps": 4, "loss": "low", "eval_loss": True, "elapsed_time": "soon", "epoch": "last"},
         {"current_steps": -1, "loss": 1.0},
         {"current_steps": 10**30, "loss": 1.0},
-        {"current_steps": 5, "loss": 0.5, "percentage": 55.0},
+        {"current_steps": 10**400, "loss": 1.0, "elapsed_time": "0:00:06"},
+        {"current_steps": 4, "loss": 10**400, "elapsed_time": f"{'9' * 5000}:00:00"},
+        {"current_steps": 5, "loss": 0.5, "percentage": 55.0, "epoch": 10**400},
     ]
     log = "\n".join(map(json.dumps, entries)) + '\n[1]\nnull\n{"current_steps": 6, "lo'
     logged = read_logged(log.encode() + b"\xff\n", b"[]")

@@ -220,7 +220,8 @@ def _link(theirs: ForeignRun, source: Path, original: BinaryIO, target: Path) ->
     except OSError as error:
         if error.errno not in NO_LINK:
             raise
-        raise Refusal(problem("import-run-model-elsewhere", folder=theirs.weights)) from error
+        code = "import-run-model-elsewhere" if error.errno == errno.EXDEV else "import-run-model-no-link"
+        raise Refusal(problem(code, folder=theirs.weights, why=error.strerror)) from error
     if not os.path.samestat(os.stat(target, follow_symlinks=False), os.fstat(original.fileno())):
         raise Refusal(problem("import-run-outside", file=source, root=theirs.root))
 

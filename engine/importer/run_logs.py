@@ -34,7 +34,7 @@ NAMES_IN_STATE = {"num_input_tokens_seen": "num_tokens"}
 # Of a whole training or validation, not of a step.
 TOTALS = re.compile(r"total_flos|train_(loss|runtime)|(train|eval)_(runtime|\w+_per_second)|eval_model_\w+|predict_\w+")
 CURVE_NAME = re.compile(r"[A-Za-z][\w/.@-]{0,63}")
-ELAPSED = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)")  # as Python writes a timedelta
+ELAPSED = re.compile(r"(?:(\d{1,9}) days?, )?(\d{1,2}):(\d\d):(\d\d)")  # as Python writes a timedelta
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Logged:
 
 def read_logged(log: bytes, state: bytes) -> Logged:
     """Both files together; each may be empty, and lines that are not JSON objects are left out."""
-    logged = [line for line in _objects(log) if isinstance(line.get("current_steps"), int)]
+    logged = [line for line in _objects(log) if _is_step(line.get("current_steps"))]
     plain = _object(state)
     history = plain.get("log_history")
     history = [line for line in history if isinstance(line, dict)] if isinstance(history, list) else []
@@ -93,13 +93,13 @@ def _lines(
             renamed.get(name, name): value
             for name, value in entry.items()
             if (name in kept if kept is not None else name not in (*AXES, axis) and not TOTALS.fullmatch(name))
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and CURVE_NAME.fullmatch(name)
+            if _is_number(value) and CURVE_NAME.fullmatch(name)
         }
         values = {name: value for name, value in values.items() if name in known or len(known) < MAX_CURVES}
         known |= set(values)
         if values:
             epoch = entry.get("epoch")
-            yield {"step": entry[axis], "epoch": epoch if isinstance(epoch, (int, float)) else None, **values}
+            yield {"step": entry[axis], "epoch": epoch if _is_number(epoch) else None, **values}
 
 
 def _times(logged: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -122,6 +122,11 @@ def _times(logged: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]
 
 def _is_step(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be a value of a curve: JSON has integers that no float can hold."""
+    return isinstance(value, float) or (type(value) is int and _is_step(abs(value)))
 
 
 def _object(text: bytes) -> dict[str, Any]:
