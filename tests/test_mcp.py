@@ -6,26 +6,29 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import httpx
 import pytest
 
-from engine.api.callers import Caller
+from engine.api.callers import MAX_TURNS, Caller
 from engine.core import audit, tokens, users
 from engine.core.problems import Refusal, problem
+from engine.core.rights import Person
 from engine.core.run_warnings import write_warning
 from engine.core.rundir import run_folders, write_json
 from engine.launch.workspace import PROJECT, Workplace
+from engine.mcp import run_tools
 from engine.mcp.answers import TOOLS, answer
-from engine.mcp.call import Call
+from engine.mcp.call import ASK, Call, NoArguments, Tool
 from engine.mcp.package import load_server
 from engine.runs import runs
-from engine.runs.run import Run
+from engine.runs.run import ALIVE_STATES, FINAL_STATES, Run
 from engine.spec.run_spec import RunSpec
 from tests.conftest import end_runs, flags_of, short_training, start_studio
 from tests.past_runs import falling, run_maker
@@ -34,6 +37,8 @@ pytest.importorskip("mcp")
 import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+
+from engine.mcp.server import Calls
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -164,7 +169,9 @@ def test_what_somebody_may_not_do_is_refused_and_changes_nothing(studio: Studio)
 
     async def other(ask: Ask) -> None:
         assert (await ask("resume_run", run=studio.failed.id))[0] == ["rights-owner"]
-        assert (await ask("stop_run", run="fail"))[0] == ["run-unknown"]  # an abbreviation is not enough
+        for tool in ("stop_run", "resume_run"):  # an abbreviation is not enough
+            assert (await ask(tool, run="fail"))[0] == ["run-unknown"]
+        assert (await ask("ask_model", question="?", run="don"))[0] == ["run-unknown"]
 
     async def viewer(ask: Ask) -> None:
         assert (await ask("list_runs"))["total"] >= 3
@@ -205,6 +212,7 @@ def test_wrong_arguments_are_errors_that_say_what_is_wrong(studio: Studio, monke
         ("show_run", {"run": ""}, "run-unknown"),
         ("show_run", {"run": "\0"}, "run-unknown"),
         ("list_runs", {"limit": 10**9}, "mcp-argument"),
+        ("list_runs", {"state": "succeeded"}, "mcp-argument"),
         ("run_log", {"run": "done", "lines": -1}, "mcp-argument"),
         ("compare_runs", {"runs": ["done"]}, "mcp-argument"),
         ("check_spec", {"spec": "a: [" * 5000}, None),
@@ -217,6 +225,7 @@ def test_wrong_arguments_are_errors_that_say_what_is_wrong(studio: Studio, monke
         assert done.failed, name
         assert code in (None, done.content["problems"][0]["code"]), done.text
         assert done.text
+    assert set(get_args(run_tools.State)) == {"queued", *ALIVE_STATES, *FINAL_STATES}
     studio.failed.dir.spec.write_text("model: [", encoding="utf-8")
     assert answer(call, "show_run", {"run": "failed"}).content["spec"] is None
     with monkeypatch.context() as without:
@@ -248,3 +257,34 @@ def test_on_standard_input_and_output_it_has_the_rights_of_the_shell(studio: Stu
     anyio.run(converse)
     newest = audit.read(studio.place.saves, 1)[0]
     assert (newest.user, newest.address, newest.action) == ("root", "shell", "start")
+
+
+def test_one_caller_leaves_answers_of_models_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+
+    def wait(call: Call, _arguments: NoArguments) -> dict[str, Any]:
+        if call.caller.name == "ada":
+            done.wait(10)
+        return {"for": call.caller.name}
+
+    monkeypatch.setitem(TOOLS, "ask_model", Tool(wait, NoArguments, ASK, waits=True))
+    ada, bob = (Call(Workplace(), Caller(Person(name, "user", ""))) for name in ("ada", "bob"))
+
+    async def converse() -> None:
+        calls = Calls()
+        async with anyio.create_task_group() as waiting:
+            for _ in range(MAX_TURNS):
+                waiting.start_soon(calls.answer, ada, "ask_model", {})
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(5):
+                refused = await calls.answer(ada, "ask_model", {})
+                assert refused.content["problems"][0]["code"] == "api-turns"
+                assert (await calls.answer(bob, "ask_model", {})).content == {"for": "bob"}
+                assert (await calls.answer(ada, "no", {})).content["problems"][0]["code"] == "mcp-no-tool"
+            done.set()
+        assert not calls.turns.taken
+
+    try:
+        anyio.run(converse)
+    finally:
+        done.set()

@@ -38,17 +38,17 @@ def answer(call: Call, name: str, arguments: Mapping[str, Any]) -> Answer:
         content = tool.does(call, tool.arguments.model_validate(arguments))
         return Answer(content, json.dumps(content, ensure_ascii=False, indent=1))
     except Refusal as refusal:
-        return _failed(refusal.problems, call.language)
+        return failed(refusal.problems, call.language)
     except ApiError as error:
-        return _failed([error.reason], call.language)
+        return failed([error.reason], call.language)
     except ValidationError as error:
-        return _failed([_wrong_argument(fault) for fault in error.errors(include_url=False)], call.language)
+        return failed([_wrong_argument(fault) for fault in error.errors(include_url=False)], call.language)
     except OSError as error:
         values = {"file": error.filename or "—", "why": error.strerror or error}
-        return _failed([problem("system-refused", **values)], call.language)
+        return failed([problem("system-refused", **values)], call.language)
     except Exception as error:  # its text may contain what the caller must not see
         logging.getLogger("uvicorn.error").error("an error in a tool", exc_info=error)
-        return _failed([problem("api-failed", why=type(error).__name__)], call.language)
+        return failed([problem("api-failed", why=type(error).__name__)], call.language)
 
 
 def _wrong_argument(fault: Any) -> Problem:
@@ -56,6 +56,7 @@ def _wrong_argument(fault: Any) -> Problem:
     return problem("mcp-argument", path, name=path or "—", why=fault["msg"])
 
 
-def _failed(problems: Sequence[Problem], language: str) -> Answer:
+def failed(problems: Sequence[Problem], language: str) -> Answer:
+    """The answer to a call that could not be done."""
     content = {"problems": [as_object(issue, language) for issue in problems]}
     return Answer(content, "\n".join(issue.with_field(language) for issue in problems), failed=True)

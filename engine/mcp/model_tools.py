@@ -17,7 +17,7 @@ class Question(Arguments):
     """Whom to ask, and what."""
 
     question: str = Field(min_length=1, description="the message of the user")
-    run: str = Field("", description="the run whose result is to answer, by ID or name")
+    run: str = Field("", description="the run whose result is to answer, by ID or name, in full")
     base: str = Field("", description="the base model that is to answer, if no run is: a path of list_models")
     system: str = Field("", description="a system message")
     max_tokens: int = Field(512, ge=1, le=8192, description="of the answer")
@@ -73,7 +73,7 @@ def ask_model(call: Call, arguments: Question) -> dict[str, Any]:
     """An answer of a run's result, or of a base model. The first question loads the model, which may take minutes; it
     is unloaded after a quarter of an hour without one."""
     workplace = call.workplace
-    ids = [call.run(arguments.run).id] if arguments.run else []
+    ids = [call.run(arguments.run, whole=True).id] if arguments.run else []
     choice = servers.choose_loaded(workplace, "" if ids else arguments.base, ids)
     name = next(iter(choice.adapters), choice.name)
     with call.acting("ask", name):

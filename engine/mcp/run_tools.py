@@ -21,15 +21,14 @@ from engine.runs.run import Run
 LOG_BYTES = 256 << 10  # at the end of a log, in which its last lines are searched
 MAX_LINES = 1000
 MAX_RUNS = 200
+State = Literal["queued", "preparing", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
 
 
 class Listing(Arguments):
     """Which runs to list."""
 
     kind: Literal["training", "evaluation", "export"] | None = Field(None, description="only runs of this kind")
-    state: str | None = Field(
-        None, description="only runs in this state: queued, preparing, running, finished, stopped, failed, interrupted"
-    )
+    state: State | None = Field(None, description="only runs in this state")
     text: str = Field("", description="only runs with all of these words in ID, name, base model, data sets or owner")
     limit: int = Field(20, ge=1, le=MAX_RUNS, description="how many of the newest")
 
@@ -54,10 +53,15 @@ class OfSpec(Arguments):
     )
 
 
-class Stopping(Arguments):
-    """How to stop a run."""
+class OfWhole(Arguments):
+    """The run that a tool changes."""
 
     run: str = Field(description="a run's ID, or its name, in full")
+
+
+class Stopping(OfWhole):
+    """How to stop a run."""
+
     kill: bool = Field(False, description="end its processes without saving a checkpoint")
 
 
@@ -184,9 +188,9 @@ def stop_run(call: Call, arguments: Stopping) -> dict[str, Any]:
     return _brief(call.run(run.id))
 
 
-def resume_run(call: Call, arguments: OfRun) -> dict[str, Any]:
+def resume_run(call: Call, arguments: OfWhole) -> dict[str, Any]:
     """Queue a stopped, failed or interrupted run again; it continues from its newest checkpoint."""
-    run = call.run(arguments.run)
+    run = call.run(arguments.run, whole=True)
     with call.acting("resume", run.id, run.by):
         runs.resume(run, by=call.caller.name, data=call.workplace.data)
     return _brief(call.run(run.id))
@@ -240,5 +244,5 @@ TOOLS = {
     "check_spec": Tool(check_spec, OfSpec, READ, reads=True),
     "start_run": Tool(start_run, OfSpec, WRITE),
     "stop_run": Tool(stop_run, Stopping, WRITE, destroys=True),
-    "resume_run": Tool(resume_run, OfRun, WRITE),
+    "resume_run": Tool(resume_run, OfWhole, WRITE),
 }

@@ -6,7 +6,7 @@ Nothing is kept between requests, so that a studio can be restarted at any time.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,19 +23,19 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from engine.api.callers import Caller, Gate
+from engine.api.callers import MAX_TURNS, Caller, Gate, Turns
 from engine.api.errors import ApiError
 from engine.core import audit
 from engine.core.problems import problem, shell_language
 from engine.core.repetition import repeat
 from engine.launch.workspace import Workplace
-from engine.mcp.answers import TOOLS, answer
+from engine.mcp.answers import TOOLS, Answer, answer, failed
 from engine.mcp.call import Call
 from engine.runs import engines
 from engine.serving import servers
 
 PATH = "/mcp"
-MAX_CALLS = 64  # at once, and as many that wait for an answer of a model
+MAX_CALLS = 64  # at once; those that wait for an answer of a model are counted apart
 QUEUE_POLL_SECONDS = 2.0
 CALLER = "athanor.caller"  # key of the ASGI scope
 INSTRUCTIONS = (
@@ -45,17 +45,33 @@ INSTRUCTIONS = (
 )
 
 
+class Calls:
+    """Answers calls in threads. Of the answers of models, which take minutes, a caller leaves half for the others."""
+
+    def __init__(self) -> None:
+        self.quick, self.waiting = CapacityLimiter(MAX_CALLS), CapacityLimiter(2 * MAX_TURNS)
+        self.turns = Turns()
+
+    async def answer(self, call: Call, name: str, arguments: Mapping[str, Any]) -> Answer:
+        """As `engine.mcp.answers.answer`; an error if the caller waits for MAX_TURNS answers."""
+        if not (name in TOOLS and TOOLS[name].waits):
+            return await to_thread.run_sync(answer, call, name, arguments, limiter=self.quick)
+        try:
+            with self.turns.of(call.caller):
+                return await to_thread.run_sync(answer, call, name, arguments, limiter=self.waiting)
+        except ApiError as error:
+            return failed([error.reason], call.language)
+
+
 def _server(call_of: Callable[[Any], Call]) -> Server[Any]:
     """`call_of` says who calls, from the context of a request."""
-    limiters = {waits: CapacityLimiter(MAX_CALLS) for waits in (False, True)}
+    calls = Calls()
 
     async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:
         return types.ListToolsResult(tools=_tools())
 
     async def call_tool(context: Any, params: types.CallToolRequestParams) -> types.CallToolResult:
-        call, name, arguments = call_of(context), params.name, params.arguments or {}
-        limiter = limiters[name in TOOLS and TOOLS[name].waits]
-        done = await to_thread.run_sync(answer, call, name, arguments, limiter=limiter)
+        done = await calls.answer(call_of(context), params.name, params.arguments or {})
         text = types.TextContent(type="text", text=done.text)
         return types.CallToolResult(content=[text], structured_content=done.content, is_error=done.failed)
 
