@@ -185,7 +185,7 @@ def script(arguments: argparse.Namespace, workplace: Workplace) -> int:
     folder."""
     run = _run(arguments, workplace)
     folder = arguments.to or Path(f"{run.path.name}-script")
-    plain_script.write_script(run.dir, plain_script.training_spec(run.spec), folder.absolute())
+    plain_script.write_script(run.dir, plain_script.training_spec(run.spec), workplace, folder.absolute())
     print(folder)
     return 0
 

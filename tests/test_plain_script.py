@@ -32,6 +32,7 @@ from webui.downloads import routes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
+WORKPLACE = Workplace()
 LORA = {"method": {"kind": "lora", "lora_dropout": 0.1}}
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "sft": {**LORA, "data__validation_rows": 8, "logging__eval_steps": 2},
@@ -46,13 +47,31 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "weighted": {"data__datasets": ["weighted"], "method": {"kind": "lora", "loraplus_lr_ratio": 8.0}},
     "long": {**LORA, "model__rope_scaling": {"kind": "linear", "factor": 2.0}, "training__precision": "bf16"},
     "dpo": {"stage": {"kind": "dpo", "sft_weight": 0.5}, "method": {"kind": "lora", "init_lora_weights": "gaussian"}},
+    "dpo_again": {"stage": {"kind": "dpo"}, "method": {"kind": "lora", "lora_dropout": 0.1}},
+    "best": {
+        **LORA,
+        "data__validation_rows": 8,
+        "logging__eval_steps": 1,
+        "logging__save_steps": 4,
+        "logging__load_best_model_at_end": True,
+        "training__max_steps": 4,
+        "training__learning_rate": 0.3,  # the best is not the last
+    },
+    "epochs": {
+        **LORA,
+        "data__validation_rows": 8,
+        "data__max_samples": 20,
+        "logging__eval_strategy": "epoch",
+        "logging__logging_steps": 2,
+        "training__max_steps": 5,
+    },
     "dpo_full": {"stage": {"kind": "dpo"}, "method": {"kind": "full"}},
     "kto": {"stage": {"kind": "kto"}, "data__datasets": ["thumbs"], **LORA},
     "orpo": {"stage": {"kind": "orpo"}, **LORA},
     "simpo": {"stage": {"kind": "simpo"}, "method": {"kind": "full"}, "training__optim": "adafactor"},
     "rm": {"stage": {"kind": "rm"}, **LORA},
 }
-PAIRS = ("dpo", "dpo_full", "orpo", "simpo", "rm")
+PAIRS = ("dpo", "dpo_again", "dpo_full", "orpo", "simpo", "rm")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +84,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, RunD
     laid_out = {}
     for name, changes in RUNS.items():
         usual = {"training__max_steps": 3, "data__datasets": ["pairs"] if name in PAIRS else ["chat"]}
+        if name == "dpo_again":
+            usual["model__adapter_path"] = str(laid_out["dpo"].adapter)  # made by then
         spec = short_training(tiny, data, **usual | changes)
         laid_out[name] = lay_out(RunDir(root / "saves" / "tiny" / spec.method.kind / name), spec)
     return laid_out
@@ -149,11 +170,9 @@ def test_the_command_in_a_script_starts_it_in_a_folder_of_its_own(
 ) -> None:
     folder = tmp_path / "moved"
     (runs["sft"].path / "script").rename(folder)
-    command = re.search(
-        r"^    (accelerate launch .*)$", (folder / "train.py").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    command = re.search(r"^    python (.*)$", (folder / "train.py").read_text(encoding="utf-8"), re.MULTILINE)
     assert command
-    words = [sys.executable, "-m", "accelerate.commands.launch", *command[1].split()[2:]]
+    words = [sys.executable, *command[1].split()]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -207,6 +226,8 @@ def test_a_browser_gets_a_script_as_a_zip_file_or_the_reason_why_not(
         ({"stage": {"kind": "dpo", "loss_type": "bco_pair"}}, "stage.loss_type"),
         ({"method": {"kind": "lora", "init_lora_weights": "pissa"}}, "method.init_lora_weights"),
         ({"model__add_tokens": ["<x>"]}, "model.add_tokens"),
+        ({"model__trust_remote_code": True}, "model.model_name_or_path"),
+        ({"hardware__device": "cuda"}, "training.precision"),  # no keeper.json says what "auto" was
     ],
 )
 def test_what_a_script_cannot_have_is_named_before(
@@ -215,9 +236,9 @@ def test_what_a_script_cannot_have_is_named_before(
     spec = RunSpec.from_yaml(runs["sft"].spec.read_text(encoding="utf-8"))
     for name, value in changes.items():
         spec = spec.change(name.replace("__", "."), value)
-    assert [problem.field for problem in script_problems(runs["sft"], spec)] == [path]
+    assert [problem.field for problem in script_problems(runs["sft"], spec, WORKPLACE)] == [path]
     with pytest.raises(Refusal):
-        write_script(runs["sft"], spec, tmp_path / "script")
+        write_script(runs["sft"], spec, WORKPLACE, tmp_path / "script")
     assert not list(tmp_path.iterdir())
 
 
@@ -227,5 +248,5 @@ def test_a_script_needs_the_rows_of_its_run_and_an_empty_folder(
     spec = RunSpec.from_yaml(runs["sft"].spec.read_text(encoding="utf-8"))
     (tmp_path / "mine.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(Refusal, match="not an empty folder"):
-        write_script(runs["sft"], spec, tmp_path)
-    assert script_problems(RunDir(tmp_path), spec)[0].code == "script-no-rows"
+        write_script(runs["sft"], spec, WORKPLACE, tmp_path)
+    assert script_problems(RunDir(tmp_path), spec, WORKPLACE)[0].code == "script-no-rows"

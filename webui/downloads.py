@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from pathlib import Path
 
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -15,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from engine.core.problems import Refusal
+from engine.core.problems import Refusal, problem
 from engine.data import data_jobs
 from engine.data.upload_folder import UPLOADS_FOLDER
 from engine.export import plain_script
 from engine.launch.workspace import Workplace
 from engine.runs import compare, runs
+from webui.people import acting
+from webui.reader_language import language_of
 
 
 def routes(workplace: Workplace) -> list[Route]:
@@ -28,6 +31,16 @@ def routes(workplace: Workplace) -> list[Route]:
     file. `/script/<model>/<method>/<run>.zip`; 409 with the reason if a run cannot be written as a script.
     `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
     writing = threading.Lock()  # each script takes seconds of a child that imports the libraries
+
+    def written(run: runs.Run) -> Path:
+        """The script of a run as a zip file. Raises Refusal, also if another is being written."""
+        if not writing.acquire(blocking=False):
+            raise Refusal(problem("script-busy"))
+        try:
+            spec = plain_script.training_spec(run.spec)
+            return plain_script.write_archive(run.dir, spec, workplace, workplace.saves / UPLOADS_FOLDER)
+        finally:
+            writing.release()
 
     def download(request: Request) -> FileResponse:
         steps = request.path_params
@@ -42,11 +55,11 @@ def routes(workplace: Workplace) -> list[Route]:
         steps = request.path_params
         try:
             run = runs.get(workplace.saves, f"{steps['model']}/{steps['method']}/{steps['run']}")
-            spec = plain_script.training_spec(run.spec)
-            with writing:
-                archive = plain_script.write_archive(run.dir, spec, workplace.saves / UPLOADS_FOLDER)
+            with acting(workplace.saves, "script", run.id):
+                archive = written(run)
         except Refusal as refusal:
-            return PlainTextResponse(str(refusal), 409)
+            language = language_of(request)
+            return PlainTextResponse("\n".join(reason.text(language) for reason in refusal.problems), 409)
         removal = BackgroundTask(shutil.rmtree, archive.parent, ignore_errors=True)
         headers = {"X-Content-Type-Options": "nosniff"}
         return FileResponse(archive, filename=archive.name, headers=headers, background=removal)

@@ -37,6 +37,7 @@ RIGHTS: dict[str, Literal["user", "owner", "operator"]] = {
     "delete": "owner",
     "reorder": "owner",  # hold, release, start now, move, priority
     "publish": "owner",
+    "script": "user",  # write one as a plain script, which starts a process
     "import": "user",  # finished trainings of another program, from folders that the operator names
     "mute": "owner",  # no notifications about a run, or again
     "notify": "user",  # one's own addresses and events, and a test

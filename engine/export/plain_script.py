@@ -20,9 +20,11 @@ from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.project import PROJECT
 from engine.core.regular_files import read_text
-from engine.core.rundir import RunDir, read_json
+from engine.core.rundir import RunDir, read_json, read_object
 from engine.launch.accelerate_config import is_fsdp
 from engine.launch.command import OFFLINE_VARIABLES
+from engine.launch.workspace import Workplace
+from engine.models.discovery import is_hub_id
 from engine.models.facts import inspect_model
 from engine.models.quantized_weights import DEQUANTIZED, UNPACKED
 from engine.models.vocabulary import rows_of_adapter
@@ -31,6 +33,7 @@ from engine.spec.setting_limits import Limit, exceeded, named
 from engine.spec.stage_settings import DpoLoss
 
 SCRIPT_FILE = "train.py"
+SPARE_BYTES = 200_000_000  # disk space for the tokenizer, and for others
 MAX_SECONDS = 600  # for importing the libraries and copying the rows
 LIMITS = (
     Limit("stage", ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo")),
@@ -53,7 +56,7 @@ def training_spec(spec: Spec) -> RunSpec:
     return spec
 
 
-def script_problems(run: RunDir, spec: RunSpec) -> list[Problem]:
+def script_problems(run: RunDir, spec: RunSpec, workplace: Workplace) -> list[Problem]:
     """Why the run cannot be written as a script, as far as its spec and its files say; the child also looks at the
     model."""
     problems = [
@@ -64,14 +67,40 @@ def script_problems(run: RunDir, spec: RunSpec) -> list[Problem]:
         problems.append(problem("script-not-with", "hardware.strategy", given="fsdp2", allowed="single, ddp"))
     if rows_of_adapter(spec.model.adapter_path):
         problems.append(problem("script-adapter-rows", "model.adapter_path", adapter=spec.model.adapter_path))
+    if "processes" in read_object(run.request):
+        problems.append(problem("script-moved"))
     if not all((run.prepared / f"{split}.arrow").is_file() for split in _splits(run) or [""]):
         return [*problems, problem("script-no-rows")]
-    model = inspect_model(model_path(run))
+    if not decided_precision(run, spec):
+        problems.append(problem("script-no-precision", "training.precision"))
+    return problems + _model_problems(Path(model_path(run)), spec, workplace)
+
+
+def _model_problems(folder: Path, spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    name, field, model = spec.model.model_name_or_path, "model.model_name_or_path", inspect_model(folder)
+    if spec.model.trust_remote_code and not workplace.allows_code_of(name):
+        return [problem("model-remote-code", field, model=name, model_type=model.model_type)]
+    if not folder.is_dir():
+        return [problem("script-no-model", field, model=name)]
+    if is_hub_id(name) and not os.path.isdir(name) and spec.model.hub != "huggingface":
+        return [problem("script-not-with", "model.hub", given=spec.model.hub, allowed="huggingface")]
     if model.quantized in (*DEQUANTIZED, *UNPACKED):
-        problems.append(problem("script-quantized-model", "model.model_name_or_path", how=model.quantized))
+        return [problem("script-quantized-model", field, how=model.quantized)]
     if model.has_towers or model.experts_per_token:
-        problems.append(problem("script-model", "model.model_name_or_path", architecture=model.architecture))
-    return problems
+        return [problem("script-model", field, architecture=model.architecture)]
+    return []
+
+
+def ran_on_cpu(run: RunDir, spec: RunSpec) -> bool:
+    """Whether the run computed on the CPU, by its spec or by what its supervisor had."""
+    return spec.hardware.device == "cpu" or read_object(run.keeper).get("devices") == ""
+
+
+def decided_precision(run: RunDir, spec: RunSpec) -> str:
+    """The precision in which the run computed, whatever this machine has; "" if that is unknown."""
+    if spec.training.precision != "auto":
+        return spec.training.precision
+    return "fp32" if ran_on_cpu(run, spec) else read_object(run.keeper).get("precision") or ""
 
 
 def _splits(run: RunDir) -> list[str]:
@@ -83,9 +112,9 @@ def model_path(run: RunDir) -> str:
     return (read_json(run.prepared / "summary.json") or {}).get("model_path", "")
 
 
-def write_script(run: RunDir, spec: RunSpec, folder: Path) -> None:
+def write_script(run: RunDir, spec: RunSpec, workplace: Workplace, folder: Path) -> None:
     """Write the script and what belongs to it into `folder`, which must not exist or be empty. Raises Refusal."""
-    if problems := script_problems(run, spec):
+    if problems := script_problems(run, spec, workplace):
         raise Refusal(problems)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refusal(problem("script-folder-taken", folder=folder))
@@ -102,13 +131,17 @@ def write_script(run: RunDir, spec: RunSpec, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_archive(run: RunDir, spec: RunSpec, scratch: Path) -> Path:
-    """The same as a zip file, the only one in a new folder in `scratch`. Raises Refusal."""
+def write_archive(run: RunDir, spec: RunSpec, workplace: Workplace, scratch: Path) -> Path:
+    """The same as a zip file, the only one in a new folder in `scratch`. Raises Refusal, also if there is no space for
+    the rows and the archive of them."""
     scratch.mkdir(parents=True, exist_ok=True)
+    needed = 2 * sum(file.stat().st_size for file in run.prepared.glob("*.arrow")) + SPARE_BYTES
+    if needed > (free := shutil.disk_usage(scratch).free):
+        raise Refusal(problem("script-no-space", needed=f"{needed / 1e9:.1f} GB", free=f"{free / 1e9:.1f} GB"))
     parent = Path(tempfile.mkdtemp(prefix="script-", dir=scratch))
     try:
         folder = parent / f"{run.path.name}-script"
-        write_script(run, spec, folder)
+        write_script(run, spec, workplace, folder)
         archive = shutil.make_archive(str(folder), "zip", parent, folder.name)
         shutil.rmtree(folder)
     except BaseException:
@@ -126,7 +159,7 @@ def _run_child(run: RunDir, folder: Path) -> None:
             env=os.environ | OFFLINE_VARIABLES,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise Refusal(problem("script-failed", why=f"> {MAX_SECONDS} s")) from None
+        raise Refusal(problem("script-too-slow", seconds=MAX_SECONDS)) from None
     if child.returncode:
         raise Refusal(_problems_of(child.stdout) or problem("script-failed", why=child.stderr.strip()[-300:]))
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from engine.core import regular_files
 from engine.core.problems import Problem, Refusal
 from engine.export import plain_script
+from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.runs.logs import log_tail
 from engine.runs.runs import Run
@@ -42,25 +43,30 @@ def log_links(run: Run, root: str, words: Words) -> str:
     return " · ".join(links)
 
 
-def _script(run: Run, root: str, words: Words) -> str:
-    """The link to a training as a plain script, or why it cannot be one."""
-    if not isinstance(run.spec, RunSpec):
-        return ""
-    if problems := plain_script.script_problems(run.dir, run.spec):
-        why = " ".join(reason.text(words.language) for reason in problems)
-        return f'<p class="quiet script-link">{escape(why)}</p>'
-    link = f'<a download href="{escape(f"{root}/script/{quote(run.id)}.zip")}">{escape(words("script-link"))}</a>'
-    return f'<p class="script-link">{link} <span class="quiet">{escape(words("script-remark"))}</span></p>'
+def script(run: Run, workplace: Workplace, root: str, words: Words) -> str:
+    """The link to a training as a plain script, or why it cannot be one. Opens in a tab of its own, where what only the
+    download itself finds out can be read."""
+    try:
+        if not isinstance(run.spec, RunSpec):
+            return ""
+        problems = plain_script.script_problems(run.dir, run.spec, workplace)
+    except (Refusal, OSError):
+        return ""  # the settings, above it, say what is wrong
+    if problems:
+        return f'<p class="quiet script-link">{escape(words("script-not"))}</p>{notices.noted(problems, words)}'
+    link = f'<a target="_blank" rel="noopener" href="{escape(f"{root}/script/{quote(run.id)}.zip")}">'
+    remark = f'<span class="quiet">{escape(words("script-remark"))}</span>'
+    return f'<p class="script-link">{link}{escape(words("script-link"))}</a> {remark}</p>'
 
 
-def settings(run: Run, root: str, words: Words) -> str:
+def settings(run: Run, words: Words) -> str:
     """The run's spec as YAML, or why it cannot be read; and how its processes were launched, if there are several."""
     try:
         text = notices.code("run-yaml", run.spec.to_yaml(brief=True), words, save=True)
         if run.dir.accelerate.exists():
             launch = regular_files.read_text(run.dir.accelerate)
             text += notices.code("run-accelerate", f"# accelerate.yaml\n{launch}", words)
-        return text + _script(run, root, words)
+        return text
     except (Refusal, OSError) as error:
         problems: list[Problem] = getattr(error, "problems", [])
         return notices.listed(problems, words)

@@ -47,6 +47,7 @@ class OutputPanel(Panel):
 
     def opened(self, run: Run) -> Updates:
         return {
-            self.settings: output_html.settings(run, self.context.root, self.words),
+            self.settings: output_html.settings(run, self.words)
+            + output_html.script(run, self.context.workplace, self.context.root, self.words),
             self.log_link: output_html.log_links(run, self.context.root, self.words),
         }

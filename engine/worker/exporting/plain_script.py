@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.metadata
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,8 @@ from transformers import GenerationConfig
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir, read_json, write_text
+from engine.export.plain_script import decided_precision, ran_on_cpu
+from engine.models.adapters import ADAPTER_FILES
 from engine.preflight.package_checks import PACKAGE_NAMES, required_packages
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.cache import SUMMARY_FILE
@@ -51,6 +55,7 @@ NAMES = {
     "types": ("SimpleNamespace",),
 }  # fmt: skip
 MODULES = ("os", "torch")
+ADAPTER_FOLDER = "adapter"
 STAGE_NAMES = {
     "pt": "Pre-training",
     "sft": "Supervised fine-tuning",
@@ -68,6 +73,7 @@ def write(run: RunDir, folder: Path) -> None:
     """Write the script with its rows, tokenizer, requirements and a README into `folder`, which exists and is empty.
     Raises Refusal."""
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    spec = spec.change("training.precision", decided_precision(run, spec))
     prepared = read_json(run.prepared / SUMMARY_FILE)
     tokenizer = load_tokenizer(spec, prepared["model_path"])
     write_text(folder / "train.py", script(spec, run, prepared, tokenizer))
@@ -75,6 +81,11 @@ def write(run: RunDir, folder: Path) -> None:
     for split in prepared["splits"]:
         shutil.copyfile(run.prepared / f"{split}.arrow", folder / "rows" / f"{split}.arrow")
     tokenizer.save_pretrained(folder / "tokenizer")
+    if spec.model.adapter_path:
+        (folder / ADAPTER_FOLDER).mkdir()
+        for name in ADAPTER_FILES:
+            if (file := Path(spec.model.adapter_path) / name).is_file():
+                shutil.copyfile(file, folder / ADAPTER_FOLDER / name)
     write_text(folder / "requirements.txt", requirements(spec))
     write_text(folder / "README.md", readme(spec, run))
 
@@ -86,19 +97,20 @@ def script(spec: RunSpec, run: RunDir, prepared: Mapping[str, Any], tokenizer: A
     if IMAGES_COLUMN in rows.column_names:
         raise Refusal(problem("script-images"))
     model = plain_model(spec, path)
-    own = OwnSource()
-    stage = stage_code(spec, own, rows.column_names, measured="validation" in prepared["splits"])
+    own, measured, on_cpu = OwnSource(), "validation" in prepared["splits"], ran_on_cpu(run, spec)
+    stage = stage_code(spec, own, rows.column_names)
     name = Path(spec.model.model_name_or_path).name
     values = {
         "title": f"{STAGE_NAMES[spec.stage.kind]} of {name} {METHOD_NAMES[spec.method.kind]}",
         "run": run.path.name,
         "command": command(spec),
+        "revision": revision(spec, path),
         "learned": "labels" in rows.column_names,
         "model": spec.model.model_name_or_path,
         "seed": spec.training.seed,
         "splits": prepared["splits"],
-        **model_code(spec, path, model, own),
-        **training_code(spec, run, stage, own, measured="validation" in prepared["splits"]),
+        **model_code(spec, path, model, own, on_cpu=on_cpu, pinned=bool(revision(spec, path))),
+        **training_code(spec, run, stage, own, measured=measured, on_cpu=on_cpu),
         "ends": None if is_reward_model(spec) else _ends(spec, model, path, tokenizer),
     }
     template = _template("train.py.jinja")
@@ -108,10 +120,10 @@ def script(spec: RunSpec, run: RunDir, prepared: Mapping[str, Any], tokenizer: A
 
 
 def _template(name: str) -> Template:
-    """A template beside this module; it knows the filter `literal`."""
+    """A template beside this module; it knows the filters `literal` and `in_docstring`."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters["literal"] = literal
+    environment.filters |= {"literal": literal, "in_docstring": in_docstring}
     return environment.get_template(name)
 
 
@@ -148,10 +160,22 @@ def _ends(spec: RunSpec, model: Any, path: str, tokenizer: Any) -> str:
 
 
 def command(spec: RunSpec) -> str:
-    """The command that starts the script with as many processes as the run has."""
+    """The command that starts the script with as many processes as the run has. Unlike `accelerate launch`, it reads no
+    configuration of a user."""
     processes = spec.hardware.num_processes
-    several = "--multi_gpu " if processes > 1 else ""
-    return f"accelerate launch {several}--num_processes {processes} --mixed_precision no --dynamo_backend no train.py"
+    return f"torchrun --standalone --nproc_per_node {processes} train.py" if processes > 1 else "python train.py"
+
+
+def revision(spec: RunSpec, path: str) -> str:
+    """The commit of a hub's model that the run trained, by the folder in the hub's cache; "" for a local model."""
+    match = re.search(r"/snapshots/(\w+)/?$", path)
+    return match[1] if match and not os.path.isdir(spec.model.model_name_or_path) else ""
+
+
+def in_docstring(text: str) -> str:
+    """The text as it can stand in a docstring."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable.replace("\\", "/").replace('"', "'")
 
 
 def requirements(spec: RunSpec) -> str:
@@ -167,5 +191,11 @@ def requirements(spec: RunSpec) -> str:
 
 def readme(spec: RunSpec, run: RunDir) -> str:
     """What is in the folder, and how to start it."""
-    values = {"run": run.path.name, "model": spec.model.model_name_or_path, "command": command(spec)}
+    values = {
+        "run": run.path.name,
+        "model": spec.model.model_name_or_path,
+        "command": command(spec),
+        "gpu": not ran_on_cpu(run, spec),
+        "continues": bool(spec.model.adapter_path),
+    }
     return _template("script_readme.md.jinja").render(values) + "\n"

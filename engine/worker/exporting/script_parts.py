@@ -34,11 +34,12 @@ from engine.worker.models.mixed_precision import state_in_fp32, train_in_fp32
 from engine.worker.models.quantization import quantization_config
 from engine.worker.models.structure import model_class
 from engine.worker.training import preference, reward, sft
+from engine.worker.training.callbacks import LoggingRules
 from engine.worker.training.context import exact_adapter
 from engine.worker.training.image_batches import passing
 from engine.worker.training.trainers import common_arguments, stage_arguments
 
-# Arguments that say how the studio shows and keeps a run, not what is computed.
+# Arguments that say how the studio shows and keeps a run, or that the script has otherwise.
 OF_THE_STUDIO = ("output_dir", "run_name", "disable_tqdm", "save_total_limit", "use_cpu", "dataloader_pin_memory")
 DEVICE = '{"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else None'
 
@@ -56,7 +57,7 @@ class StageCode:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def stage_code(spec: RunSpec, own: OwnSource, columns: Sequence[str], *, measured: bool) -> StageCode:
+def stage_code(spec: RunSpec, own: OwnSource, columns: Sequence[str]) -> StageCode:
     """How the stage of `spec` trains on rows with these columns."""
     kind = spec.stage.kind
     if kind in ("pt", "sft"):
@@ -90,7 +91,7 @@ def stage_code(spec: RunSpec, own: OwnSource, columns: Sequence[str], *, measure
     )
 
 
-def model_code(spec: RunSpec, path: str, model: Any, own: OwnSource) -> dict[str, Any]:
+def model_code(spec: RunSpec, path: str, model: Any, own: OwnSource, *, on_cpu: bool, pinned: bool) -> dict[str, Any]:
     """The template's values for loading the model and choosing what is trained."""
     method, scorer = spec.method, is_reward_model(spec)
     dtype = loading_dtype(spec.change("model.model_name_or_path", path))
@@ -102,11 +103,11 @@ def model_code(spec: RunSpec, path: str, model: Any, own: OwnSource) -> dict[str
         f"{model_class(model.config, scorer=scorer).__name__}.from_pretrained",
         {
             **({"config": Code("config")} if changes else {}),
-            **({"revision": spec.model.model_revision} if spec.model.model_revision else {}),
+            **({"revision": Code("REVISION")} if pinned else {}),
             "dtype": dtype,
             **({"quantization_config": quantization_code(quantization)} if quantization else {}),
             **({} if attention == "auto" else {"attn_implementation": attention}),
-            "device_map": Code(DEVICE),
+            **({} if on_cpu else {"device_map": Code(DEVICE)}),
             "use_safetensors": True,
             **trust,
         },
@@ -175,7 +176,9 @@ def _saving_code(method: Any, *, mixed: bool) -> str:
     return f"{what}, state_dict=state_in_fp32(model))" if mixed else f"{what})"
 
 
-def training_code(spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, *, measured: bool) -> dict[str, Any]:
+def training_code(
+    spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, *, measured: bool, on_cpu: bool
+) -> dict[str, Any]:
     """The template's values for the trainer's arguments and the trainer."""
     compares = spec.stage.kind in ("dpo", "kto")
     reference = ("adapter" if spec.model.adapter_path else "base") if spec.method.kind == "lora" else "copy"
@@ -183,7 +186,7 @@ def training_code(spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, 
         own.add(preference.disable_base_dropout)
         if reference == "copy":
             own.add(preference.frozen_copy)
-    arguments = trainer_arguments(spec, run, stage, measured=measured)
+    arguments = trainer_arguments(spec, run, stage, measured=measured, on_cpu=on_cpu)
     sampling = spec.extra.get("train_sampling_strategy", "random")
     grouped = (
         spec.data.group_by_length
@@ -198,8 +201,8 @@ def training_code(spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, 
     more = dict(stage.arguments)
     if compares and reference == "copy":
         more["ref_model"] = Code("reference")
-    if patience:
-        more["callbacks"] = [Code(f"EarlyStoppingCallback({patience})")]
+    rules = [Code(f"{own.add(LoggingRules)}()")]
+    more["callbacks"] = rules + ([Code(f"EarlyStoppingCallback({patience})")] if patience else [])
     if ratio:
         more["optimizers"] = Code("(optimizer, None)")
     trainer = call(
@@ -221,15 +224,16 @@ def training_code(spec: RunSpec, run: RunDir, stage: StageCode, own: OwnSource, 
         "trainer": trainer,
         "optimizer": _optimizer_code(spec, ratio) if ratio else "",
         "reference": reference if compares else "",
+        # A continued adapter has the initialization that its own configuration names.
         "initialization_kept": compares
-        and reference == "base"
-        and getattr(spec.method, "init_lora_weights", "default") != "default",
+        and reference != "copy"
+        and (bool(spec.model.adapter_path) or getattr(spec.method, "init_lora_weights", "default") != "default"),
         "sampling_restored": sampling if "train_sampling_strategy" in stage.changes else "",
         "grouped": grouped,
     }
 
 
-def trainer_arguments(spec: RunSpec, run: RunDir, stage: StageCode, *, measured: bool) -> dict[str, Any]:
+def trainer_arguments(spec: RunSpec, run: RunDir, stage: StageCode, *, measured: bool, on_cpu: bool) -> dict[str, Any]:
     """The arguments of the configuration class that differ from its defaults: those that the run has, apart from where
     the studio keeps it and how it shows it."""
     values = common_arguments(spec, run, measured=measured) | stage_arguments(spec) | dict(stage.changes)
@@ -237,13 +241,12 @@ def trainer_arguments(spec: RunSpec, run: RunDir, stage: StageCode, *, measured:
     values = {name: value for name, value in values.items() if name not in OF_THE_STUDIO}
     differing = {name: value for name, value in values.items() if value != _plain(defaults.get(name))}
     if spec.hardware.num_processes > 1:
-        differing["ddp_find_unused_parameters"] = False
+        differing.setdefault("ddp_find_unused_parameters", False)
     return {
         "output_dir": Code('str(HERE / "checkpoints")'),
         **differing,
         "save_total_limit": spec.logging.save_total_limit,
-        "use_cpu": Code("not torch.cuda.is_available()"),
-        "dataloader_pin_memory": Code("torch.cuda.is_available()"),
+        **({"use_cpu": True, "dataloader_pin_memory": False} if on_cpu else {}),
     }
 
 

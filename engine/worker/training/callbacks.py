@@ -54,7 +54,31 @@ def curve_name(name: str) -> str:
     return prefix + CURVE_NAMES.get(bare, bare)
 
 
-class RunCallback(TrainerCallback):
+class LoggingRules(TrainerCallback):
+    """When it is saved and logged in addition to what the arguments say."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if args.load_best_model_at_end and control.should_evaluate:
+            control.should_save = True  # the best checkpoint must exist to be loaded
+        if control.should_training_stop:
+            control.should_log = True  # the curves end with the training
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """The last step is also logged if a validation ends the training, which is known only after it.
+
+        The trainer does not log a step again that has already been logged.
+        """
+        if control.should_training_stop or control.should_evaluate:
+            control.should_log = True
+        return control
+
+
+class RunCallback(LoggingRules):
     """Rank 0 writes metrics.jsonl, progress.json and the checkpoints' markers; all ranks stop at the same step."""
 
     def __init__(self, run: RunDir, report: ProgressReport, keep: int | None):
@@ -111,25 +135,10 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self.report("training", state.global_step, state.max_steps, "steps")
-        if args.load_best_model_at_end and control.should_evaluate:
-            control.should_save = True  # the best checkpoint must exist to be loaded
         if self.stop_is_requested(args) and not control.should_training_stop:
             self.stopping = True
             control.should_save = control.should_training_stop = True
-        if control.should_training_stop:
-            control.should_log = True  # the curves end with the training
-        return control
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """The last step is also logged if a validation ends the training, which is known only after it.
-
-        The trainer does not log a step again that has already been logged.
-        """
-        if control.should_training_stop or control.should_evaluate:
-            control.should_log = True
-        return control
+        return super().on_step_end(args, state, control)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
