@@ -26,21 +26,22 @@ from webui.people import acting
 from webui.reader_language import language_of
 
 
+def script_archive(run: runs.Run, workplace: Workplace, writing: threading.Lock) -> Path:
+    """The script of a run as a zip file. Raises Refusal, also if another is being written."""
+    if not writing.acquire(blocking=False):
+        raise Refusal(problem("script-busy"))
+    try:
+        spec = plain_script.training_spec(run.spec)
+        return plain_script.write_archive(run.dir, spec, workplace, workplace.saves / UPLOADS_FOLDER)
+    finally:
+        writing.release()
+
+
 def routes(workplace: Workplace) -> list[Route]:
     """`/download/<model>/<method>/<run>/<file>` and `/data/<job>/bad-rows.jsonl`; 404 for anything that is not such a
     file. `/script/<model>/<method>/<run>.zip`; 409 with the reason if a run cannot be written as a script.
     `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
     writing = threading.Lock()  # each script takes seconds of a child that imports the libraries
-
-    def written(run: runs.Run) -> Path:
-        """The script of a run as a zip file. Raises Refusal, also if another is being written."""
-        if not writing.acquire(blocking=False):
-            raise Refusal(problem("script-busy"))
-        try:
-            spec = plain_script.training_spec(run.spec)
-            return plain_script.write_archive(run.dir, spec, workplace, workplace.saves / UPLOADS_FOLDER)
-        finally:
-            writing.release()
 
     def download(request: Request) -> FileResponse:
         steps = request.path_params
@@ -56,7 +57,7 @@ def routes(workplace: Workplace) -> list[Route]:
         try:
             run = runs.get(workplace.saves, f"{steps['model']}/{steps['method']}/{steps['run']}")
             with acting(workplace.saves, "script", run.id):
-                archive = written(run)
+                archive = script_archive(run, workplace, writing)
         except Refusal as refusal:
             language = language_of(request)
             return PlainTextResponse("\n".join(reason.text(language) for reason in refusal.problems), 409)
