@@ -318,8 +318,12 @@ def test_the_precision_of_a_run_is_decided_once(
     (tmp_path / "checkpoint-4").mkdir()
     write_json(tmp_path / "checkpoint-4" / "complete.json", {"step": 4, "done": False})
     assert attempts.decided_precision(run) == "bf16"
-    resumed = resumption.with_precision(Run("a/b/c", tmp_path, "stopped", {}, {}), {"devices": {"capability": 0.0}})
-    assert resumed == {"devices": {"capability": 8.0}}
+    for chosen, needed in (("auto", 8.0), ("fp32", 0.0), ("fp16", 0.0)):
+        (tmp_path / "spec.yaml").unlink(missing_ok=True)
+        (tmp_path / "spec.yaml").write_text(spec.change("training.precision", chosen).to_yaml(), encoding="utf-8")
+        stopped = Run(f"a/b/{chosen}", tmp_path, "stopped", {}, {})
+        resumed = resumption.with_precision(stopped, {"devices": {"capability": 0.0}})
+        assert resumed == {"devices": {"capability": needed}}
     # On another machine of the run.
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setenv(hardware.GPUS_VARIABLE, "2")

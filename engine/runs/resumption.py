@@ -104,9 +104,11 @@ def request_fields(run: Run, spec: RunSpec) -> Mapping[str, Any]:
 
 
 def with_precision(run: Run, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request of a run that continues, with GPUs on which it can go on in the precision that it was begun in."""
-    devices = request.get("devices")
-    if not isinstance(devices, dict) or attempts.decided_precision(run.dir) != "bf16":
+    """The request of a run that continues. If its spec leaves the precision to the GPUs, they must have the one that it
+    was begun in."""
+    devices, spec = request.get("devices"), run.spec
+    automatic = isinstance(spec, RunSpec) and spec.training.precision == "auto"
+    if not isinstance(devices, dict) or not automatic or attempts.decided_precision(run.dir) != "bf16":
         return dict(request)
     return {**request, "devices": devices | {"capability": BF16_CAPABILITY}}
 
