@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -43,6 +44,12 @@ from engine.mcp.server import Calls
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 Ask = Callable[..., Awaitable[Any]]
+
+
+def run_async(conversation: Callable[[], Awaitable[None]]) -> None:
+    """Run it in a thread of its own: Playwright, in a test before, leaves a running loop in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: anyio.run(conversation)).result()
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def over_http(
             async with Client(transport, mode=mode) as client:
                 await talk(asking(client))
 
-    anyio.run(converse)
+    run_async(converse)
 
 
 def asking(client: Client) -> Ask:
@@ -254,7 +261,7 @@ def test_on_standard_input_and_output_it_has_the_rights_of_the_shell(studio: Stu
             assert "model-missing-alone" in codes
             assert "/nowhere" in text
 
-    anyio.run(converse)
+    run_async(converse)
     newest = audit.read(studio.place.saves, 1)[0]
     assert (newest.user, newest.address, newest.action) == ("root", "shell", "start")
 
@@ -285,6 +292,6 @@ def test_one_caller_leaves_answers_of_models_for_the_others(monkeypatch: pytest.
         assert not calls.turns.taken
 
     try:
-        anyio.run(converse)
+        run_async(converse)
     finally:
         done.set()

@@ -165,6 +165,7 @@ def test_own_code_is_allowed_by_any_name_of_the_model(
             saves=place.saves,
             reward_files=None,
             allow_remote_code=[allowed],
+            import_from=None,
         )
         changes = {"model__model_name_or_path": chosen, "model__trust_remote_code": True}
         assert told(workplaces.from_arguments(given), **changes) == []

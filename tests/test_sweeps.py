@@ -169,14 +169,14 @@ def test_what_was_submitted_before_an_error_is_taken_back(
     monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
     monkeypatch.setattr(queue, "advance", lambda *_: None)
-    new_folder, count = runs._new_folder, iter(range(3))
+    new_folder, count = runs.new_folder, iter(range(3))
 
     def full_at_the_third(spec: Any, saves: Path) -> Path:
         if next(count) == 2:
             raise OSError(28, "No space left on device")
         return new_folder(spec, saves)
 
-    monkeypatch.setattr(runs, "_new_folder", full_at_the_third)
+    monkeypatch.setattr(runs, "new_folder", full_at_the_third)
     with pytest.raises(Refusal, match="No space left"):
         sweeps.submit(sweeps.variants(make_spec(), {RANK: ["1", "2", "4"]}, "grid"), workplace)
     assert runs.find(workplace.saves) == []
