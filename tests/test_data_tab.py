@@ -138,7 +138,10 @@ def test_a_refusal_becomes_a_message_and_changes_nothing_else(tab: Tab) -> None:
         tab.head.remove_opened("file:numbers.json"),
         tab.head.remove_opened("file:../secret.json"),
         tab.derive.split("set:numbers", "many", "42"),
-        tab.derive.deduplicate("set:gone"),
+        tab.derive.deduplicate("set:gone", "1"),
+        tab.derive.deduplicate("set:numbers", "nearly"),
+        tab.derive.deduplicate("set:numbers", "nan"),
+        tab.derive.deduplicate("set:numbers", "0.2"),
         tab.check.check("file:loose.json", []),
     ):
         assert updates.keys() == {tab.context.message}

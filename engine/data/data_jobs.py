@@ -41,6 +41,7 @@ JOBS_FOLDER = ".errands"
 VALIDATION_VERSION = 2  # raise it whenever the same rows would be validated differently
 MAX_FINISHED_JOBS = 40
 MAX_PROBLEMS_SHOWN = 50  # problems of a set shown on its page, and warnings of each kind
+MAX_PAIRS_SHOWN = 20  # similar rows that were removed
 EXIT_TIMEOUT_S = 5  # a process that has written its result has exited by then
 BAD_ROWS_FILE = "bad-rows.jsonl"
 CACHEABLE_JOBS = frozenset({"check"})  # these only read; the result of others may be deleted before the next request
@@ -266,8 +267,9 @@ def _receive(folder: Path, arguments: Mapping[str, Any], report: ReportProgress)
 
 
 def _deduplicate(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
-    made = derive.deduplicate(Path(arguments["data"]), arguments["name"], report)
-    return {"made": made.names, "counts": made.counts}
+    made = derive.deduplicate(Path(arguments["data"]), arguments["name"], arguments.get("similarity", 1.0), report)
+    pairs = [(str(pair.place), str(pair.earlier), pair.similarity) for pair in made.similar[:MAX_PAIRS_SHOWN]]
+    return {"made": made.names, "counts": made.counts, "similar": len(made.similar), "pairs": pairs}
 
 
 def _split(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:

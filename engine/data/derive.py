@@ -1,4 +1,4 @@
-"""Derive new data sets: without duplicate rows, or split in two by a seed. The original files are not changed.
+"""Derive new data sets: without duplicate or similar rows, or split in two by a seed. The original stays as it is.
 
 New files are written as JSON lines with unchanged rows, and described in dataset_info.json like the original.
 """
@@ -9,37 +9,52 @@ import base64
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import dataset_info_edits, uploads
 from engine.data.datasets import Dataset, count_rows, entries, find
+from engine.data.near_duplicates import NearDuplicate, near_duplicates
 from engine.data.row_files import Place
 from engine.data.row_values import without_nulls
 from engine.data.validation import repeated_rows
 
 PROGRESS_INTERVAL_ROWS = 5_000  # rows
+MIN_SIMILARITY = 0.5  # below, texts with the same instruction would count as similar
 OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class DerivedDatasets:
-    """Names of the new data sets; the number of rows in each and, under "left out", of those that are in none."""
+    """Names of the new data sets; the number of rows in each and, under "left out", of those that are in none.
+    `similar`: of these, those that are similar to an earlier row without being equal to one."""
 
     names: list[str]
     counts: Mapping[str, int]
+    similar: Sequence[NearDuplicate] = ()
 
 
-def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> DerivedDatasets:
-    """Write the set without rows that equal an earlier one. Raises Refusal if there are no duplicates."""
+def deduplicate(data_dir: Path, name: str, similarity: float = 1.0, on_rows: OnRows | None = None) -> DerivedDatasets:
+    """Write the set without rows that equal an earlier one or, with `similarity` below 1, whose text is at least as
+    similar to that of an earlier one. Raises Refusal if there are none, or for another similarity than 0.5 to 1."""
+    check_similarity(similarity)
     dataset = find(data_dir, name)
     repeats = list(repeated_rows(dataset, on_rows))
-    if not any(repeats):
-        raise Refusal(problem("nothing-repeated", name=name))
-    return _write_parts(data_dir, dataset, {f"{name}-unique": (not is_repeat for is_repeat in repeats)})
+    near = near_duplicates(dataset, similarity, on_rows) if similarity < 1 else {}
+    taken = (not (is_repeat or number in near) for number, is_repeat in enumerate(repeats))
+    if not any(repeats) and not near:
+        raise Refusal(problem("nothing-repeated" if similarity == 1 else "nothing-similar", name=name))
+    similar = [pair for number, pair in near.items() if not repeats[number]]
+    return replace(_write_parts(data_dir, dataset, {f"{name}-unique": taken}), similar=similar)
+
+
+def check_similarity(similarity: float) -> None:
+    """Raises Refusal for a similarity that `deduplicate` does not take."""
+    if not MIN_SIMILARITY <= similarity <= 1:
+        raise Refusal(problem("similarity-range", given=similarity))
 
 
 def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None) -> DerivedDatasets:

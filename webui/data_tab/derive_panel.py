@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from engine.core.problems import Refusal, problem
+from engine.data import derive
+from engine.data.data_jobs import DataJob
 from webui.data_tab.job_panel import JobPanel
 from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
 from webui.people import asking
+from webui.words import Words
 
 
 class DerivePanel(Panel):
@@ -28,27 +33,56 @@ class DerivePanel(Panel):
         with gr.Column(elem_classes="derive"):
             gr.HTML(f"<h2>{escape(words('derive'))}</h2><p class='quiet'>{escape(words('derive-help'))}</p>")
             with gr.Row(elem_classes="tools-row"):
+                self.similarity = field("1", label=words("similarity"), min_width=110, elem_id="similarity")
                 self.deduplicate_button = button(words("deduplicate"), elem_id="deduplicate", elem_classes="acts")
                 self.share = field("0.1", label=words("split-share"), min_width=150)
                 self.seed = field("42", label=words("split-seed"), min_width=110)
                 self.split_button = button(words("split-off"), elem_id="split-off", elem_classes="acts")
 
+            gr.HTML(f"<p class='quiet'>{escape(words('similarity-help'))}</p>")
+            self.similar = gr.HTML(elem_id="similar-rows")
+
     def wire(self) -> None:
-        for what in ("deduplicate", "split"):
-            self.jobs.when_done(what, self.sets.sets_made, [self.chosen, self.sets.html])
+        self.jobs.when_done("split", self.sets.sets_made, [self.chosen, self.sets.html])
+        self.jobs.when_done("deduplicate", self.deduplicated, [self.chosen, self.sets.html, self.similar])
         outputs = self.jobs.start_outputs
-        self.deduplicate_button.click(self.deduplicate, self.chosen, outputs, **QUIET)
+        self.deduplicate_button.click(self.deduplicate, [self.chosen, self.similarity], outputs, **QUIET)
         self.split_button.click(self.split, [self.chosen, self.share, self.seed], outputs, **QUIET)
 
     @refusal_as_message
-    def deduplicate(self, id: str) -> Updates:
-        return self.jobs.start_on("derive", id, "deduplicate", by=asking().name)
+    def deduplicate(self, id: str, similarity: str) -> Updates:
+        return self.jobs.start_on("derive", id, "deduplicate", similarity=similarity_of(similarity), by=asking().name)
+
+    def deduplicated(self, job: DataJob, here: bool) -> Updates:
+        """The new set, and examples of the rows that were removed because they are similar."""
+        return self.sets.sets_made(job, here) | {self.similar: similar_rows(job.result, self.words)}
 
     @refusal_as_message
     def split(self, id: str, share: str, seed: str) -> Updates:
         share_of_rows, number = split_settings(share, seed)
         settings = {"share": share_of_rows, "seed": number, "by": asking().name}
         return self.jobs.start_on("derive", id, "split", **settings)
+
+
+def similar_rows(result: Mapping[str, Any], words: Words) -> str:
+    """Examples of similar rows that were removed, as HTML."""
+    if not result.get("pairs"):
+        return ""
+    items = "".join(
+        f"<li>{escape(words('similar-pair', row=row, earlier=earlier, share=f'{100 * share:.0f} %'))}</li>"
+        for row, earlier, share in result["pairs"]
+    )
+    return f"<p class='quiet'>{escape(words('similar-removed', count=result['similar']))}</p><ul>{items}</ul>"
+
+
+def similarity_of(text: str) -> float:
+    """The similarity as a number. Raises Refusal if it is none, or out of range."""
+    try:
+        similarity = float(str(text).strip().replace("%", "e-2"))
+    except ValueError:
+        raise Refusal(problem("similarity-range", given=str(text)[:40] or "—")) from None
+    derive.check_similarity(similarity)
+    return similarity
 
 
 def split_settings(share: str, seed: str) -> tuple[float, int]:
