@@ -46,7 +46,7 @@ def write(folder: Path, name: str, rows: list[Any], **entry: Any) -> None:
 def varied(seed: int) -> list[str]:
     """Texts of 60 words; half of them are an earlier one with one to twenty words replaced."""
     chance, texts = random.Random(seed), []
-    for number in range(160):
+    for number in range(90):
         if number % 2 and texts:
             words = chance.choice(texts).split()
             for _ in range(chance.randint(1, 20)):
@@ -58,27 +58,26 @@ def varied(seed: int) -> list[str]:
 
 
 def overlap(first: str, second: str) -> float:
-    """The Jaccard similarity of the two texts' 5-character windows, by counting lists."""
-    windows = [list(dict.fromkeys(text[i : i + 5] for i in range(len(text) - 4))) for text in (first, second)]
-    common = sum(window in windows[1] for window in windows[0])
-    return common / (len(windows[0]) + len(windows[1]) - common)
+    """The Jaccard similarity of the two texts' windows of five characters."""
+    windows = [{text[i : i + 5] for i in range(len(text) - 4)} for text in (first, second)]
+    return len(windows[0] & windows[1]) / len(windows[0] | windows[1])
 
 
 def test_similar_rows_are_those_of_a_comparison_of_all_with_all(tmp_path: Path) -> None:
     texts = [text.casefold() for text in varied(3)]
     write(tmp_path, "texts", [{"text": text} for text in texts], columns={"prompt": "text"})
     removed = near_duplicates(find(tmp_path, "texts"), 0.7)
-    expected: dict[int, int] = {}
+    expected = {}
     for number, text in enumerate(texts):
-        alike = (other for other in range(number) if other not in expected and overlap(text, texts[other]) >= 0.7)
-        if (first := next(alike, None)) is not None:
-            expected[number] = first
-    assert len(expected) > 20
-    assert set(removed) <= set(expected)
-    assert len(removed) >= 0.97 * len(expected)
+        earlier = [other for other in range(number) if other not in expected and overlap(text, texts[other]) >= 0.7]
+        if earlier:
+            expected[number] = earlier
+    assert len(expected) > 10
+    assert removed.keys() == expected.keys()
     for number, pair in removed.items():
-        earlier = pair.earlier.row - pair.place.row + number
-        assert pair.similarity == pytest.approx(overlap(texts[number], texts[earlier]))
+        other = number - (pair.place.row - pair.earlier.row)
+        assert other in expected[number]
+        assert pair.similarity == pytest.approx(overlap(texts[number], texts[other]))
 
 
 def test_rows_that_differ_in_image_or_label_are_never_similar(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_a_set_without_similar_rows_is_made_and_says_which_were_removed(tmp_path
     assert [row.get("text") for row in rows] == [texts[0], texts[4], None]
     assert result["similar"] == 2  # the third is equal
     (row, earlier, similarity), (_, _, less) = result["pairs"]
-    assert (row.endswith("row 2"), earlier.endswith("row 1"), similarity) == (True, True, 1.0)
+    assert ("(#2)" in row, "(#1)" in earlier, similarity) == (True, True, 1.0)
     assert 0.9 <= less < 1
     with pytest.raises(Refusal, match="equal or that similar"):
         derive.deduplicate(tmp_path, "texts-unique", 0.9)
