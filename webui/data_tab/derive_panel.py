@@ -20,6 +20,8 @@ from webui.panels import Updates, refusal_as_message
 from webui.people import asking
 from webui.words import Words
 
+EXAMPLES = 3  # similar rows that a message names
+
 
 class DerivePanel(Panel):
     def __init__(self, context: Context, sets: SetList, jobs: JobPanel):
@@ -40,11 +42,10 @@ class DerivePanel(Panel):
                 self.split_button = button(words("split-off"), elem_id="split-off", elem_classes="acts")
 
             gr.HTML(f"<p class='quiet'>{escape(words('similarity-help'))}</p>")
-            self.similar = gr.HTML(elem_id="similar-rows")
 
     def wire(self) -> None:
         self.jobs.when_done("split", self.sets.sets_made, [self.chosen, self.sets.html])
-        self.jobs.when_done("deduplicate", self.deduplicated, [self.chosen, self.sets.html, self.similar])
+        self.jobs.when_done("deduplicate", self.deduplicated, [self.chosen, self.sets.html])
         outputs = self.jobs.start_outputs
         self.deduplicate_button.click(self.deduplicate, [self.chosen, self.similarity], outputs, **QUIET)
         self.split_button.click(self.split, [self.chosen, self.share, self.seed], outputs, **QUIET)
@@ -54,8 +55,8 @@ class DerivePanel(Panel):
         return self.jobs.start_on("derive", id, "deduplicate", similarity=similarity_of(similarity), by=asking().name)
 
     def deduplicated(self, job: DataJob, here: bool) -> Updates:
-        """The new set, and examples of the rows that were removed because they are similar."""
-        return self.sets.sets_made(job, here) | {self.similar: similar_rows(job.result, self.words)}
+        """The new set, with examples of the rows that were removed because they are similar."""
+        return self.sets.sets_made(job, here, similar_rows(job.result, self.words))
 
     @refusal_as_message
     def split(self, id: str, share: str, seed: str) -> Updates:
@@ -65,14 +66,14 @@ class DerivePanel(Panel):
 
 
 def similar_rows(result: Mapping[str, Any], words: Words) -> str:
-    """Examples of similar rows that were removed, as HTML."""
+    """How many rows were removed because they are similar to an earlier one, and a few of them; "" for none."""
     if not result.get("pairs"):
         return ""
-    items = "".join(
-        f"<li>{escape(words('similar-pair', row=row, earlier=earlier, share=f'{100 * share:.0f} %'))}</li>"
-        for row, earlier, share in result["pairs"]
+    examples = (
+        words("similar-pair", row=row, earlier=earlier, share=f"{100 * share:.0f} %")
+        for row, earlier, share in result["pairs"][:EXAMPLES]
     )
-    return f"<p class='quiet'>{escape(words('similar-removed', count=result['similar']))}</p><ul>{items}</ul>"
+    return " ".join([words("similar-removed", count=result["similar"]), "; ".join(examples)])
 
 
 def similarity_of(text: str) -> float:

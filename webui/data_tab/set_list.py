@@ -48,9 +48,9 @@ class SetList(Panel):
         usable = self.folder.sound_names()
         return self.opening(id or (set_id(usable[0]) if usable else ""))
 
-    def sets_made(self, job: DataJob, here: bool) -> Updates:
+    def sets_made(self, job: DataJob, here: bool, more: str = "") -> Updates:
         """The result of a job that creates sets; the first is opened if the reader is still `here`, where it was
-        started."""
+        started. `more`: what else is said of it."""
         names, counts = job.result["made"], job.result["counts"]
         text = self.words(
             "sets-made",
@@ -58,7 +58,7 @@ class SetList(Panel):
             out=f"{counts.get('left out', 0):,}",
         )
         updates = self.opening(set_id(names[0])) if here else self.marking("")
-        return updates | {self.message: notices.toast(text)}
+        return updates | {self.message: notices.toast(f"{text} {more}".strip())}
 
 
 def clicked_id(event: gr.EventData) -> str:
