@@ -52,10 +52,11 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
         **LORA,
         "data__validation_rows": 8,
         "logging__eval_steps": 1,
-        "logging__save_steps": 4,
+        "logging__save_steps": 2,
         "logging__load_best_model_at_end": True,
-        "training__max_steps": 4,
-        "training__learning_rate": 0.3,  # the best is not the last
+        "training__max_steps": 2,
+        "training__learning_rate": 0.3,
+        "training__lr_scheduler_type": "constant",
     },
     "epochs": {
         **LORA,
@@ -147,6 +148,11 @@ def test_a_script_computes_the_losses_and_weights_of_its_run(compared: dict[str,
     assert len(result["run"]) >= 3
     assert result["script"] == result["run"]
     assert result["furthest"] == 0.0
+
+
+def test_the_best_of_these_runs_is_not_its_last_checkpoint(compared: dict[str, Any]) -> None:
+    losses = [value for _, curve, value in compared["best"]["run"] if curve == "eval_loss"]
+    assert min(losses) < losses[-1]
 
 
 def test_scripts_are_readable_python_without_anything_of_ours(
