@@ -201,5 +201,5 @@ def test_the_processes_of_several_machines_try_it_together_and_agree(
     why = "machine 2: ArithmeticError: the sum over all processes is wrong"
     assert read_json(indirect.connection) == {"attempt": 1, "variables": INDIRECT, "why": why}
     apart = tried("apart", "", wrong.format(unless=False, fault=WRONG))
-    [said] = read_json(apart.error)["problems"]
-    assert (said["code"], said["values"]) == ("machines-apart", {"machines": "2", "why": why})
+    [reported] = read_json(apart.error)["problems"]
+    assert (reported["code"], reported["values"]) == ("machines-apart", {"machines": "2", "why": why})

@@ -109,8 +109,8 @@ def test_a_training_is_a_run_that_answers_as_it_does_and_theirs_is_untouched(
         answered = client_of(server).chat.completions.create(
             model=run.id, messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=16
         )
-        call, asked = Call(workplace, Caller(audit.shell("root"))), {"run": "train_1", "question": QUESTION}
-        by_tool = tool_answer(call, "ask_model", {**asked, "temperature": 0, "max_tokens": 16})
+        call, arguments = Call(workplace, Caller(audit.shell("root"))), {"run": "train_1", "question": QUESTION}
+        by_tool = tool_answer(call, "ask_model", {**arguments, "temperature": 0, "max_tokens": 16})
     assert answered.choices[0].message.content == trained.answer
     assert (by_tool.content["answer"], by_tool.content["model"]) == (trained.answer, run.id)
 

@@ -392,13 +392,13 @@ def test_trainings_of_another_program_are_offered_only_from_named_folders_and_to
         note_person(request)
         return [*panel.bring(list(folders))][-1][panel.report]
 
-    asked = copy_context()
-    assert "as a viewer" in asked.run(bring, "vic", "viewer", str(good))
+    request_context = copy_context()
+    assert "as a viewer" in request_context.run(bring, "vic", "viewer", str(good))
     for folder in ("", "/etc", str(root.parent), str(root / ".." / ".."), "\0", "x" * 5000):
-        assert 'class="problems"' in asked.run(bring, "ada", "user", folder), folder
-    assert "is not in a folder from which runs may be imported" in asked.run(bring, "ada", "user", "/etc")
+        assert 'class="problems"' in request_context.run(bring, "ada", "user", folder), folder
+    assert "is not in a folder from which runs may be imported" in request_context.run(bring, "ada", "user", "/etc")
     assert runs.find(place.saves) == []
-    assert "1 run imported" in asked.run(bring, "ada", "user", str(good))
+    assert "1 run imported" in request_context.run(bring, "ada", "user", str(good))
     (run,) = runs.find(place.saves)
     assert (run.by, run.state, run.title) == ("ada", "finished", "train_1")
     assert panel.look()[panel.chosen]["choices"] == []

@@ -112,8 +112,8 @@ def test_two_machines_train_like_one_pause_for_the_time_limit_and_go_on_by_thems
     assert "Loading weights" in (run.path / "log-2.txt").read_text(encoding="utf-8")
     assert "step 30" in run.dir.log.read_text(encoding="utf-8")
     assert "Machine 2" in output_html.logs(run, Words("en"))
-    asked = {"data": {"datasets": ["chat"], "max_samples": 2}, "generation": {"max_new_tokens": 4}}
-    evaluation = EvaluationSpec.read(asked | {"results": [run.id], "hardware": {"device": "cpu"}})
+    settings = {"data": {"datasets": ["chat"], "max_samples": 2}, "generation": {"max_new_tokens": 4}}
+    evaluation = EvaluationSpec.read(settings | {"results": [run.id], "hardware": {"device": "cpu"}})
     specs = new_export_spec(on_slurm, {run.id: 1.0}), evaluation
     for other in [runs.submit(spec, on_slurm) for spec in specs]:
         other = ended(other)
