@@ -99,12 +99,17 @@ def rate_answers(page: Page, data: Path, base: str, tuned: str) -> None:
     assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
 
 
-def stop_long_answers(page: Page) -> None:
+def choose_long_answers(page: Page) -> None:
+    """Who stops an answer must not race with its end; a reload of the page brings the defaults back."""
     page.locator("#chat-longest input").fill("1900")
     page.locator("#chat-greedy input").uncheck()
     # Any token is as good as another now, and with this seed none ends the answers for a thousand tokens.
     page.locator("#chat-temperature input").fill("10")
     page.locator("#chat-seed input, #chat-seed textarea").fill("4")
+
+
+def stop_long_answers(page: Page) -> None:
+    choose_long_answers(page)
     send(page, "Go on")
     expect(page.locator("#live .said").nth(1)).not_to_be_empty()
     expect(page.locator("#talk .tools").first).to_be_hidden()  # the end of the answer would undo it
@@ -120,6 +125,7 @@ def reload_in_the_middle_of_an_answer(page: Page) -> None:
     page.reload()
     expect(page.locator("#talk .turn")).to_have_count(3)
     expect(page.locator("#talk .question").last).to_have_text("And on")
+    choose_long_answers(page)
     page.locator("#talk [data-do=again]").click()  # with nothing to be typed
     expect(page.locator("#live .said").nth(1)).not_to_be_empty()
     page.locator("#chat-stop").click()
