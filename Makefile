@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-changed test-harness zoo kills check format bench docs site templates pictures smollm2 gguf clean
+.PHONY: run test test-changed test-harness zoo kills lint check format bench docs site templates pictures smollm2 gguf clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -35,10 +35,12 @@ test-harness: $(VENV)-harness/installed
 zoo: $(VENV)/installed-dev
 	$(BIN)/python -m tests.zoo.whole_way --method lora --method freeze --page docs/models.md
 
-check: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 format: $(VENV)/installed-dev
