@@ -59,7 +59,8 @@ GPUS = "Name=gpu File=/dev/null\n"  # what Slurm takes for a GPU; the machine ha
 START = """\
 import os, subprocess, sys
 program = sys.orig_argv[2] if sys.orig_argv[1:2] == ["-m"] else ""
-if program in ("engine.runs.slurm_batch", "engine.worker.launch", "engine.worker.check_ranks"):
+batch = "engine.runs.slurm_batch", "engine.serving.slurm_batch"
+if program in (*batch, "engine.worker.launch", "engine.worker.check_ranks"):
     from tests.forked import fork_programs
     fork_programs()
 if program.startswith("engine.worker."):

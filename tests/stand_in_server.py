@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.core.locks import try_lock
 from engine.core.rundir import ALIVE_BYTE, write_json
-from engine.serving.servers import Server
+from engine.serving.server import Server
 
 TIMING = {"tokens": 7, "first_s": 0.25, "tokens_per_s": 28.0}
 

@@ -15,16 +15,18 @@ import pytest
 from PIL import Image
 
 from engine.core.problems import Refusal
+from engine.core.rundir import write_json
 from engine.data import limited_process
 from engine.data.datasets import count_rows, find
 from engine.data.images import decode, image_in_file, image_in_url
 from engine.launch.workspace import Workplace
 from engine.runs import runs
-from engine.serving import conversation_tree, servers
+from engine.serving import chat_client, conversation_tree, servers
 from engine.serving.attachments import attached_images
 from engine.serving.conversation_tree import Conversation, Reply, Turn
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
+from tests.slurm_commands import stand_in_commands
 from tests.stand_in_server import StandInServer
 from webui.chat_tab.answers_panel import AnswersPanel
 from webui.chat_tab.api_panel import ApiPanel
@@ -204,8 +206,52 @@ def test_models_are_loaded_found_restarted_and_unloaded(place: Workplace, tab: T
     assert "toast good" in unloaded[tab.context.message]
     assert "Not loaded" in unloaded[tab.model.status]
     assert "Slurm" not in unloaded[tab.model.status]
-    (place.saves / "engine.yaml").write_text("engine: slurm\n")
+    (place.saves / "engine.yaml").write_text("engine: slurm\nchats: local\n")
     assert "only runs go to Slurm" in tab.model.show_memory(*selected)[tab.model.status]
+
+
+def test_a_question_whose_model_waits_for_slurm_says_why_and_can_be_taken_back(
+    place: Workplace, tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = stand_in_commands(tmp_path, monkeypatch)
+    (place.saves / "engine.yaml").write_text("engine: slurm\n")
+    selection, selected = ModelSelection(tab.plain, [ONE]), (tab.plain, [ONE], "transformers")
+    commands(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1")
+    begun = tab.answers.ask(tab.values(selection, "Who?"), ADA)
+    assert "does not accept the job that would serve plain: invalid partition" in [*begun][-1][tab.context.message]
+    assert servers.servers(place.saves) == []
+    commands(sbatch="echo 7", squeue="echo '7|PENDING|Resources|x'")
+    asking = tab.answers.ask(tab.values(selection, "Who?"), ADA)
+    begun, shown = next(asking), next(asking)
+    assert begun[tab.model.unload] == gr.update(visible=True, value="Cancel")
+    assert "Resources: not enough machines" in begun[tab.model.status]
+    assert "Resources: not enough machines" in shown[tab.answers.live]
+    tab.answers.stop(BOB)  # is none of his business
+    tab.answers.stop(ADA)
+    [ended] = asking
+    assert (ended[tab.question.prompt], ended[tab.answers.live]) == ("Who?", "")
+    assert tab.context.message not in ended
+    monkeypatch.setattr(servers, "QUEUE_S", 0.0)
+    *_, ended = tab.answers.ask(tab.values(selection, "Who?"), ADA)
+    assert "ask again once it is loaded" in ended[tab.context.message]
+    assert ended[tab.question.prompt] == "Who?"
+    [server] = servers.servers(place.saves)
+    write_json(server.folder.keeper, {"job": "7", "machines": "n1", "started": 1.0})
+    write_json(server.path / "address.json", {"host": "127.0.0.1", "port": 1})
+    commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    status = tab.model.show_memory(*selected)[tab.model.status]
+    assert "Loaded" in status  # only Slurm can say that it has ended
+    assert "Slurm does not answer (Unable to contact" in status
+    commands(squeue="echo '7|RUNNING|None|x'")
+    monkeypatch.setattr(chat_client, "ENDING_ON_SLURM_SECONDS", 0.0)
+    with pytest.raises(Refusal, match=r"does not reach it at 127\.0\.0\.1, port 1: Connection refused"):
+        chat_client.served_models(server)
+    commands(squeue="echo '7|PENDING|Priority|x'", scancel=f"echo squeue > {tmp_path}/cancelled")
+    assert "Priority" in tab.model.show_memory(*selected)[tab.model.status]
+    commands(squeue=f"test -e {tmp_path}/cancelled || echo '7|PENDING|Priority|x'")
+    assert "cancelled" in tab.model.unload_model(*selected)[tab.context.message]
+    assert "scancel 7" in (tmp_path / "calls").read_text()
+    assert servers.servers(place.saves) == []
 
 
 def test_what_cannot_be_loaded_is_said(tab: Tab, server: StandInServer) -> None:

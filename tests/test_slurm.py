@@ -1,7 +1,10 @@
-"""Runs on a real Slurm of two machines: submitted, paused, stopped, resumed, killed, and not called dead too early."""
+"""Runs and chats on a real Slurm of two machines: submitted, paused, stopped, resumed, killed, and not called dead too
+early."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,22 +12,31 @@ from pathlib import Path
 
 import pytest
 
-from engine.core import hardware
+from engine.api.base_models import BaseModel
+from engine.api.callers import Caller
+from engine.api.chat import Relay
+from engine.api.models import Model
+from engine.core import audit, hardware
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_object
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.engine_choice import settle_choice
 from engine.launch.processes import find_processes
-from engine.launch.workspace import Workplace
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.mcp.call import Call
+from engine.mcp.model_tools import Question, ask_model
 from engine.preflight import doctor
 from engine.runs import attempts, engines, failures, progress, queue, queue_order, runs, slurm, slurm_queue
 from engine.runs.results import new_export_spec
 from engine.runs.run import Run
+from engine.serving import chat_client, servers
+from engine.serving.server import Server
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 from tests.forked import start_forking_process
 from tests.slurm_cluster import Cluster, running_cluster
+from webui.chat_tab import server_html
 from webui.runs_tab import output_html
 from webui.words import Words
 
@@ -206,3 +218,97 @@ def test_a_run_that_slurm_does_not_accept_says_why_and_is_submitted_again(
     wait_until(lambda: "JobHeldUser" in reason(run))
     runs.delete(fresh(run))
     assert not run.path.exists()
+
+
+@pytest.fixture
+def chats(on_slurm: Workplace) -> Workplace:
+    """The same, with a model that has a chat template."""
+    return replace(on_slurm, models=(*on_slurm.models, DEMO_MODEL))
+
+
+def texts_of(server: Server) -> list[str]:
+    """What the Chat tab says of a server in English and Chinese."""
+    return [server_html.status(server, [], {}, 1.0, Words(language), elsewhere=False) for language in ("en", "zh")]
+
+
+def status_without_key(server: Server, path: str) -> int:
+    address = read_object(server.path / "address.json")
+    connection = http.client.HTTPConnection(address["host"], address["port"], timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+def test_a_chat_server_waits_answers_is_killed_restarted_and_unloaded(
+    cluster: Cluster, chats: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = cluster.command(
+        "sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 99"
+    )
+    choice = servers.choose(chats, str(DEMO_MODEL))
+    server = servers.start(chats, choice, by="ada")
+    english = wait_until(lambda: "Resources" in (texts := texts_of(server))[0] and texts)
+    assert "Waiting for Slurm" in english[0]
+    assert "空闲的机器或显卡不足" in english[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "QUEUE_S", 0.0)
+        with pytest.raises(Refusal, match=r"not loaded yet.*Resources.*ask again"):
+            servers.wait(server)
+    assert servers.start(chats, choice).path == server.path  # it keeps its place in the queue
+    first_job = read_object(server.folder.slurm)["job"]
+    servers.end(server)
+    assert cluster.command("squeue", "--noheader", "--jobs", first_job, "--format=%T") == ""
+    assert servers.find(chats.saves, choice) is None
+
+    server = servers.start(chats, choice, by="ada")
+    cluster.command("scancel", blocker)
+    wait_until(lambda: server.state == "ready")
+    job = read_object(server.folder.slurm)["job"]
+    assert f"Slurm job {job} on n" in texts_of(server)[0]
+    assert read_object(server.path / "address.json")["host"] == "127.0.0.1"  # the node's own, in this cluster
+    assert (server.path / "key").stat().st_mode & 0o777 == 0o600
+    assert [status_without_key(server, path) for path in ("/v1/models", "/health")] == [401, 200]
+    question = {server.name: [{"role": "user", "content": "What comes after 1?"}]}
+    *_, (answer,) = chat_client.ask(server, question, {"max_tokens": 4})
+    assert (answer.problem, answer.tokens > 0) == (None, True)
+    body = {"messages": question[server.name], "max_tokens": 4}
+    relay = Relay(chats, Model("demo", base=BaseModel("demo", str(DEMO_MODEL))), body, "ada")
+    with contextlib.closing(relay):
+        relay.open()
+        assert (relay.status, json.loads(relay.line())["model"]) == (200, "demo")
+    call = Call(chats, Caller(audit.shell("ada")))
+    reply = ask_model(call, Question(question="What comes after 1?", base=str(DEMO_MODEL), max_tokens=4))
+    assert (reply["model"], reply["tokens"] > 0) == (server.name, True)
+    cluster.command("scancel", job)
+    wait_until(lambda: server.state == "failed")
+    assert "somebody has cancelled it. Press Restart" in texts_of(server)[0]
+    with pytest.raises(Refusal, match="somebody has cancelled it"):
+        chat_client.served_models(server)
+    server = servers.start(chats, choice, by="ada")
+    servers.wait(server)
+    restarted = read_object(server.folder.slurm)["job"]
+    assert restarted != job
+    servers.end(server)
+    assert cluster.command("squeue", "--noheader", "--jobs", restarted, "--format=%T") == ""
+    assert not server.path.exists()
+
+
+def test_a_chat_server_ends_when_it_is_idle_and_does_not_take_the_cpu_for_a_gpu(
+    cluster: Cluster, chats: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = servers.choose(chats, str(DEMO_MODEL))
+    (chats.saves / "engine.yaml").write_text("engine: slurm\ngpus_per_machine: 1\n", encoding="utf-8")
+    server = servers.start(chats, choice)
+    wait_until(lambda: server.state == "failed")
+    assert "submitted for 1 GPU, but sees 0 on n" in texts_of(server)[0]
+    (chats.saves / "engine.yaml").write_text("engine: local\nchats: slurm\nchat_sbatch: [--time=1]\n", encoding="utf-8")
+    monkeypatch.setattr(servers, "IDLE_S", 0.1)
+    server = servers.start(chats, choice)
+    job = read_object(server.folder.slurm)["job"]
+    assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%l") == "1:00"
+    wait_until(lambda: server.state == "ended")
+    assert not server.problems
+    query = "squeue", "--states=all", "--noheader", "--format=%T", "--jobs", job
+    wait_until(lambda: cluster.command(*query) == "COMPLETED")
+    servers.end(server)
+    assert not server.path.exists()

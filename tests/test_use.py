@@ -18,6 +18,7 @@ from engine.evaluation import evaluation_spec, report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import export_spec
 from engine.export.export_spec import ExportSpec
+from engine.launch.engine_choice import EngineChoice
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import failures, runs
 from engine.runs.results import new_export_spec
@@ -132,7 +133,7 @@ def test_who_wants_a_third_model_is_told_who_has_the_others(workplace: Workplace
     choice = servers.choose(workplace, str(tiny))
     locks = []
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
-    for started, name, by in ((1.0, "alpha", "ada"), (2.0, "beta", ""))[: servers.MAX_SERVERS]:
+    for started, name, by in ((1.0, "alpha", "ada"), (2.0, "beta", ""))[: EngineChoice().chat_servers]:
         folder = workplace.saves / servers.SERVERS_FOLDER / name
         folder.mkdir(parents=True)
         write_json(folder / "serve.json", {"name": name, "by": by, "started": started, "adapters": {}})

@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from engine.api.models import Model
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
 from engine.serving import chat_client, servers
 
@@ -41,7 +41,7 @@ class Relay:
             if not self.closed:  # by a client that has left meanwhile
                 self.response = chat_client.forward(server, self.connection, {**self.body, "model": self.served})
         except (OSError, HTTPException, AttributeError):
-            raise Refusal(server.problems or [problem("chat-died", name=server.name)]) from None
+            raise Refusal(chat_client.why_broken(server)) from None
 
     @property
     def status(self) -> int:

@@ -30,7 +30,7 @@ RESERVED_OPTIONS = (
 
 class EngineChoice(Part):
     """The engine and, for Slurm, what to tell it. GPUs, memory and cores are those of each machine of the partition:
-    the machine that submits says nothing about them."""
+    the machine that submits says nothing about them. `chats`: where chat servers compute; None: where runs do."""
 
     engine: EngineName = "local"
     partition: str = ""
@@ -41,6 +41,14 @@ class EngineChoice(Part):
     gpu_name: str = "GPU"
     memory_gb: float = Field(default=0.0, ge=0.0, le=100_000.0)  # 0: unknown, like the cores
     cores: int = Field(default=0, ge=0, le=10_000)
+    chats: EngineName | None = None
+    chat_sbatch: list[str] = Field(default_factory=list, max_length=100)  # of chat servers, after those of all jobs
+    chat_servers: int = Field(default=2, ge=1, le=1000)  # at once: each holds a whole model
+
+    @property
+    def chats_on_slurm(self) -> bool:
+        """Whether chat servers are jobs of Slurm."""
+        return (self.chats or self.engine) == "slurm"
 
     def node(self) -> Node:
         """One of the machines, as far as it is known here."""
@@ -60,6 +68,15 @@ def is_local(saves: Path) -> bool:
         return read_choice(saves).engine == "local"
     except Refusal:
         return False
+
+
+def chats_stay_here(saves: Path) -> bool:
+    """Whether chat servers compute on this machine although runs do not; False if the choice cannot be read."""
+    try:
+        choice = read_choice(saves)
+    except Refusal:
+        return False
+    return choice.engine != "local" and not choice.chats_on_slurm
 
 
 def planned_node(saves: Path) -> Node | None:
@@ -85,7 +102,7 @@ def _read(path: Path, _stamp: str) -> EngineChoice:
     except Refusal as refusal:
         details = {language: refusal.text(language) for language in ("en", "zh")}
         raise Refusal(problem("engine-file-wrong", file=path, details=details)) from None
-    if wrong := [option for option in choice.sbatch if not _is_allowed(option)]:
+    if wrong := [option for option in (*choice.sbatch, *choice.chat_sbatch) if not _is_allowed(option)]:
         raise Refusal(problem("engine-sbatch-option", file=path, option=wrong[0], reserved=", ".join(RESERVED_OPTIONS)))
     return choice
 

@@ -27,14 +27,14 @@ def machine_command(command: list[str], machine: int, address: str) -> list[str]
     return [*command[:at], *flags, *command[at:]]
 
 
-def missing_gpus(count: int) -> Problem | None:
+def missing_gpus(count: int, code: str = "job-without-gpus", field: str = "hardware.device") -> Problem | None:
     """The problem that a job has fewer GPUs on this machine than it was submitted for."""
     there = len(hardware.gpus()) if count else 0
     if there >= count:
         return None
     machine = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     values = {"count": count, "there": there, "machine": machine}
-    return hardware.gpu_failure() or problem("job-without-gpus", "hardware.device", **values)
+    return hardware.gpu_failure() or problem(code, field, **values)
 
 
 def main() -> None:

@@ -6,7 +6,10 @@ answer, the supervisor's heartbeat. If neither says anything, the run is not cal
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +75,18 @@ def job_of(run: RunDir) -> tuple[Job | None, Answer]:
     submitted = read_object(run.slurm)
     answer = slurm.jobs_of(str(submitted.get("user", "")))
     return (answer.jobs or {}).get(str(submitted.get("job"))), answer
+
+
+def keep_beating(run: RunDir) -> None:
+    """Show that this process is alive, to whoever sees the folder, as long as it is."""
+    threading.Thread(target=_beat, args=(run,), daemon=True, name="heartbeat").start()
+
+
+def _beat(run: RunDir) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            run.heartbeat.touch()
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _number(value: Any) -> float:

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +25,14 @@ from typing import Any
 from engine.core import hardware
 from engine.core.hardware import Gpu
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import HEARTBEAT_SECONDS, RESULT_FILE, RunDir, read_object, step_of, write_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_object, step_of, write_json
 from engine.launch import command
 from engine.launch.command import Step
 from engine.launch.machine import missing_gpus
 from engine.launch.processes import end_processes
 from engine.runs import attempts, queue, slurm, slurm_queue, supervisor
 from engine.runs.allotment import start_child
+from engine.runs.life import keep_beating
 from engine.runs.outcome import requested_stop
 from engine.spec.run_spec import Spec
 
@@ -89,7 +89,7 @@ def keep(run: RunDir, job: str) -> None:
         return
     if run.keeper.exists():  # of an attempt that Slurm has ended
         attempts.put_aside(run, run.attempt())
-    threading.Thread(target=_beat, args=(run,), daemon=True, name="heartbeat").start()
+    keep_beating(run)
     signal.signal(signal.SIGUSR1, functools.partial(_pause, run))
     signal.signal(signal.SIGTERM, functools.partial(_end, run))
     before = newest_step(run)
@@ -133,14 +133,6 @@ def _is_complete(run: RunDir) -> bool:
     folder = run.left()
     result: dict[str, Any] = read_object(folder / RESULT_FILE) if folder else {}
     return bool(result) and bool(result.get("complete")) and result.get("attempt") == run.attempt()
-
-
-def _beat(run: RunDir) -> None:
-    """Show that this process is alive, to whoever sees the folder."""
-    while True:
-        with contextlib.suppress(OSError):
-            run.heartbeat.touch()
-        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _pause(run: RunDir, *_: Any) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.core.locks import wait_for_lock
-from engine.core.problems import Problem, Refusal, problem
+from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.core.run_errors import write_error
 from engine.core.rundir import RunDir, read_object, write_json
 from engine.launch.engine_choice import EngineChoice, read_choice, sbatch_options
@@ -183,11 +183,16 @@ def place(run: Run) -> Place | None:
             return Place(None, Decision(reason=reason))
         why = read_object(run.dir.slurm_refused).get("why")
         return Place(None, Decision(reason=problem("slurm-refused", why=why) if why else problem("slurm-not-yet")))
-    job, answer = job_of(run.dir)
+    return Place(None, Decision(reason=why_waiting(run.dir)))
+
+
+def why_waiting(run: RunDir) -> Problem:
+    """What the job of a folder waits for, as Slurm says it."""
+    job, answer = job_of(run)
     if answer.failure:
-        return Place(None, Decision(reason=problem("slurm-silent", why=answer.failure)))
-    why = job.reason if job and job.reason not in ("", "None") else "—"
-    return Place(None, Decision(reason=problem("slurm-waits", job=read_object(run.dir.slurm).get("job"), why=why)))
+        return problem("slurm-silent", why=answer.failure)
+    why = job.reason if job and job.reason not in ("", "None") else NOTHING
+    return problem("slurm-waits", job=read_object(run.slurm).get("job"), why=why)
 
 
 def end(run: Run, how: str, waited: bool) -> None:

@@ -1,4 +1,4 @@
-"""The client of a chat server (`engine.serving.servers`) over its loopback port: streamed answers, scores, adapters."""
+"""The client of a chat server (`engine.serving.servers`) over HTTP: streamed answers, scores, adapters."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from typing_extensions import TypedDict  # pydantic accepts the standard one fro
 
 from engine.core.problems import Problem, Refusal, problem, sentences
 from engine.core.rundir import read_json
-from engine.serving.servers import Server, reward_models
+from engine.runs import slurm
+from engine.serving.server import Server
+from engine.serving.servers import reward_models
 
 SNAPSHOT_SECONDS = 0.1  # between two snapshots of answers in progress
 # The page redraws all characters at each snapshot, and has to react to Stop meanwhile.
 CHARACTERS_DRAWN_PER_S = 20_000
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 600.0  # until the server's machine, and the server, have answered
+# Until a process that has ended is known to have ended, here and through Slurm.
+ENDING_SECONDS, ENDING_ON_SLURM_SECONDS = 0.2, 5.0
 
 
 class ToolCall(TypedDict):
@@ -86,7 +91,7 @@ def cancel(server: Server, request_id: str) -> None:
 
 def connect(server: Server) -> http.client.HTTPConnection:
     """A connection to the server for `forward`; `shut_down` ends it from any thread, and its answer with it. Raises
-    Refusal if the server has ended."""
+    Refusal if the server has ended or cannot be reached."""
     return _connection(server)
 
 
@@ -161,11 +166,8 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
             raise ConnectionError("the answer broke off")
     except Refusal as refusal:
         tell(replace(answer, finish="error", problem=refusal.problems[0]))
-    except (OSError, ValueError, http.client.HTTPException, AttributeError):
-        # AttributeError: closed in another thread. It may take a moment until the process is known to have ended.
-        time.sleep(0.2)
-        gone = server.problems or [problem("chat-died", name=server.name)]
-        tell(replace(answer, finish="error", problem=gone[0]))
+    except (OSError, ValueError, http.client.HTTPException, AttributeError):  # the last: closed in another thread
+        tell(replace(answer, finish="error", problem=why_broken(server)[0]))
 
 
 def _parsed_call(function: Mapping[str, str]) -> ToolCall:
@@ -183,8 +185,27 @@ def shut_down(connection: http.client.HTTPConnection) -> None:
 def _connection(server: Server) -> http.client.HTTPConnection:
     address = read_json(server.path / "address.json")
     if not address:
-        raise Refusal(server.problems or [problem("chat-died", name=server.name)])
-    return http.client.HTTPConnection(address["host"], address["port"], timeout=600)
+        raise Refusal(why_broken(server))
+    connection = http.client.HTTPConnection(address["host"], address["port"], timeout=CONNECT_SECONDS)
+    try:
+        connection.connect()
+        connection.sock.settimeout(ANSWER_SECONDS)
+    except OSError as error:
+        raise Refusal(why_broken(server, error, **address)) from None
+    return connection
+
+
+def why_broken(server: Server, error: OSError | None = None, host: str = "", port: int = 0) -> list[Problem]:
+    """Why a connection to the server has ended, or why there is none. `error`: why its machine could not be reached
+    there."""
+    slurm.forget()
+    deadline = time.monotonic() + (ENDING_ON_SLURM_SECONDS if server.on_slurm else ENDING_SECONDS)
+    while server.alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if error and server.on_slurm and server.alive:
+        why = error.strerror or str(error)
+        return [problem("chat-unreachable", name=server.name, host=host, port=port, why=why)]
+    return server.problems or [problem("chat-died", name=server.name)]
 
 
 def _request(server: Server, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None) -> None:
@@ -211,7 +232,7 @@ def _call(server: Server, method: str, path: str, body: Any = None) -> Any:
     try:
         return json.loads(_send(server, connection, method, path, body).read())
     except (OSError, ValueError, http.client.HTTPException):
-        raise Refusal(server.problems or [problem("chat-died", name=server.name)]) from None
+        raise Refusal(why_broken(server)) from None
     finally:
         connection.close()
 

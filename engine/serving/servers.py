@@ -1,13 +1,14 @@
 """The studio's side of the chat servers: start one, find it again, end it. Requests to it:
 `engine.serving.chat_client`.
 
-A server is a folder `saves/.chat/<id>/` and a child process (`engine.worker.serve`) with one base model in memory and
-any number of its adapters. As with a run, the folder is the truth: a restarted studio finds its servers, and it is
-noticed if one is killed.
+A server is a folder `saves/.chat/<id>/` and a process (`engine.worker.serve`) with one base model in memory and any
+number of its adapters: a child process here, or a job of Slurm. As with a run, the folder is the truth: a restarted
+studio finds its servers, and it is noticed if one is killed (`engine.serving.server`).
 
     serve.json     what to serve             lock           held while the process lives
     key            the API key               address.json   where it listens, once it has loaded
     log.txt        what it printed           ended.json or error.json, last
+    slurm.json     its job, with Slurm       keeper.json    where that computes, once it has begun
 """
 
 from __future__ import annotations
@@ -21,83 +22,31 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine.core import hardware, leases
-from engine.core.locks import is_locked, try_lock, wait_for_lock
-from engine.core.problems import Problem, Refusal, problem, sentences
-from engine.core.rundir import ALIVE_BYTE, read_json, read_object, write_json
+from engine.core.locks import try_lock, wait_for_lock
+from engine.core.problems import LANGUAGES, Problem, Refusal, problem
+from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.launch import command
+from engine.launch.engine_choice import EngineChoice, read_choice
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT, Workplace, is_inside
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import may_need_bitsandbytes
 from engine.runs.results import Result, base_of, results
-from engine.serving import server_gpu, vllm
+from engine.serving import server_gpu, slurm_jobs, vllm
+from engine.serving.server import Server
 from engine.spec.model_settings import Model, NoRopeScaling
 from engine.spec.run_spec import RunSpec
 
 SERVERS_FOLDER = ".chat"
-MAX_SERVERS = 2  # maximum number of servers of a studio: each holds a whole model
 IDLE_S = 900.0  # time without a question after which a studio's server ends
 LOADING_S = 1800.0
-
-
-@dataclass(frozen=True)
-class Server:
-    """One server, by its folder."""
-
-    path: Path
-
-    @property
-    def id(self) -> str:
-        return self.path.name
-
-    @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """The content of serve.json: the settings of its start."""
-        return read_object(self.path / "serve.json")
-
-    @property
-    def name(self) -> str:
-        """The name of its base, also in requests."""
-        return self.settings.get("name", "")
-
-    @property
-    def engine(self) -> str:
-        """Its inference engine: one of vllm.ENGINES."""
-        return self.settings.get("engine", vllm.ENGINES[0])
-
-    @property
-    def state(self) -> Literal["loading", "ready", "ended", "failed"]:
-        """Also "failed" if it ended without a record: killed, or out of memory."""
-        if is_locked(self.path / "lock", ALIVE_BYTE):
-            return "ready" if (self.path / "address.json").exists() else "loading"
-        return "ended" if (self.path / "ended.json").exists() else "failed"
-
-    @property
-    def alive(self) -> bool:
-        return self.state in ("loading", "ready")
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Why it failed; empty if it has not."""
-        if self.state != "failed":
-            return []
-        error = read_json(self.path / "error.json")
-        if error is None:
-            return [problem("chat-died", name=self.name)]
-        reported = [Problem(entry["code"], entry["field"], entry["values"]) for entry in error.get("problems", ())]
-        if known := [entry for entry in reported if entry.code in sentences()]:
-            return known
-        if "OutOfMemoryError" in error["type"] or "out of memory" in error["message"]:
-            return [problem("chat-no-memory", name=self.name)]
-        why = f"{error['type']}: {error['message']}".split("\n")[0][:300]
-        return [problem("chat-not-loaded", name=self.name, why=why)]
+QUEUE_S = 120.0  # for which a question waits for Slurm to start the server
 
 
 # ------------------------------------------------------------------------------------------ what can be asked
@@ -235,9 +184,10 @@ def find(saves: Path, choice: Choice) -> Server | None:
 def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
     """The server of the chosen base: the one that is alive, or a new one. Returns immediately; it may still be loading.
 
-    Raises Refusal if it is alive with another engine, if MAX_SERVERS others are alive, or if no GPU is left for it.
+    Raises Refusal if it is alive with another engine, if as many others are alive as engine.yaml permits, if no GPU is
+    left for it, or if Slurm does not accept its job.
     """
-    saves = workplace.saves
+    saves, where = workplace.saves, read_choice(workplace.saves)
     (saves / SERVERS_FOLDER).mkdir(exist_ok=True)
     closed = wait_for_lock(saves / SERVERS_FOLDER / ".lock")
     try:
@@ -247,15 +197,15 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
                 raise Refusal(problem("chat-other-engine", name=server.name, engine=server.engine))
             return server
         others = [other for other in servers(saves) if other.alive and not other.settings.get("shell")]
-        if len(others) >= MAX_SERVERS:
+        if len(others) >= where.chat_servers:
             who = "; ".join(f"{other.name} ({other.settings['by'] or '—'})" for other in others)
-            raise Refusal(problem("chat-too-many", most=MAX_SERVERS, who=who))
+            raise Refusal(problem("chat-too-many", most=where.chat_servers, who=who))
         end(server)
-        begin(
-            server,
-            serve_settings(workplace, choice, by) | {"studios": str(_studios(saves))},
-            secrets.token_urlsafe(24),
-        )
+        key = secrets.token_urlsafe(24)
+        if where.chats_on_slurm:
+            _begin_on_slurm(server, _common_settings(workplace, choice, by), key, where)
+        else:
+            begin(server, serve_settings(workplace, choice, by) | {"studios": str(_studios(saves))}, key)
         return Server(server.path)
     except OSError as error:
         raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
@@ -264,8 +214,14 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
 
 
 def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
-    """The content of serve.json for the choice. Raises Refusal if no GPU is left for it."""
+    """The content of serve.json for a server on this machine. Raises Refusal if no GPU is left for it."""
     gpu = server_gpu.free_gpu(choice.engine)
+    device = {"card": gpu.index, "gpu": gpu.uuid} if gpu else {}
+    return _common_settings(workplace, choice, by) | {"host": "127.0.0.1"} | device
+
+
+def _common_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
+    """The content of serve.json for the choice, wherever it is served."""
     loaded = [Model(**choice.model), *(model.run.spec.model for model in reward_models(workplace.saves))]
     return {
         "quantized": any(may_need_bitsandbytes(model.model_name_or_path, model.quantization.kind) for model in loaded),
@@ -274,15 +230,15 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
         "model": dict(choice.model),
         "adapters": {name: str(folder) for name, folder in choice.adapters.items()},
         "roots": [str(root) for root in workplace.model_roots],
-        "host": "127.0.0.1",
+        "host": "",
         "port": 0,
         "idle_s": IDLE_S,
         "studios": None,
         "by": by,
         "started": time.time(),
         "engine": choice.engine,
-        "card": gpu.index if gpu else None,
-        "gpu": gpu.uuid if gpu else None,
+        "card": None,
+        "gpu": None,
         "vllm": {"command": [vllm.program()], "rank": choice.rank} if choice.engine == "vllm" else None,
     }
 
@@ -294,19 +250,14 @@ def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: boo
         leased = _lease(server, settings)
         for descriptor in leased:
             closing.callback(os.close, descriptor)
-        server.path.mkdir(parents=True)
-        with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, server.path, ignore_errors=True)
+        with _new_folder(server):
             # The lock is passed on: the server is alive before it has imported anything.
             lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
             assert lock is not None  # nobody locks this byte exclusively
             closing.callback(os.close, lock)
-            if key:
-                (server.path / "key").touch(0o600)
-                (server.path / "key").write_text(key, encoding="utf-8")
-            write_json(server.path / "serve.json", settings, durable=False)
+            _write(server, settings, key)
             log = None if foreground else closing.enter_context((server.path / "log.txt").open("ab"))
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "engine.worker.serve", str(server.path)],
                 cwd=PROJECT,
                 env=_environment(settings, server.path),
@@ -316,8 +267,33 @@ def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: boo
                 start_new_session=not foreground,
                 pass_fds=(lock, *leased),
             )
-            undo.pop_all()
-        return process
+
+
+def _begin_on_slurm(server: Server, settings: Mapping[str, Any], key: str, where: EngineChoice) -> None:
+    """Submit the job of a server with a new folder. Its machine has no locks of studios, so that it ends only when it
+    has been idle. Raises Refusal if Slurm does not accept it."""
+    settings = {**settings, "slurm": slurm_jobs.slurm_settings(where, settings["base"], settings["model"])}
+    with _new_folder(server):
+        _write(server, settings, key)
+        slurm_jobs.submit(server.folder, settings, where)
+
+
+@contextlib.contextmanager
+def _new_folder(server: Server) -> Iterator[None]:
+    """The folder of a server that is being started; it is removed if that fails."""
+    server.path.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(server.path, ignore_errors=True)
+        raise
+
+
+def _write(server: Server, settings: Mapping[str, Any], key: str) -> None:
+    if key:
+        (server.path / "key").touch(0o600)
+        (server.path / "key").write_text(key, encoding="utf-8")
+    write_json(server.path / "serve.json", settings, durable=False)
 
 
 def _lease(server: Server, settings: Mapping[str, Any]) -> list[int]:
@@ -345,8 +321,12 @@ def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def end(server: Server) -> None:
-    """End the process of a server, and wait until it has completely ended; then delete its folder."""
-    end_processes(server.path, kill_timeout_s=3)
+    """End the process of a server, and wait until it has completely ended; then delete its folder. Raises Refusal if
+    Slurm does not end its job."""
+    if server.on_slurm:
+        slurm_jobs.cancel(server.folder, server.name)
+    else:
+        end_processes(server.path, kill_timeout_s=3)
     shutil.rmtree(server.path, ignore_errors=True)
 
 
@@ -361,9 +341,31 @@ def _studios(saves: Path) -> Path:
 
 
 def wait(server: Server, seconds: float = LOADING_S) -> None:
-    """Return once the server responds. Raises Refusal if it has ended instead."""
-    deadline = time.monotonic() + seconds
-    while server.state == "loading" and time.monotonic() < deadline:
+    """Return once the server responds. Raises Refusal as `until_ready`."""
+    for _ in until_ready(server, seconds):
+        pass
+
+
+def until_ready(
+    server: Server, seconds: float = LOADING_S, goes_on: Callable[[], bool] = lambda: True
+) -> Iterator[Problem | None]:
+    """Yield what the server waits for in Slurm's queue, None while it is loading, whenever this has changed; end once
+    it responds, or `goes_on` is false. Raises Refusal if it has ended instead, has not loaded within `seconds`, or
+    still waits after QUEUE_S."""
+    shown: list[Problem | None] = []
+    patience, deadline = time.monotonic() + QUEUE_S, time.monotonic() + seconds
+    while (state := server.state) in ("waiting", "loading") and time.monotonic() < deadline:
+        if not goes_on():
+            return
+        waits_for = server.waits_for if state == "waiting" else None
+        if waits_for:
+            deadline = time.monotonic() + seconds  # loading has not begun
+            if time.monotonic() > patience:
+                why = {language: waits_for.text(language) for language in LANGUAGES}
+                raise Refusal(problem("chat-waits", name=server.name, why=why))
+        if shown != [waits_for]:
+            shown = [waits_for]
+            yield waits_for
         time.sleep(0.1)
     if server.state != "ready":
         raise Refusal(server.problems or [problem("chat-died", name=server.name)])

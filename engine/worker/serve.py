@@ -2,7 +2,8 @@
 
 transformers generates the answers in this process, or vLLM in one behind it, depending on `engine` in serve.json.
 
-The folder contains `serve.json` (see `engine.serving.servers`) and, if required, `key`. The worker adds `lock`,
+The folder contains `serve.json` (see `engine.serving.servers`) and, if required, `key`; in a Slurm job, `keeper.json`
+says where other machines reach this one. The worker adds `lock`,
 `progress.json` while it loads, then `address.json`; at the end `ended.json`, or `error.json`. It ends by itself when
 there have been no requests for a while, and sooner if no studio is alive that might send one.
 """
@@ -16,7 +17,7 @@ import sys
 import time
 
 from engine.core.problems import Refusal
-from engine.core.rundir import read_json, write_json
+from engine.core.rundir import read_json, read_object, write_json
 from engine.core.sockets import listen
 from engine.worker.runtime.optional_packages import hide_unused_packages
 from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
@@ -25,8 +26,9 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, library_impo
 def main() -> None:
     with run_lifecycle(sys.argv[1]) as run:
         settings = read_json(run.path / "serve.json")
+        place = read_object(run.keeper)  # of a Slurm job: where its machine can be reached
         # First: a port in use is reported before anything slow.
-        sock = listen(settings["host"], settings["port"])
+        sock = listen(place.get("listen") or settings["host"], settings["port"])
         ProgressReport(run)("loading")
         hide_unused_packages(settings["quantized"])
         with library_imports():
@@ -39,7 +41,8 @@ def main() -> None:
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
             state = load(run, settings, closing)
             key = run.path / "key"
-            asyncio.run(serve(state, sock, key.read_text(encoding="utf-8").strip() if key.exists() else ""))
+            secret = key.read_text(encoding="utf-8").strip() if key.exists() else ""
+            asyncio.run(serve(state, sock, secret, place.get("host", "")))
             if fault := state.generator.fault():
                 raise Refusal(fault)
         write_json(run.path / "ended.json", {"at": time.time()})

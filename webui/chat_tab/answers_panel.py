@@ -5,7 +5,7 @@ The handler runs until all answers are complete; Stop asks the server to end the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -16,7 +16,7 @@ from engine.serving import chat_client, conversation_tree, servers
 from engine.serving.attachments import attached_images
 from engine.serving.chat_client import Answer
 from engine.serving.conversation_tree import Conversation
-from engine.serving.servers import Server
+from engine.serving.server import Server
 from webui import boxes, notices
 from webui.chat_tab import turns_html
 from webui.chat_tab.chat_models import TOOLS_VARIABLE
@@ -60,6 +60,7 @@ class AnswersPanel(Panel):
         super().__init__(context)
         self.question, self.conversation = question, conversation
         self.model, self.settings = model, settings
+        self.waiting: set[str] = set()  # sessions whose question waits until its model is loaded
 
     def layout(self) -> None:
         self.live = gr.HTML(js_on_load=FOLLOW_END_JS, elem_id="live")
@@ -127,6 +128,7 @@ class AnswersPanel(Panel):
         yield from self._answers(Exchange(request, stored, question.before, turn, selection, settings))
 
     def stop(self, request: gr.Request) -> None:
+        self.waiting.discard(request.session_hash or "")
         for server in servers.servers(self.workplace.saves):
             if server.state == "ready":
                 chat_client.cancel(server, request.session_hash or "")
@@ -144,7 +146,9 @@ class AnswersPanel(Panel):
                 pass  # what becomes of the answers is the reader's own
             server = servers.start(self.workplace, choice, by=self.context.user(exchange.request))
             yield self._begun(exchange, server)
-            servers.wait(server)
+            if not (yield from self._is_ready(exchange, server)):
+                yield self._unanswered(exchange, [], server)
+                return
             chat_client.add(server, choice.adapters)
             prompts = exchange.prompts(models)
             for replies in chat_client.ask(server, prompts, options):
@@ -162,22 +166,37 @@ class AnswersPanel(Panel):
         else:
             yield self._unanswered(exchange, problems[:1], server)
 
+    def _is_ready(self, exchange: Exchange, server: Server) -> Generator[Updates, None, bool]:
+        """Show what the model waits for until it is loaded; False if Stop was pressed meanwhile. Raises Refusal."""
+        session = exchange.request.session_hash or ""
+        self.waiting.add(session)
+        try:
+            for waits_for in servers.until_ready(server, goes_on=lambda: session in self.waiting):
+                yield {self.live: self._waiting(exchange, waits_for)}
+            return session in self.waiting
+        finally:
+            self.waiting.discard(session)
+
     # ---- updates
 
     def _begun(self, exchange: Exchange, server: Server) -> Updates:
         # The question is stored at once, so that a reload does not lose it.
         asked_so_far = exchange.before.add(exchange.turn)
-        waiting = self.words("chat-loading-first")
         return {
             self.message: "",
             self.question.prompt: "",
             self.question.images: None,
-            self.live: turns_html.waiting_turn(exchange.turn, waiting, self.words),
+            self.live: self._waiting(exchange, None),
             **self.current.saved(exchange.stored, exchange.request, asked_so_far),
             **self.conversation.show(exchange.before, exchange.selection, answering=True),
             **self.question.buttons(answering=True),
             **self.model.memory(server),
         }
+
+    def _waiting(self, exchange: Exchange, waits_for: Problem | None) -> str:
+        """The question, and what its model waits for; None: it is being loaded."""
+        message = waits_for.text(self.words.language) if waits_for else self.words("chat-loading-first")
+        return turns_html.waiting_turn(exchange.turn, message, self.words)
 
     def _ended(
         self, exchange: Exchange, conversation: Conversation, problems: Sequence[Problem], server: Server | None

@@ -21,7 +21,8 @@ from engine.runs import recent, results
 from engine.runs.results import Result
 from engine.runs.runs import Run
 from engine.serving import servers
-from engine.serving.servers import Choice, Server
+from engine.serving.server import Server
+from engine.serving.servers import Choice
 from engine.serving.vllm import ENGINES
 from webui.words import Words
 

@@ -13,7 +13,7 @@ from engine.core.problems import Problem, Refusal
 from engine.serving import chat_client, conversation_tree
 from engine.serving.chat_client import Answer
 from engine.serving.conversation_tree import Conversation, Message, Reply, Turn
-from engine.serving.servers import Server
+from engine.serving.server import Server
 from webui.chat_tab.chat_models import ModelSelection
 from webui.chat_tab.chat_settings import ChatSettings
 

@@ -12,7 +12,7 @@ from gradio.blocks import Block
 from engine.core.problems import Refusal
 from engine.launch import engine_choice
 from engine.serving import servers
-from engine.serving.servers import Server
+from engine.serving.server import Server
 from engine.serving.vllm import ENGINES, program
 from webui import notices
 from webui.chat_tab import server_html
@@ -142,8 +142,8 @@ class ModelPanel(Panel):
     def memory(self, server: Server | None) -> Updates:
         """Show the state of a server, and what other servers are running."""
         others = [other for other in servers.servers(self.workplace.saves) if not server or other.path != server.path]
-        since = time.time() - server.settings["started"] if server else 0
-        elsewhere = not engine_choice.is_local(self.workplace.saves)
+        since = max(time.time() - server.since, 0) if server else 0
+        elsewhere = engine_choice.chats_stay_here(self.workplace.saves)
         status = server_html.status(server, others, self.models.titles(), since, self.words, elsewhere)
         if server and server.alive:
             mine = hindrance("unload", server.settings.get("by", ""))
@@ -151,10 +151,15 @@ class ModelPanel(Panel):
         return {self.status: status, **self.memory_buttons(server)}
 
     def memory_buttons(self, server: Server | None) -> Updates:
-        """Show Load or Restart if the server is not running, else Unload."""
-        alive, failed = server is not None and server.alive, server is not None and server.state == "failed"
-        label = self.words("chat-restart" if failed else "chat-load")
-        return {self.load: gr.update(visible=not alive, value=label), self.unload: gr.update(visible=alive)}
+        """Show Load or Restart if the server is not running, else Unload, or Cancel while it waits to be started."""
+        state = server.state if server else "ended"
+        begin = self.words("chat-restart" if state == "failed" else "chat-load")
+        end = self.words("chat-cancel" if state == "waiting" else "chat-unload")
+        alive = state not in ("ended", "failed")
+        return {
+            self.load: gr.update(visible=not alive, value=begin),
+            self.unload: gr.update(visible=alive, value=end),
+        }
 
     @refusal_as_message
     def load_model(self, request: gr.Request, *selected: Any) -> Updates:
@@ -164,7 +169,9 @@ class ModelPanel(Panel):
 
     @refusal_as_message
     def unload_model(self, *selected: Any) -> Updates:
+        done = "chat-unloaded"
         if server := self.models.server(ModelSelection(*selected)):
+            done = "chat-cancelled" if server.state == "waiting" else done
             with acting(self.workplace.saves, "unload", server.name, server.settings.get("by", "")):
                 servers.end(server)
-        return {self.message: notices.toast(self.words("chat-unloaded")), **self.show_memory(*selected)}
+        return {self.message: notices.toast(self.words(done)), **self.show_memory(*selected)}

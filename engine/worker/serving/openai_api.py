@@ -332,8 +332,9 @@ async def _end_when_idle(state: ServerState, server: uvicorn.Server) -> None:
             server.should_exit = True
 
 
-async def serve(state: ServerState, sock: Any, key: str) -> None:
-    """Answer requests at the listening socket `sock` until there is a reason to end."""
+async def serve(state: ServerState, sock: Any, key: str, host: str = "") -> None:
+    """Answer requests at the listening socket `sock` until there is a reason to end. `host`: where clients reach it, if
+    that is not the address to which it is bound."""
     config = uvicorn.Config(
         application(state, key),
         log_level="warning",
@@ -342,7 +343,8 @@ async def serve(state: ServerState, sock: Any, key: str) -> None:
     )
     server = uvicorn.Server(config)
     idle = asyncio.create_task(_end_when_idle(state, server))
-    host, port = sock.getsockname()[:2]
+    bound, port = sock.getsockname()[:2]
+    host = host or bound
     write_json(state.run.path / "address.json", {"host": host, "port": port}, durable=False)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     print(f"serving {', '.join(state.models)} at {address}", flush=True)
