@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 from engine.core import audit as record
-from engine.core import kept_forms, tokens, users
+from engine.core import tokens, users
 from engine.core.problems import say, shell_language
 from engine.core.rights import OPERATOR, ROLES, USER
 from engine.following import user_name
 from engine.launch.workspace import Workplace
-from engine.notifications import subscriptions
-from engine.runs import own_presets, quota_use, quotas, runs
+from engine.runs import accounts, quotas
 from engine.runs.quotas import Limits
 
 USUAL_LINES = 50
@@ -32,15 +31,12 @@ def user(arguments: argparse.Namespace, workplace: Workplace) -> int:
     what = f"{arguments.name} {arguments.role}".strip()
     with record.recorded(workplace.saves, record.shell(user_name()), f"user-{arguments.what}", what):
         if arguments.what == "remove":
-            users.remove_user(file, arguments.name)
-            tokens.revoke_tokens(file, arguments.name)
-            kept_forms.forget(workplace.saves, arguments.name)
-            own_presets.disown(workplace.saves, arguments.name)
-            subscriptions.forget(subscriptions.place_beside(file), arguments.name)
+            accounts.remove(workplace, file, arguments.name)
         elif arguments.what == "role":
             users.set_role(file, arguments.name, arguments.role)
         else:
-            users.add_user(file, arguments.name, None if arguments.no_password else _password(), arguments.role)
+            password = None if arguments.no_password else _password()
+            users.add_user(file, arguments.name, password, arguments.role, arguments.take_over)
             role = users.read_users(file)[arguments.name].role
             print(f"{arguments.name} can log in, as {role}; the file is {file}")
             _look_at_tokens(file, arguments.name, arguments.revoke_tokens)
@@ -76,6 +72,11 @@ def add_user_options(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the user signs in through a reverse proxy (--trust-header) or an OpenID provider (--oidc-issuer)",
     )
+    verb.add_argument(
+        "--take-over",
+        action="store_true",
+        help="the user gets what belongs to a removed user of the same name: runs, data sets, quota",
+    )
     verb.add_argument("--revoke-tokens", action="store_true", help="with a new password: end the user's tokens, too")
     verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
 
@@ -98,14 +99,13 @@ def add_audit_options(verb: argparse.ArgumentParser) -> None:
 
 def quotas_(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print what each user uses and their limits, which are in quotas.yaml in the saves folder."""
-    limits = quotas.read_quotas(workplace.saves)
-    names = sorted({run.by for run in runs.find(workplace.saves)} | set(limits.users))
-    for name in filter(None, names):
-        use, most = quota_use.use_of(workplace.saves, workplace.data, name), limits.of(name)
+    for account in accounts.accounts(workplace):
+        use, most = account.use, account.limits
         print(
-            f"{name}  {_of(use.runs, most.runs_at_once)} runs at once  {_of(use.gpu_hours, most.gpu_hours)} GPU hours"
-            f"  {_of(use.disk_gb, most.disk_gb)} GB"
+            f"{account.name}  {_of(use.runs, most.runs_at_once)} runs at once"
+            f"  {_of(use.gpu_hours, most.gpu_hours)} GPU hours  {_of(use.disk_gb, most.disk_gb)} GB"
         )
+    limits = quotas.read_quotas(workplace.saves)
     if limits.default == Limits() and not limits.users:
         print(say("quotas-none", shell_language(), file=workplace.saves / quotas.QUOTAS_FILE), file=sys.stderr)
     return 0

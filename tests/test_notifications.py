@@ -371,7 +371,7 @@ def test_each_user_hears_of_their_own_runs_while_they_may_start_some(tmp_path: P
     users.set_role(file, "ada", "user")
     assert len(due(saves)) == 1
     users.remove_user(file, "ada")
-    users.add_user(file, "ada", None, "user")  # another person
+    users.add_user(file, "ada", None, "user", take_over=True)
     assert due(saves) == []
     subscriptions.forget(place, "bob")
     assert subscriptions.of_person(place, "bob").addresses == ()

@@ -27,6 +27,7 @@ from engine.core import audit, users
 from engine.core.problems import Refusal
 from engine.core.sockets import listen
 from engine.runs.supervisor import free_port
+from tests.no_space import no_space
 from webui.login import LoginRequired
 from webui.oidc import Oidc, Provider
 
@@ -169,6 +170,31 @@ def test_a_user_of_the_provider_comes_in_with_the_role_of_the_users_file(studio:
     ]
     users.remove_user(tmp_path / "users", "ada")
     assert studio.get("/").status_code == 401
+    sign_in(studio)
+    assert studio.get("/").status_code == 401
+
+
+def test_a_copy_of_a_cookie_dies_with_the_session_and_with_the_user(studio: TestClient, tmp_path: Path) -> None:
+    def copied() -> dict[str, str]:
+        sign_in(studio)
+        return {"Cookie": "; ".join(f"{cookie.name}={cookie.value}" for cookie in studio.cookies.jar)}
+
+    def status(session: dict[str, str]) -> int:
+        studio.cookies.clear()
+        return studio.get("/", headers=session).status_code
+
+    left, stays = copied(), copied()
+    assert studio.post("/logout", headers=left).status_code == 303
+    assert (status(left), status(stays)) == (401, 200)
+    users.remove_user(tmp_path / "users", "ada")
+    assert studio.post("/logout", headers=stays).status_code == 303  # there is nobody to sign out, but the session ends
+    users.add_user(tmp_path / "users", "ada", None, "viewer", take_over=True)
+    assert (status(left), status(stays), status(copied())) == (401, 401, 200)
+    last = copied()
+    with no_space():
+        answer = studio.post("/logout", headers=last | {"accept-language": "en"})
+    assert (answer.status_code, "could not write down" in answer.text) == (507, True)
+    assert status(last) == 401
 
 
 def test_whoever_is_not_a_user_stays_out(studio: TestClient, issuer: Issuer) -> None:

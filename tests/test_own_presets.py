@@ -160,7 +160,7 @@ def test_the_presets_of_a_removed_user_are_not_those_of_the_next_with_that_name(
     where = ["--auth", str(saves / "users.txt"), "--saves", str(saves)]
     monkeypatch.setattr("sys.argv", ["engine", "user", "remove", "ada", *where])
     assert shell.main() == 0, capsys.readouterr()
-    users.add_user(saves / "users.txt", "ada", None)
+    users.add_user(saves / "users.txt", "ada", None, take_over=True)
     assert names(saves, ADA) == ["ada's True", "bob's True"]
     assert names(saves, BOB) == ["bob's False", "bob's True", "ada's True"]
     assert names(saves, ROOT) == ["ada's False", "ada's True", "bob's True"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -10,17 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal
+from engine.core.run_warnings import read_warnings
 from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.data import owners
 from engine.launch.workspace import Workplace
 from engine.runs import queue, quota_use, runs
-from engine.runs.quotas import QUOTAS_FILE, Limits, Quotas, read_quotas
+from engine.runs.quota_watch import QuotaWatch
+from engine.runs.quotas import QUOTAS_FILE, Limits, Quotas, change_limits, read_quotas
 from engine.runs.run import Run
 from engine.runs.schedule import Demand, Machine, decide
 from engine.spec.run_spec import RunSpec
+from tests.conftest import wait_until
 from tests.past_runs import run_maker
 
 HOUR, DAY = 3600.0, 24 * 3600.0
@@ -125,6 +130,131 @@ def test_a_limit_that_is_reached_is_said_with_the_use(
     (saves / QUOTAS_FILE).write_text("default: {gpu_hours: many}")
     with pytest.raises(Refusal, match=r"default.gpu_hours"):
         runs.submit(make_spec(), workplace, by="eve")
+
+
+# ------------------------------------------------------------------------------ hours that end meanwhile
+
+
+def test_a_training_is_warned_near_the_end_of_the_hours_and_stopped_where_that_is_chosen(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs as their folders show them; nothing trains."""
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    now, quotas = 1e9, workplace.saves / QUOTAS_FILE
+    run, other = (runs.submit(make_spec(name=name), workplace, by="ada") for name in ("one", "two"))
+    for each in (run, other):
+        write_json(each.dir.keeper, {"started": now, "leases": ["GPU-0", "GPU-1"]})
+    locks = [try_lock(each.dir.lock, ALIVE_BYTE, shared=True) for each in (run, other)]
+    watch = QuotaWatch(run, lambda: now)
+
+    def after(hours: float) -> list[str]:
+        nonlocal now
+        now = 1e9 + hours * HOUR
+        watch.look()
+        return [warning.problem.code for warning in read_warnings(run.dir)]
+
+    def stops() -> list[bool]:
+        return [bool(runs.read(each.path, workplace.saves).request.get("stop")) for each in (run, other)]
+
+    assert after(100) == []  # there is no limit
+    quotas.write_text("default: {gpu_hours: 20}")
+    assert after(4.4) == []  # two runs on two GPUs each: 17.6 hours
+    now += 29  # 17.63, and no new look
+    quotas.write_text("default: {gpu_hours: 0}")
+    watch.look()
+    quotas.write_text("default: {gpu_hours: 20}")
+    assert after(4.6) == after(4.7) == ["quota-hours-near"]
+    assert len(run.dir.warnings.read_text().splitlines()) == 1
+    assert after(5.1) == ["quota-hours-near", "quota-hours-over"]
+    assert stops() == [False, False]
+    quotas.write_text("default: {gpu_hours: 20}\nwhen_used_up: sometimes")
+    assert len(after(5.2)) == 2  # whoever starts the next run is told
+    with pytest.raises(Refusal, match="when_used_up"):
+        read_quotas(workplace.saves)
+    quotas.write_text("default: {gpu_hours: 20}\nwhen_used_up: stop")
+    assert after(5.3)[-1] == "quota-hours-stopped"
+    assert stops() == [True, False]  # each is stopped by its own supervisor
+    assert "has used 21.2 of 20 GPU hours" in read_warnings(run.dir)[-1].problem.text()
+    for lock in filter(None, locks):
+        os.close(lock)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_a_real_training_saves_a_checkpoint_and_stops_at_the_end_of_the_hours(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    """It would need a day for its steps, and its owner has a thousandth of a second."""
+    (workplace.saves / QUOTAS_FILE).write_text("users: {ada: {gpu_hours: 2.0e-7}}\nwhen_used_up: stop\n")
+    spec = make_spec(training__max_steps=10_000_000)
+    run = runs.submit(spec, workplace, by="ada")
+    wait_until(lambda: runs.read(run.path, workplace.saves).final, 120)
+    run = runs.read(run.path, workplace.saves)
+    assert run.state == "stopped"
+    assert [warning.problem.code for warning in read_warnings(run.dir)] == ["quota-hours-stopped"]
+    with pytest.raises(Refusal, match="GPU hours"):
+        runs.resume(run, "ada")
+    assert quota_use.hours_left(workplace.saves, "ada") == (0.0, 2e-7)
+    assert quota_use.hours_left(workplace.saves, "bob") is None
+
+
+# ---------------------------------------------------------------------------------------- changed by the page
+
+FILES = {
+    "none": None,
+    "empty": "",
+    "comments": "# our limits\n",
+    "blocks": "# ours\ndefault:\n  gpu_hours: 5\nusers:\n  # boss\n  root:\n    disk_gb: 9\n  bob: {}  # new\n# end\n",
+    "flow": "{default: {gpu_hours: 5}, users: {bob: {disk_gb: 1}}}",
+    "null users": "users:\ndefault: {disk_gb: 2}  # small",
+    "ada": "users:\n  ada: {gpu_hours: 1}  # first\n  bob:\n    gpu_hours: 2\nwhen_used_up: stop\n",
+    "ada alone": "users:\n    'ada':\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_change_of_a_limit_leaves_every_other_line_as_it_is(tmp_path: Path, name: str) -> None:
+    file, text = tmp_path / QUOTAS_FILE, FILES[name]
+    if text is not None:
+        file.write_text(text)
+    content = yaml.safe_load(text or "") or {}
+    for user, limits in {
+        "ada": {"gpu_hours": 3, "disk_gb": None},
+        "": {"runs_at_once": 2},
+        "1": {},
+        "null": {},
+    }.items():
+        change_limits(tmp_path, user, limits)
+        if user:
+            content["users"] = (content.get("users") or {}) | {user: limits}
+        else:
+            content["default"] = limits
+        assert yaml.safe_load(file.read_text()) == content
+    left = file.read_text()
+    for comment in re.findall(r"#.*", text or ""):
+        assert comment in left
+    assert (tmp_path / QUOTAS_FILE).read_text().count("\n\n") == 0
+
+
+def test_a_limit_that_cannot_be_changed_is_said_and_the_file_stays(tmp_path: Path) -> None:
+    file = tmp_path / QUOTAS_FILE
+    commented = "users:\n  ada:\n    gpu_hours: 1  # as agreed\n    disk_gb: 2\n"
+    anchored = "users:\n  bob: &two {gpu_hours: 2}\n  ada: *two\n"
+    for text, limits, code in (
+        (commented, {}, "quotas-not-changed"),
+        ("users: [", {}, "quotas-unreadable"),
+        ("a: 1", {}, "quotas-key"),
+        (anchored, {"gpu_hours": -1}, "quotas-number"),
+    ):
+        file.write_text(text)
+        with pytest.raises(Refusal) as refused:
+            change_limits(tmp_path, "ada", limits)
+        assert [issue.code for issue in refused.value.problems] == [code]
+        assert file.read_text() == text
+    file.write_text(anchored)
+    with pytest.raises(Refusal, match="editor"):
+        change_limits(tmp_path, "ada", {"gpu_hours": 3})  # would change bob's, too
+    assert file.read_text() == anchored
 
 
 # ------------------------------------------------------------------------------------------- who waits

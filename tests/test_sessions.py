@@ -16,6 +16,7 @@ from engine.core import users
 from engine.core.attempts import FREE_TRIES
 from engine.launch.workspace import Workplace
 from tests.conftest import start_studio
+from tests.no_space import no_space
 from webui.sessions import Sessions
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -66,8 +67,30 @@ def test_the_sessions_of_a_removed_user_are_not_those_of_another_with_the_name(s
     users.set_role(file, "eve", "viewer")
     assert sessions.user(token) == "eve"
     users.remove_user(file, "eve")
-    users.add_user(file, "eve", None)
+    users.add_user(file, "eve", None, take_over=True)
     assert sessions.user(token) is None
+
+
+def test_a_session_that_was_left_never_works_again(sessions: Sessions, file: Path) -> None:
+    """Also if its user was gone at that moment, and is back as a backup of the file had them."""
+    users.add_user(file, "eve", None, "user")  # as of an OpenID provider
+    token, text = sessions.begin("eve"), file.read_text()
+    users.remove_user(file, "eve")
+    sessions.end(token)
+    file.write_text(text)
+    assert sessions.user(sessions.begin("eve")) == "eve"
+    for studio in (sessions, Sessions(file, KEY, sessions.ended_file)):
+        assert studio.user(token) is None
+
+
+def test_signing_out_on_a_full_disk_is_kept_in_mind_and_written_later(sessions: Sessions, file: Path) -> None:
+    first, second = sessions.begin("han"), sessions.begin("han")
+    with no_space(), pytest.raises(OSError, match="too large"):
+        sessions.end(first)
+    assert (sessions.user(first), sessions.user(second)) == (None, "han")
+    sessions.end(second)
+    later = Sessions(file, KEY, sessions.ended_file)
+    assert (later.user(first), later.user(second)) == (None, None)
 
 
 def test_a_session_from_before_users_had_ids_goes_on(sessions, file):

@@ -68,7 +68,7 @@ def test_a_token_ends_when_it_is_revoked_or_its_user_removed(file: Path) -> None
         tokens.revoke_token(file, "root", "b")  # another user's
     users.remove_user(file, "ada")
     assert tokens.find_token(file, second) is None
-    users.add_user(file, "ada", "correct horse")  # another person
+    users.add_user(file, "ada", "correct horse", take_over=True)
     assert tokens.find_token(file, second) is None
     third = tokens.add_token(file, "ada", "b")
     users.set_password(file, "ada", "another horse")
@@ -85,7 +85,7 @@ def test_tokens_and_users_from_before_there_were_ids_still_work(file: Path) -> N
     users.add_user(file, "ada", "another horse")
     assert tokens.find_token(file, text).name == "old"
     users.remove_user(file, "ada")
-    users.add_user(file, "ada", "another horse")
+    users.add_user(file, "ada", "another horse", take_over=True)
     assert tokens.find_token(file, text) is None
 
 

@@ -68,6 +68,35 @@ def test_a_removed_user_is_out(file):
         users.remove_user(file, "李雷")
 
 
+def test_the_name_of_a_removed_user_is_given_to_nobody_by_mistake(file):
+    """What is theirs belongs to the name: runs, data sets, quota."""
+    before = users.read_users(file)["李雷"]
+    users.remove_user(file, "李雷")
+    assert list(users.removed_users(file)) == ["李雷"]
+    assert not users.check_password(file, "李雷", "removed")
+    for password in ("correct horse", None):
+        with pytest.raises(Refusal, match="was removed on 20"):
+            users.add_user(file, "李雷", password)
+    with pytest.raises(Refusal, match="no user"):
+        users.set_password(file, "李雷", "correct horse")
+    with pytest.raises(Refusal, match="no user"):
+        users.set_role(file, "李雷", "operator")
+    assert users.read_users(file) == {}
+    users.add_user(file, "李雷", "correct horse", take_over=True)
+    assert users.read_users(file)["李雷"].id not in ("", before.id)
+    assert users.removed_users(file) == {}
+
+
+def test_the_last_operator_stays_where_that_is_asked_for(file):
+    users.add_user(file, "han", "correct horse")
+    for act in (users.remove_user, lambda *who, **how: users.set_role(*who, "user", **how)):
+        with pytest.raises(Refusal, match="only operator"):
+            act(file, "李雷", keep_operator=True)
+    users.set_role(file, "han", "operator")
+    users.remove_user(file, "李雷", keep_operator=True)
+    assert list(users.read_users(file)) == ["han"]
+
+
 def test_a_line_that_somebody_broke_locks_out_only_that_user(file):
     text = file.read_text("utf-8")
     file.write_text(f"# our team\nhan:scrypt:nonsense\n\n{text}", "utf-8")

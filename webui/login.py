@@ -10,7 +10,6 @@ and rate limiting.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import re
 import time
@@ -266,11 +265,17 @@ class LoginRequired:
         return PlainTextResponse(words, HTTPStatus.FORBIDDEN, {"Cache-Control": "no-store"})
 
     def _log_out(self, request: Request) -> Response:
-        if name := self._user(request):
-            self._record(request, "sign-out", name, "done")
-        with contextlib.suppress(OSError):  # on a full disk, at least the browser forgets it
+        name = self._user(request)
+        answer: Response = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
+        outcome = "done"
+        try:
             self.sessions.end(request.cookies.get(self.cookie, ""))
-        answer = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
+        except OSError as error:  # for example a full disk; at least the browser forgets it
+            outcome = "failed"
+            words = say("sign-out-unwritten", language_of(request), why=error.strerror or error)
+            answer = self._login_page(request, words, HTTPStatus.INSUFFICIENT_STORAGE)
+        if name:
+            self._record(request, "sign-out", name, outcome)
         answer.delete_cookie(self.cookie, path=self.root or "/", httponly=True, samesite="lax")
         return answer
 

@@ -144,18 +144,3 @@ $below
 </body>
 </html>
 """)
-
-# For the pages of one's own tokens and notifications, which have a list.
-LIST_STYLE = """<style>
-  main { max-width: 34rem; }
-  fieldset { margin: 0 0 1rem; padding: 0; border: 0; font-size: .875rem; }
-  legend { padding: 0; font-weight: 550; } fieldset label { margin: .35rem 0 0; font-weight: 400; }
-  fieldset input { display: inline; width: auto; margin: 0 .5rem 0 0; accent-color: var(--accent); }
-  .new { margin: 0 0 1.25rem; padding: .75rem; border: 1px solid var(--accent); border-radius: 8px; font-size: .9rem; }
-  .new code { display: block; margin-top: .4rem; overflow-wrap: anywhere; user-select: all; }
-  ul { margin: 1.5rem 0 0; padding: 0; list-style: none; }
-  li { display: flex; gap: 1rem; align-items: center; padding: .7rem 0; border-top: 1px solid var(--line); }
-  li > div { flex: 1; min-width: 0; overflow-wrap: anywhere; } li small { display: block; color: var(--soft); }
-  li button { width: auto; margin: 0; padding: .35rem .75rem; font-size: .875rem; color: var(--error);
-              background: none; border: 1px solid var(--line); }
-</style>"""

@@ -11,7 +11,8 @@ from starlette.responses import HTMLResponse
 
 from engine.notifications.services import MAX_URL_CHARACTERS, SERVICES
 from engine.notifications.subscriptions import EVENTS, MAX_WAIT_HOURS, MIN_WAIT_HOURS, Address, Subscription
-from webui.login_pages import FLAME, LIST_STYLE, PAGE, PAGE_HEADERS
+from webui.account_html import Content, Outcome, account_page
+from webui.login_pages import PAGE_HEADERS
 from webui.words import Words
 
 HEADERS = PAGE_HEADERS | {
@@ -48,27 +49,16 @@ def page(view: View, words: Words) -> HTMLResponse:
         f'<label>{escape(words("notify-address"))}<input name="url" maxlength="{MAX_URL_CHARACTERS}" '
         'autocomplete="off" autocapitalize="none" spellcheck="false" required></label>'
     )
-    done = f'<div class="new" role="status">{escape(view.done)}</div>' if view.done else ""
-    wrong = "".join(f'<p class="error" role="alert">{escape(text)}</p>' for text in (view.error, *view.remarks) if text)
     addresses = "".join(_address(address, view.root, words) for address in view.person.addresses)
     hint = f'<p class="help">{escape(view.hint)}</p>' if view.hint else ""
     below = (
-        f'{LIST_STYLE}{STYLE}<p class="help">{escape(words("notify-address-help"))}</p><ul>{addresses}</ul>{hint}'
+        f'{STYLE}<p class="help">{escape(words("notify-address-help"))}</p><ul>{addresses}</ul>{hint}'
         f"{_events(view, words)}{_browser(view.root, words)}"
-        f'<p class="back"><a href="{escape(view.root)}/">← Athanor</a></p>'
     )
-    html = PAGE.substitute(
-        lang={"en": "en", "zh": "zh-CN"}[words.language],
-        title=escape(words("notifications")),
-        tagline=escape(words("notifications-help")),
-        action=escape(f"{view.root}/notifications"),
-        fields=field,
-        error=done + wrong,
-        enter=escape(words("notify-add")),
-        below=below,
-        flame=FLAME,
-    )
-    return HTMLResponse(html, view.status, HEADERS)
+    title, help = words("notifications"), words("notifications-help")
+    content = Content("notifications", title, help, field, words("notify-add"), below)
+    outcome = Outcome(escape(view.done), (view.error, *view.remarks), view.status)
+    return account_page(content, words, view.root, outcome, HEADERS)
 
 
 def _address(address: Address, root: str, words: Words) -> str:

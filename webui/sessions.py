@@ -26,6 +26,7 @@ class Sessions:
 
     def __init__(self, users_file: Path, key: bytes, ended_file: Path) -> None:
         self.users_file, self.key, self.ended_file = users_file, key, ended_file
+        self.unwritten: set[str] = set()  # ended while the file could not be written
         self.serializer = URLSafeTimedSerializer(key, salt="session")
 
     def begin(self, name: str) -> str:
@@ -40,19 +41,33 @@ class Sessions:
         return session[0] if session else None
 
     def end(self, token: str) -> None:
-        """End the session, wherever its token may have been copied to."""
-        if session := self._read(token):
-            append_lines(self.ended_file, [{"session": session[1]}])
+        """End the session for good, wherever its token may have been copied to, and whether or not its user exists at
+        the moment. Raises OSError if that cannot be written: then it has ended only until this process does, unless
+        another that ends can be written."""
+        session = self._signed(token)
+        if not session or session[2] in self._ended() - self.unwritten:
+            return
+        self.unwritten.add(session[2])
+        append_lines(self.ended_file, [{"session": id} for id in self.unwritten])
+        self.unwritten.clear()
 
     def _read(self, token: str) -> tuple[str, str] | None:
         """The user and the id of a valid session."""
+        session = self._signed(token)
+        if session is None:
+            return None
+        name, mark, id = session
+        user = read_users(self.users_file).get(name)
+        valid = user and mark == self._mark(user) and id not in self._ended()
+        return (name, id) if valid else None
+
+    def _signed(self, token: str) -> tuple[str, str, str] | None:
+        """The name, the mark of the user and the id in a token that was made here within the last 30 days."""
         try:
             name, mark, id = self.serializer.loads(token, max_age=SESSION_SECONDS)
         except BadData:
             return None
-        user = read_users(self.users_file).get(name)
-        valid = user and mark == self._mark(user) and id not in self._ended()
-        return (name, id) if valid else None
+        return name, mark, id
 
     def _mark(self, user: User) -> str:
         """A value that changes with the password, and with the user of this name, and reveals nothing about either."""
@@ -63,8 +78,8 @@ class Sessions:
         try:
             status = self.ended_file.stat()
         except FileNotFoundError:
-            return frozenset()
-        return _ids_in(self.ended_file, status.st_mtime_ns, status.st_size)
+            return frozenset(self.unwritten)
+        return _ids_in(self.ended_file, status.st_mtime_ns, status.st_size) | self.unwritten
 
 
 @lru_cache(maxsize=4)

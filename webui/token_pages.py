@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from engine.core import audit, tokens
 from engine.core.problems import Refusal
-from webui.login_pages import FLAME, LIST_STYLE, PAGE, PAGE_HEADERS
+from webui.account_html import Content, Outcome, account_page
 from webui.people import person_of
 from webui.reader_language import language_of
 from webui.words import Words
@@ -65,22 +65,12 @@ def _page(request: Request, root: str, known: list[tokens.Token], made: str, err
         f'autocomplete="off" spellcheck="false" required></label>'
         f"<fieldset><legend>{escape(words('token-scopes'))}</legend>{scopes}</fieldset>"
     )
-    new = (
-        f'<div class="new" role="status">{escape(words("token-once"))}<code>{escape(made)}</code></div>' if made else ""
+    new = f"{escape(words('token-once'))}<code>{escape(made)}</code>" if made else ""
+    lines = "".join(_line(token, words, root) for token in known[::-1])
+    content = Content(
+        "tokens", words("tokens"), words("tokens-help"), fields, words("token-create"), f"<ul>{lines}</ul>"
     )
-    below = f"{LIST_STYLE}<ul>{''.join(_line(token, words, root) for token in known[::-1])}</ul>"
-    html = PAGE.substitute(
-        lang={"en": "en", "zh": "zh-CN"}[words.language],
-        title=escape(words("tokens")),
-        tagline=escape(words("tokens-help")),
-        action=escape(f"{root}/tokens"),
-        fields=fields,
-        error=new + (f'<p class="error" role="alert">{escape(error)}</p>' if error else ""),
-        enter=escape(words("token-create")),
-        below=f'{below}<p class="back"><a href="{escape(root)}/">← Athanor</a></p>',
-        flame=FLAME,
-    )
-    return HTMLResponse(html, status, PAGE_HEADERS)
+    return account_page(content, words, root, Outcome(new, (error,), status))
 
 
 def _line(token: tokens.Token, words: Words, root: str) -> str:

@@ -60,6 +60,13 @@ RIGHTS: dict[str, Literal["user", "owner", "operator"]] = {
     "examine": "user",  # the report of the System tab, which starts processes
     "free-space": "owner",
     "read-audit": "operator",
+    # people
+    "see-users": "operator",  # all of them, with what they use
+    "user-add": "operator",
+    "user-role": "operator",
+    "user-password": "operator",
+    "user-quota": "operator",
+    "user-remove": "operator",
 }
 
 

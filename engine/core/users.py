@@ -4,8 +4,10 @@ One line per user, `name:scrypt:n:r:p:salt:hash:role:id`, so that an operator ca
 role is from a version that had none, in which everybody could do everything: an operator's. `name:external:role:id` is
 a user without a password, who signs in through a reverse proxy or an OpenID provider. The id is drawn when the user is
 added: sessions and tokens belong to it, so those of a user who was removed do not become those of another with the same
-name. Lines of older versions have none. What roles may do is in `engine.core.rights`. Sessions are handled by
-`webui.sessions`; cookies, pages and rate limiting by `webui.login`.
+name. Lines of older versions have none. Runs, data and presets belong to the name, also after its user has gone: so
+`name:removed:day` stays, and the name is given to nobody else unless an operator says that it is the same person. What
+roles may do is in `engine.core.rights`. Sessions are handled by `webui.sessions`; cookies, pages and rate limiting by
+`webui.login`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import hmac
 import os
 import re
 import secrets
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +33,7 @@ from engine.core.rundir import write_text
 USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, which separates the fields of the file
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # length of a password in characters
 EXTERNAL = "external"  # in place of a hash
+REMOVED = "removed"  # likewise, in the line that a removed user leaves
 HASH_FIELDS = 6  # scrypt:n:r:p:salt:hash
 USER_ID = re.compile(r"[0-9a-f]{16}")
 SCRYPT_COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and about 0.2 s, one of OWASP's equivalent choices
@@ -75,10 +79,21 @@ def _user(stored: str) -> User | None:
     return User(hash, *rest) if right and fields[0] in ("scrypt", EXTERNAL) else None
 
 
-def add_user(path: Path, name: str, password: str | None, role: str = "") -> None:
+def removed_users(path: Path) -> dict[str, str]:
+    """The names whose users were removed, and the day of it ("2026-11-30"); {} without a file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    fields = (line.strip().split(":") for line in lines)
+    return {line[0]: line[2] for line in fields if len(line) == 3 and line[1] == REMOVED}
+
+
+def add_user(path: Path, name: str, password: str | None, role: str = "", take_over: bool = False) -> None:
     """Add a user, or set a new password, which ends the sessions with the old one, but no tokens; None for a user who
     signs in through a reverse proxy or an OpenID provider. Without `role`, a known user keeps theirs, the first in a
-    file is an operator, and every other a user. Raises Refusal for an invalid name, password or role."""
+    file is an operator, and every other a user. What belongs to a removed user of this name becomes theirs, so that
+    needs `take_over`. Raises Refusal without it, or for an invalid name, password or role."""
     problems = []
     if not USER_NAME.fullmatch(name):
         problems.append(problem("user-name", "name", given=name[:80]))
@@ -89,19 +104,25 @@ def add_user(path: Path, name: str, password: str | None, role: str = "") -> Non
         raise Refusal(problems)
     stored = EXTERNAL if password is None else _new_hash(password)
     with _locked(path):
+        if not take_over and (day := removed_users(path).get(name)):
+            raise Refusal(problem("user-removed", "name", name=name, day=day))
         known = read_users(path)
         before = known.get(name, User("", USER if known else OPERATOR, secrets.token_hex(8)))
         # A line without a password has to name its role.
         written_role = role or before.written_role or (OPERATOR if password is None else "")
-        _replace_line(path, name, User(stored, written_role, before.id))
+        _replace_line(path, name, f"{name}:{User(stored, written_role, before.id).line}")
 
 
-def set_role(path: Path, name: str, role: str) -> None:
-    """Give a user another role, from their next request on. Raises Refusal for an unknown user or role."""
+def set_role(path: Path, name: str, role: str, keep_operator: bool = False) -> None:
+    """Give a user another role, from their next request on. Raises Refusal for an unknown user or role; with
+    `keep_operator`, also if nobody would be an operator any more."""
     if role not in ROLES:
         raise Refusal(_unknown_role(role))
     with _locked(path):
-        _replace_line(path, name, replace(_known(path, name), written_role=role))
+        user = _known(path, name)
+        if keep_operator and role != OPERATOR:
+            _refuse_last_operator(path, name)
+        _replace_line(path, name, f"{name}:{replace(user, written_role=role).line}")
 
 
 def set_password(path: Path, name: str, password: str) -> None:
@@ -111,14 +132,22 @@ def set_password(path: Path, name: str, password: str) -> None:
         raise Refusal(problems)
     stored = _new_hash(password)
     with _locked(path):
-        _replace_line(path, name, replace(_known(path, name), hash=stored))
+        _replace_line(path, name, f"{name}:{replace(_known(path, name), hash=stored).line}")
 
 
-def remove_user(path: Path, name: str) -> None:
-    """Remove a user; their sessions end immediately. Raises Refusal if there is no such user."""
+def remove_user(path: Path, name: str, keep_operator: bool = False) -> None:
+    """Remove a user; their sessions end immediately. Raises Refusal if there is no such user; with `keep_operator`,
+    also if nobody would be an operator any more."""
     with _locked(path):
         _known(path, name)
-        _replace_line(path, name, None)
+        if keep_operator:
+            _refuse_last_operator(path, name)
+        _replace_line(path, name, f"{name}:{REMOVED}:{time.strftime('%Y-%m-%d')}")
+
+
+def _refuse_last_operator(path: Path, name: str) -> None:
+    if not any(user.role == OPERATOR for other, user in read_users(path).items() if other != name):
+        raise Refusal(problem("user-last-operator", "name", name=name))
 
 
 def _password_problems(password: str) -> list[Problem]:
@@ -181,14 +210,13 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _replace_line(path: Path, name: str, user: User | None) -> None:
-    """Write a user's line, or remove it. Every other line stays as it is: comments, and lines with a typo, too."""
+def _replace_line(path: Path, name: str, written: str) -> None:
+    """Write the line of a name. Every other line stays as it is: comments, and lines with a typo, too."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     places = [at for at, line in enumerate(lines) if line.strip().partition(":")[0] == name]
-    written = [f"{name}:{user.line}"] if user else []
     at = places[0] if places else len(lines)
     others = [line for place, line in enumerate(lines) if place not in places]
-    text = "".join(f"{line}\n" for line in [*others[:at], *written, *others[at:]])
+    text = "".join(f"{line}\n" for line in [*others[:at], written, *others[at:]])
     write_text(path, text, private=True)
 
 

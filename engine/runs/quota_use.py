@@ -47,7 +47,21 @@ def runs_of(saves: Path, user: str) -> list[Run]:
 
 def gpu_hours(runs: list[Run], now: float) -> float:
     """The GPU hours of runs within the 30 days before `now`; on the CPU, a process counts as a GPU."""
-    return sum(attempts.gpu_hours(run, now, now - WINDOW_SECONDS) for run in runs)
+    since = now - WINDOW_SECONDS
+    recent = (run for run in runs if not (run.final and run.ended and run.ended < since))  # others need no look
+    return sum(attempts.gpu_hours(run, now, since) for run in recent)
+
+
+def hours_of(saves: Path, user: str, now: float | None = None) -> float:
+    """The GPU hours of a user in the 30 days before `now`, in seconds since 1970."""
+    return gpu_hours(runs_of(saves, user), time.time() if now is None else now)
+
+
+def hours_left(saves: Path, user: str) -> tuple[float, float] | None:
+    """How many GPU hours a user may still use, and of how many; None without a limit. Raises Refusal if the quotas
+    cannot be read."""
+    limit = read_quotas(saves).of(user).gpu_hours
+    return None if limit is None else (max(limit - hours_of(saves, user), 0.0), limit)
 
 
 def data_bytes(data: Path, user: str) -> int:
@@ -81,15 +95,15 @@ def _size(file: Path) -> int:
 
 def excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
     """Why a user may not start another run: each limit that has been reached, with what is used. Without `data`, only
-    runs count towards the disk. What runs is not stopped. The limit of runs at once is no reason: then the run
-    waits."""
+    runs count towards the disk. For what runs already, see `engine.runs.quota_watch`. The limit of runs at once is no
+    reason: then the run waits."""
     try:
         limits = read_quotas(saves).of(user)
     except Refusal as refusal:
         return refusal.problems
     problems = []
     if limits.gpu_hours is not None:
-        used = gpu_hours(runs_of(saves, user), time.time())
+        used = hours_of(saves, user)
         if used >= limits.gpu_hours:
             problems.append(problem("quota-hours", user=user, used=f"{used:,.1f}", limit=f"{limits.gpu_hours:g}"))
     if limits.disk_gb is not None:

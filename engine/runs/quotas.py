@@ -1,13 +1,17 @@
 """Limits by user: how many runs at once, GPU hours in 30 days, disk space. They are in one file that an operator edits.
 
 `quotas.yaml` in the saves folder has `default` limits and those of single `users`; what a user's own entry leaves out
-is the default, and null means no limit. Without the file, there are no limits. How much somebody uses is counted by
-`engine.runs.quota_use`; the limit of runs at once is kept by `engine.runs.schedule`.
+is the default, and null means no limit. `when_used_up` says what becomes of a training in progress whose owner has used
+up their GPU hours. Without the file, there are no limits. The page changes single lines of it, and leaves the others as
+they are. How much somebody uses is counted by `engine.runs.quota_use`; the limit of runs at once is kept by
+`engine.runs.schedule`, the end of a training by `engine.runs.quota_watch`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,10 +19,15 @@ from typing import Any
 
 import yaml
 
+from engine.core.locks import wait_for_lock
 from engine.core.problems import Refusal, problem
 from engine.core.regular_files import read_text
+from engine.core.rundir import write_text
+from engine.runs.quota_edits import Entry, with_entry
 
 QUOTAS_FILE = "quotas.yaml"
+KEYS = ("default", "users", "when_used_up")
+WARN, STOP = "warn", "stop"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Quotas:
 
     default: Limits = Limits()
     users: Mapping[str, Limits] = field(default_factory=dict)
+    stops: bool = False  # a training saves a checkpoint and stops when the GPU hours of its owner are used up
+    own: Mapping[str, Entry] = field(default_factory=dict, compare=False)  # what each entry says; "" is the default's
 
     def of(self, user: str) -> Limits:
         """The limits of a user; none without a name, as without a login."""
@@ -50,16 +61,26 @@ def read_quotas(saves: Path) -> Quotas:
     later that a limit was never kept."""
     path = saves / QUOTAS_FILE
     try:
-        content = yaml.safe_load(read_text(path))
+        return _parsed(path, read_text(path))
     except FileNotFoundError:
         return Quotas()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise Refusal(problem("quotas-unreadable", file=path, why=" ".join(str(error).split())[:200])) from None
+
+
+def _parsed(path: Path, text: str) -> Quotas:
+    """What a text of the file says. Raises Refusal or YAMLError."""
+    content = yaml.safe_load(text)
     content = {} if content is None else content
-    known = _object(path, "", content, ("default", "users"))
+    known = _object(path, "", content, KEYS)
     default = _limits(path, "default", known.get("default") or {}, Limits())
-    users = _object(path, "users", known.get("users") or {}).items()
-    return Quotas(default, {str(name): _limits(path, f"users.{name}", own or {}, default) for name, own in users})
+    users = {str(name): own or {} for name, own in _object(path, "users", known.get("users") or {}).items()}
+    when = known.get("when_used_up", WARN)
+    if when not in (WARN, STOP):
+        values = {"file": path, "place": "when_used_up", "given": str(when)[:80]}
+        raise Refusal(problem("quotas-key", **values, known=f"{WARN}, {STOP}"))
+    limits = {name: _limits(path, f"users.{name}", own, default) for name, own in users.items()}
+    return Quotas(default, limits, when == STOP, {"": known.get("default") or {}, **users})
 
 
 def _object(path: Path, place: str, value: Any, known: tuple[str, ...] = ()) -> Mapping[Any, Any]:
@@ -77,3 +98,23 @@ def _limits(path: Path, place: str, value: Any, default: Limits) -> Limits:
         if limit is not None and not (number and 0 <= limit < math.inf):
             raise Refusal(problem("quotas-number", file=path, place=f"{place}.{name}", given=str(limit)[:80]))
     return Limits(**{name: own.get(name, getattr(default, name)) for name in NAMES})
+
+
+def change_limits(saves: Path, user: str, own: Entry) -> None:
+    """Give a user limits of their own or, for "", change the default; what `own` leaves out is the default or, there,
+    not limited. Every other line of the file stays as it is. Raises Refusal if the file or a limit is wrong, or if the
+    file cannot be changed in this way."""
+    path = saves / QUOTAS_FILE
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.callback(os.close, wait_for_lock(saves / f".{QUOTAS_FILE}.lock"))
+            before = read_quotas(saves)
+            text = read_text(path) if os.path.lexists(path) else ""
+            changed = with_entry(text, ("users", user) if user else ("default",), own)
+            after = Quotas() if changed is None else _parsed(path, changed)
+            if changed is None or (after.own, after.stops) != ({**before.own, user: dict(own)}, before.stops):
+                raise Refusal(problem("quotas-not-changed", file=path))
+            write_text(path, changed)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+            raise Refusal(problem("quotas-unwritten", file=path, why=why or "—")) from None

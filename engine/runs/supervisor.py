@@ -41,6 +41,7 @@ from engine.runs import attempts, engines, kinds, notify, queue
 from engine.runs.allotment import NO_GPUS, Allotted, Leased
 from engine.runs.outcome import determine_outcome, disk_is_full, requested_stop
 from engine.runs.progress import read_long_curves
+from engine.runs.quota_watch import QuotaWatch
 from engine.runs.run import read
 from engine.runs.stall import StallWatch
 from engine.runs.standby_launcher import StandbyLauncher
@@ -83,6 +84,8 @@ def supervise(
         from engine.runs.sweep_watch import SweepWatch  # other runs need not wait for what it imports
 
         watches.append(SweepWatch(read(run.path, queue.saves_of(run.path))).look)
+    if read_object(run.request).get("by"):
+        watches.append(QuotaWatch(read(run.path, queue.saves_of(run.path))).look)
     if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpus)):
         launcher.end()
         launcher = None

@@ -10,6 +10,8 @@ reader's language. Both are built by the same function, so that a handler has th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gradio as gr
 
 from engine.launch.workspace import Workplace
@@ -21,11 +23,11 @@ from webui.studio.transfers import FromLoaded, FromRun, IntoForm
 from webui.words import Words
 
 
-def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
-    """The whole page in one language."""
+def page(workplace: Workplace, language: str, root: str = "", users_file: Path | None = None) -> gr.Blocks:
+    """The whole page in one language; with a login, `users_file` has its users."""
     words = Words(language)
     with PageBlocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
-        frame = lay_out_frame(words, workplace, root)
+        frame = lay_out_frame(words, workplace, root, users_file)
         tabs = lay_out_tabs(frame)
         Navigation(frame, tabs).wire(blocks)
         for transfer in (IntoForm, FromRun, FromLoaded):

@@ -24,6 +24,7 @@ from webui.event_streams import UnbufferedEventStreams
 from webui.notification_pages import NotificationPages
 from webui.page_sessions import keep_little
 from webui.people import UploadsOfUsers
+from webui.people_pages import PeoplePages
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.studio import page, script_files
@@ -46,7 +47,7 @@ def application(
     as in `SameOrigin`; None: any name. `api` answers below /v1 and `mcp` at /mcp, where they ask for tokens
     themselves; they are those of the users in `users_file`."""
     root = root_path.rstrip("/")
-    pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
+    pages = {language: _mounted(page(workplace, language, root, users_file), root) for language in LANGUAGES}
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> Any:
@@ -60,13 +61,16 @@ def application(
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
     start_pages = {language: StartPage(page_app, root) for language, page_app in pages.items()}
     notifications = NotificationPages(workplace.saves, users_file, root).routes()
-    own_tokens = token_pages.routes(users_file, workplace.saves, root) if users_file else []
+    of_users = []
+    if users_file:
+        of_users = token_pages.routes(users_file, workplace.saves, root)
+        of_users += PeoplePages(workplace, users_file, root).routes()
     routes = [
         healthy,
         Assets(),
         *script_files.routes(),
         *downloads.routes(workplace),
-        *own_tokens,
+        *of_users,
         *notifications,
         Mount("/", _ByLanguage(start_pages)),
     ]

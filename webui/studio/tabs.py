@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 
@@ -29,6 +30,7 @@ class Frame:
     words: Words
     workplace: Workplace
     root: str  # prefix of each address
+    users_file: Path | None  # None without a login
     head: gr.HTML
     message: gr.HTML  # shows that something was done, or why it was not
     selected: gr.Textbox  # id of the open run; "" = none
@@ -53,12 +55,12 @@ class Tabs:
     gpus: dict[str, GpusPanel]  # by the tab that shows them
 
 
-def lay_out_frame(words: Words, workplace: Workplace, root: str) -> Frame:
+def lay_out_frame(words: Words, workplace: Workplace, root: str, users_file: Path | None = None) -> Frame:
     """The frame in the current context, above the tabs."""
     head = gr.HTML(header(words, people.asking(), root), elem_id="head")
     selected, address_tab, address_query, form = (hidden_value() for _ in range(4))
     message = gr.HTML(elem_id="told")
-    return Frame(words, workplace, root, head, message, selected, address_tab, address_query, form)
+    return Frame(words, workplace, root, users_file, head, message, selected, address_tab, address_query, form)
 
 
 def lay_out_tabs(frame: Frame) -> Tabs:
@@ -96,5 +98,5 @@ def lay_out_tabs(frame: Frame) -> Tabs:
         with item("export"):
             export = export_tab.build(words, workplace, root, message, user)
         with item("system"):
-            gpus = system_tab.build(words, workplace, message)
+            gpus = system_tab.build(words, workplace, message, root, frame.users_file)
     return Tabs(tabs, items, train, runs, data, chat, evaluate, compare, export, {"train": train.gpus, "system": gpus})

@@ -1,12 +1,13 @@
 """The System tab: the GPUs and who uses them; what works on this machine, with fixes, like `python -m engine doctor`;
-disk space that can be freed (`storage_panel`), like `python -m engine prune`; and what everybody has done
-(`audit_panel`), like `python -m engine audit`."""
+disk space that can be freed (`storage_panel`), like `python -m engine prune`; with a login, quotas (`people_panel`),
+like `python -m engine quotas`; and what everybody has done (`audit_panel`), like `python -m engine audit`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
 from itertools import chain
+from pathlib import Path
 
 import gradio as gr
 
@@ -20,6 +21,7 @@ from webui.gpus_panel import GpusPanel
 from webui.panels import Panel, Updates
 from webui.people import hindrance
 from webui.system_tab.audit_panel import AuditPanel
+from webui.system_tab.people_panel import PeoplePanel
 from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
 
@@ -88,12 +90,13 @@ def _line(finding: Finding, language: str) -> str:
     )
 
 
-def build(words: Words, workplace: Workplace, message: gr.HTML) -> GpusPanel:
-    """The tab in the current context. Returns its GPUs."""
+def build(words: Words, workplace: Workplace, message: gr.HTML, root: str, users_file: Path | None) -> GpusPanel:
+    """The tab in the current context; without a login, there is no `users_file`. Returns its GPUs."""
     gpus = GpusPanel(words, gpus_html.table, "system-gpus")
     gr.HTML(f"<h3>{escape(words('gpus'))}</h3>")
     storage, record = StoragePanel(words, workplace, message), AuditPanel(words, workplace)
-    for panel in (gpus, ReportPanel(words, workplace), storage, record):
+    people = [PeoplePanel(words, workplace, users_file, root)] if users_file else []
+    for panel in (gpus, ReportPanel(words, workplace), storage, *people, record):
         panel.layout()
         panel.wire()
     return gpus

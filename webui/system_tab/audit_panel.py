@@ -19,7 +19,7 @@ from webui.words import Words
 
 MAX_LINES = 200
 # What is recorded besides the actions of `engine.core.rights`: of the pages of one's own, and of the command line.
-OF_PEOPLE = ("sign-in", "sign-out", "password", "user-add", "user-remove", "user-role", "token-add", "token-revoke")
+OF_PEOPLE = ("sign-in", "sign-out", "password", "token-add", "token-revoke")
 ACTIONS = (*RIGHTS, *OF_PEOPLE)
 DOTS = {"done": "finished", "refused": "interrupted", "failed": "failed"}  # outcomes → dots as used for runs
 

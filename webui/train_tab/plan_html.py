@@ -7,7 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 from engine.core import hardware
-from engine.core.problems import Problem
+from engine.core.problems import Problem, say
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
 from engine.runs.plan import Summary
@@ -113,3 +113,10 @@ def memory(summary: Summary, spec: RunSpec, words: Words) -> str:
     else:
         sentence = words("memory-short", changes=notices.changes(spec, summary.fits, words), **values)
     return f'<p class="doubtful">{escape(sentence)}</p>'
+
+
+def hours_left(left: float, limit: float, stops: bool, words: Words) -> str:
+    """How many GPU hours are left of how many, and whether a training stops at their end."""
+    code = "quota-hours-left-stop" if stops else "quota-hours-left"
+    text = say(code, words.language, left=f"{left:,.1f}", limit=f"{limit:g}")
+    return f'<p class="{"quiet" if left else "doubtful"}">{escape(text)}</p>'

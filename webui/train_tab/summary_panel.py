@@ -14,7 +14,7 @@ from engine.core import kept_forms
 from engine.core.problems import Problem, Refusal
 from engine.data import preview_client
 from engine.launch.workspace import Workplace
-from engine.runs import runs, standby
+from engine.runs import quota_use, quotas, runs, standby
 from engine.runs.plan import ALWAYS_CHOSEN, changed_settings, defaults_for, summary
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from webui import clicks, notices
@@ -117,12 +117,22 @@ class SummaryPanel(Panel):
             self.settings.model_facts: model_html.model_facts(spec.model.model_name_or_path, self.workplace, words),
             self.settings.packages: model_html.unusable_packages(plan.unusable, words),
             self.plan: plan_html.plan(spec, plan, problems, words, known=not unreadable)
+            + self._hours_left()
             + changed_html.changed(changes, words),
             self.marks: notices.marks(problems, words) + styles,
             self.command: notices.code("command-text", plan.shell, words),
             self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
             self.trial_timer: gr.Timer(active=plan.unusable is None),
         } | self.settings.conversion.offer(spec.model)
+
+    def _hours_left(self) -> str:
+        """How many GPU hours the person who is asking may still use; "" without a limit."""
+        saves = self.workplace.saves
+        try:
+            left = quota_use.hours_left(saves, asking().name)
+            return plan_html.hours_left(*left, quotas.read_quotas(saves).stops, self.words) if left else ""
+        except Refusal:  # the file is wrong, as the start says
+            return ""
 
     def offer_standby(self, request: gr.Request, *held: Any) -> None:
         """Somebody is looking at the form, which is ready: what a start has to wait for can be done now."""
