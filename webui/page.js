@@ -188,7 +188,7 @@
     const early = filled ?? [];
     filled = true;
     for (const id of early) athanorSettled(id);
-    requestAnimationFrame(show); requestAnimationFrame(watchRights); requestAnimationFrame(athanorFirstSteps);
+    requestAnimationFrame(show); requestAnimationFrame(watchRights); requestAnimationFrame(athanorFirstSteps); requestAnimationFrame(athanorSearchKey);
     return [];
   };
   window.athanorArrive = () => {

@@ -99,6 +99,20 @@
     if (row) choose(Number(row.dataset.at));
   });
 
+  // Whether the key was switched off in this browser, and the button that shows and changes it.
+  let off = null;
+  const silent = () => { try { return off ?? localStorage.getItem('search-key') === 'off'; } catch { return off ?? false; } };
+  window.athanorSearchKey = () => {
+    document.getElementById('search-key')?.setAttribute('aria-pressed', String(!silent()));
+    if (silent()) box()?.removeAttribute('aria-keyshortcuts'); else box()?.setAttribute('aria-keyshortcuts', '/');
+  };
+  document.addEventListener('click', ({ target }) => {
+    if (target.id !== 'search-key') return;
+    off = !silent();
+    try { localStorage.setItem('search-key', off ? 'off' : 'on'); } catch { /* private window: until the page is closed */ }
+    athanorSearchKey();
+  });
+
   const typing = (target) => target.isContentEditable || target.matches('textarea, select, input:not([type=checkbox], [type=radio], [type=range])');
   document.addEventListener('keydown', (event) => {
     const { key, target } = event, whole = event.ctrlKey || event.metaKey;
@@ -106,7 +120,7 @@
     if (key === 'Enter' && whole && !event.repeat && target !== box()) {
       const start = document.getElementById('start'); // a box in a fold of the card has a button of its own
       if (start?.checkVisibility() && !target.closest('.card .fold, .own')) { event.preventDefault(); start.click(); }
-    } else if (key === '/' && !whole && !event.altKey && !typing(target)) {
+    } else if (key === '/' && !whole && !event.altKey && !typing(target) && !silent()) {
       event.preventDefault(); box().focus(); box().select();
     } else if (target === box()) {
       if (key === 'ArrowDown' || key === 'ArrowUp') {

@@ -145,8 +145,18 @@ def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
     page.keyboard.press("Control+Enter")  # the same as the button, which refuses what cannot be read
     expect(page.locator("#told")).to_contain_text("1 to fix")
     assert runs.find(untouched[1]) == []
+    key = page.locator("#search-key")  # a single character must not be a key for everybody (WCAG 2.1.4)
+    expect(key).to_have_attribute("aria-pressed", "true")
+    key.press("Enter")
+    expect(key).to_have_attribute("aria-pressed", "false")
     page.reload()  # without a login, the browser knows how the form was left
     expect(page.locator("#summary .problems a")).to_have_count(1)
+    expect(key).to_have_attribute("aria-pressed", "false")
+    page.locator("body").press("/")
+    expect(box).not_to_be_focused()
+    key.click()
+    page.locator("body").press("/")
+    expect(box).to_be_focused()
     page.locator("#tour li.now button").press("Enter")
     expect(page.locator("#preset input")).to_be_focused()
 

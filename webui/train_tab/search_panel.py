@@ -1,5 +1,6 @@
 """The box that finds a setting by its words. The page's script does it (settings.js): nothing is asked of the server
-while somebody types."""
+while somebody types. Its key `/` can be switched off in each browser, as WCAG 2.1.4 asks of single characters: software
+that types what somebody says would press it by accident."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class SearchPanel(Panel):
             'aria-controls="settings-matching" aria-autocomplete="list" aria-describedby="find-help" '
             f'aria-keyshortcuts="/" autocomplete="off" spellcheck="false" placeholder="{text("search-placeholder")}" '
             f'data-index="{index_file(words.language)[0]}" data-none="{none}" '
-            f'data-failed="{text("search-failed")}"><kbd aria-hidden="true">/</kbd>'
+            f'data-failed="{text("search-failed")}"><button type="button" id="search-key" aria-pressed="true" '
+            f'aria-label="{text("search-key")}" title="{text("search-key")}">/</button>'
             f'<ul id="settings-matching" role="listbox" aria-label="{text("search")}" hidden></ul></div>'
             f'<p id="find-help">{text("search-help")}</p><p class="heard" role="status"></p></div>',
             elem_id="finder",
