@@ -127,7 +127,7 @@ def test_bad_values_are_sentences_and_change_nothing(place: Place) -> None:
         {"do": "password", "user": "nobody", "password": PASSWORD}, {"do": "remove", "user": "root"},
         {"do": "remove", "user": "<b>"}, {"do": "limits", "user": "ada", "gpu_hours": "-1"},
         {"do": "limits", "user": "ada", "gpu_hours": "nan"}, {"do": "limits", "user": "ada", "disk_gb": "<script>"},
-        {"do": "limits", "user": "ada", "runs_at_once": "1e999"},
+        {"do": "limits", "user": "ada", "runs_at_once": "1e999"}, {"do": "limits", "user": "a: [", "disk_gb": "1"},
     ):  # fmt: skip
         status, text = place.visit("root", **fields)
         assert (status, 'class="error"' in text) == (422, True), fields

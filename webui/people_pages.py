@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -46,7 +47,7 @@ class PeoplePages:
             return PlainTextResponse(denied.text(language), HTTPStatus.FORBIDDEN)
         form: Form = {}
         if request.method == "POST":
-            limits = {"max_fields": MAX_FORM_FIELDS, "max_part_size": MAX_FIELD_BYTES}
+            limits: dict[str, Any] = {"max_fields": MAX_FORM_FIELDS, "max_part_size": MAX_FIELD_BYTES}
             async with request.form(max_files=0, **limits) as fields:
                 form = {name: str(value) for name, value in fields.items()}
         return await run_in_threadpool(self._page, form, person, Words(language))
@@ -59,7 +60,8 @@ class PeoplePages:
             except Refusal as refusal:
                 problems = refusal.problems
                 typed = _typed(form, problems)
-        everybody, limits = list[accounts.Account](), None
+        everybody: list[accounts.Account] = []
+        limits: quotas.Quotas | None = None
         try:
             everybody = accounts.accounts(self.workplace, self.users_file)
             limits = quotas.read_quotas(self.workplace.saves)
@@ -105,6 +107,8 @@ class PeoplePages:
         return say("user-password-set", language, name=user, names=left or NOTHING)
 
     def _set_limits(self, form: Form, user: str, language: str) -> str:
+        if user and not users.USER_NAME.fullmatch(user):
+            raise Refusal(problem("user-name", "name", given=user[:80]))
         own = {name: _limit(form[name]) for name in NAMES if form.get(name, "").strip()}
         quotas.change_limits(self.workplace.saves, user, own)
         return say("quota-set", language, name=user) if user else say("quota-default-set", language)

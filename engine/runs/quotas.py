@@ -49,7 +49,8 @@ class Quotas:
     default: Limits = Limits()
     users: Mapping[str, Limits] = field(default_factory=dict)
     stops: bool = False  # a training saves a checkpoint and stops when the GPU hours of its owner are used up
-    own: Mapping[str, Entry] = field(default_factory=dict, compare=False)  # what each entry says; "" is the default's
+    # What each entry says; "" is the default's.
+    own: Mapping[str, Entry] = field(default_factory=lambda: {"": {}}, compare=False)
 
     def of(self, user: str) -> Limits:
         """The limits of a user; none without a name, as without a login."""
