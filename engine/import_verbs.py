@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.core import audit
 from engine.core.problems import Refusal, problem
 from engine.following import sentence, user_name
-from engine.importer.run_import import Candidate, candidates, import_run
+from engine.importer.run_import import Candidate, candidates, import_run, unreadable
 from engine.launch.workspace import Workplace, make_saves
 
 
@@ -32,7 +32,11 @@ def import_runs(arguments: argparse.Namespace, workplace: Workplace) -> int:
     make_saves(workplace)
     usable = 0
     for root in roots:
-        if not (listed := candidates(root, workplace.saves)):
+        try:
+            listed = candidates(root, workplace.saves)
+        except OSError as error:
+            raise Refusal(unreadable(root, error)) from error
+        if not listed:
             raise Refusal(problem("import-run-nothing", folder=root))
         # The oldest first, so that a training that continues another finds it.
         usable += sum(_import(candidate, root, workplace) for candidate in reversed(listed))
@@ -51,6 +55,9 @@ def _import(candidate: Candidate, root: Path, workplace: Workplace) -> bool:
             raise Refusal(candidate.hindrance)
         with audit.recorded(workplace.saves, audit.shell(user_name()), "import", str(folder)):
             run, notes = import_run(folder, root, workplace, user_name())
+    except OSError as error:
+        print(sentence(unreadable(folder, error)), file=sys.stderr, flush=True)
+        return False
     except Refusal as refusal:
         print("\n".join(map(sentence, refusal.problems)), file=sys.stderr, flush=True)
         return False

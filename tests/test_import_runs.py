@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gradio as gr
 import numpy as np
 import pytest
 import yaml
@@ -30,9 +31,12 @@ from engine.runs import compare, failures, progress, results, runs
 from engine.serving import servers
 from tests.conftest import engine
 from tests.foreign_training import QUESTION, SECONDS_PER_STEP, STEPS
+from tests.no_space import no_space
 from tests.preloaded import run_python
 from tests.served import client_of, serving
 from webui import charts
+from webui.runs_tab.import_panel import ImportPanel
+from webui.runs_tab.panel import Context
 from webui.words import Words
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -415,3 +419,36 @@ def test_an_enormous_log_and_too_many_folders_are_not_read(
         import_run(theirs / "checkpoint-4", theirs, workplace, "")
     assert [path.name for path in rundir.run_folders(workplace.saves)] == [run.path.name]
     assert len(list(run.path.parent.iterdir())) == 1
+
+
+def test_files_of_any_size_and_a_disk_that_is_full_are_sentences(
+    workplace: Workplace, theirs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = replace(workplace, import_from=(theirs.parent,))
+    with gr.Blocks():
+        panel = ImportPanel(Context(Words("en"), place, "", gr.HTML(), lambda request: "", gr.Textbox()))
+        panel.layout()
+
+    def brought(*folders: Path) -> str:
+        return str(list(panel.bring([str(folder) for folder in folders]))[-1][panel.report])
+
+    names = {"adapter_model.safetensors": "free", "chat_template.jinja": "at most 256 MB"}
+    for name in names:  # files that take no space on the disk, and would fill it
+        shutil.copytree(theirs, theirs.parent / name)
+        with (theirs.parent / name / name).open("r+b") as file:
+            file.truncate(1 << 42)
+    text = brought(*(theirs.parent / name for name in names))
+    assert [reason in text for reason in names.values()] == [True, True]
+    assert runs.find(workplace.saves) == []
+    with no_space():
+        text = brought(theirs, theirs.parent / "gone", Path("/"), Path("\0"))
+    assert ("was not imported: File too large" in text, "Reload the list" in text) == (True, True)
+    assert list(workplace.saves.glob("*/*/*")) == []
+    where = [f"--{name}={folder}" for name, folder in {"saves": place.saves, "data": place.data}.items()]
+    monkeypatch.setattr("sys.argv", ["engine", "import-runs", str(theirs.parent), *where])
+    with no_space():
+        assert shell.main() == 1
+    printed = capsys.readouterr()
+    assert "new " not in printed.out
+    assert "was not imported" in printed.err
+    assert "1 run imported" in brought(theirs)

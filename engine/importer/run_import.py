@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.core.hardware import free_disk
 from engine.core.locks import wait_for_lock
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem, sentences
@@ -36,6 +37,8 @@ from engine.spec.run_spec import RunSpec
 
 TOOL = "LLaMA-Factory"
 OUTPUT_FILE = "running_log.txt"  # what a training started by LLaMA Board has printed
+MAX_TEXT_BYTES = 256 << 20  # of a tokenizer's file, or a configuration; the largest tokenizers have some 35 MB
+SPARED_BYTES = 1 << 30  # of the disk, which runs in progress need, too
 LOCK_FILE = ".imports.lock"  # in the saves folder
 FICLONE = 0x40049409  # as in linux/fs.h: the copy shares its blocks with the original until either is changed
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
@@ -90,8 +93,13 @@ def import_run(folder: Path, root: Path, workplace: Workplace, by: str) -> tuple
         finally:
             os.close(lock)
     except OSError as error:
-        values = {"folder": folder, "file": error.filename or "—", "why": error.strerror or error}
-        raise Refusal(problem("import-run-unreadable", **values)) from error
+        raise Refusal(unreadable(folder, error)) from error
+
+
+def unreadable(folder: Path, error: OSError) -> Problem:
+    """Why a folder was not imported, or not looked at: no permission, a full disk, a network that is gone."""
+    values = {"folder": folder, "file": error.filename or "—", "why": error.strerror or error}
+    return problem("import-run-unreadable", **values)
 
 
 def _imported(saves: Path) -> dict[tuple[str, str], Run]:
@@ -195,12 +203,25 @@ def _bring(theirs: ForeignRun, source: Path, target: Path) -> bool:
             if not _cloned(original, copy):
                 links = theirs.form == "model" and source.suffix == ".safetensors"
                 if not links:
-                    shutil.copyfileobj(original, copy, 1 << 20)
+                    _copy(source, original, copy)
         if links:
             _link(theirs, source, original, target)
     if not links:
         apply_umask(target)
     return links
+
+
+def _copy(source: Path, original: BinaryIO, copy: BinaryIO) -> None:
+    """Copy as many bytes as the file has now. Raises Refusal for a text that is none by its size, or if the disk would
+    not have enough space left: a file may be sparse, and far larger than what it takes."""
+    size, free = os.fstat(original.fileno()).st_size, free_disk(Path(copy.name).parent)
+    if source.suffix != ".safetensors" and size > MAX_TEXT_BYTES:
+        raise Refusal(problem("import-run-file-large", file=source, size=size >> 20, limit=MAX_TEXT_BYTES >> 20))
+    if size > free - SPARED_BYTES:
+        raise Refusal(problem("import-run-no-space", file=source, size=size >> 20, free=free >> 20))
+    left = size
+    while left and (piece := original.read(min(left, 1 << 20))):
+        left -= copy.write(piece)
 
 
 def _cloned(original: BinaryIO, copy: BinaryIO) -> bool:
@@ -239,7 +260,7 @@ def _tokenizer_of_base(base: Path, result: Path, roots: Sequence[Path]) -> Probl
             files = {}
         for name, file in files.items():
             with (result / name).open("wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 20)
+                _copy(base / name, file, copy)
     return problem("import-run-tokenizer" if files else "import-run-no-tokenizer", base=base)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.importer.run_import import Candidate, candidates, import_run
+from engine.importer.run_import import Candidate, candidates, import_run, unreadable
 from engine.launch.workspace import is_inside
 from engine.runs.run import Run
 from webui import notices
@@ -66,6 +66,8 @@ class ImportPanel(Panel):
                 done.append(self._import(Path(folder)))
             except Refusal as refusal:
                 refused += refusal.problems
+            except OSError as error:
+                refused.append(unreadable(Path(folder), error))
         yield self._listed(self._done(done, refused))
 
     def _import(self, folder: Path) -> Run:
@@ -85,16 +87,18 @@ class ImportPanel(Panel):
     def _listed(self, above: str) -> Updates:
         """The trainings to choose from, below what has just been done."""
         listed: list[tuple[Path, Candidate]] = []
-        unreadable: list[Problem] = []
+        hindrances: list[Problem] = []
         for root in self.roots:
             try:
                 listed += ((root, candidate) for candidate in candidates(root, self.saves))
             except Refusal as refusal:
-                unreadable += refusal.problems
+                hindrances += refusal.problems
+            except OSError as error:
+                hindrances.append(unreadable(root, error))
         new = [(root, each) for root, each in listed if not each.run and not each.hindrance]
         choices = [(self._label(root, each), str(each.folder)) for root, each in new]
         known = sum(each.run is not None for _, each in listed)
-        hindrances = [*unreadable, *(each.hindrance for _, each in listed if each.hindrance)]
+        hindrances += [each.hindrance for _, each in listed if each.hindrance]
         allowed = hindrance("import")
         return {
             self.chosen: gr.update(choices=choices, value=[value for _, value in choices], visible=bool(choices)),
