@@ -10,20 +10,18 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import get_args
 
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.project import PROJECT
 from engine.core.regular_files import read_text
 from engine.core.rundir import RunDir, read_json, read_object
 from engine.launch.accelerate_config import is_fsdp
 from engine.launch.command import OFFLINE_VARIABLES
 from engine.launch.workspace import Workplace
+from engine.models import child
 from engine.models.discovery import is_hub_id
 from engine.models.facts import inspect_model
 from engine.models.quantized_weights import DEQUANTIZED, UNPACKED
@@ -152,16 +150,13 @@ def write_archive(run: RunDir, spec: RunSpec, workplace: Workplace, scratch: Pat
 
 def _run_child(run: RunDir, folder: Path) -> None:
     """Let a child write into `folder`. Raises Refusal with its problems, or with the last line of its error."""
-    command = [sys.executable, "-m", "engine.worker.write_script", str(run.path), str(folder)]
+    module, where = "engine.worker.write_script", (str(run.path), str(folder))
     try:
-        child = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=MAX_SECONDS,
-            env=os.environ | OFFLINE_VARIABLES,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        child.ask(module, *where, seconds=MAX_SECONDS, environment=OFFLINE_VARIABLES)
+    except child.TooSlow:
         raise Refusal(problem("script-too-slow", seconds=MAX_SECONDS)) from None
-    if child.returncode:
-        raise Refusal(_problems_of(child.stdout) or problem("script-failed", why=child.stderr.strip()[-300:]))
+    except child.NoAnswer as failure:
+        raise Refusal(_problems_of(failure.output) or problem("script-failed", why=failure)) from None
 
 
 def _problems_of(output: str) -> list[Problem]:

@@ -1,4 +1,5 @@
-"""Questions about a model that only its classes answer: a child process imports them, prints the answer, and ends."""
+"""Ask a child process that imports what this process does not, prints its answer, and ends: for example what only the
+classes of a model know."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -24,26 +25,32 @@ Answer = TypeVar("Answer")
 
 
 class NoAnswer(Exception):
-    """The child failed; the text says why."""
+    """The child failed; the text says why, and `output` is what it has printed."""
+
+    def __init__(self, reason: str, output: str = ""):
+        super().__init__(reason)
+        self.output = output
 
 
 class TooSlow(NoAnswer):
-    """It was ended after MAX_SECONDS."""
+    """It was ended after the time that it had."""
 
 
-def ask(module: str, *arguments: str) -> str:
-    """What `python -m module arguments` prints. Raises NoAnswer, and in particular TooSlow."""
+def ask(
+    module: str, *arguments: str, seconds: float = MAX_SECONDS, environment: Mapping[str, str] = ENVIRONMENT
+) -> str:
+    """What `python -m module arguments` prints within `seconds`. Raises NoAnswer, and in particular TooSlow."""
     command = [sys.executable, "-m", module, *arguments]
     try:
         child = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=MAX_SECONDS,
-            env=os.environ | ENVIRONMENT,
+            command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=seconds,
+            env=os.environ | environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise TooSlow(f"> {MAX_SECONDS} s") from None
+        raise TooSlow(f"> {seconds:g} s") from None
     if child.returncode:
         reason = child.stderr.strip().rpartition("\n")[2][:MAX_REASON_CHARACTERS]
-        raise NoAnswer(reason or f"exit code {child.returncode}")
+        raise NoAnswer(reason or f"exit code {child.returncode}", child.stdout)
     return child.stdout
 
 
