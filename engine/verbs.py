@@ -30,6 +30,7 @@ from engine.preflight import machine
 from engine.runs import engines, failures, gpu_use, kinds, prune, results, resumption, runs, sweeps
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
+from engine.runs.run import sweep_of
 from engine.serving import servers
 from engine.spec.run_spec import RunSpec
 
@@ -148,7 +149,7 @@ def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Stop a run after saving a checkpoint; with --kill, end its processes
     without saving, by force after ten seconds."""
     run = _run(arguments, workplace)
-    if arguments.sweep and (of := sweeps.sweep_of(run)):
+    if arguments.sweep and (of := sweep_of(run)):
         sweeps.stop(workplace.saves, of["id"], by=user_name())
         return 0
     # A queued run has nothing to save.
@@ -300,7 +301,11 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         key = text_of(arguments.api_key_file).strip()
     if not is_loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
-    ids = [_trained(workplace, name).id for name in arguments.runs]
+    checkpoints = [results.checkpoint(workplace.saves, name) for name in arguments.runs]
+    ids = [
+        checkpoint.id if checkpoint else _trained(workplace, name).id
+        for name, checkpoint in zip(arguments.runs, checkpoints, strict=True)
+    ]
     settings = servers.serve_settings(
         workplace, servers.choose(workplace, arguments.base, ids, arguments.engine), user_name()
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,93 @@ def test_events_and_checkpoints_are_read_from_the_folder(tmp_path: Path) -> None
     assert [event for event in events.events(empty) if event.data] == []
 
 
+LONG = 100_000
+COMPARES = {"name": "g", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+
+
+def bytes_read() -> int:
+    """How much this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def test_a_page_of_the_events_of_a_long_job_reads_no_more_than_it_shows(tmp_path: Path) -> None:
+    run = run_maker(tmp_path)("run")
+    lines = [
+        f'{{"step": {step}, "epoch": 1, "time": {step / 4}, "loss": {1 / step:.6g}}}' for step in range(1, LONG + 1)
+    ]
+    # Validated at every tenth step; and resumed at step 99,990, of which the later lines count.
+    lines = [
+        line if step % 10 else f'{line}\n{{"step": {step}, "epoch": 1, "time": {step / 4 + 0.1}, "eval_loss": 2.0}}'
+        for step, line in enumerate(lines, 1)
+    ]
+    again = [f'{{"step": {step}, "epoch": 1, "time": {step / 4}, "loss": 7.0}}' for step in range(LONG - 9, LONG + 3)]
+    run.dir.metrics.write_text("\n".join([*lines, '{"step": 100001, "ti', *again, ""]))
+    ended = run.dir.metrics.stat().st_mtime
+    write_json(run.dir.exit, read_json(run.dir.exit) | {"ended": ended + 5})
+    write_json(run.dir.request, read_json(run.dir.request) | {"submitted": ended - LONG})
+    middle = ended - LONG / 8 - 0.5  # half-way, between two steps
+    marker = run.path / "checkpoint-50" / "complete.json"
+    marker.parent.mkdir()
+    write_json(marker, {})
+    os.utime(marker, (middle, middle))
+    job = job_of(run, tmp_path)
+
+    def page(after: str, most: int) -> list[events.Event]:
+        before = bytes_read()
+        shown = list(islice(events.events(job, after), most))
+        assert bytes_read() - before < 1 << 18
+        return shown
+
+    newest = page("", 20)
+    steps = [event.data["step"] for event in newest if event.data]
+    assert steps == list(range(LONG + 2, LONG + 2 - len(steps), -1))
+    assert [event.data["train_loss"] for event in newest if event.data] == [
+        7.0 if step >= LONG - 9 else pytest.approx(1 / step, rel=1e-5) for step in steps
+    ]
+    assert newest[0].key[0] == "succeeded"
+    second = page(newest[-1].id(job), 3)
+    assert [event.data["step"] for event in second] == [steps[-1] - 1, steps[-1] - 2, steps[-1] - 3]
+    everything = list(events.events(job))
+    assert [event.data["step"] for event in everything if event.data] == list(range(LONG + 2, 0, -1))
+    assert sum("valid_loss" in event.data for event in everything) == LONG // 10 - 1  # the last was repeated without
+    places = [event.place for event in everything]
+    assert places == sorted(places, reverse=True)
+    saved = next(at for at, event in enumerate(everything) if event.key == ("checkpoint", 50))
+    for at in (0, saved - 1, saved, saved + 1, len(everything) - 30, len(everything) - 2, len(everything) - 1):
+        assert page(everything[at].id(job), 7) == everything[at + 1 : at + 8], at
+    for wrong in (everything[-9].id(job)[:-1] + "f", "ftevent-" + "0" * 24 + "-1", "ftevent-x", "a" * 10**5):
+        with pytest.raises(ApiError) as refused:
+            events.events(job, wrong)
+        assert refused.value.param == "after"
+
+
+def test_the_grader_of_a_run_that_was_started_on_the_page_says_what_its_rewards_are(tmp_path: Path) -> None:
+    write_json(tmp_path / "dataset_info.json", {"names": {"file_name": "n.json", "columns": {"response": "reply"}}})
+    (tmp_path / "n.json").write_text('[{"instruction": "a", "reply": "b"}]')
+    make = run_maker(tmp_path / "saves")
+
+    def grader(name: str, rewards_: dict[str, float], **more: Any) -> dict[str, Any]:
+        stage = {"kind": "grpo", "rewards": rewards_, **more}
+        run = make(name, stage=stage, data__dataset_dir=str(tmp_path))
+        return job_of(run, tmp_path / "saves").as_object({})["method"]["reinforcement"]["grader"]
+
+    single = grader("a", {"contains": 1.0})
+    assert single == {"type": "string_check", "operation": "like", **COMPARES, "name": "contains"} | {
+        "reference": "{{item.reply}}"
+    }
+    several = grader("b", {"rouge_l": 2.0, "exact": -0.5, "length": 1.0}, reward_length=9)
+    assert several["calculate_output"] == "2 * rouge_l - 0.5 * exact + 1 * length"
+    assert (several["graders"]["rouge_l"]["type"], several["graders"]["length"]["type"]) == (
+        "text_similarity",
+        "python",
+    )
+    assert all(line.startswith("#") for line in several["graders"]["length"]["source"].splitlines())
+    # What can be said in OpenAI's words is read back as the same.
+    del several["graders"]["length"]
+    weights = rewards(several | {"calculate_output": "2 * rouge_l - 0.5 * exact"})
+    assert weights == Rewards({"rouge_l": 2.0, "exact": -0.5}, "reply")
+
+
 def test_what_a_damaged_spec_said_is_not_invented(tmp_path: Path) -> None:
     run = run_maker(tmp_path)("run", training__num_train_epochs=7.0)
     run.dir.spec.write_text(run.dir.spec.read_text() + "no_such_setting: 1\n")
@@ -155,13 +244,11 @@ def test_a_job_that_has_been_resumed_since_it_was_read_is_cancelled_as_it_is_now
         jobs.cancel(job, Caller(Person("", OPERATOR)))
 
 
-COMPARES = {"name": "g", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         {"type": []},
+        {"type": "python", "source": "x" * 10**6},
         {"type": "string_check", "operation": {}, **COMPARES},
         {"type": "text_similarity", "evaluation_metric": [], **COMPARES},
         {"type": "string_check", "operation": "eq", **COMPARES, "name": "g" * 101},

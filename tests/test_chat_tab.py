@@ -190,6 +190,34 @@ def test_a_run_of_another_base_brings_its_base_and_what_that_knows(tab: Tab) -> 
     assert tab.model.show(tab.plain, [ONE, FAR], "transformers")[tab.model.adapters]["value"] == [ONE]
 
 
+def test_the_checkpoints_of_a_chosen_run_can_be_chosen(place: Workplace, tab: Tab) -> None:
+    for step, complete in ((9, True), (10, True), (20, False)):
+        folder = place.saves / TWO / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+        if complete:
+            write_json(folder / "complete.json", {})
+    none = tab.model.show(*ModelSelection(tab.plain, []))[tab.model.adapters]
+    assert [value for _, value in none["choices"]] == [TWO, ONE, FAR]
+    nine = f"{TWO}/checkpoint-9"
+    selection = ModelSelection(
+        tab.plain, [nine, ONE, f"{TWO}/checkpoint-20", f"{FAR}/checkpoint-1", "../x/checkpoint-1"]
+    )
+    shown = tab.model.show(*selection)[tab.model.adapters]
+    assert [value for _, value in shown["choices"]] == [TWO, f"{TWO}/checkpoint-10", nine, ONE, FAR]
+    assert shown["choices"][2][0] == "two · checkpoint 9"
+    assert shown["value"] == [nine, ONE]
+    selection = ModelSelection(tab.plain, [nine])
+    choice = tab.models.choice(selection)
+    assert (dict(choice.adapters), choice.base) == ({nine: place.saves / nine}, Path(tab.plain))
+    assert tab.models.titles(selection)[nine] == "two · checkpoint 9"
+    assert tab.models.of_models([nine], ModelSelection(None)) == selection
+    assert tab.models.with_base_of_last(ModelSelection(tab.knowing, [nine])).base == tab.plain
+    (place.saves / TWO / "initial_adapter").mkdir()  # of PiSSA: its checkpoints fit another base
+    with pytest.raises(Refusal):
+        tab.models.choice(selection)
+
+
 def test_models_are_loaded_found_restarted_and_unloaded(place: Workplace, tab: Tab, server: StandInServer) -> None:
     selected = (tab.plain, [ONE], "transformers")
     loaded = tab.model.load_model(ADA, *selected)

@@ -26,7 +26,7 @@ from engine.core.rundir import run_folders, write_json
 from engine.launch.workspace import PROJECT, Workplace
 from engine.mcp import run_tools
 from engine.mcp.answers import TOOLS, answer
-from engine.mcp.call import ASK, Call, NoArguments, Tool
+from engine.mcp.call import ASK, READ, Call, NoArguments, Tool
 from engine.mcp.package import load_server
 from engine.runs import runs
 from engine.runs.run import ALIVE_STATES, FINAL_STATES, Run
@@ -39,7 +39,7 @@ import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from engine.mcp.server import Calls
+from engine.mcp.server import MAX_CALLS_OF_CALLER, Calls
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -290,6 +290,42 @@ def test_one_caller_leaves_answers_of_models_for_the_others(monkeypatch: pytest.
                 assert (await calls.answer(ada, "no", {})).content["problems"][0]["code"] == "mcp-no-tool"
             done.set()
         assert not calls.turns.taken
+
+    try:
+        run_async(converse)
+    finally:
+        done.set()
+
+
+def test_one_caller_does_not_occupy_the_server_with_quick_calls_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, most = threading.Event(), MAX_CALLS_OF_CALLER
+
+    def hold(call: Call, _arguments: NoArguments) -> dict[str, Any]:
+        if call.caller.name == "ada":
+            done.wait(60)
+        return {"for": call.caller.name}
+
+    monkeypatch.setitem(TOOLS, "list_runs", Tool(hold, NoArguments, READ))
+    # The same person with two tokens, one of them to read alone; and somebody else.
+    ada, reader = (
+        Call(Workplace(), Caller(Person("ada", "user", ""), scopes)) for scopes in (("fine-tune",), ("read",))
+    )
+    bob = Call(Workplace(), Caller(Person("bob", "user", "")))
+
+    async def converse() -> None:
+        calls = Calls()
+        async with anyio.create_task_group() as waiting:
+            for number in range(most):
+                waiting.start_soon(calls.answer, ada if number % 2 else reader, "list_runs", {})
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(30):
+                for call in (ada, reader):
+                    refused = await calls.answer(call, "list_runs", {})
+                    assert refused.content["problems"][0]["code"] == "mcp-turns"
+                    assert str(most) in refused.text
+                assert (await calls.answer(bob, "list_runs", {})).content == {"for": "bob"}
+            done.set()
+        assert not calls.quick_turns.taken
 
     try:
         run_async(converse)

@@ -105,6 +105,22 @@ def test_bad_values_are_sentences_and_viewers_get_nothing(pages: NotificationPag
     assert ada.post(url="https://h.example/")[0] == 422
 
 
+def test_whose_runs_one_follows_is_chosen_among_the_users(pages: NotificationPages) -> None:
+    ada = Visitor(pages, "ada", "user")
+    users.add_user(pages.place.users_file, "bob", None, "user")
+    text = ada.client.get("/notifications").text
+    assert ('value="bob"' in text, 'value="ada"' in text) == (True, False)
+    status, text = ada.post(follow="1", user=["bob", "*"])
+    assert (status, "runs of: bob, everybody" in text) == (200, True)
+    assert re.search(r'value="bob" checked', text)
+    for wrong in ("zoe", "<script>", "x" * 5000):
+        status, text = ada.post(follow="1", user=wrong)
+        assert (status, 'class="error"' in text, "<script>" in text) == (422, True, False)
+    assert set(subscriptions.of_person(pages.place, "ada").follows) == {"bob", "*"}
+    assert "your own runs only" in ada.post(follow="1")[1]
+    assert Visitor(pages, "eve", "viewer").post(follow="1", user="ada")[0] == 403
+
+
 def test_a_page_in_the_background_hears_of_ones_own_runs_since_it_last_asked(pages: NotificationPages) -> None:
     ada, eve = Visitor(pages, "ada", "user"), Visitor(pages, "eve", "viewer")
     begun = ada.client.get("/notifications/events").json()

@@ -23,7 +23,7 @@ from engine.core import audit, users
 from engine.core.locks import try_lock
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_warnings import write_warning
-from engine.core.rundir import ALIVE_BYTE, read_object, write_json
+from engine.core.rundir import ALIVE_BYTE, append_lines, read_object, write_json
 from engine.launch.workspace import PROJECT, Workplace
 from engine.notifications import notice, responses, sender, sending, subscriptions
 from engine.notifications.policy import Policy, is_public, read_policy
@@ -375,6 +375,76 @@ def test_each_user_hears_of_their_own_runs_while_they_may_start_some(tmp_path: P
     assert due(saves) == []
     subscriptions.forget(place, "bob")
     assert subscriptions.of_person(place, "bob").addresses == ()
+
+
+def test_whoever_follows_others_hears_of_their_runs_from_then_on(tmp_path: Path, saves: Path) -> None:
+    file = tmp_path / "users.txt"
+    for name in ("ada", "bob", "eve"):
+        users.add_user(file, name, None, "user")
+    subscriptions.note_place(saves, file)
+    place = subscriptions.place_of(saves)
+    for name in ("bob", "eve"):
+        subscriptions.add_address(place, name, "en", Checked(f"https://{name}.example/", "webhook", "…"))
+
+    def happens(name: str, by: str) -> list[str]:
+        run = ended(saves, name, by=by)
+        write_json(run.dir.exit, read_object(run.dir.exit) | {"ended": time.time()})
+        return sorted(each.address.url for each in due(saves) if each.occurrence.run.title == name)
+
+    assert happens("before", "ada") == []
+    subscriptions.follow(place, "bob", ["ada", "bob"])
+    assert dict(subscriptions.of_person(place, "bob").follows).keys() == {"ada"}  # one's own runs are anyway
+    assert [each for each in due(saves) if each.occurrence.run.title == "before"] == []
+    assert happens("hers", "ada") == ["https://bob.example/"]
+    assert happens("nobody's", "") == []
+    subscriptions.follow(place, "eve", [subscriptions.EVERYBODY])
+    assert happens("again", "ada") == ["https://bob.example/", "https://eve.example/"]
+    assert happens("nobody's again", "") == happens("her own", "eve") == ["https://eve.example/"]
+    eve = subscriptions.of_person(place, "eve")
+    news = notify.news(saves, "eve", eve, 0.0, time.time())
+    assert {each.run.title for each in news} >= {"hers", "again", "her own"}
+    subscriptions.follow(place, "bob", [])
+    assert happens("later", "ada") == ["https://eve.example/"]
+    users.set_role(file, "eve", "viewer")
+    assert happens("last", "ada") == []
+    for wrong in (["zoe"], ["<script>"], ["ada", ""]):
+        with pytest.raises(Refusal, match="no user"):
+            subscriptions.follow(place, "bob", wrong)
+
+
+def test_a_sweep_is_one_message_with_its_best_run_and_an_early_failure_is_not_kept_back(saves: Path) -> None:
+    subscribe(saves, Checked("https://h.example/", "webhook", "…"))
+    outcomes = {"names r=4": "finished", "names r=8": "failed", "names r=16": "failed", "names r=32": "finished"}
+    members = [ended(saves, name, "finished", sweep={"id": "s1"}) for name in outcomes]
+    single = ended(saves, "alone", sweep={"id": "s2"})
+    for run in members:
+        run.dir.exit.unlink()
+        run.dir.keeper.unlink()  # they wait
+    seen = []
+    for number, (run, outcome) in enumerate(zip(members, outcomes.values(), strict=True)):
+        write_json(run.dir.keeper, {"started": time.time() - 100})
+        end = {"outcome": outcome, "reason": outcome, "ended": time.time() - 10 + number, "attempt": 1}
+        write_json(run.dir.exit, end)
+        seen.append([(each.occurrence.event, each.occurrence.run.title, each.occurrence.key) for each in due(saves)])
+    alone = ("finished", "alone", "1-ended")
+    first = ("failed", "names r=8", "1-ended")
+    assert seen[0] == [alone]
+    assert [set(each) for each in seen[1:]] == [{alone, first}] * 2 + [
+        {alone, first, ("failed", "names r=32", "1-sweep-ended")}
+    ]
+    [whole] = [each.occurrence for each in due(saves) if each.occurrence.sweep]
+    best = {"step": 21, "epoch": 1.0, "time": 11.0, "loss": 0.5, "eval_loss": 0.125}
+    append_lines(members[0].dir.metrics, [best])
+    notice = notice_of(whole, HERE, "en")
+    assert notice.title == "Athanor: all 4 runs of the sweep names have ended: 2 finished, 0 stopped, 2 failed"
+    assert "Best: names r=4 (loss 0.5, eval_loss 0.125)" in notice.text
+    assert notice.sweep == {
+        "id": "s1", "runs": 4, "finished": 2, "failed": 2, "stopped": 0, "best": members[0].id,
+    }  # fmt: skip
+    assert (notice.run["name"], notice.level) == ("names r=4", "failure")
+    assert "最佳：names r=4" in notice_of(whole, HERE, "zh").text
+    [other] = [each.occurrence for each in due(saves) if each.occurrence.run.id == single.id]
+    assert notice_of(other, HERE, "en").sweep is None
 
 
 @pytest.mark.parametrize(

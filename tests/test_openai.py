@@ -159,6 +159,14 @@ def created(ada: openai.OpenAI) -> FineTuningJob:
     return job
 
 
+def first_token(client: openai.OpenAI, model: str) -> tuple[str, float]:
+    """The likeliest first token of an answer, and its log-probability."""
+    answer = client.chat.completions.create(model=model, messages=ASK, max_tokens=1, temperature=0, logprobs=True)
+    assert answer.model == model
+    [token] = answer.choices[0].logprobs.content
+    return token.token, token.logprob
+
+
 def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: FineTuningJob, place: Workplace) -> None:
     decided = created.method.supervised.hyperparameters
     assert (decided.n_epochs, decided.batch_size, decided.learning_rate_multiplier) == (2, 8, 1.0)
@@ -191,9 +199,18 @@ def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: Fin
     assert {chunk.model for chunk in chunks} == {job.fine_tuned_model}
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert streamed == answer.choices[0].message.content
+    # The last checkpoint is the result, and an earlier one is not.
+    first = [first_token(ada, saved[place].fine_tuned_model_checkpoint) for place in (0, 1)]
+    assert first_token(ada, job.fine_tuned_model) == first[0] != first[1]
+    with pytest.raises(openai.NotFoundError, match="Those that can: 4, 2"):
+        ada.models.retrieve(f"{job.fine_tuned_model}:ckpt-step-3")
+    kept = saved[1].fine_tuned_model_checkpoint
+    with pytest.raises(openai.PermissionDeniedError):
+        ada.models.delete(kept)
+    assert ada.models.retrieve(kept).id == kept
     assert ada.chat.completions.create(model=BASE, messages=ASK, max_tokens=2).model == BASE
     requests = [entry for entry in audit.read(place.saves, 9) if entry.action == "ask"]
-    assert [(entry.what, entry.outcome) for entry in requests[:2]] == [(BASE, "done"), (job.fine_tuned_model, "done")]
+    assert [(entry.what, entry.outcome) for entry in requests[:2]] == [(BASE, "done"), (kept, "done")]
 
 
 def test_preference_rows_train_dpo_and_top_level_hyperparameters_are_read(ada: openai.OpenAI) -> None:
@@ -332,10 +349,17 @@ def test_reinforcement_is_grpo_with_rewards_like_the_grader(ada: openai.OpenAI, 
     steps = [event.data for event in ada.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
     assert [step["step"] for step in steps] == [2, 1]
     assert "train_reward_mean" in steps[0]
+    refusals = {
+        "python": ({"source": "def grade(sample, item): return 1.0", "image_tag": "2025-05-08"}, "is not run"),
+        "score_model": ({"model": "gpt-4o", "input": [], "range": [0, 1]}, "another model judge each answer"),
+    }
+    for kind, (fields, reason) in refusals.items():
+        method = {"type": "reinforcement", "reinforcement": {"grader": {"type": kind, "name": "g", **fields}}}
+        with pytest.raises(openai.BadRequestError, match=reason) as refused:
+            ada.fine_tuning.jobs.create(model=REASONER, training_file=file.id, method=method)
+        assert (refused.value.param, refused.value.code) == ("method.reinforcement.grader", "invalid_grader")
     string_check = grader["graders"]["right"]
     for wrong in (
-        {"type": "python", "name": "p", "source": "def grade(sample, item): return 1.0"},
-        {"type": "score_model", "name": "m", "model": "gpt-4o", "input": []},
         string_check | {"operation": "regex"},
         string_check | {"reference": "{{item.correct}} exactly"},
         string_check | {"strict": True},

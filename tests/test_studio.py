@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,11 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
+from engine.core import dismissals
 from engine.core.rights import Person
 from engine.core.rundir import read_object, write_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
@@ -20,7 +25,7 @@ from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
 from webui.panels import Updates
-from webui.studio.first_steps import is_first_visit
+from webui.studio.first_steps import known_of, routes
 from webui.studio.header import header
 from webui.studio.navigation import Navigation
 from webui.studio.tabs import Frame, Tabs, lay_out_frame, lay_out_tabs
@@ -107,15 +112,39 @@ def test_the_page_comes_as_its_address_says(page: Page, run: str, tab: str, show
 
 def test_the_first_steps_are_offered_to_whoever_has_no_runs_yet(place: Workplace) -> None:
     alone, ada, eve = Person(role="operator"), Person("ada", "user"), Person("eve", "viewer")
-    assert [is_first_visit(place, person) for person in (alone, ada, eve)] == [True, True, False]
+    assert [known_of(place, person) for person in (alone, ada, eve)] == ["first", "first", ""]
     spec = RunSpec.read(
         {"name": "theirs", "model": {"model_name_or_path": "org/base"}, "data": {"datasets": ["names"]}}
     )
     run = past_run(place.saves, spec)
     write_json(run.dir.request, read_object(run.dir.request) | {"by": "who works in a shell"})
-    assert [is_first_visit(place, person) for person in (alone, ada)] == [False, True]
-    assert "data-first" in header(Words("en"), ada, "", first_visit=True)
-    assert "data-first" not in header(Words("en"), ada, "", first_visit=False)
+    assert [known_of(place, person) for person in (alone, ada)] == ["", "first"]
+    assert "data-first" in header(Words("en"), ada, "", known_steps="first")
+    assert "data-first" not in header(Words("en"), ada, "")
+
+
+def test_who_is_done_with_the_first_steps_is_so_in_every_browser(place: Workplace) -> None:
+    async def as_user(scope: Scope, receive: Receive, send: Send) -> None:
+        name = dict(scope["headers"]).get(b"who", b"").decode()
+        await Starlette(routes=routes(place.saves))({**scope, "state": {"user": name}}, receive, send)
+
+    ada, bob, alone = Person("ada", "user"), Person("bob", "user"), Person(role="operator")
+    place.saves.mkdir(exist_ok=True)
+    client = TestClient(as_user)
+
+    def say(name: str, **fields: str) -> list[str]:
+        answer = client.post("/first-steps", data=fields, headers={"who": name})
+        assert answer.status_code == 204
+        return [known_of(place, person) for person in (ada, bob, alone)]
+
+    assert say("ada", over="1") == ["over", "first", "first"]
+    for name in ("", "../bob", "x" * 300):  # nobody, or no name of a user
+        assert say(name, over="1") == ["over", "first", "first"]
+    assert say("ada", over="0") == say("ada") == say("ada", over="<script>") == ["first", "first", "first"]
+    assert "data-over" in header(Words("en"), ada, "", known_steps="over")
+    shutil.rmtree(place.saves / dismissals.FOLDER)
+    (place.saves / dismissals.FOLDER).write_text("in the way")  # as a disk that takes nothing: it is offered again
+    assert say("bob", over="1") == ["first", "first", "first"]
 
 
 def test_a_run_that_is_opened_brings_its_tab_to_the_front(page: Page, trained: Callable[..., Run]) -> None:

@@ -18,7 +18,7 @@ from engine.core.run_warnings import read_warnings
 from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.launch.workspace import Workplace
 from engine.runs import queue, runs, sweeps
-from engine.runs.run import Run
+from engine.runs.run import Run, sweep_of
 from engine.runs.sweep_watch import SweepWatch
 from engine.runs.sweeps import Objective
 from engine.spec.run_spec import RunSpec
@@ -86,10 +86,10 @@ def test_all_runs_are_submitted_or_none(
     first = sweeps.submit(sweeps.variants(base, {RANK: ["4", "8"]}, "grid"), workplace, by="ada", budget_hours=2)
     second = sweeps.submit(sweeps.variants(base, {RANK: ["4", "8"]}, "grid"), workplace)
     assert [run.spec.method.r for run in first] == [4, 8]
-    assert sweeps.sweep_of(first[1])["values"] == {RANK: "8"}
-    id = sweeps.sweep_of(first[0])["id"]
+    assert sweep_of(first[1])["values"] == {RANK: "8"}
+    id = sweep_of(first[0])["id"]
     assert [run.path for run in sweeps.members(workplace.saves, id)] == [run.path for run in first]
-    assert id != sweeps.sweep_of(second[0])["id"]
+    assert id != sweep_of(second[0])["id"]
     assert len(sweeps.stop(workplace.saves, id)) == 2
     states = {run.path: run.state for run in runs.find(workplace.saves)}
     assert [states[run.path] for run in (*first, *second)] == ["stopped", "stopped", "queued", "queued"]

@@ -10,7 +10,14 @@ from http import HTTPStatus
 from starlette.responses import HTMLResponse
 
 from engine.notifications.services import MAX_URL_CHARACTERS, SERVICES
-from engine.notifications.subscriptions import EVENTS, MAX_WAIT_HOURS, MIN_WAIT_HOURS, Address, Subscription
+from engine.notifications.subscriptions import (
+    EVENTS,
+    EVERYBODY,
+    MAX_WAIT_HOURS,
+    MIN_WAIT_HOURS,
+    Address,
+    Subscription,
+)
 from webui.account_html import Content, Outcome, account_page
 from webui.login_pages import PAGE_HEADERS
 from webui.words import Words
@@ -24,6 +31,7 @@ STYLE = """<style>
   .help { margin: .75rem 0 1rem; color: var(--soft); font-size: .875rem; overflow-wrap: anywhere; }
   .new { margin-top: 0; } .hours { display: flex; gap: .6rem; align-items: center; }
   .hours input { width: 6rem; margin: 0; padding: .35rem .5rem; } [hidden] { display: none; }
+  fieldset.others { max-height: 14rem; overflow-y: auto; }
   section > button, form.events button { width: auto; padding: .5rem 1rem; font-size: .9rem; color: inherit;
     background: none; border: 1px solid var(--line); }
 </style>"""
@@ -40,6 +48,7 @@ class View:
     error: str = ""
     remarks: tuple[str, ...] = ()
     hint: str = ""
+    others: tuple[str, ...] = ()  # whose runs the person could follow
     status: int = HTTPStatus.OK
 
 
@@ -53,7 +62,7 @@ def page(view: View, words: Words) -> HTMLResponse:
     hint = f'<p class="help">{escape(view.hint)}</p>' if view.hint else ""
     below = (
         f'{STYLE}<p class="help">{escape(words("notify-address-help"))}</p><ul>{addresses}</ul>{hint}'
-        f"{_events(view, words)}{_browser(view.root, words)}"
+        f"{_events(view, words)}{_others(view, words)}{_browser(view.root, words)}"
     )
     title, help = words("notifications"), words("notifications-help")
     content = Content("notifications", title, help, field, words("notify-add"), below)
@@ -86,6 +95,23 @@ def _events(view: View, words: Words) -> str:
         f'<label class="hours">{escape(words("notify-hours"))}<input name="hours" type="number" '
         f'value="{view.person.wait_hours:g}" min="{MIN_WAIT_HOURS}" max="{MAX_WAIT_HOURS:g}" step="any" required>'
         f"</label><button>{escape(words('notify-save'))}</button></form>"
+    )
+
+
+def _others(view: View, words: Words) -> str:
+    """Whose runs the person is notified of besides their own; "" if there is nobody else."""
+    if not view.others:
+        return ""
+    labels = {EVERYBODY: words("notify-everybody"), **{name: name for name in view.others}}
+    boxes = "".join(
+        f'<label><input type="checkbox" name="user" value="{escape(name)}"{" checked" * (name in view.person.follows)}>'
+        f"{escape(label)}</label>"
+        for name, label in labels.items()
+    )
+    return (
+        f'<h2>{escape(words("notify-others"))}</h2><form class="events" method="post" '
+        f'action="{escape(view.root)}/notifications"><input type="hidden" name="follow" value="1">'
+        f'<fieldset class="others">{boxes}</fieldset><button>{escape(words("notify-save"))}</button></form>'
     )
 
 

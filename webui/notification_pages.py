@@ -22,10 +22,11 @@ from starlette.routing import Route
 from engine.core import audit
 from engine.core.problems import Refusal, problem, say
 from engine.core.rights import Person, may
+from engine.core.users import read_users
 from engine.notifications import notice, sending, subscriptions
 from engine.notifications.policy import POLICY_FILE, Policy, read_policy
 from engine.notifications.services import SERVICES
-from engine.notifications.subscriptions import Subscription
+from engine.notifications.subscriptions import EVERYBODY, Subscription
 from engine.runs import notify
 from engine.runs.notice_text import notice_of
 from engine.runs.occurrences import Occurrence
@@ -34,7 +35,7 @@ from webui.people import person_of
 from webui.reader_language import language_of
 from webui.words import Words
 
-MAX_FORM_FIELDS, MAX_FIELD_BYTES = 32, 8192
+MAX_FORM_FIELDS, MAX_FIELD_BYTES = 1000, 8192
 OVERLAP_SECONDS = 10.0  # an end is seen a moment after the time that it has
 SCRIPT = (Path(__file__).parent / "notifications.js").read_text(encoding="utf-8")
 
@@ -80,7 +81,11 @@ class NotificationPages:
                 hint = words("notify-no-links", file=POLICY_FILE)
         except Refusal as refusal:
             remarks.append(refusal.text(words.language))
-        return page(View(self.root, known, done, error, tuple(remarks), hint, status), words)
+        others = tuple(name for name in self._users() if name != person.name)
+        return page(View(self.root, known, done, error, tuple(remarks), hint, others, status), words)
+
+    def _users(self) -> list[str]:
+        return list(read_users(self.place.users_file)) if self.place.users_file else []
 
     def _act(self, form: FormData, person: Person, language: str) -> str:
         """Do what a form asks for, and say what was done. Raises Refusal."""
@@ -88,6 +93,7 @@ class NotificationPages:
             "remove": self._remove,
             "test": self._test,
             "choose": self._choose,
+            "follow": self._follow,
             "url": self._add,
         }
         name = next((name for name in actions if name in form), "url")
@@ -109,6 +115,12 @@ class NotificationPages:
         events, hours = [str(event) for event in form.getlist("event")], _number(str(form.get("hours", "")))
         subscriptions.choose_events(self.place, person.name, language, events, hours)
         return say("notify-chosen", language)
+
+    def _follow(self, form: FormData, person: Person, language: str) -> str:
+        others = [str(other) for other in form.getlist("user")]
+        subscriptions.follow(self.place, person.name, others)
+        names = ", ".join(Words(language)("notify-everybody") if name == EVERYBODY else name for name in others)
+        return say("notify-followed", language, names=names) if names else say("notify-follows-nobody", language)
 
     def _test(self, form: FormData, person: Person, language: str) -> str:
         policy = read_policy(self.saves)

@@ -7,6 +7,13 @@
   const key = () => `first-steps:${document.querySelector('#head .who')?.firstChild.textContent ?? ''}`;
   const read = () => { try { return localStorage.getItem(key()); } catch { return 'done'; } };
   const write = (value) => { try { localStorage.setItem(key(), value); } catch { /* private window */ } };
+  // Whether a user is done with them is kept by the server, too, so that it counts in any browser.
+  const tell = (over) => {
+    button().toggleAttribute('data-over', over);
+    if (!document.querySelector('#head .who')) return;
+    const body = new URLSearchParams({ over: Number(over) });
+    fetch(new URL('first-steps', document.baseURI), { method: 'POST', body, keepalive: true }).catch(() => {});
+  };
   const TABS = [0, 0, 0, 1, 1, 3]; // of the steps, among the buttons of the tabs
 
   let texts = null, timer = 0, drawn = '';
@@ -63,7 +70,7 @@
     const drawing = `${step} ${Boolean(ended)}`;
     if (drawing !== drawn || !document.getElementById('tour')) { drawn = drawing; draw(step, ended); }
     target = pointed; point(target);
-    if (step > LAST) { write('done'); clearInterval(timer); timer = 0; }
+    if (step > LAST) { write('done'); tell(true); clearInterval(timer); timer = 0; }
   };
   const begin = async () => {
     if (timer) return;
@@ -74,17 +81,18 @@
     timer ||= setInterval(look, LOOK_MS); look();
   };
   const end = () => {
-    clearInterval(timer); timer = 0; write('done');
+    clearInterval(timer); timer = 0; write('done'); tell(true);
     ring.remove(); document.getElementById('tour')?.remove();
   };
 
   // Whoever has begun goes on; it is offered to those who have no runs yet.
   window.athanorFirstSteps = () => {
     const kept = read();
-    if (button() && kept !== 'done' && (kept || button().hasAttribute('data-first'))) begin();
+    if (!button() || button().hasAttribute('data-over')) return;
+    if (kept !== 'done' && (kept || button().hasAttribute('data-first'))) begin();
   };
   document.addEventListener('click', ({ target: clicked }) => {
-    if (clicked.closest?.('[data-tour]')) { if (timer) end(); else { document.getElementById('tour')?.remove(); write(1); begin(); } }
+    if (clicked.closest?.('[data-tour]')) { if (timer) end(); else { document.getElementById('tour')?.remove(); write(1); tell(false); begin(); } }
     else if (clicked.closest?.('#tour .close')) end();
     else if (clicked.closest?.('#tour .insert')) {
       const box = document.querySelector('#prompt textarea');

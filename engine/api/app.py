@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,10 @@ def change_job(act: Callable[[jobs.Job, Caller], None]) -> Callable[[Call], Any]
 
 
 def list_events(call: Call) -> Any:
-    job = call.job()
-    shown, more = call.page(events.events(job), lambda event: event.id(job), 20)
-    return _list([event.as_object(job) for event in shown], more)
+    job, limit = call.job(), call.number("limit", 20)
+    happened = events.events(job, call.request.query_params.get("after", ""))
+    shown = list(islice(happened, limit))
+    return _list([event.as_object(job) for event in shown], next(happened, None) is not None)
 
 
 def list_checkpoints(call: Call) -> Any:

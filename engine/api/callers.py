@@ -57,17 +57,19 @@ class Caller:
 
 @dataclass(frozen=True)
 class Turns:
-    """How many answers each caller waits for: one program must not use up what is there for all. Everything happens on
-    the event loop."""
+    """How many answers each caller waits for, at `most`: one program must not use up what is there for all. `reason` is
+    the code of the sentence that refuses another. Everything happens on the event loop."""
 
+    most: int = MAX_TURNS
+    reason: str = "api-turns"
     taken: Counter[str] = field(default_factory=Counter)
 
     @contextlib.contextmanager
     def of(self, caller: Caller) -> Iterator[None]:
-        """One more answer of a caller, without a login of an address. Raises ApiError if there are MAX_TURNS."""
+        """One more answer of a caller, without a login of an address. Raises ApiError if there are enough."""
         key = caller.name or caller.person.address
-        if self.taken[key] >= MAX_TURNS:
-            raise ApiError(429, problem("api-turns", most=MAX_TURNS), code="rate_limit_exceeded")
+        if self.taken[key] >= self.most:
+            raise ApiError(429, problem(self.reason, most=self.most), code="rate_limit_exceeded")
         self.taken[key] += 1
         try:
             yield

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.api.errors import ApiError
-from engine.core.problems import NOTHING, problem
+from engine.core.problems import NOTHING, problem, say
 
 PARAM = "method.reinforcement.grader"
 # Bounded throughout, since a run's request.json keeps the grader.
@@ -45,9 +45,10 @@ def rewards(grader: Mapping[str, Any]) -> Rewards:
     kind, name = grader.get("type"), grader.get("name", "")
     if not isinstance(name, str) or len(name) > MAX_NAME_CHARACTERS:
         raise _refused("api-grader-name", given=str(name)[:80], most=MAX_NAME_CHARACTERS)
+    if isinstance(kind, str) and kind in REFUSED:
+        raise _refused(REFUSED[kind], kind=kind)
     if not isinstance(kind, str) or kind not in KEYS:
-        known = ", ".join(name for name in KEYS if name != "python")
-        raise _refused("api-grader-type", kind=str(kind)[:80], known=known)
+        raise _refused("api-grader-type", kind=str(kind)[:80], known=", ".join(KEYS))
     if unknown := set(grader) - KEYS[kind] - {"type", "name"}:
         raise _refused("api-grader-key", kind=kind, key=min(unknown)[:80], known=", ".join(sorted(KEYS[kind])))
     return _weighted_sum(grader) if kind == "multi" else GRADERS[kind](grader)
@@ -68,17 +69,36 @@ def _text_similarity(grader: Mapping[str, Any]) -> Rewards:
     return Rewards({METRICS[metric]: 1.0}, _compared_column(grader))
 
 
-def _python(_grader: Mapping[str, Any]) -> Rewards:
-    raise _refused("api-grader-python")
-
-
-GRADERS = {"string_check": _string_check, "text_similarity": _text_similarity, "python": _python}
+GRADERS = {"string_check": _string_check, "text_similarity": _text_similarity}
 KEYS = {
     "string_check": {"input", "reference", "operation"},
     "text_similarity": {"input", "reference", "evaluation_metric"},
     "multi": {"graders", "calculate_output"},
-    "python": {"source", "image_tag"},
 }
+# Graders that OpenAI has and that are not offered, with the reason.
+REFUSED = {"python": "api-grader-python", **dict.fromkeys(("score_model", "label_model"), "api-grader-model")}
+
+
+def grader_of(weights: Mapping[str, float], column: str) -> dict[str, Any]:
+    """The grader of a run whose rewards have these weights, and compare with this column of its rows. OpenAI has none
+    like a pattern, a length, a reward model or a reward file: each of these is a grader of the type `python` whose
+    source is a comment that says so."""
+    parts = {name: _grader_like(name, column) for name in weights}
+    if list(weights.values()) == [1.0]:
+        return next(iter(parts.values()))
+    formula = " + ".join(f"{weight:g} * {name}" for name, weight in weights.items()).replace("+ -", "- ")
+    return {"type": "multi", "name": "rewards", "graders": parts, "calculate_output": formula}
+
+
+def _grader_like(reward: str, column: str) -> dict[str, Any]:
+    compares = {"name": reward, "input": "{{sample.output_text}}", "reference": f"{{{{item.{column}}}}}"}
+    if reward in METRICS:
+        return {"type": "text_similarity", "evaluation_metric": METRICS[reward], **compares}
+    operation = next((name for name, (same, sign) in OPERATIONS.items() if same == reward and sign > 0), None)
+    if operation:
+        return {"type": "string_check", "operation": operation, **compares}
+    note = say("api-grader-ours", reward=reward)
+    return {"type": "python", "name": reward, "source": f"# {note}"}
 
 
 def _compared_column(grader: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from engine.api import files
 from engine.api.base_models import BaseModels
 from engine.api.callers import Caller
 from engine.api.errors import ApiError, not_found
-from engine.api.graders import PARAM, Rewards, rewards
+from engine.api.graders import PARAM, Rewards, grader_of, rewards
 from engine.api.job_requests import METHOD_OF, JobRequest, name_part
 from engine.api.job_specs import base_learning_rate, decided_hyperparameters, job_spec
 from engine.core.problems import Problem, Refusal, problem
@@ -27,7 +27,7 @@ from engine.core.rundir import read_json, read_object, write_json
 from engine.core.stages import STAGES
 from engine.data import dataset_info_edits, owners
 from engine.data.columns import columns_of, first_rows
-from engine.data.dataset_info import INFO_FILE, Dataset
+from engine.data.dataset_info import INFO_FILE, Dataset, read_dataset_info
 from engine.launch.workspace import Workplace
 from engine.runs import failures, queue, queue_order, runs
 from engine.runs.compare import spec_of
@@ -38,6 +38,7 @@ from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 
 ORGANIZATION = "athanor"
+CHECKPOINT_MARK = ":ckpt-step-"  # between the name of a result and the step of a checkpoint
 DATA_FIELDS = {"data.datasets": "training_file", "data.eval_datasets": "validation_file"}
 STATUS = {
     "queued": "queued",
@@ -165,14 +166,11 @@ class Job:
 
 
 def _grader_of(spec: RunSpec) -> dict[str, Any]:
-    """A grader for a run that was started elsewhere; OpenAI's clients expect one."""
-    return {
-        "type": "string_check",
-        "name": " + ".join(getattr(spec.stage, "rewards", ())),
-        "operation": "eq",
-        "input": "{{sample.output_text}}",
-        "reference": "{{item.answer}}",
-    }
+    """The grader of a run that was started elsewhere, by its rewards and the column with the answers of its data."""
+    known = {dataset.name: dataset.columns for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
+    columns = next((known[name] for name in spec.data.datasets if name in known), {})
+    column = columns.get("response") or f"{columns.get('messages', 'messages')}[-1].content"
+    return grader_of(getattr(spec.stage, "rewards", {}), column)
 
 
 def jobs(workplace: Workplace, models: BaseModels, caller: Caller) -> Iterator[Job]:

@@ -36,6 +36,7 @@ from engine.serving import servers
 
 PATH = "/mcp"
 MAX_CALLS = 64  # at once; those that wait for an answer of a model are counted apart
+MAX_CALLS_OF_CALLER = 16  # of these, whichever tokens they come with
 QUEUE_POLL_SECONDS = 2.0
 CALLER = "athanor.caller"  # key of the ASGI scope
 INSTRUCTIONS = (
@@ -46,19 +47,20 @@ INSTRUCTIONS = (
 
 
 class Calls:
-    """Answers calls in threads. Of the answers of models, which take minutes, a caller leaves half for the others."""
+    """Answers calls in threads. Of the answers of models, which take minutes, a caller leaves half for the others, and
+    of other calls most."""
 
     def __init__(self) -> None:
         self.quick, self.waiting = CapacityLimiter(MAX_CALLS), CapacityLimiter(2 * MAX_TURNS)
-        self.turns = Turns()
+        self.turns, self.quick_turns = Turns(), Turns(MAX_CALLS_OF_CALLER, "mcp-turns")
 
     async def answer(self, call: Call, name: str, arguments: Mapping[str, Any]) -> Answer:
-        """As `engine.mcp.answers.answer`; an error if the caller waits for MAX_TURNS answers."""
-        if not (name in TOOLS and TOOLS[name].waits):
-            return await to_thread.run_sync(answer, call, name, arguments, limiter=self.quick)
+        """As `engine.mcp.answers.answer`; an error if the caller has as many calls in progress as it may."""
+        waits = name in TOOLS and TOOLS[name].waits
+        turns, limiter = (self.turns, self.waiting) if waits else (self.quick_turns, self.quick)
         try:
-            with self.turns.of(call.caller):
-                return await to_thread.run_sync(answer, call, name, arguments, limiter=self.waiting)
+            with turns.of(call.caller):
+                return await to_thread.run_sync(answer, call, name, arguments, limiter=limiter)
         except ApiError as error:
             return failed([error.reason], call.language)
 

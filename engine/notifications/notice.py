@@ -31,6 +31,7 @@ class Notice:
     duration_seconds: float | None = None
     reason: str | None = None
     link: str | None = None
+    sweep: Mapping[str, Any] | None = None  # of the end of a whole sweep
 
     def fields(self) -> dict[str, Any]:
         """The body of a webhook."""

@@ -36,6 +36,7 @@ POINTER_FILE = ".notifications.json"  # in the saves folder: where the addresses
 MAX_ADDRESSES = 20
 USUAL_WAIT_HOURS = 2.0  # in the queue, until that is an event
 MIN_WAIT_HOURS, MAX_WAIT_HOURS = 0.1, 1000.0
+EVERYBODY = "*"  # in place of a name, which cannot be this
 ALONE = ""  # the name of the one person without a login
 
 
@@ -52,13 +53,20 @@ class Address:
 
 @dataclass(frozen=True)
 class Subscription:
-    """Of one person. `events`: since when each is wanted; `user_id` as in the users file, "" without a login."""
+    """Of one person. `events`: since when each is wanted; `follows`: whose runs besides their own, and since when;
+    `user_id` as in the users file, "" without a login."""
 
     user_id: str = ""
     language: str = "en"
     events: Mapping[str, float] = field(default_factory=dict)
     wait_hours: float = USUAL_WAIT_HOURS
     addresses: tuple[Address, ...] = ()
+    follows: Mapping[str, float] = field(default_factory=dict)
+
+    def follows_since(self, owner: str) -> float | None:
+        """Since when they follow the runs of this owner; None if they do not."""
+        chosen = [self.follows[name] for name in (owner, EVERYBODY) if name and name in self.follows]
+        return min(chosen, default=None)
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,18 @@ def _read(place: Place, _stamp: str) -> dict[str, Subscription]:
     }
 
 
-def of_owner(subscriptions: Mapping[str, Subscription], place: Place, owner: str) -> Subscription | None:
-    """Who is notified of the runs of `owner`: the user of that name or, without a login, the one person of all."""
-    return subscriptions.get(owner if place.users_file else ALONE)
+def readers(
+    subscriptions: Mapping[str, Subscription], place: Place, owner: str
+) -> Iterator[tuple[Subscription, float]]:
+    """Who is notified of the runs of `owner`, and of what has happened since when: the user of that name and those who
+    follow them or, without a login, the one person of all."""
+    own = subscriptions.get(owner if place.users_file else ALONE)
+    if own:
+        yield own, 0.0
+    for person in subscriptions.values() if place.users_file else ():
+        since = person.follows_since(owner)
+        if person is not own and since is not None:
+            yield person, since
 
 
 def of_person(place: Place, name: str) -> Subscription:
@@ -159,7 +176,8 @@ def _person(entry: Any) -> Subscription | None:
         addresses = tuple(address for plain in entry["addresses"] if (address := _address(plain)))
         events = {event: float(since) for event, since in entry["events"].items() if event in EVENTS}
         language = entry["language"] if entry["language"] in ("en", "zh") else "en"
-        return Subscription(str(entry["user_id"]), language, events, float(entry["wait_hours"]), addresses)
+        follows = {str(name): float(since) for name, since in entry.get("follows", {}).items()}
+        return Subscription(str(entry["user_id"]), language, events, float(entry["wait_hours"]), addresses, follows)
     except (TypeError, KeyError, AttributeError, ValueError):
         return None
 
@@ -219,6 +237,21 @@ def choose_events(place: Place, name: str, language: str, events: Sequence[str],
         return replace(person, language=language, events=chosen, wait_hours=wait_hours)
 
     _change(place, name, choose)
+
+
+def follow(place: Place, name: str, others: Sequence[str]) -> None:
+    """Choose whose runs a person is also notified of: names of users, or EVERYBODY. Raises Refusal for others."""
+    users = read_users(place.users_file) if place.users_file else {}
+    if unknown := [other for other in others if other not in users and other != EVERYBODY]:
+        raise Refusal(problem("user-missing", "follow", given=unknown[0][:80], known=", ".join(users) or NOTHING))
+    now = time.time()
+    _change(
+        place,
+        name,
+        lambda person: replace(
+            person, follows={other: person.follows.get(other, now) for other in others if other != name}
+        ),
+    )
 
 
 def forget(place: Place, name: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.core import kept_forms, tokens, users
+from engine.core import dismissals, kept_forms, tokens, users
 from engine.core.users import EXTERNAL, User
 from engine.launch.workspace import Workplace
 from engine.notifications import subscriptions
@@ -51,5 +51,6 @@ def remove(workplace: Workplace, users_file: Path, name: str, keep_operator: boo
     users.remove_user(users_file, name, keep_operator)
     tokens.revoke_tokens(users_file, name)
     kept_forms.forget(workplace.saves, name)
+    dismissals.dismiss(workplace.saves, name, over=False)
     own_presets.disown(workplace.saves, name)
     subscriptions.forget(subscriptions.place_beside(users_file), name)

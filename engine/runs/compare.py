@@ -23,8 +23,7 @@ from engine.core.stages import STAGES
 from engine.models.discovery import identity
 from engine.runs import progress, runs
 from engine.runs.progress import Series
-from engine.runs.runs import Run
-from engine.runs.sweeps import sweep_of
+from engine.runs.run import Run, sweep_of
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 
 MAX_RUNS_COMPARED = 50  # runs side by side

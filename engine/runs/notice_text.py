@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from engine.core.problems import NOTHING, say
 from engine.core.rundir import read_object
 from engine.notifications.notice import Level, Notice, iso
 from engine.notifications.policy import Policy
-from engine.runs import attempts, engines, facts
+from engine.runs import attempts, engines, facts, sweeps
 from engine.runs.failures import explain
-from engine.runs.occurrences import Occurrence, newest_stall, waits_since
-from engine.runs.run import Run
+from engine.runs.occurrences import ENDS, Occurrence, newest_stall, waits_since
+from engine.runs.run import Run, sweep_of
 
 LEVELS: dict[str, Level] = {
     "finished": "success",
@@ -41,6 +44,8 @@ FIGURES = ("eval_loss",)  # shown besides the main curve, if there are any
 
 def notice_of(occurrence: Occurrence, policy: Policy, language: str) -> Notice:
     """The notification."""
+    if occurrence.sweep:
+        return _notice_of_sweep(occurrence, policy, language)
     run = occurrence.run
     name, figures = _shortened(run.title, MAX_NAME_CHARACTERS), last_figures(run)
     reason = reason_of(occurrence, language)
@@ -63,21 +68,73 @@ def notice_of(occurrence: Occurrence, policy: Policy, language: str) -> Notice:
         language=language,
         at=iso(occurrence.at),
         level=LEVELS[occurrence.event],
-        run={
-            "id": run.id,
-            "name": run.title,
-            "kind": run.kind,
-            "stage": run.facts.stage or None,
-            "base": run.facts.base or None,
-            "owner": run.by or None,
-            "state": run.state,
-        },
+        run=_fields_of(run),
         metrics=figures,
         progress=progress,
         duration_seconds=None if duration is None else round(duration, 1),
         reason=reason,
         link=link,
     )
+
+
+def _fields_of(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "name": run.title,
+        "kind": run.kind,
+        "stage": run.facts.stage or None,
+        "base": run.facts.base or None,
+        "owner": run.by or None,
+        "state": run.state,
+    }
+
+
+def _notice_of_sweep(occurrence: Occurrence, policy: Policy, language: str) -> Notice:
+    """The notification of the end of a whole sweep: how many of its runs have ended in which way, and the best."""
+    sweep = occurrence.sweep
+    counts = Counter(ENDS[run.state] for run in sweep)
+    best = best_of(sweep)
+    shown = best or occurrence.run
+    figures, link = last_figures(shown), policy.link(shown.id)
+    begun = [run.started for run in sweep if isinstance(run.started, (int, float))]
+    duration = max(occurrence.at - min(begun), 0.0) if begun else None
+    name = _shortened(_common_name(sweep), MAX_NAME_CHARACTERS)
+    values = {
+        "figures": ", ".join(f"{curve} {value:.4g}" for curve, value in figures.items()) or NOTHING,
+        "best": _shortened(best.title, MAX_NAME_CHARACTERS) if best else NOTHING,
+        "time": duration_text(duration, language) if duration is not None else NOTHING,
+        "link": link or NOTHING,
+    }
+    totals = {event: counts[event] for event in ("finished", "failed", "stopped")}
+    lines = (say(code, language, **values) for code in ("notice-best", "notice-time", "notice-link"))
+    return Notice(
+        id=f"{occurrence.run.id}#{occurrence.key}",
+        event=occurrence.event,
+        title=say("notice-sweep", language, name=name, count=len(sweep), **totals),
+        text="\n".join(filter(None, (line.strip() for line in lines))) or say("notice-bare", language, name=name),
+        language=language,
+        at=iso(occurrence.at),
+        level=LEVELS[occurrence.event],
+        run=_fields_of(shown),
+        metrics=figures,
+        duration_seconds=None if duration is None else round(duration, 1),
+        link=link,
+        sweep={"id": sweep_of(shown)["id"], "runs": len(sweep), **totals, "best": best.id if best else None},
+    )
+
+
+def best_of(sweep: Sequence[Run]) -> Run | None:
+    """The finished run of a sweep with the best newest value of its objective; None if none has one."""
+    measured = [(run, sweeps.objective(run)) for run in sweep if run.state == "finished"]
+    values = [(own.sign * float(own.value[-1]), run) for run, own in measured if own and len(own.value)]
+    return min(values, key=lambda pair: pair[0])[1] if values else None
+
+
+def _common_name(sweep: Sequence[Run]) -> str:
+    """The name with which the sweep was submitted: its runs add the values that they try."""
+    words = zip(*(run.title.split() for run in sweep), strict=False)
+    common = (same[0] for same in takewhile(lambda same: len(set(same)) == 1, words))
+    return " ".join(common) or str(sweep_of(sweep[0])["id"])
 
 
 def last_figures(run: Run) -> dict[str, float]:

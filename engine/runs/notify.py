@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from engine.notifications.subscriptions import Address, Subscription
 from engine.runs import index, queue
 from engine.runs.notification_log import Delivery, read_log
 from engine.runs.occurrences import Occurrence, occurrences
-from engine.runs.run import Run
+from engine.runs.run import Run, sweep_of
 
 LOCK_FILE = ".notifications.lock"  # in the saves folder; held by the one process that sends
 LOOK_SECONDS = 30.0  # between two looks of a supervisor
@@ -83,10 +83,21 @@ def all_due(saves: Path, now: float) -> Iterator[Due]:
     people = {name: person for name, person in subscriptions.read(place).items() if person.addresses and person.events}
     if not people or not read_policy(saves).enabled or not (is_local(saves) or subscriptions.is_sender(saves)):
         return
-    for run in index.runs(saves):
-        person = subscriptions.of_owner(people, place, run.by)
-        if person and is_recent(run, person, now):
-            yield from _due_of(run, person, now)
+    known = index.runs(saves)
+    sweeps = _sweeps(known)
+    for run in known:
+        for person, since in subscriptions.readers(people, place, run.by):
+            if is_recent(run, person, now):
+                yield from _due_of(run, person, since, now, sweeps.get(sweep_of(run).get("id", ""), []))
+
+
+def _sweeps(known: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each sweep, by its id."""
+    sweeps: dict[str, list[Run]] = {}
+    for run in known:
+        if id := sweep_of(run).get("id"):
+            sweeps.setdefault(id, []).append(run)
+    return sweeps
 
 
 def is_recent(run: Run, person: Subscription, now: float) -> bool:
@@ -95,35 +106,38 @@ def is_recent(run: Run, person: Subscription, now: float) -> bool:
     return run.ended is None or run.ended >= max(since, now - FORGOTTEN_SECONDS)
 
 
-def _due_of(run: Run, person: Subscription, now: float) -> Iterator[Due]:
+def _due_of(run: Run, person: Subscription, reads_since: float, now: float, sweep: Sequence[Run]) -> Iterator[Due]:
     choice = choice_of(run)
     if not choice.on:
         return
     log = read_log(run.dir)
-    for occurrence in _happened(run, person, now):
+    for occurrence in _happened(run, person, now, sweep):
         since = person.events.get(occurrence.event)
         for address in person.addresses if since is not None else ():
             known = log.get(occurrence.key, {}).get(address.id)
-            begins = max(since or 0.0, address.since, choice.at)
+            begins = max(since or 0.0, address.since, choice.at, reads_since)
             if known.state == "trying" if known else occurrence.at >= begins:
                 yield Due(occurrence, person, address, known or Delivery(address.service))
 
 
 def news(saves: Path, owner: str | None, person: Subscription, since: float, now: float) -> list[Occurrence]:
-    """What has happened since then to the runs of `owner` (None: all), of what the person has chosen."""
-    runs = (run for run in index.runs(saves) if owner is None or run.by == owner)
-    recent = (run for run in runs if (run.ended is None or run.ended >= since) and choice_of(run).on)
+    """What has happened since then to the runs of `owner` (None: all) and of those whom the person follows, of what
+    they have chosen."""
+    known = index.runs(saves)
+    runs = (run for run in known if owner is None or run.by == owner or person.follows_since(run.by) is not None)
+    recent = [run for run in runs if (run.ended is None or run.ended >= since) and choice_of(run).on]
+    sweeps = _sweeps(known) if any(map(sweep_of, recent)) else {}
     return [
         occurrence
         for run in recent
-        for occurrence in _happened(run, person, now)
+        for occurrence in _happened(run, person, now, sweeps.get(sweep_of(run).get("id", ""), []))
         if occurrence.event in person.events and occurrence.at >= since
     ]
 
 
-def _happened(run: Run, person: Subscription, now: float) -> list[Occurrence]:
+def _happened(run: Run, person: Subscription, now: float, sweep: Sequence[Run]) -> list[Occurrence]:
     try:
-        return occurrences(run, person.wait_hours, now)
+        return occurrences(run, person.wait_hours, now, sweep)
     except Exception:  # deleted meanwhile, or whatever is in its files: the others are not to suffer
         return []
 

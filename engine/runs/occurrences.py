@@ -4,8 +4,8 @@ waits for disk space, or has waited for its turn for too long."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.core.run_warnings import RunWarning, read_warnings
@@ -26,19 +26,41 @@ class Occurrence:
     event: str
     key: str
     at: float
+    sweep: tuple[Run, ...] = ()  # of the end of a sweep: all its runs, of which `run` was the last
 
 
-def occurrences(run: Run, wait_hours: float, now: float) -> list[Occurrence]:
+def occurrences(run: Run, wait_hours: float, now: float, sweep: Sequence[Run] = ()) -> list[Occurrence]:
     """What has happened to a run as it is now; to one of another program, nothing here. `wait_hours`: in the queue,
-    from which on that is an event."""
+    from which on that is an event; `sweep`: all runs of its sweep. Of a sweep, only the first failure and the end of
+    all runs count, so that nobody gets a message for each."""
     if run.request.get("imported"):
         return []
-    return [*_end(run), *_stall(run), *_wait_for_space(run, now), *_wait_for_turn(run, wait_hours, now)]
+    ends = _end_in_sweep(run, sweep) if len(sweep) > 1 else _end(run)
+    return [*ends, *_stall(run), *_wait_for_space(run, now), *_wait_for_turn(run, wait_hours, now)]
 
 
 def _end(run: Run) -> Iterator[Occurrence]:
     if run.final and (at := run.ended or _last_sign(run)):  # of a damaged one, nobody knows when it ended
         yield Occurrence(run, ENDS[run.state], f"{_attempt(run)}-ended", at)
+
+
+def _end_in_sweep(run: Run, sweep: Sequence[Run]) -> Iterator[Occurrence]:
+    [*own] = _end(run)
+    if not own:
+        return
+    ends = {other.id: (_ended_at(other), other.id) for other in sweep if other.final}
+    if len(ends) == len(sweep) and ends[run.id] == max(ends.values()):
+        events = {ENDS[other.state] for other in sweep}
+        event = next(event for event in ("failed", "finished", "stopped") if event in events)
+        yield replace(own[0], event=event, key=f"{_attempt(run)}-sweep-ended", sweep=tuple(sweep))
+    elif own[0].event == "failed":
+        failed = [ends[other.id] for other in sweep if other.final and ENDS[other.state] == "failed"]
+        if ends[run.id] == min(failed):
+            yield own[0]
+
+
+def _ended_at(run: Run) -> float:
+    return run.ended or _last_sign(run) or 0.0
 
 
 def _last_sign(run: Run) -> float | None:

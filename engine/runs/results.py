@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import distinct_titles, read_object
+from engine.core.rundir import distinct_titles, read_object, step_of
 from engine.core.stages import STAGES, next_stages
 from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
@@ -25,23 +26,53 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import STAGE_SETTINGS as PARTS
 from engine.spec.steps import examples_per_step
 
+CHECKPOINT_ID = re.compile(r"(.+)/checkpoint-(\d+)")
 MAX_NEXT_STAGE_EPOCHS = 3
 MIN_ANSWERS_PER_STEP = 32  # in a stage that learns from scores of answers
 
 
 @dataclass(frozen=True)
 class Result:
-    """The trained weights of a run: a LoRA `adapter`, or a full model. `stage` is the one that produced them."""
+    """The trained weights of a run: a LoRA `adapter`, or a full model. `stage` is the one that produced them; `step` is
+    None except for a checkpoint, whose weights are not its run's last."""
 
     run: Run
     folder: Path
     stage: str
     adapter: bool
+    step: int | None = None
+
+    @property
+    def id(self) -> str:
+        """That of its run; of a checkpoint, with the name of its folder."""
+        return self.run.id if self.step is None else f"{self.run.id}/{self.folder.name}"
 
 
 def results(saves: Path) -> list[Result]:
     """The results of all runs in `saves`, newest first."""
     return [result for run in runs.find(saves) if (result := result_of(run))]
+
+
+def checkpoints_of(run: Run) -> list[Result]:
+    """The complete checkpoints of a LoRA training as adapters, newest first, whether or not it has ended. Of a full
+    model they would each be a model of their own, and those of PiSSA and OLoRA fit a changed base only."""
+    if run.kind != "training" or run.facts.method != "lora" or run.dir.initial.exists():
+        return []
+    folders = [folder for folder in run.dir.checkpoints() if (folder / ADAPTER_FILES[0]).is_file()]
+    return [Result(run, folder, run.facts.stage, True, step_of(folder)) for folder in reversed(folders)]
+
+
+def checkpoint(saves: Path, id: str) -> Result | None:
+    """The checkpoint with this id; None if it is not that of one that is an adapter."""
+    match = CHECKPOINT_ID.fullmatch(id)
+    run = next((run for run in runs.find(saves, "training") if run.id == match[1]), None) if match else None
+    return next((result for result in checkpoints_of(run) if result.id == id), None) if run else None
+
+
+def run_of(id: str) -> str:
+    """The id of the run to which the result or checkpoint with this id belongs."""
+    match = CHECKPOINT_ID.fullmatch(id)
+    return match[1] if match else id
 
 
 def titles(left: Iterable[Result]) -> dict[str, str]:

@@ -185,3 +185,9 @@ def read_with_end(folder: Path, saves: Path) -> tuple[Run, bool]:
     request = _request_of(run)
     ended = not alive and exit not in (None, DAMAGED_EXIT) and not request.get("damaged")
     return Run(folder.relative_to(saves).as_posix(), folder, state, request, exit), ended
+
+
+def sweep_of(run: Run) -> dict[str, Any]:
+    """What the run's request says of its sweep; {} if it belongs to none."""
+    sweep = run.request.get("sweep")
+    return sweep if isinstance(sweep, dict) and isinstance(sweep.get("id"), str) else {}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_warnings import write_warning
 from engine.runs import queue, runs, sweeps
-from engine.runs.run import Run
+from engine.runs.run import Run, sweep_of
 
 LOOK_SECONDS = 10.0
 
@@ -23,7 +23,7 @@ class SweepWatch:
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.time):
         self.run, self.clock, self.due = run, clock, 0.0
-        self.saves, self.sweep = queue.saves_of(run.path), sweeps.sweep_of(run)
+        self.saves, self.sweep = queue.saves_of(run.path), sweep_of(run)
         self.done = run.request.get("attempt", 1) > 1
 
     def look(self) -> None:

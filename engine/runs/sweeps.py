@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
 from engine.runs import attempts, engines, progress, runs, standby
-from engine.runs.run import Run
+from engine.runs.run import Run, sweep_of
 from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, fields
 
 Order = Literal["grid", "random", "list"]
@@ -143,12 +143,6 @@ def _in_run(variant: Variant, obstacle: Problem) -> Problem:
     values = ", ".join(f"{path} = {value}" for path, value in variant.values.items())
     why = {language: obstacle.text(language) for language in ("en", "zh")}
     return problem("sweep-run", obstacle.field, values=values, why=why)
-
-
-def sweep_of(run: Run) -> dict[str, Any]:
-    """What the run's request says of its sweep; {} if it belongs to none."""
-    sweep = run.request.get("sweep")
-    return sweep if isinstance(sweep, dict) and isinstance(sweep.get("id"), str) else {}
 
 
 def members(saves: Path, id: str) -> list[Run]:

@@ -37,7 +37,7 @@ from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT, Workplace, is_inside
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import may_need_bitsandbytes
-from engine.runs.results import Result, base_of, results
+from engine.runs.results import Result, base_of, checkpoint, results
 from engine.serving import server_gpu, slurm_jobs, vllm
 from engine.serving.server import Server
 from engine.spec.model_settings import Model, NoRopeScaling
@@ -65,14 +65,15 @@ class Choice:
 
 
 def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str = "transformers") -> Choice:
-    """The model folder `base` and the results of the runs with these ids, checked before anything is loaded.
+    """The model folder `base` and the results or checkpoints with these ids, checked before anything is loaded.
 
     An empty `base` means that of the first run. Raises Refusal if something does not exist, belongs to another base, or
     is not supported by the `engine`.
     """
     if engine not in vllm.ENGINES:
         raise Refusal(problem("spec-choice", "engine", given=engine, choices=", ".join(vllm.ENGINES)))
-    by_id = {result.run.id: result for result in results(workplace.saves)}
+    by_id = {result.id: result for result in results(workplace.saves)}
+    by_id |= {id: saved for id in ids if id not in by_id and (saved := checkpoint(workplace.saves, id))}
     chosen = [_result(by_id, id) for id in ids]
     wholes, adapters = [[result for result in chosen if result.adapter is kind] for kind in (False, True)]
     base = base or next((str(result.folder) for result in wholes), "")
@@ -94,7 +95,7 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
     choice = Choice(
         folder,
         whole.run.id if whole else identity(str(folder)) if _cached(folder) else folder.name,
-        {result.run.id: result.folder for result in adapters},
+        {result.id: result.folder for result in adapters},
         _model_part(workplace, folder, whole, adapters),
         engine,
     )

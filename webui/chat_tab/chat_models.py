@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,8 @@ TOOLS_VARIABLE = "tools"  # the name of the tools in templates
 
 
 class ModelSelection(NamedTuple):
-    """The models that a user has selected: the folder of a base, ids of runs, and the inference engine."""
+    """The models that a user has selected: the folder of a base, ids of runs and their checkpoints, and the inference
+    engine."""
 
     base: str | None
     run_ids: Sequence[str] | None = None
@@ -66,6 +67,10 @@ class ChatModels:
             base = self.choice(selection).name if selection else None
         except Refusal:
             base = None
+        for id in selection.run_ids or () if selection else ():
+            match = results.CHECKPOINT_ID.fullmatch(id)
+            if match and match[1] in titles:
+                titles[id] = self.words("chat-checkpoint", name=titles[match[1]], step=match[2])
         return titles | ({base: self.words("chat-base-named", name=titles.get(base, base))} if base else {})
 
     # ---- adapters and reward models
@@ -81,19 +86,30 @@ class ChatModels:
 
     def selected_adapters(self, selection: ModelSelection) -> list[Result]:
         """The selected adapters that belong to the selected base."""
-        ids = selection.run_ids or ()
-        return [result for result in self.adapters_of(selection.base) if result.run.id in ids]
+        ids = set(selection.run_ids or ())
+        fitting = self.adapters_of(selection.base)
+        return [result for run in fitting for result in (run, *self._checkpoints(run, ids)) if result.id in ids]
 
-    def adapter_choices(self, base: str | None) -> list[tuple[str, str]]:
-        """Every adapter as (label, id of its run): those of `base` first; the labels of the others name their base."""
-        titles, fitting = self.titles(), self.adapters_of(base)
-        fitting_ids = {result.run.id for result in fitting}
+    def _checkpoints(self, result: Result, ids: Collection[str]) -> list[Result]:
+        """The checkpoints of a run, if it or one of them is among the `ids`; those of all would be too many."""
+        of_it = any(id == result.id or id.startswith(f"{result.id}/") for id in ids)
+        return results.checkpoints_of(result.run) if of_it else []
+
+    def adapter_choices(self, selection: ModelSelection) -> list[tuple[str, str]]:
+        """Every adapter as (label, id): those of the selected base first, with the checkpoints of selected runs; the
+        labels of the others name their base."""
+        titles, fitting = self.titles(), self.adapters_of(selection.base)
+        fitting_ids, ids = {result.run.id for result in fitting}, set(selection.run_ids or ())
 
         def label(result: Result) -> str:
-            return f"{titles[result.run.id]} · {self.words.choice('stage', result.stage)}"
+            title = titles[result.run.id]
+            if result.step is not None:
+                return self.words("chat-checkpoint", name=title, step=result.step)
+            return f"{title} · {self.words.choice('stage', result.stage)}"
 
         others = [result for result in self.every_adapter() if result.run.id not in fitting_ids]
-        return [(label(result), result.run.id) for result in fitting] + [
+        own = [result for run in fitting for result in (run, *self._checkpoints(run, ids))]
+        return [(label(result), result.id) for result in own] + [
             (f"{label(result)} · {Path(_base_path(result)).name}", result.run.id) for result in others
         ]
 
@@ -117,7 +133,8 @@ class ChatModels:
     def with_base_of_last(self, selection: ModelSelection) -> ModelSelection:
         """The selection with the base changed to that of the run which was selected last."""
         last_ids = list(selection.run_ids or ())[-1:]
-        last = [result for result in self.every_adapter() if result.run.id in last_ids]
+        runs = [results.run_of(id) for id in last_ids]
+        last = [result for result in self.every_adapter() if result.run.id in runs]
         if not last:
             return selection
         folders = [folder for _, folder in self.bases()]
@@ -125,14 +142,15 @@ class ChatModels:
 
     def of_models(self, ids: Sequence[str], selection: ModelSelection) -> ModelSelection:
         """The selection in which the served models with these `ids` answered; `selection` if their base is unknown."""
-        answered = [result for result in results.results(self.workplace.saves) if result.run.id in ids]
+        runs = {results.run_of(id) for id in ids}
+        answered = [result for result in results.results(self.workplace.saves) if result.run.id in runs]
         bases = [str(result.folder) for result in answered if not result.adapter]
         bases += [_base_path(result) for result in answered if result.adapter]
         bases += [folder for _, folder in self.bases() if Path(folder).name in ids]
         if not bases:
             return selection
-        run_ids = [result.run.id for result in answered if result.adapter]
-        return ModelSelection(bases[0], run_ids, selection.engine)
+        adapters = {result.run.id for result in answered if result.adapter}
+        return ModelSelection(bases[0], [id for id in ids if results.run_of(id) in adapters], selection.engine)
 
     def of_run(self, run: Run) -> tuple[str, list[str]]:
         """The base and the adapters with which to chat with a run. Raises Refusal if it has no result."""

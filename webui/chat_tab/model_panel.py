@@ -113,8 +113,8 @@ class ModelPanel(Panel):
     def show(self, *selected: Any) -> Updates:
         """Update the lists of bases and runs, and the panels that depend on the selection."""
         selection = ModelSelection(*selected)
-        run_ids = [result.run.id for result in self.models.selected_adapters(selection)]
-        runs = self.models.adapter_choices(selection.base)
+        run_ids = [result.id for result in self.models.selected_adapters(selection)]
+        runs = self.models.adapter_choices(selection)
         return {
             self.base: gr.update(choices=self.models.bases(), value=selection.base),
             self.adapters: picker(runs, run_ids, self.words("chat-adapters-help"), self.words),

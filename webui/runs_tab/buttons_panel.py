@@ -12,8 +12,7 @@ from gradio.blocks import Block
 from engine.runs.notify import choice_of
 from engine.runs.remedies import remedy
 from engine.runs.results import possible_next_stages, result_of
-from engine.runs.runs import Run
-from engine.runs.sweeps import sweep_of
+from engine.runs.run import Run, sweep_of
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates

@@ -10,7 +10,7 @@ import gradio as gr
 
 from engine.core.problems import Refusal
 from engine.runs import notification_choice, runs, sweeps
-from engine.runs.runs import Run
+from engine.runs.run import Run, sweep_of
 from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates
@@ -64,7 +64,7 @@ class RunActions(Panel):
         by = self.context.user(request)
         return self.act(
             "stop",
-            lambda run: sweeps.stop(self.saves, sweeps.sweep_of(run).get("id", ""), by),
+            lambda run: sweeps.stop(self.saves, sweep_of(run).get("id", ""), by),
             "told-sweep-stop",
             run_id,
             view,

@@ -27,7 +27,7 @@ from webui.people import UploadsOfUsers
 from webui.people_pages import PeoplePages
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
-from webui.studio import page, script_files
+from webui.studio import first_steps, page, script_files
 from webui.studio.assets import Assets
 from webui.studio.start_page import StartPage
 from webui.words import LANGUAGES
@@ -69,6 +69,7 @@ def application(
         healthy,
         Assets(),
         *script_files.routes(),
+        *first_steps.routes(workplace.saves),
         *downloads.routes(workplace),
         *of_users,
         *notifications,

@@ -16,9 +16,10 @@ from webui.words import Words
 MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
 
 
-def header(words: Words, person: Person, root: str, pages: Collection[str] = (), first_visit: bool = False) -> str:
+def header(words: Words, person: Person, root: str, pages: Collection[str] = (), known_steps: str = "") -> str:
     """The head as HTML; the person has no name without a login. `pages` of their account can be used:
-    "logout", and "password" to change it. At the `first_visit`, the first steps are shown."""
+    "logout", and "password" to change it. `known_steps`: what is known of the first steps
+    (`first_steps.known_of`)."""
     languages = "".join(
         f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
         for code, label in (("en", "EN"), ("zh", "中文"))
@@ -36,9 +37,9 @@ def header(words: Words, person: Person, root: str, pages: Collection[str] = (),
         if "logout" in pages:
             leave = escape(words("sign-out"))
             out += f'<form method="post" action="{escape(root)}/logout"><button>{leave}</button></form>'
-    steps = escape(words("tour-open"))
+    steps, known = escape(words("tour-open")), f" data-{known_steps}" if known_steps else ""
     tour = (
-        f'<button class="theme" data-tour="{texts_file(words.language)[0]}"{" data-first" if first_visit else ""} '
+        f'<button class="theme" data-tour="{texts_file(words.language)[0]}"{known} '
         f'title="{steps}" aria-label="{steps}">?</button>'
     )
     if refused := may(person, "start"):

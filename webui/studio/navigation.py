@@ -12,7 +12,7 @@ from engine.data import preview_client
 from webui import people
 from webui.events import QUIET
 from webui.panels import Updates
-from webui.studio.first_steps import is_first_visit
+from webui.studio.first_steps import known_of
 from webui.studio.header import header
 from webui.studio.tabs import Frame, Tabs
 
@@ -96,7 +96,7 @@ class Navigation:
         person = people.person_of(request)
         account_pages = getattr(request.state, "account_pages", ())
         updates: Updates = {
-            frame.head: header(frame.words, person, frame.root, account_pages, is_first_visit(frame.workplace, person)),
+            frame.head: header(frame.words, person, frame.root, account_pages, known_of(frame.workplace, person)),
             frame.selected: run_id,
             tabs.data.chosen: chosen,
             tabs.evaluate.opened: report,

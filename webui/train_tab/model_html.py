@@ -53,8 +53,10 @@ def _how_to_get_more_models(model: ModelFacts, workplace: Workplace, words: Word
     demos = (DEMO_MODEL, DEMO_VISION_MODEL)
     if model.path not in demos or SMOLLM2.exists():
         return ""
-    roots = next((str(root) for root in workplace.models if root not in (*demos, SMOLLM2)), "")
-    sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words("fact-demo", roots=roots)))
+    folder = next((root for root in workplace.models if root not in (*demos, SMOLLM2)), None)
+    own = words("fact-own-model", folder=folder) if folder else words("fact-own-model-elsewhere")
+    between = " " if words.language == "en" else ""
+    sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(f"{words('fact-demo')}{between}{own}"))
     return f'<p class="quiet">{sentence}</p>'
 
 
