@@ -96,6 +96,39 @@ def test_use_is_counted_within_thirty_days_and_by_device(tmp_path: Path) -> None
     assert quota_use.use_of(saves, data, "eve", now) == quota_use.Use(0, 0.0, 0.0)
 
 
+def test_nobody_gets_hours_back_by_deleting_what_has_used_them(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, now = workplace.saves, time.time()
+
+    def ran(name: str, by: str, hours: float, days_ago: float = 0) -> None:
+        run = run_maker(saves)(name)
+        end = now - days_ago * DAY
+        write_json(run.dir.request, {"by": by, "submitted": end, "attempt": 1})
+        write_json(run.dir.keeper, {"started": end - hours * HOUR, "leases": ["GPU-0", "GPU-1"]})
+        write_json(run.dir.exit, {"outcome": "finished", "reason": "finished", "ended": end})
+        runs.delete(runs.read(run.path, saves))
+
+    def used(*names: str) -> list[float]:
+        return [round(quota_use.hours_of(saves, name, now), 3) for name in names]
+
+    ran("hers", "ada", 1.5)
+    ran("old", "ada", 5, days_ago=40)
+    ran("nobody's", "", 9)
+    ran("his", "bob", 2)
+    ran("more", "ada", 0.25)
+    assert used("ada", "bob", "eve", "") == [3.5, 4, 0, 0]
+    assert quota_use.hours_of(saves, "ada", now + 31 * DAY) == 0
+    kept = saves / ".spent-hours.json"
+    for damaged in ('[[1], null, ["bob", "x", 1, 1]]', "{", "{}"):
+        kept.write_text(damaged)
+        assert used("ada", "bob") == [0, 0]
+    kept.unlink()
+    kept.mkdir()  # nothing can be written there, and the run is deleted all the same
+    ran("last", "ada", 1)
+    assert runs.find(saves) == []
+
+
 def test_a_limit_that_is_reached_is_said_with_the_use(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:

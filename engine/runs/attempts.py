@@ -42,11 +42,18 @@ def seconds_before(run: Run) -> float:
 def gpu_hours(run: Run, now: float, since: float = -math.inf) -> float:
     """The GPU hours of all attempts between `since` and `now`, in seconds since 1970; each with the devices that it had
     itself. On the CPU, a process counts as a GPU."""
-    hours = 0.0
-    for attempt, start, end in [*_earlier(run), *_current(run, now)]:
-        seconds = min(end, now) - max(start, since)
-        hours += _devices(run, attempt) * seconds / 3600 if seconds > 0 else 0
-    return hours
+    return sum(hours_within(span, now, since) for span in spans(run, now))
+
+
+def spans(run: Run, now: float) -> list[tuple[float, float, int]]:
+    """Each attempt until `now`: when it began and ended, and on how many devices."""
+    return [(start, end, _devices(run, attempt)) for attempt, start, end in [*_earlier(run), *_current(run, now)]]
+
+
+def hours_within(span: tuple[float, float, int], now: float, since: float) -> float:
+    """The GPU hours of an attempt between `since` and `now`."""
+    start, end, devices = span
+    return devices * max(min(end, now) - max(start, since), 0.0) / 3600
 
 
 def _earlier(run: Run) -> list[tuple[RunDir, float, float]]:

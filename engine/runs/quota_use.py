@@ -1,6 +1,7 @@
 """How much of the GPUs and the disk somebody uses, beside their quotas.
 
-Counted from the folders of their runs each time: nothing is kept that could differ from them.
+Counted from the folders of their runs each time: nothing is kept that could differ from them, except the hours of runs
+that have been deleted (`engine.runs.spent_hours`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import stamp
 from engine.data.dataset_info import read_dataset_info
 from engine.data.owners import owned_by, set_id
-from engine.runs import attempts, index
+from engine.runs import attempts, index, spent_hours
 from engine.runs.quotas import read_quotas
 from engine.runs.run import ALIVE_STATES, Run
 
@@ -37,7 +38,7 @@ def use_of(saves: Path, data: Path, user: str, now: float | None = None) -> Use:
     runs = runs_of(saves, user)
     now = time.time() if now is None else now
     alive = sum(run.state in ALIVE_STATES for run in runs)
-    return Use(alive, gpu_hours(runs, now), (sum(map(_run_bytes, runs)) + data_bytes(data, user)) / 1e9)
+    return Use(alive, hours_of(saves, user, now), (sum(map(_run_bytes, runs)) + data_bytes(data, user)) / 1e9)
 
 
 def runs_of(saves: Path, user: str) -> list[Run]:
@@ -53,8 +54,9 @@ def gpu_hours(runs: list[Run], now: float) -> float:
 
 
 def hours_of(saves: Path, user: str, now: float | None = None) -> float:
-    """The GPU hours of a user in the 30 days before `now`, in seconds since 1970."""
-    return gpu_hours(runs_of(saves, user), time.time() if now is None else now)
+    """The GPU hours of a user in the 30 days before `now`, in seconds since 1970; those of deleted runs, too."""
+    now = time.time() if now is None else now
+    return gpu_hours(runs_of(saves, user), now) + spent_hours.hours(saves, user, now, now - WINDOW_SECONDS)
 
 
 def hours_left(saves: Path, user: str) -> tuple[float, float] | None:

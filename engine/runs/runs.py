@@ -16,7 +16,7 @@ from engine.core.run_warnings import write_warning
 from engine.core.rundir import RunDir, read_json, step_of, write_json, write_text
 from engine.launch.workspace import Workplace
 from engine.preflight import checks
-from engine.runs import attempts, engines, index, kinds, queue, quota_use, resumption, standby
+from engine.runs import attempts, engines, index, kinds, queue, quota_use, resumption, spent_hours, standby
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
 from engine.spec.run_spec import RunSpec, Spec
@@ -205,6 +205,8 @@ def delete(run: Run) -> None:
             raise Refusal(problem("run-cannot", what="delete", state=run.state))
         if run.state == "queued":
             engines.engine_of(run.dir).withdraw(run.dir)
+        now = time.time()
+        spent_hours.note(saves, run, now, now - quota_use.WINDOW_SECONDS)
         gone = saves / ".deleted" / f"{run.path.name}-{time.time_ns()}"
         gone.parent.mkdir(exist_ok=True)
         run.path.rename(gone)  # atomic: nobody sees half a run
