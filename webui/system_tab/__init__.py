@@ -94,9 +94,14 @@ def build(words: Words, workplace: Workplace, message: gr.HTML, root: str, users
     """The tab in the current context; without a login, there is no `users_file`. Returns its GPUs."""
     gpus = GpusPanel(words, gpus_html.table, "system-gpus")
     gr.HTML(f"<h3>{escape(words('gpus'))}</h3>")
-    storage, record = StoragePanel(words, workplace, message), AuditPanel(words, workplace)
-    people = [PeoplePanel(words, workplace, users_file, root)] if users_file else []
-    for panel in (gpus, ReportPanel(words, workplace), storage, *people, record):
+    for panel in (gpus, ReportPanel(words, workplace), StoragePanel(words, workplace, message)):
         panel.layout()
         panel.wire()
+    if users_file:
+        people = PeoplePanel(words, workplace, users_file, root)
+        people.layout()
+        people.wire()
+    record = AuditPanel(words, workplace)
+    record.layout()
+    record.wire()
     return gpus
