@@ -159,12 +159,20 @@ def created(ada: openai.OpenAI) -> FineTuningJob:
     return job
 
 
-def first_token(client: openai.OpenAI, model: str) -> tuple[str, float]:
-    """The likeliest first token of an answer, and its log-probability."""
-    answer = client.chat.completions.create(model=model, messages=ASK, max_tokens=1, temperature=0, logprobs=True)
-    assert answer.model == model
-    [token] = answer.choices[0].logprobs.content
-    return token.token, token.logprob
+def tokens_of(client: openai.OpenAI, model: str) -> list[tuple[str, float]]:
+    """The first tokens of greedy answers, with their log-probabilities."""
+    answers = [
+        client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": f"What comes after {number}?"}],
+            max_tokens=8,
+            temperature=0,
+            logprobs=True,
+        )
+        for number in range(3)
+    ]
+    assert {answer.model for answer in answers} == {model}
+    return [(token.token, token.logprob) for answer in answers for token in answer.choices[0].logprobs.content]
 
 
 def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: FineTuningJob, place: Workplace) -> None:
@@ -200,8 +208,8 @@ def test_a_whole_job_from_the_file_to_an_answer(ada: openai.OpenAI, created: Fin
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert streamed == answer.choices[0].message.content
     # The last checkpoint is the result, and an earlier one is not.
-    first = [first_token(ada, saved[place].fine_tuned_model_checkpoint) for place in (0, 1)]
-    assert first_token(ada, job.fine_tuned_model) == first[0] != first[1]
+    last, earlier = (tokens_of(ada, checkpoint.fine_tuned_model_checkpoint) for checkpoint in saved)
+    assert tokens_of(ada, job.fine_tuned_model) == last != earlier
     with pytest.raises(openai.NotFoundError, match="Those that can: 4, 2"):
         ada.models.retrieve(f"{job.fine_tuned_model}:ckpt-step-3")
     kept = saved[1].fine_tuned_model_checkpoint
