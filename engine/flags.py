@@ -28,6 +28,13 @@ EVALUATION_OPTIONS = {
     "generation.samples": "--samples",
     "generation.batch_size": "--batch-size",
     "harness.tasks": "--tasks",
+    "judge.model": "--judge",
+    "judge.criterion": "--criterion",
+    "judge.language": "--judge-language",
+    "judge.quantization": "--judge-quantization",
+    "judge.reason": "--judge-reason",
+    "judge.compare": "--judge-compare",
+    "judge.ratings": "--ratings",
     "hardware.device": "--device",
     "name": "--name",
 }

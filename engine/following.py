@@ -11,9 +11,8 @@ from pathlib import Path
 
 from engine.core import audit, regular_files
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
-from engine.evaluation import report
 from engine.launch.workspace import Workplace, make_data
-from engine.runs import engines, failures, kinds, runs
+from engine.runs import engines, evaluations, failures, kinds, runs
 from engine.spec.run_spec import Spec
 
 
@@ -75,8 +74,8 @@ def _print_new(log: Path, shown: int) -> int:
 
 
 def _print_end(run: runs.Run) -> int:
-    if summary := report.summary(run.dir):
-        print(report.as_text(summary))
+    if findings := evaluations.findings(run, shell_language()):
+        print(findings)
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
     print(run.dir.left() or run.path)

@@ -27,7 +27,7 @@ from engine.launch.workspace import Workplace
 from engine.models.conversion import convertible
 from engine.models.facts import inspect_model
 from engine.preflight import machine
-from engine.runs import engines, failures, gpu_use, kinds, prune, results, resumption, runs, sweeps
+from engine.runs import engines, evaluations, failures, gpu_use, kinds, prune, results, resumption, runs, sweeps
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.runs.run import sweep_of
@@ -139,8 +139,8 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
         print(doubt.text(shell_language()))
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
-    if summary := report.summary(run.dir):
-        print(report.as_text(summary), end="\n\n")
+    if findings := evaluations.findings(run, shell_language()):
+        print(findings, end="\n\n")
     print(run.spec.to_yaml(brief=True))
     return 0
 

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from engine.core.rundir import read_json
-from engine.evaluation.evaluation_spec import EvaluationSpec, trained_result
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.trained_results import trained_result
 from engine.export.export_spec import ExportSpec
 from engine.launch.command import OFFLINE_VARIABLES, STANDBY_VARIABLE
 from engine.launch.handover import PLACE

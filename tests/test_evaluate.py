@@ -19,7 +19,7 @@ import pytest
 from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, read_lines, write_json, write_text
 from engine.data.datasets import count_rows, find
-from engine.evaluation import evaluation_spec, report
+from engine.evaluation import evaluation_spec, report, trained_results
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, Workplace
@@ -305,6 +305,6 @@ def test_rows_are_sorted_and_searched() -> None:
 
 def test_a_run_that_left_nothing_is_none(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = finished_run(workplace, make_spec(), "own")
-    assert evaluation_spec.trained_result(result_of(run).folder).title == "own"
+    assert trained_results.trained_result(result_of(run).folder).title == "own"
     (run.dir.adapter / RESULT_FILE).unlink()
-    assert evaluation_spec.trained_result(run.dir.adapter) is None
+    assert trained_results.trained_result(run.dir.adapter) is None

@@ -25,6 +25,7 @@ from tests.old_saves import CUT_OFF, TRAINED, extract, run_called
 from tests.past_runs import past_run
 from webui.evaluate_tab.evaluation_models import EvaluationModels
 from webui.evaluate_tab.form_panel import FormPanel
+from webui.evaluate_tab.judge_panel import JudgePanel
 from webui.evaluate_tab.list_panel import ListPanel
 from webui.evaluate_tab.models_panel import ModelsPanel
 from webui.evaluate_tab.panel import Context
@@ -84,12 +85,11 @@ class Tab:
             self.report = ReportPanel(context, self.listing, self.rows, self.right_answers)
             self.questions, self.tasks = QuestionsPanel(context), TasksPanel(context)
             self.sampling, self.measured = SamplingPanel(context), ModelsPanel(context, self.questions)
-            self.form = FormPanel(context, self.measured, self.questions, self.tasks, self.sampling, self.report)
+            self.judge = JudgePanel(context)
+            parts = (self.measured, self.questions, self.tasks, self.judge, self.sampling)
+            self.form = FormPanel(context, *parts, self.report)
             for panel in (
-                self.measured,
-                self.questions,
-                self.tasks,
-                self.sampling,
+                *parts,
                 self.form,
                 self.listing,
                 self.right_answers,
@@ -97,7 +97,7 @@ class Tab:
                 self.rows,
             ):
                 panel.layout()
-            self.view = TabView(context, self.measured, self.tasks, self.report)
+            self.view = TabView(context, self.measured, self.tasks, self.judge, self.report)
 
     def values(self, **changes: Any) -> dict[Any, Any]:
         """What the controls hold; `changes` by the names of their panels and components, with `__` between."""
@@ -150,7 +150,7 @@ def with_more_rows(evaluation: Run, count: int) -> None:
 
 
 def test_one_arrives_at_the_newest_run_with_its_base(tab: Tab, trained: Run) -> None:
-    updates = tab.view.arrive("", None, [], [], [], *ROWS)
+    updates = tab.view.arrive("", None, [], [], [], None, [], *ROWS)
     assert updates.keys() == set(tab.view.outputs)
     assert updates[tab.measured.base] == gr.update(choices=tab.bases, value=DEMO)
     assert updates[tab.measured.results]["value"] == [str(trained.dir.adapter)]
@@ -164,9 +164,11 @@ def test_one_arrives_at_the_newest_run_with_its_base(tab: Tab, trained: Run) -> 
 
 
 def test_what_was_chosen_stays_where_it_fits(tab: Tab, trained: Run) -> None:
-    kept = tab.view.arrive("", DEMO, [], ["chat", "gone", "pairs"], [], *ROWS)
+    kept = tab.view.arrive("", DEMO, [], ["chat", "gone", "pairs"], [], "gone", ["pairs", "chat"], *ROWS)
     assert kept[tab.measured.results]["value"] == []
     assert kept[tab.questions.datasets]["value"] == ["chat"]
+    assert kept[tab.judge.model]["value"] == ""
+    assert kept[tab.judge.ratings] == gr.update(choices=["pairs"], value=["pairs"])
     elsewhere = tab.measured.show_results(tab.other, [str(trained.dir.adapter)], None)
     assert elsewhere[tab.measured.results]["value"] == []
     assert elsewhere[tab.measured.results]["choices"][0][0].startswith("far")  # those of the base first
@@ -272,6 +274,17 @@ def test_a_form_that_a_spec_has_filled_reads_as_that_spec(tab: Tab, trained: Run
             "data": {"datasets": ["chat"], "max_samples": 30, "seed": 3, "without_references": True},
             "generation": {"max_new_tokens": 99, "temperature": 0.25, "top_p": 0.5, "seed": 3, "batch_size": 2},
             "harness": {"num_fewshot": 0, "limit": 12, "apply_chat_template": False},
+            "judge": {
+                "model": DEMO,
+                "criterion": "押韵",
+                "language": "zh",
+                "reason": False,
+                "compare": False,
+                "quantization": "8bit",
+                "max_input_tokens": 777,
+                "max_reason_tokens": 55,
+                "ratings": ["pairs"],
+            },
         }
     )
     filled = tab.form.fill(spec)
@@ -286,6 +299,37 @@ def test_without_a_result_that_is_here_the_base_is_measured(tab: Tab) -> None:
     assert filled[tab.measured.results]["value"] == []
     assert filled[tab.measured.with_base]["value"] is True
     assert filled[tab.tasks.shots] == ""
+
+
+# ------------------------------------------------------------------------------------------ the judge
+
+
+def test_only_models_that_write_answers_are_offered_as_a_judge(tab: Tab) -> None:
+    labels = [label for label, _ in tab.judge.show(None, None)[tab.judge.model]["choices"]]
+    assert labels == ["No judge", "demo_model", "other", "before the move", "far"]
+
+
+def test_a_judge_that_cannot_be_checked_says_why(tab: Tab, place: Workplace) -> None:
+    for change, reason in (
+        ({}, "no judge to compare with them"),
+        ({"judge__model": "../../etc/passwd"}, "/etc/passwd"),
+        ({"judge__model": DEMO, "judge__max_input": "<b>9</b>"}, "Max input length must be"),
+        ({"judge__model": DEMO, "judge__criterion": "x" * 9999}, "Criterion"),
+        ({"judge__model": DEMO, "judge__ratings": ["<script>"]}, "&lt;script&gt;"),
+    ):
+        updates = tab.form.check_judge(tab.values(**change), ADA)
+        assert updates.keys() == {tab.form.problems}
+        assert reason in updates[tab.form.problems]
+    (place.data / "dataset_info.json").write_text('{"chat": {"file_name": "chat.json"}}')
+    nothing = tab.form.check_judge(tab.values(judge__model=DEMO), ADA)[tab.form.problems]
+    assert "no rated answers yet" in nothing
+
+
+def test_a_judge_is_checked_against_all_ratings_by_one_button(tab: Tab, place: Workplace, occupied: None) -> None:
+    values = tab.values(judge__model=DEMO, measured__base=DEMO, questions__datasets=["chat"])
+    run = runs.get(place.saves, tab.form.check_judge(values, ADA)[tab.context.opened])
+    assert run.spec.only_compares_judge
+    assert (run.spec.judge.ratings, run.spec.with_base, run.spec.data.datasets) == (["pairs"], False, [])
 
 
 # ------------------------------------------------------------------------------------------ a report

@@ -15,6 +15,7 @@ from engine.evaluation.harness import PACKAGE, Task
 from engine.evaluation.report import Page, tasks_of
 from engine.runs.runs import Run
 from webui import notices
+from webui.judge_html import judge_section, judgement
 from webui.numbers import ago, moment, short
 from webui.text_html import folded_reasoning
 from webui.thumbnails import pictures
@@ -22,6 +23,7 @@ from webui.words import Words
 
 CHARACTERS_BEFORE_FOLD = 400  # number of characters of a text before it is folded
 ROW_SCORES = (
+    "judge",
     "accuracy",
     "exact",
     "chrf",
@@ -90,11 +92,10 @@ def head(run: Run, progress: str, state: str, words: Words) -> str:
     )
 
 
-def summary(report: Mapping[str, Any], words: Words) -> str:
-    """The verdicts in words, then each metric of each model with its interval."""
-    return (_rows_summary(report, words) if report["rows"] or report["left_out"] else "") + _tasks_summary(
-        report, words
-    )
+def summary(report: Mapping[str, Any], words: Words, notes: Sequence[Problem] = ()) -> str:
+    """The verdicts in words, each metric of each model with its interval, then the judge with the notes on it."""
+    rows_html = _rows_summary(report, words) if report["rows"] or report["left_out"] else ""
+    return rows_html + _tasks_summary(report, words) + judge_section(report, notes, words)
 
 
 def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
@@ -363,7 +364,7 @@ def _answer(
     mark = f"<em>{escape(words('report-changed-mark'))}</em>" if changed else ""
     return (
         f'<div class="speech{"" if model["base"] else " assistant"}"><span>{escape(model["title"])}{mark}</span>'
-        f'<div class="said">{body}<small>{" · ".join(facts)}</small></div></div>'
+        f'<div class="said">{body}{judgement(answer, words)}<small>{" · ".join(facts)}</small></div></div>'
     )
 
 

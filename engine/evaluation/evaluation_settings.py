@@ -1,6 +1,8 @@
-"""The settings of an evaluation by part: its questions, how answers are generated, tasks of lm-evaluation-harness."""
+"""The settings of an evaluation by part: questions, generation of answers, tasks of lm-evaluation-harness, judge."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from engine.spec.parts import Part, setting
 
@@ -95,4 +97,52 @@ class Harness(Part):
         True,
         "Use the chat template",
         "Asks each question as a user turn if the model has a template. Off: as plain text that the model continues.",
+    )
+
+
+class Judge(Part):
+    """A model that scores the answers, and what its scores are compared with."""
+
+    model: str = setting(
+        "",
+        "Judge",
+        "A model folder, or the ID or result folder of a finished run. It scores each answer from 1 to 5. Leave empty "
+        "for none.",
+        essential=True,
+        max_length=1024,
+    )
+    quantization: Literal["none", "8bit", "4bit"] = setting(
+        "none", "Quantization", "Of a model folder's weights; a finished run is loaded as it was trained."
+    )
+    language: Literal["en", "zh"] = setting("en", "Language", "Of the prompt for the judge.")
+    criterion: str = setting(
+        "",
+        "Criterion",
+        "What makes an answer good. Leave empty for the default: correct, complete and helpful.",
+        max_length=4000,
+    )
+    reason: bool = setting(
+        True, "Ask for a reason", "The judge writes a sentence before each score. Off: only the score, which is faster."
+    )
+    compare: bool = setting(
+        True,
+        "Compare in pairs",
+        "The judge also compares each model's answers with those of the base, or of the first model, in both orders.",
+    )
+    max_input_tokens: int = setting(
+        3072,
+        "Max input length",
+        "In the judge's tokens: question, reference and answers together. What is longer is cut, and counted.",
+        ge=64,
+        le=10**6,
+    )
+    max_reason_tokens: int = setting(
+        96, "Max reason length", "In tokens. Raise it for a judge that reasons before it answers.", ge=8, le=10**5
+    )
+    ratings: list[str] = setting(
+        [],
+        "Rated answers",
+        "Data sets of answers with thumbs, or of preferences, such as those from the Chat tab. The judge is compared "
+        "with them.",
+        max_length=100,
     )

@@ -7,33 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from engine.core import regular_files
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import RESULT_FILE, RunDir, read_json
+from engine.core.rundir import RunDir
 from engine.data import dataset_info_edits
 from engine.data.columns import USUAL_COLUMN_NAMES
 from engine.data.datasets import Dataset, examples, read_dataset_info
 from engine.data.soundness import flaw, sound_names
 from engine.evaluation import harness
-from engine.evaluation.evaluation_settings import Generation, Harness, Questions
+from engine.evaluation.evaluation_settings import Generation, Harness, Judge, Questions
+from engine.evaluation.judge import judge_model
+from engine.evaluation.trained_results import model_part_of_base, trained_result
 from engine.launch.workspace import Workplace, absolute_path, is_inside
 from engine.models.adapters import ADAPTER_FILES
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import inspect_model
 from engine.preflight import checks
 from engine.spec.hardware_settings import Hardware
-from engine.spec.model_settings import Model, NoRopeScaling
+from engine.spec.model_settings import Model
 from engine.spec.parts import setting
 from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, Spec
 
 BASE_FIELD, RESULTS_FIELD, DATASETS_FIELD = "model.model_name_or_path", "results", "data.datasets"
+JUDGE_FIELD, RATINGS_FIELD = "judge.model", "judge.ratings"
 REFERENCE_ROWS_SAMPLED = 2000  # first rows of a set, read to see whether it has references
 NEEDED_ROWS_CODES = {
     "answers": "evaluate-needs-answers",
@@ -43,6 +45,7 @@ DATASET_KINDS = {
     "answers": ("chat",),
     "pairs": ("pairs",),
 }  # for models that answer, and for reward models
+RATING_KINDS = ("thumbs", "pairs")  # of data sets with a person's ratings
 
 
 class EvaluationSpec(Spec):
@@ -62,6 +65,7 @@ class EvaluationSpec(Spec):
     data: Questions = Field(default_factory=Questions)
     generation: Generation = Field(default_factory=Generation)
     harness: Harness = Field(default_factory=Harness)
+    judge: Judge = Field(default_factory=Judge)
     hardware: Hardware = Field(default_factory=Hardware)
 
     def to_yaml(self, *, brief: bool = False) -> str:
@@ -70,67 +74,10 @@ class EvaluationSpec(Spec):
         plain = self.model.quantization.kind == self.model.rope_scaling.kind == "none"
         return super().to_yaml(brief=brief and plain)
 
-
-# ---------------------------------------------------------------------------------------- what was left
-
-
-@dataclass(frozen=True)
-class TrainedResult:
-    """The trained weights of a run: an adapter, or a full model."""
-
-    folder: Path
-    spec: RunSpec  # of the run
-    stage: str
-
     @property
-    def adapter(self) -> bool:
-        return self.folder.name == "adapter"
-
-    @property
-    def is_reward_model(self) -> bool:
-        return self.stage == "rm"
-
-    @property
-    def run(self) -> RunDir:
-        return RunDir(self.folder.parent)
-
-    @property
-    def id(self) -> str:
-        """The ID of the run: model/method/run."""
-        return "/".join(self.folder.parent.parts[-3:])
-
-    @property
-    def title(self) -> str:
-        return self.spec.name or self.folder.parent.name
-
-    @property
-    def base(self) -> str:
-        """The model that the run started from."""
-        return self.spec.model.model_name_or_path
-
-
-def trained_result(folder: str | Path) -> TrainedResult | None:
-    """The trained weights in a result `folder` of a run; None if it is not one."""
-    folder = Path(folder)
-    result, run = read_json(folder / RESULT_FILE), RunDir(folder.parent)
-    if not result or folder.name not in ("adapter", "model"):
-        return None
-    try:
-        return TrainedResult(folder, RunSpec.from_yaml(regular_files.read_text(run.spec)), result["stage"])
-    except (OSError, Refusal, KeyError):
-        return None
-
-
-def model_part_of_base(result: TrainedResult) -> Model:
-    """The `model` part with which the base of a result is loaded: as in its run, but without the adapter it
-    continued."""
-    return result.spec.model.used(result.spec.model.model_name_or_path)
-
-
-def model_part_of_whole(result: TrainedResult) -> Model:
-    """The same for a full model from a run; its rope scaling is already in its configuration."""
-    changes = {"model_name_or_path": str(result.folder), "rope_scaling": NoRopeScaling()}
-    return model_part_of_base(result).model_copy(update=changes)
+    def only_compares_judge(self) -> bool:
+        """Whether nothing is evaluated, but the judge compared with a person's ratings."""
+        return bool(self.judge.ratings) and not (self.data.datasets or self.harness.tasks or self.results)
 
 
 # ------------------------------------------------------------------------------------- frozen, and sound
@@ -138,12 +85,18 @@ def model_part_of_whole(result: TrainedResult) -> Model:
 
 def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     """The spec with absolute paths, and run IDs replaced by result folders. The default base is that of the first
-    result, and the default name consists of the models."""
+    result, and the default name consists of the models. A judge that is only compared with ratings is the model."""
     folders = [_folder(text, workplace) for text in spec.results]
     spec = spec.change(RESULTS_FIELD, list(dict.fromkeys(folders)))
     results = [result for folder in folders if (result := trained_result(folder))]
     if not spec.model.model_name_or_path.strip() and results:
         spec = spec.change("model", model_part_of_base(results[0]).model_dump())
+    if spec.judge.model.strip():
+        judge = _folder(spec.judge.model, workplace)
+        spec = spec.change(JUDGE_FIELD, absolute_path(judge, workplace.model_roots, "config.json"))
+        if spec.only_compares_judge and not spec.model.model_name_or_path.strip():
+            known = judge_model(spec.judge)
+            spec = spec.change("model", known.model.model_dump()).change("with_base", False).named(known.title)
     spec = spec.change(BASE_FIELD, absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json"))
     if spec.with_base and results and all(result.is_reward_model for result in results):
         spec = spec.change("with_base", False)  # its head would be random
@@ -168,7 +121,7 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     form = "pairs" if scores and all(scores) else "answers"
     if any(scores) and not all(scores):
         all_problems.append(problem("evaluate-mixed", RESULTS_FIELD))
-    if not spec.with_base and not spec.results:
+    if not (spec.with_base or spec.results or spec.only_compares_judge):
         all_problems.append(problem("evaluate-nobody", RESULTS_FIELD))
     if not spec.model.model_name_or_path.strip():
         return [*all_problems, problem("model-not-chosen", BASE_FIELD)]
@@ -177,8 +130,9 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     return (
         all_problems
         + checks.engine_problems(spec.hardware, workplace.saves)
-        + _machine_problems(spec, workplace)
+        + _machine_problems(spec, spec.model, workplace)
         + _data_problems(spec, workplace, form)
+        + _judge_problems(spec, workplace, form)
         + _context_problems(spec)
     )
 
@@ -209,9 +163,9 @@ def _same_base(base: str, spec: EvaluationSpec) -> bool:
     return identity(base) == identity(spec.model.model_name_or_path)
 
 
-def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
-    """The problems that a training of the same model on the same devices would have: model, GPUs, packages, disk."""
-    obstacles = checks.preflight_problems(as_training(spec), workplace)
+def _machine_problems(spec: EvaluationSpec, model: Model, workplace: Workplace) -> list[Problem]:
+    """The problems that a training of this model on the same devices would have: model, GPUs, packages, disk."""
+    obstacles = checks.preflight_problems(as_training(spec, model), workplace)
     # A base without a template uses that of its adapters; if there are none, loading reports it. And an adapter may
     # contain the embeddings that the base lacks.
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
@@ -224,11 +178,11 @@ def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Proble
     return [obstacle for obstacle in relevant if obstacle.code not in (*templates, checks.NO_GRADIENT_CODE)]
 
 
-def as_training(spec: EvaluationSpec) -> RunSpec:
-    """A training of the same model on the same devices, for modules that take a training's spec."""
+def as_training(spec: EvaluationSpec, model: Model | None = None) -> RunSpec:
+    """A training of the base (or of another `model`) on the same devices, for modules that take a training's spec."""
     return RunSpec.read(
         {
-            "model": spec.model.model_dump(),
+            "model": (model or spec.model).model_dump(),
             "hardware": spec.hardware.model_dump() | {"num_processes": 1},
             "data": {"dataset_dir": spec.data.dataset_dir, "max_length": 8},
             "stage": "sft",
@@ -241,25 +195,60 @@ def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> lis
     folder = Path(spec.data.dataset_dir)
     if not is_inside(folder, (workplace.data,)):
         return [problem("path-outside", "data.dataset_dir", path=folder, roots=workplace.data)]
-    tasks = _task_problems(spec, form)
-    if not spec.data.datasets:
-        return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS_FIELD)]
+    problems = _task_problems(spec, form)
+    if not (spec.data.datasets or spec.harness.tasks or (spec.only_compares_judge and not spec.with_base)):
+        return [problem("evaluate-no-data", DATASETS_FIELD)]
+    usable, obstacles = _datasets(folder, spec.data.datasets, DATASETS_FIELD)
+    for dataset in usable:
+        if dataset.kind not in DATASET_KINDS[form]:
+            obstacles.append(problem(NEEDED_ROWS_CODES[form], DATASETS_FIELD, name=dataset.name))
+        elif form == "answers":
+            obstacles += _reference_problems(spec, dataset)
+    rated, unusable = _datasets(folder, spec.judge.ratings, RATINGS_FIELD)
+    unrated = [dataset.name for dataset in rated if dataset.kind not in RATING_KINDS]
+    return [*problems, *obstacles, *unusable, *(problem("judge-no-ratings", RATINGS_FIELD, name=x) for x in unrated)]
+
+
+def _datasets(folder: Path, names: list[str], field: str) -> tuple[list[Dataset], list[Problem]]:
+    """The data sets with these names, and what is wrong with the others."""
+    if not names:
+        return [], []
     sets, broken = read_dataset_info(folder)
     known = {dataset.name: dataset for dataset in sets}
-    problems = tasks + [replace(issue, field=DATASETS_FIELD) for issue in broken]
-    for name in spec.data.datasets if not broken else ():
+    usable, problems = list[Dataset](), [replace(issue, field=field) for issue in broken]
+    for name in names if not broken else ():
         if name not in known:
             values = {"name": name, "folder": folder, "known": ", ".join(sound_names(sets)) or "—"}
-            problems.append(problem("data-unknown", DATASETS_FIELD, **values))
+            problems.append(problem("data-unknown", field, **values))
         elif fault := known[name].problem:
-            problems.append(replace(fault, field=DATASETS_FIELD))
+            problems.append(replace(fault, field=field))
         elif not known[name].files:
-            problems.append(problem("dataset-on-hub", DATASETS_FIELD, name=name, hub=known[name].hub))
-        elif known[name].kind not in DATASET_KINDS[form]:
-            problems.append(problem(NEEDED_ROWS_CODES[form], DATASETS_FIELD, name=name))
-        elif form == "answers":
-            problems += _reference_problems(spec, known[name])
-    return problems
+            problems.append(problem("dataset-on-hub", field, name=name, hub=known[name].hub))
+        else:
+            usable.append(known[name])
+    return usable, problems
+
+
+def _judge_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Problem]:
+    """What prevents the judge from judging here."""
+    chosen = spec.judge.model
+    if not chosen.strip():
+        return [problem("judge-missing", JUDGE_FIELD)] if spec.judge.ratings else []
+    if form == "pairs":
+        return [problem("judge-of-scores", JUDGE_FIELD)]
+    if not is_inside(Path(chosen), workplace.model_roots):
+        roots = ", ".join(map(str, workplace.model_roots))
+        return [problem("path-outside", JUDGE_FIELD, path=chosen, roots=roots)]
+    judge, result = judge_model(spec.judge), trained_result(chosen)
+    if judge.is_reward_model:
+        return [problem("judge-is-reward-model", JUDGE_FIELD, name=judge.title)]
+    if result and result.run.alive():
+        return [problem("evaluate-alive", JUDGE_FIELD, name=judge.title)]
+    own = (BASE_FIELD, "model.trust_remote_code", "model.quantization")
+    if judge.model == spec.model:
+        return []  # its problems are known
+    problems = [issue for issue in _machine_problems(spec, judge.model, workplace) if issue.field in own]
+    return [replace(issue, field=JUDGE_FIELD) for issue in problems]
 
 
 def _reference_problems(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
@@ -282,6 +271,11 @@ def fitting_datasets(sets: list[Dataset], form: str = "answers") -> list[str]:
     return [
         dataset.name for dataset in sets if not flaw(dataset) and dataset.files and dataset.kind in DATASET_KINDS[form]
     ]
+
+
+def rated_datasets(sets: list[Dataset]) -> list[str]:
+    """Names of the sets with a person's ratings."""
+    return [dataset.name for dataset in sets if not flaw(dataset) and dataset.files and dataset.kind in RATING_KINDS]
 
 
 def add_questions(data_dir: Path, file: Path) -> str:
@@ -309,8 +303,8 @@ def add_questions(data_dir: Path, file: Path) -> str:
 
 def _context_problems(spec: EvaluationSpec) -> list[Problem]:
     base = spec.model.model_name_or_path
-    if is_hub_id(base) and not os.path.isdir(base):
-        return []  # not here yet; the worker checks again
+    if spec.only_compares_judge or (is_hub_id(base) and not os.path.isdir(base)):
+        return []  # nothing is answered; or it is not here yet, and the worker checks again
     stretched = getattr(spec.model.rope_scaling, "factor", 1)
     context = int((inspect_model(base).context_length or 0) * stretched)
     if context and spec.generation.max_new_tokens >= context:

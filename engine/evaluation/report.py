@@ -24,7 +24,7 @@ ORDERS: tuple[str, ...] = get_args(Order)
 ROWS_PER_PAGE = 20
 QUESTIONS_FILE = "questions.jsonl"  # the rows that were asked, in the folder of the report
 ROW_FILES = ("rows.csv", "rows.jsonl")  # files of the report for download
-SORTING_SCORES = ("margin", "chrf", "tokens")  # rows are sorted by the first of these that they have
+SORTING_SCORES = ("margin", "judge", "chrf", "tokens")  # rows are sorted by the first of these that they have
 
 Row = Mapping[str, Any]
 
@@ -138,9 +138,9 @@ def _change(row: Row) -> float:
     return apart if not same or "chosen" in row else apart - 1e6
 
 
-def as_text(summary: Mapping[str, Any]) -> str:
+def as_text(summary: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """The summary as a table for the command line: a line for each metric, a column for each model, each value with the
-    interval that contains 95 % of its resamples."""
+    interval that contains 95 % of its resamples; then the notes."""
     models, lines = summary["voices"], []
     width = max([26, *(len(model["title"]) + 2 for model in models)])
     lines.append(
@@ -163,7 +163,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
             lines.append(f"{model['title']} was trained on {', '.join(sets)}: there it may only remember")
         if counts := summary.get("reasoning", {}).get(model["id"]):
             lines.append(f"{model['title']}: {reasoning_note(counts)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])
 
 
 def reasoning_note(counts: Mapping[str, int]) -> str:

@@ -13,9 +13,8 @@ from pydantic import Field
 from engine.core.problems import Problem, Refusal
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import end_of
-from engine.evaluation import report
 from engine.mcp.call import READ, WRITE, Arguments, Call, OfRun, Tool
-from engine.runs import compare, engines, failures, kinds, progress, results, runs
+from engine.runs import compare, engines, evaluations, failures, kinds, progress, results, runs
 from engine.runs.run import Run
 
 LOG_BYTES = 256 << 10  # at the end of a log, in which its last lines are searched
@@ -87,7 +86,6 @@ def show_run(call: Call, arguments: OfRun) -> dict[str, Any]:
     run = call.run(arguments.run)
     now, why, place = progress.progress(run), failures.explain(run), engines.place(run)
     latest = {name: _last(series.value) for name, series in progress.curves(run).items()}
-    summary = report.summary(run.dir) if run.kind == "evaluation" else None
     result = results.result_of(run)
     return _brief(run) | {
         "ended": _moment(run.ended),
@@ -104,7 +102,7 @@ def show_run(call: Call, arguments: OfRun) -> dict[str, Any]:
         "waits_because": place.decision.text(call.language) if place and place.decision.reason else None,
         "failure": why and {"what": why.what(call.language), "what_to_do": why.advice(call.language)},
         "warnings": [warning.problem.text(call.language) for warning in read_warnings(run.dir)],
-        "findings": report.as_text(summary) if summary else None,
+        "findings": evaluations.findings(run, call.language),
         "result": str(result.folder) if result else None,
         "can": sorted(run.can),
         "next_stages": results.possible_next_stages(run),

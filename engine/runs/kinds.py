@@ -13,7 +13,7 @@ from typing import Any
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import preview_client
-from engine.evaluation import evaluation_spec
+from engine.evaluation import evaluation_memory, evaluation_spec
 from engine.export import export_spec
 from engine.launch.command import Step, training_steps, worker_step
 from engine.launch.workspace import Workplace
@@ -89,6 +89,8 @@ KINDS = {
         evaluation_spec.frozen,
         evaluation_spec.problems,
         lambda _spec, folder, _port, _gpu_count: [worker_step("evaluate", folder)],
+        evaluation_memory.doubts,
+        evaluation_memory.memory_needed,
     ),
     "export": Kind(
         export_spec.ExportSpec,

@@ -40,7 +40,8 @@ NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '
 class Progress:
     """What a run is doing. `fraction` is that of the whole run in training, else of the phase; None if unknown."""
 
-    phase: str  # waiting, preparing, downloading, loading, training, waiting for space, evaluating, tasks, saving, done
+    # waiting, preparing, downloading, loading, training, waiting for space, evaluating, tasks, judging, saving, done
+    phase: str
     done: int
     total: int | None
     unit: str

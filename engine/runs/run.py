@@ -168,7 +168,7 @@ def _state_alive(run: RunDir) -> str:
     if read_object(run.request).get("stop"):
         return "stopping"
     phase = read_object(run.progress).get("phase")
-    working = ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
+    working = ("training", "evaluating", "tasks", "judging", "exporting", "saving", "converting", WAITING_FOR_SPACE)
     return "running" if phase in working else "preparing"
 
 

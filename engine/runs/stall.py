@@ -45,5 +45,7 @@ class StallWatch:
 
 
 def _patience(progress: dict[str, Any]) -> int:
-    moves = progress.get("phase") in ("training", "evaluating") and progress.get("done") != progress.get("began_with")
+    moves = progress.get("phase") in ("training", "evaluating", "judging") and progress.get("done") != progress.get(
+        "began_with"
+    )
     return 1 if moves else FIRST_STEP_FACTOR

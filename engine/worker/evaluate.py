@@ -1,8 +1,9 @@
 """An evaluation, top to bottom: `python -m engine.worker.evaluate FOLDER`.
 
-It writes to the run's report/: questions.jsonl, the sampled rows; answers.jsonl, a line for each model and row, and
-tasks.jsonl, a line for each task and model, each written as soon as it is known, so that a resumed run asks nothing
-twice; and finally the findings of `engine.worker.evaluation.findings`, with result.json.
+It writes to the run's report/: questions.jsonl, the sampled rows; answers.jsonl, a line for each model and row;
+tasks.jsonl, a line for each task and model; and judgements.jsonl, a line for each judgement. Each line is written as
+soon as it is known, so that a resumed run asks nothing twice. Finally it writes the findings of
+`engine.worker.evaluation.findings`, with result.json.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir, append_lines, read_lines
-from engine.evaluation.evaluation_spec import (
-    EvaluationSpec,
+from engine.evaluation.evaluation_spec import EvaluationSpec, as_training
+from engine.evaluation.judge import judge_model
+from engine.evaluation.report import QUESTIONS_FILE
+from engine.evaluation.trained_results import (
     TrainedResult,
-    as_training,
     model_part_of_base,
     model_part_of_whole,
     trained_result,
 )
-from engine.evaluation.report import QUESTIONS_FILE
 from engine.preflight.package_checks import quantized
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
@@ -39,8 +40,9 @@ def evaluate(run: RunDir) -> None:
     report = ProgressReport(run)
     report("loading")
     with library_imports():
-        from engine.worker.evaluation.findings import write_findings
+        from engine.worker.evaluation.findings import comparable_rows, write_findings
         from engine.worker.evaluation.harness import Tasks
+        from engine.worker.evaluation.judging import judge_answers
         from engine.worker.evaluation.questions import load_questions
 
     spec = spec_of(run)
@@ -53,10 +55,12 @@ def evaluate(run: RunDir) -> None:
     questions = load_questions(spec, run.report / QUESTIONS_FILE, form)
     log = AnswerLog(run, report, total=_answer_count(spec, len(results), len(questions), form))
     models: list[TrainedResult | str] = [*([BASE_NAME] if spec.with_base else []), *results]
-    tasks = Tasks(spec, run, report, [model if isinstance(model, str) else model.id for model in models])
+    names = [model if isinstance(model, str) else model.id for model in models]
+    tasks = Tasks(spec, run, report, names)
     MEASURE[form](spec, results, questions, log, tasks)
+    judged = judge_answers(run, spec, report, names, comparable_rows(names, questions, log.lines), log.lines)
     report("saving")
-    write_findings(run, spec, form, models, questions, log.lines, tasks.lines)
+    write_findings(run, spec, form, models, questions, log.lines, tasks.lines, judged)
 
 
 def _answer_count(spec: EvaluationSpec, results: int, rows: int, form: str) -> int:
@@ -225,9 +229,11 @@ def model_path(spec: EvaluationSpec, model: Model, report: ProgressReport) -> st
 
 
 def may_use_quantized(spec: EvaluationSpec) -> bool:
-    """Whether a model under evaluation may have quantized weights."""
+    """Whether a model under evaluation, or the judge, may have quantized weights."""
     results = [result for folder in spec.results if (result := trained_result(folder))]
-    return any(map(quantized, [spec.model, *map(model_part_of_base, results), *map(model_part_of_whole, results)]))
+    judge = [judge_model(spec.judge).model] if spec.judge.model.strip() else []
+    parts = [spec.model, *map(model_part_of_base, results), *map(model_part_of_whole, results), *judge]
+    return any(map(quantized, parts))
 
 
 def _as_text(values: Any) -> dict[str, str]:

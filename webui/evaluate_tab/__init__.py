@@ -3,8 +3,9 @@
     models_panel     the models to evaluate             list_panel    all evaluations
     questions_panel  data sets and rows                 report_panel  progress and findings of the open evaluation
     tasks_panel      tasks of lm-evaluation-harness     rows_panel    the rows with all answers
-    sampling_panel   name and sampling                  tab_view      opening the tab
-    form_panel       the form as a spec; starting it    right_answers_panel  a data set of right answers
+    judge_panel      a model that scores the answers    tab_view      opening the tab
+    sampling_panel   name and sampling                  right_answers_panel  a data set of right answers
+    form_panel       the form as a spec; starting it
 
 An evaluation is a run like any other, so the state is in its folder; the page keeps only the id of the open one.
 `evaluation_models` has no components: it lists the models that can be evaluated.
@@ -23,6 +24,7 @@ from engine.launch.workspace import Workplace
 from engine.runs.runs import Run
 from webui.evaluate_tab.evaluation_models import EvaluationModels
 from webui.evaluate_tab.form_panel import FormPanel
+from webui.evaluate_tab.judge_panel import JudgePanel
 from webui.evaluate_tab.list_panel import ListPanel
 from webui.evaluate_tab.models_panel import ModelsPanel
 from webui.evaluate_tab.panel import Context
@@ -67,25 +69,26 @@ def build(
     listing, rows, right_answers = ListPanel(context), RowsPanel(context), RightAnswersPanel(context)
     report = ReportPanel(context, listing, rows, right_answers)
     questions, tasks, sampling = QuestionsPanel(context), TasksPanel(context), SamplingPanel(context)
+    judge = JudgePanel(context)
     measured = ModelsPanel(context, questions)
-    form = FormPanel(context, measured, questions, tasks, sampling, report)
+    form = FormPanel(context, measured, questions, tasks, judge, sampling, report)
 
     with gr.Row(elem_classes="split data evaluate", equal_height=False):
         with (
             gr.Column(scale=4, min_width=300, elem_classes="shelf"),
             gr.Column(elem_classes="card evaluate-card"),
         ):
-            for part in (measured, questions, tasks, sampling, form):
+            for part in (measured, questions, tasks, judge, sampling, form):
                 part.layout()
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
             for shown in (listing, report, right_answers, rows):
                 shown.layout()
 
-    for wired in (measured, form, report, right_answers, rows):
+    for wired in (measured, judge, form, report, right_answers, rows):
         wired.wire()
     questions.wire(measured.base, measured.results)
 
-    view = TabView(context, measured, tasks, report)
+    view = TabView(context, measured, tasks, judge, report)
     return EvaluateTab(
         context.opened, report.timer, view.arrive, view.inputs, view.outputs, models.of_run, form.inputs, form.fill
     )

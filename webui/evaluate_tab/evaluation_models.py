@@ -13,6 +13,7 @@ from engine.models.discovery import identity
 from engine.runs import recent, results
 from engine.runs.results import Result
 from engine.runs.runs import Run
+from webui.pickers import MAX_OFFERED
 from webui.words import Words
 
 
@@ -42,6 +43,12 @@ class EvaluationModels:
             return " · ".join([titles[result.run.id], self.words.choice("stage", result.stage), *other])
 
         return [(label(result), str(result.folder)) for result in known]
+
+    def judges(self) -> list[tuple[str, str]]:
+        """The models that can judge as (label, folder): bases, and results that write answers."""
+        known = [result for result in self.trained_results(None) if result.stage != "rm"][:MAX_OFFERED]
+        titles = results.titles(known)
+        return [*self.bases(), *((titles[result.run.id], str(result.folder)) for result in known)]
 
     def selected_results(self, base: str | None, folders: Sequence[str] | None) -> list[Result]:
         """The results in `folders` that belong to `base`."""

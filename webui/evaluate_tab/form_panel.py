@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gradio as gr
 from gradio.blocks import Block
 
 from engine.core.problems import Refusal
+from engine.evaluation import evaluation_memory
 from engine.evaluation.evaluation_spec import EvaluationSpec, frozen
 from engine.runs import runs
 from webui import boxes, notices
+from webui.evaluate_tab.judge_panel import JudgePanel
 from webui.evaluate_tab.models_panel import ModelsPanel
 from webui.evaluate_tab.panel import Context, Panel, Values
 from webui.evaluate_tab.questions_panel import QuestionsPanel
@@ -32,11 +36,17 @@ SETTING_LABELS = {
     "generation.batch_size": "evaluate-batch",
     "harness.num_fewshot": "evaluate-shots",
     "harness.limit": "evaluate-limit",
+    "judge.model": "evaluate-judge",
+    "judge.criterion": "evaluate-criterion",
+    "judge.max_input_tokens": "evaluate-judge-input",
+    "judge.max_reason_tokens": "evaluate-judge-longest",
+    "judge.quantization": "evaluate-judge-quantization",
+    "judge.ratings": "evaluate-ratings",
 }
 
 
 class FormPanel(Panel):
-    """The controls are in the panels `measured`, `questions`, `tasks` and `sampling`."""
+    """The controls are in the panels `measured`, `questions`, `tasks`, `judge` and `sampling`."""
 
     def __init__(
         self,
@@ -44,12 +54,13 @@ class FormPanel(Panel):
         measured: ModelsPanel,
         questions: QuestionsPanel,
         tasks: TasksPanel,
+        judge: JudgePanel,
         sampling: SamplingPanel,
         report: ReportPanel,
     ):
         super().__init__(context)
         self.measured, self.questions, self.tasks = measured, questions, tasks
-        self.sampling, self.report = sampling, report
+        self.judge, self.sampling, self.report = judge, sampling, report
 
     def layout(self) -> None:
         label = self.words("evaluate-start")
@@ -61,11 +72,12 @@ class FormPanel(Panel):
         inputs = {*self.inputs, report.rows.order, report.rows.text}
         outputs = [self.message, self.opened, self.problems, report.listing.html, *report.outputs]
         self.start_button.click(self.start, inputs, outputs, **QUIET)
+        self.judge.check.click(self.check_judge, inputs, outputs, **QUIET)
 
     @property
     def inputs(self) -> list[Block]:
         """Every control of the form."""
-        parts = (self.measured, self.questions, self.tasks, self.sampling)
+        parts = (self.measured, self.questions, self.tasks, self.judge, self.sampling)
         return [control for part in parts for control in part.inputs]
 
     def read(self, values: Values) -> EvaluationSpec:
@@ -77,6 +89,7 @@ class FormPanel(Panel):
                 "data": self.questions.read_data(values) | self.sampling.read_data(values),
                 "generation": self.questions.read_generation(values) | self.sampling.read_generation(values),
                 "harness": self.tasks.read(values),
+                "judge": self.judge.read(values),
             }
         )
 
@@ -84,13 +97,20 @@ class FormPanel(Panel):
         """Set the form to a spec."""
         spec = frozen(spec, self.workplace)
         updates: Updates = {}
-        for part in (self.measured, self.questions, self.tasks, self.sampling):
+        for part in (self.measured, self.questions, self.tasks, self.judge, self.sampling):
             updates |= part.fill(spec)
         return updates
 
     def start(self, values: Values, request: gr.Request) -> Updates:
+        return self._start(self.read, values, request)
+
+    def check_judge(self, values: Values, request: gr.Request) -> Updates:
+        """Start an evaluation that only compares the judge with a person's ratings."""
+        return self._start(lambda held: EvaluationSpec.read(self.judge.read_check(held)), values, request)
+
+    def _start(self, read: Callable[[Values], EvaluationSpec], values: Values, request: gr.Request) -> Updates:
         try:
-            spec = self.read(values)
+            spec = read(values)
             with acting(self.workplace.saves, "start", f"evaluation {spec.name}".strip()):
                 run = runs.submit(spec, self.workplace, by=self.context.user(request))
         except Refusal as refusal:
@@ -100,7 +120,7 @@ class FormPanel(Panel):
         return {
             self.message: message,
             self.opened: run.id,
-            self.problems: "",
+            self.problems: notices.noted(evaluation_memory.doubts(frozen(spec, self.workplace), []), self.words),
             **self.report.listing.show(run.id),
             **self.report.open(run.id, values[rows.order], values[rows.text], "1"),
         }

@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.evaluation.evaluation_spec import EvaluationSpec, model_part_of_base, trained_result
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.trained_results import model_part_of_base, trained_result
 from webui.evaluate_tab.panel import Context, Panel, Values
 from webui.evaluate_tab.questions_panel import QuestionsPanel
 from webui.events import QUIET

@@ -12,7 +12,7 @@ from gradio.blocks import Block
 from engine.core import rundir
 from engine.core.problems import Refusal
 from engine.evaluation import report
-from engine.runs import runs
+from engine.runs import evaluations, runs
 from engine.runs.runs import Run
 from webui import reports
 from webui.evaluate_tab.list_panel import ListPanel
@@ -71,7 +71,10 @@ class ReportPanel(Panel):
     def _opened(self, run: Run, order: str, text: str, number: str) -> Updates:
         progress, state, failure = self.context.progress_of(run)
         summary = report.summary(run.dir)
-        summary_html = reports.summary(summary, self.words) + self._downloads(run) if summary else ""
+        summary_html = ""
+        if summary:
+            notes = evaluations.notes_of(run, summary)
+            summary_html = reports.summary(summary, self.words, notes) + self._downloads(run)
         return {
             self.stamp: stamp_of(run),
             self.timer: gr.Timer(active=not run.final),

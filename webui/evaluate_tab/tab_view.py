@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gradio.blocks import Block
 
+from webui.evaluate_tab.judge_panel import JudgePanel
 from webui.evaluate_tab.models_panel import ModelsPanel
 from webui.evaluate_tab.panel import Context, Panel
 from webui.evaluate_tab.report_panel import ReportPanel
@@ -14,9 +15,11 @@ from webui.panels import Updates
 
 
 class TabView(Panel):
-    def __init__(self, context: Context, measured: ModelsPanel, tasks: TasksPanel, report: ReportPanel):
+    def __init__(
+        self, context: Context, measured: ModelsPanel, tasks: TasksPanel, judge: JudgePanel, report: ReportPanel
+    ):
         super().__init__(context)
-        self.measured, self.tasks, self.report = measured, tasks, report
+        self.measured, self.tasks, self.judge, self.report = measured, tasks, judge, report
 
     @property
     def inputs(self) -> list[Block]:
@@ -26,6 +29,7 @@ class TabView(Panel):
             self.measured.results,
             self.measured.questions.datasets,
             self.tasks.tasks,
+            *self.judge.lists,
             *self.report.rows.view,
         ]
 
@@ -36,6 +40,7 @@ class TabView(Panel):
             self.measured.questions.datasets,
             self.tasks.tasks,
             self.tasks.unusable,
+            *self.judge.lists,
             self.report.listing.html,
             *self.report.outputs,
         ]
@@ -47,6 +52,8 @@ class TabView(Panel):
         folders: Sequence[str] | None,
         names: Sequence[str] | None,
         tasks: Sequence[str] | None,
+        judge: str | None,
+        ratings: Sequence[str] | None,
         order: str,
         text: str,
         number: str,
@@ -57,6 +64,7 @@ class TabView(Panel):
         return {
             **self.measured.show(base, folders, names),
             **self.tasks.show(tasks),
+            **self.judge.show(judge, ratings),
             **self.report.listing.show(id),
             **self.report.open(id, order, text, number),
         }

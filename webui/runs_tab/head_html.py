@@ -10,7 +10,7 @@ from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
 from engine.importer import run_import
 from engine.notifications.services import SERVICES
-from engine.runs import attempts, engines, notification_log, progress
+from engine.runs import attempts, engines, evaluations, notification_log, progress
 from engine.runs.failures import explain
 from engine.runs.outcome import disk_is_full
 from engine.runs.progress import Progress
@@ -191,7 +191,7 @@ def findings(run: Run, words: Words) -> str:
     if not summary:
         return ""
     link = f'<p><a class="load" href="{escape(reports.link(run.id))}">{escape(words("report-whole"))}</a></p>'
-    return reports.summary(summary, words) + link
+    return reports.summary(summary, words, evaluations.notes_of(run, summary)) + link
 
 
 def import_remarks(run: Run, words: Words) -> str:

@@ -1,7 +1,7 @@
 """The findings of an evaluation: a summary with intervals and verdicts, and every row with its scores.
 
 summary.json   models ("voices"), rows, metrics with intervals, differences from the base with verdicts;
-               for reward models, histograms
+               for reward models, histograms; the judge, if there is one
 rows.jsonl     for each row the question, the reference, and each model's answer with its scores
 rows.csv       the same as a table
 result.json    written last: the attempt that they belong to
@@ -18,16 +18,18 @@ from typing import Any
 
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal, problem
-from engine.core.reasoning import AnswerParts, split_reasoning, without_reasoning
+from engine.core.reasoning import without_reasoning
 from engine.core.rundir import RESULT_FILE, RunDir, distinct_titles, write_json, write_text
 from engine.data.row_images import readable
-from engine.evaluation.evaluation_spec import EvaluationSpec, TrainedResult
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.evaluation.trained_results import TrainedResult
 from engine.runs.lineage import learned
-from engine.worker.evaluation import metrics
+from engine.worker.evaluation import judgements, metrics
 from engine.worker.evaluation.bootstrap import MIN_ROWS, RESAMPLES, difference, interval, resampled
 from engine.worker.evaluation.harness import task_comparisons
-from engine.worker.evaluation.metrics import Metric, ModelAnswer
-from engine.worker.evaluation.questions import Question
+from engine.worker.evaluation.judging import Judgements
+from engine.worker.evaluation.metrics import Metric, ModelAnswer, answer_parts
+from engine.worker.evaluation.questions import Question, prompt_text
 
 Outputs = Mapping[tuple[str, int], Mapping[str, Any]]
 
@@ -40,18 +42,23 @@ def write_findings(
     questions: Sequence[Question],
     outputs: Outputs,
     tasks: Mapping[tuple[str, str], Mapping[str, Any]],
+    judged: Judgements | None,
 ) -> None:
     """The whole content of the report. Raises Refusal if there is nothing to report."""
     entries = [_model_entry(spec, model) for model in models]
     titles = distinct_titles({entry["id"]: entry["title"] for entry in entries})
     entries = [entry | {"title": titles[entry["id"]]} for entry in entries]
     names = [entry["id"] for entry in entries]
-    comparable = [
-        question for question in questions if all(_is_comparable(outputs[name, question.row]) for name in names)
-    ]
-    if not comparable and not spec.harness.tasks:
+    comparable = comparable_rows(names, questions, outputs)
+    if not comparable and not spec.harness.tasks and not spec.only_compares_judge:
         raise Refusal(_nothing_measured(questions, names, outputs))
     rows, model_metrics, extra = FORMS[form](names, questions, comparable, outputs) if comparable else ([], {}, {})
+    if judged:
+        for name, metric in judgements.score_metrics(judged, names, comparable).items():
+            model_metrics.setdefault(name, {})[judgements.METRIC] = metric
+        judgements.add_to_rows(judged, names, rows)
+        extra = {**extra, "judge": judgements.summary(spec, judged, names, comparable)}
+        judgements.write_agreement(run, extra["judge"]["agreement"])
     print(f"{len(comparable)} rows evaluated, {len(questions) - len(comparable)} left out", flush=True)
     summary = {
         "form": form,
@@ -91,6 +98,11 @@ def _trained_on(spec: EvaluationSpec, folder: Path) -> list[str]:
     memorization."""
     place, known = os.path.realpath(spec.data.dataset_dir), learned([folder])
     return [name for name in spec.data.datasets if (place, name) in known]
+
+
+def comparable_rows(names: Sequence[str], questions: Sequence[Question], outputs: Outputs) -> list[Question]:
+    """The rows that every model has answered, or scored."""
+    return [question for question in questions if all(_is_comparable(outputs[name, question.row]) for name in names)]
 
 
 def _is_comparable(line: Mapping[str, Any]) -> bool:
@@ -148,26 +160,22 @@ def _row(question: Question) -> dict[str, Any]:
     }
 
 
-def _parts(line: Mapping[str, Any]) -> AnswerParts:
-    return split_reasoning(line["answer"], opened=line.get("opened", False))
-
-
 def _reasoning_counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """In how many answers there is reasoning, and how many of these ended before it did."""
-    parts = [_parts(line) for line in lines]
+    parts = [answer_parts(line) for line in lines]
     thinking = [part for part in parts if part.unfinished or part.reasoning.strip()]
     return {"rows": len(thinking), "unfinished": sum(part.unfinished for part in thinking)}
 
 
 def _model_answer(line: Mapping[str, Any]) -> ModelAnswer:
-    text = _parts(line).answer.strip("\n")
+    text = answer_parts(line).answer.strip("\n")
     return ModelAnswer(text, line["tokens"], line["ended"], line.get("loss", 0.0), line.get("loss_tokens", 0))
 
 
 def _answer(line: Mapping[str, Any], reference: str | None, labels: Sequence[str] | None) -> dict[str, Any]:
     if "problem" in line:
         return {"text": "", "scores": {}, "problem": line["problem"]}
-    answer, reasoning = _model_answer(line), _parts(line).reasoning.strip()
+    answer, reasoning = _model_answer(line), answer_parts(line).reasoning.strip()
     scores = metrics.row_scores(answer, reference, labels)
     samples = [_answer(more, reference, labels) for more in line.get("more", {}).values()]
     result = {"text": answer.text, "scores": scores} | ({"reasoning": reasoning} if reasoning else {})
@@ -196,12 +204,12 @@ FORMS = {"answers": _answer_report, "pairs": _pair_report}
 
 def _metric_comparisons(names: Sequence[str], model_metrics: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
     """Intervals of every metric, and each model's differences from the first, if that is the base."""
-    base = names[0] if names[0] == "base" else ""
+    base = "base" if "base" in names[:1] else ""
     comparisons: dict[str, Any] = {
         "measures": {},
         "differences": {name: {} for name in names if base and name != base},
     }
-    for metric_name, metric in model_metrics.get(names[0], {}).items():
+    for metric_name, metric in model_metrics[names[0]].items() if model_metrics else ():
         draws = {name: resampled(model_metrics[name][metric_name]) for name in names}
         comparisons["measures"][metric_name] = {
             "better": metric.better,
@@ -226,7 +234,8 @@ def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, An
         dict.fromkeys(name for row in rows for answer in row["answers"].values() for name in answer["scores"])
     )
     thinking = any("reasoning" in answer for row in rows for answer in row["answers"].values())
-    answer_heads = [] if pairs else [*(["reasoning"] if thinking else []), "answer"]
+    judged = any("reason" in answer.get("judgement", ()) for row in rows for answer in row["answers"].values())
+    answer_heads = [] if pairs else [*(["reasoning"] if thinking else []), "answer", *(["judge: reason"] * judged)]
     heads = [f"{model['title']}: {name}" for model in models for name in answer_heads + scores]
     lines: list[list[Any]] = [["row", "set", "place", "prompt", *texts, *heads]]
     for row in rows:
@@ -234,14 +243,12 @@ def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, An
         cells += [row[name] or "" for name in texts]
         for model in models:
             answer = row["answers"].get(model["id"], {"text": "", "scores": {}})
-            cells += [answer.get("text" if name == "answer" else name, "") for name in answer_heads]
+            texts_of_answer = answer | {"answer": answer["text"], "judge: reason": _reason(answer)}
+            cells += [texts_of_answer.get(name, "") for name in answer_heads]
             cells += [answer["scores"].get(name, "") for name in scores]
         lines.append(cells)
     return lines
 
 
-def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A question as text; roles are named if there is more than one turn."""
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+def _reason(answer: Mapping[str, Any]) -> str:
+    return answer.get("judgement", {}).get("reason", "")

@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 import tempfile
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+
+from engine.core.reasoning import AnswerParts, split_reasoning
 
 Better = Literal["higher", "lower", "neither"]
 MAX_LABEL_WORDS, MAX_LABELS = 4, 20  # maximum number of words in a label, and of labels
@@ -230,6 +232,11 @@ class ModelAnswer:
     ended: bool
     loss: float = 0.0
     loss_tokens: int = 0
+
+
+def answer_parts(line: Mapping[str, Any]) -> AnswerParts:
+    """Reasoning and answer in a line of answers.jsonl."""
+    return split_reasoning(line["answer"], opened=line.get("opened", False))
 
 
 def row_scores(answer: ModelAnswer, reference: str | None, labels: Sequence[str] | None) -> dict[str, float]:

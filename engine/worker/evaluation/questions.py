@@ -1,10 +1,13 @@
-"""The rows of an evaluation, sampled from its data sets once and stored, so that a resumed run asks the same ones."""
+"""The rows of an evaluation, sampled from its data sets once and stored, so that a resumed run asks the same ones.
+
+These are the questions, and the answers that a person has rated.
+"""
 
 from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,7 +25,7 @@ from engine.evaluation.evaluation_spec import EvaluationSpec
 @dataclass(frozen=True)
 class Question:
     """One row. `reference`: the expected answer, as text; `chat`: the row with it, as in training. For a pair, `chosen`
-    and `rejected` are the two answers, and `chat` is the row."""
+    and `rejected` are the two answers, and `chat` is the row. An answer with a thumb is `chosen`; `up`: which thumb."""
 
     row: int
     set: str
@@ -33,6 +36,7 @@ class Question:
     chat: dict[str, Any] | None = None
     chosen: str = ""
     rejected: str = ""
+    up: bool | None = None
 
 
 def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question]:
@@ -43,9 +47,25 @@ def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question
     """
     if not file.exists():
         folder = Path(spec.data.dataset_dir)
-        drawn = list(_draw_questions(spec, [find(folder, name) for name in spec.data.datasets], form))
+        drawn = _draw_questions(spec, [find(folder, name) for name in spec.data.datasets], lambda _: form)
         write_text(file, "".join(_as_json(question) + "\n" for question in drawn))
     return [_from_json(line) for line in read_lines(file)]
+
+
+def load_ratings(spec: EvaluationSpec, file: Path) -> list[Question]:
+    """The same for the answers with a person's thumbs or preferences."""
+    if not file.exists():
+        folder = Path(spec.data.dataset_dir)
+        drawn = _draw_questions(spec, [find(folder, name) for name in spec.judge.ratings], lambda dataset: dataset.kind)
+        write_text(file, "".join(_as_json(question) + "\n" for question in drawn))
+    return [_from_json(line) for line in read_lines(file)]
+
+
+def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A question as text; roles are named if there is more than one turn."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def _as_json(question: Question) -> str:
@@ -61,7 +81,9 @@ def _from_json(line: dict[str, Any]) -> Question:
     return Question(**line)
 
 
-def _draw_questions(spec: EvaluationSpec, datasets: list[Dataset], form: str) -> Iterator[Question]:
+def _draw_questions(
+    spec: EvaluationSpec, datasets: list[Dataset], form_of: Callable[[Dataset], str]
+) -> Iterator[Question]:
     total, max_samples = sum(map(count_rows, datasets)), spec.data.max_samples
     chosen = None
     if max_samples and max_samples < total:
@@ -75,7 +97,7 @@ def _draw_questions(spec: EvaluationSpec, datasets: list[Dataset], form: str) ->
         if chosen is not None and at not in chosen:
             continue
         try:
-            yield BUILD_QUESTION[form](dataset, place, row, number)
+            yield BUILD_QUESTION[form_of(dataset)](dataset, place, row, number)
         except Refusal:
             continue
         number += 1
@@ -96,4 +118,11 @@ def _pair_question(dataset: Dataset, place: Any, row: Any, number: int) -> Quest
     return Question(number, dataset.name, str(place), pair["messages"], pair["tools"], chat=pair, **sides)
 
 
-BUILD_QUESTION = {"answers": _question, "pairs": _pair_question}
+def _rated_answer(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
+    rated = example(dataset, place, row, "thumbs")
+    *prompt, answer = rated["messages"]
+    text = answer["content"]
+    return Question(number, dataset.name, str(place), prompt, rated["tools"], chosen=text, up=rated["label"])
+
+
+BUILD_QUESTION = {"answers": _question, "pairs": _pair_question, "thumbs": _rated_answer}

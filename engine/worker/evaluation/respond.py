@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.data.images import decode
+from engine.evaluation.evaluation_memory import MAX_LOGITS
 from engine.evaluation.evaluation_settings import Generation
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
@@ -32,7 +33,6 @@ from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.templates.conversations import NO_IMAGES
 from engine.worker.templates.image_tokens import ImageTokens, placed_inputs
 
-MAX_LOGITS = 1 << 27  # fp32 values in the logits of one forward pass, unless a single row has more
 DEFAULT_CONTEXT = 1 << 20  # tokens, for a model whose config has no limit
 SAMPLE_SEEDS = 1_000_003  # between those of a row's first and second answer
 
