@@ -84,11 +84,11 @@ def _comparison(judged: Judgements, first: str, name: str, questions: Sequence[Q
     verdicts = ["same" if line is None else line.get("verdict", "none") for line in lines]
     counts = Counter(verdicts)
     decided = counts["win"] + counts["loss"]
-    asked = decided + counts["inconsistent"]
+    compared = decided + counts["inconsistent"]
     return {
         "against": first,
         **{verdict: counts[verdict] for verdict in (*POINTS, "none")},
-        "inconsistent_share": 100 * counts["inconsistent"] / asked if asked else None,
+        "inconsistent_share": 100 * counts["inconsistent"] / compared if compared else None,
         "rate": interval(mean([POINTS.get(verdict) for verdict in verdicts], scale=100))._asdict(),
     }
 
@@ -103,11 +103,11 @@ def agreement(spec: EvaluationSpec, judged: Judgements) -> dict[str, Any] | None
     verdicts = [line.get("verdict", "none") for line in pairs]
     chosen = [POINTS[verdict] for verdict in verdicts if verdict in POINTS]
     counts = Counter(verdicts)
-    asked = counts["win"] + counts["loss"] + counts["inconsistent"]
+    compared = counts["win"] + counts["loss"] + counts["inconsistent"]
     measured = thumb_agreement([score for score, _ in scored], [up for _, up in scored])
     preferences = preference_agreement(chosen)
-    if asked:
-        preferences["inconsistent_share"] = 100 * counts["inconsistent"] / asked
+    if compared:
+        preferences["inconsistent_share"] = 100 * counts["inconsistent"] / compared
     return {
         "judge": same_judge(spec.judge),
         "title": judged.facts["title"],
