@@ -130,7 +130,7 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     return (
         all_problems
         + checks.engine_problems(spec.hardware, workplace.saves)
-        + _machine_problems(spec, spec.model, workplace)
+        + _machine_problems(spec, spec.model, workplace, adapted=bool(spec.results))
         + _data_problems(spec, workplace, form)
         + _judge_problems(spec, workplace, form)
         + _context_problems(spec)
@@ -163,12 +163,13 @@ def _same_base(base: str, spec: EvaluationSpec) -> bool:
     return identity(base) == identity(spec.model.model_name_or_path)
 
 
-def _machine_problems(spec: EvaluationSpec, model: Model, workplace: Workplace) -> list[Problem]:
-    """The problems that a training of this model on the same devices would have: model, GPUs, packages, disk."""
+def _machine_problems(spec: EvaluationSpec, model: Model, workplace: Workplace, adapted: bool) -> list[Problem]:
+    """The problems that a training of this model on the same devices would have: model, GPUs, packages, disk.
+    `adapted`: it is used with adapters."""
     obstacles = checks.preflight_problems(as_training(spec, model), workplace)
     # A base without a template uses that of its adapters; if there are none, loading reports it. And an adapter may
     # contain the embeddings that the base lacks.
-    templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
+    templates = ("no-template", "tokens-beyond-embeddings") if adapted else ()
     relevant = [
         obstacle
         for obstacle in obstacles
@@ -244,11 +245,10 @@ def _judge_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> li
         return [problem("judge-is-reward-model", JUDGE_FIELD, name=judge.title)]
     if result and result.run.alive():
         return [problem("evaluate-alive", JUDGE_FIELD, name=judge.title)]
-    own = (BASE_FIELD, "model.trust_remote_code", "model.quantization")
-    if judge.model == spec.model:
-        return []  # its problems are known
-    problems = [issue for issue in _machine_problems(spec, judge.model, workplace) if issue.field in own]
-    return [replace(issue, field=JUDGE_FIELD) for issue in problems]
+    if spec.only_compares_judge:
+        return []  # it is the model of the evaluation, whose problems are known
+    problems = _machine_problems(spec, judge.model, workplace, adapted=bool(judge.adapter))
+    return [replace(issue, field=JUDGE_FIELD) for issue in problems if issue.field.startswith("model.")]
 
 
 def _reference_problems(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
