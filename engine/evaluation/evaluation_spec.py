@@ -127,10 +127,11 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
         return [*all_problems, problem("model-not-chosen", BASE_FIELD)]
     if spec.generation.samples > 1 and not spec.generation.temperature:
         all_problems.append(problem("evaluate-samples-alike", "generation.samples", given=spec.generation.samples))
+    adapted = bool(spec.results or (spec.only_compares_judge and judge_model(spec.judge).adapter))
     return (
         all_problems
         + checks.engine_problems(spec.hardware, workplace.saves)
-        + _machine_problems(spec, spec.model, workplace, adapted=bool(spec.results))
+        + _machine_problems(spec, spec.model, workplace, adapted)
         + _data_problems(spec, workplace, form)
         + _judge_problems(spec, workplace, form)
         + _context_problems(spec)
