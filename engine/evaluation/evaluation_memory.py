@@ -70,7 +70,7 @@ def loaded_models(spec: EvaluationSpec) -> Iterator[LoadedModel]:
     if spec.judge.model.strip():
         judge = judge_model(spec.judge)
         tokens = JUDGE_PROMPT_TOKENS + spec.judge.max_input_tokens + spec.judge.max_reason_tokens
-        yield LoadedModel(judge.model, tuple(filter(None, [judge.adapter and Path(judge.adapter)])), tokens, True)
+        yield LoadedModel(judge.model, (Path(judge.adapter),) if judge.adapter else (), tokens, is_judge=True)
 
 
 def _bytes(spec: EvaluationSpec, model: LoadedModel) -> float:
