@@ -27,7 +27,7 @@ class JudgePanel(Panel):
         words = self.words
         with gr.Accordion(words("evaluate-judge"), open=False, elem_classes="fold", elem_id="judge-fold"):
             self.model = gr.Dropdown(
-                [],
+                [self._without],
                 value="",
                 label=words("evaluate-judge"),
                 info=words("evaluate-judge-help"),
@@ -67,6 +67,10 @@ class JudgePanel(Panel):
                 words("evaluate-judge-check"), size="sm", elem_id="evaluate-judge-check", elem_classes="acts"
             )
 
+    @property
+    def _without(self) -> tuple[str, str]:
+        return self.words("evaluate-judge-without"), ""
+
     def _box(self, name: str) -> gr.Checkbox:
         code = f"evaluate-{name}"
         return gr.Checkbox(True, label=self.words(code), info=self.words(f"{code}-help"), elem_id=code)
@@ -95,7 +99,7 @@ class JudgePanel(Panel):
 
     def show(self, model: str | None, ratings: Sequence[str] | None) -> Updates:
         """Offer every model and every data set with ratings; what is chosen is kept if it is still there."""
-        known = [(self.words("evaluate-judge-without"), ""), *self.models.judges()]
+        known = [self._without, *self.models.judges()]
         model = model if model in [folder for _, folder in known] else ""
         rated = rated_datasets(read_dataset_info(self.data)[0])
         return {
