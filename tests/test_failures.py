@@ -470,6 +470,15 @@ HELP: list[tuple[str, dict[str, object], dict[str, object]]] = [  # code, settin
     ),
     (
         "device-memory",
+        BATCH
+        | {
+            "training__per_device_train_batch_size": 1,
+            "hardware": {"num_processes": 4, "num_machines": 2, "strategy": {"kind": "fsdp2", "sharding": "hybrid"}},
+        },
+        {"hardware.strategy.sharding": "full"},
+    ),
+    (
+        "device-memory",
         BATCH | {"training__per_device_train_batch_size": 1, "method": {"kind": "full"}, "data__max_length": 4096},
         {"data.max_length": 2048},
     ),

@@ -24,7 +24,7 @@ from engine.launch.workspace import Workplace
 from engine.preflight.strategy import write_configuration
 from engine.runs import failures
 from engine.runs import runs as submitted
-from engine.spec.hardware_settings import Ddp
+from engine.spec.hardware_settings import Ddp, TrainingHardware
 from engine.spec.run_spec import RunSpec
 from tests.conftest import short_training, wait_until
 from tests.preloaded import run_ranks
@@ -44,6 +44,8 @@ COMPARED: dict[str, dict[str, Any]] = {
     "kto": {"stage": {"kind": "kto"}, "data__datasets": ["thumbs"]},
     "orpo": FULL | {"stage": {"kind": "orpo"}, "data__datasets": ["pairs"]},
 }
+# Which of these also by four processes on two machines, each with a copy of the model that its two processes divide.
+HYBRID = ("full", "qlora", "dpo")
 # Two processes generate other answers than one, but with FSDP2 the same as with DDP.
 GRPO = {
     "stage": {
@@ -91,13 +93,23 @@ def with_own_head(model: Path, folder: Path) -> Path:
 
 def by_two(spec: RunSpec, strategy: str) -> RunSpec:
     """The same training by two processes, each with half of every batch."""
-    batch = spec.training.per_device_train_batch_size // 2
+    return divided(spec, {"num_processes": 2, "strategy": strategy})
+
+
+def by_four(spec: RunSpec) -> RunSpec:
+    """The same training by two processes on each of two machines."""
+    hybrid = {"kind": "fsdp2", "sharding": "hybrid"}
+    return divided(spec, {"num_processes": 4, "num_machines": 2, "strategy": hybrid})
+
+
+def divided(spec: RunSpec, devices: dict[str, Any]) -> RunSpec:
+    batch = spec.training.per_device_train_batch_size // devices["num_processes"]
     spec = spec.change("training.per_device_train_batch_size", batch)
-    return spec.change("hardware", {"device": "cpu", "num_processes": 2, "strategy": strategy})
+    return spec.change("hardware", {"device": "cpu"} | devices)
 
 
 def copied(alone: RunDir, folder: Path, spec: RunSpec) -> RunDir:
-    """The run of `alone`, with its prepared rows, for two processes."""
+    """The run of `alone`, with its prepared rows, for several processes."""
     run = lay_out(RunDir(folder), spec)
     shutil.copytree(alone.prepared, run.prepared)
     write_configuration(spec, run.path, 0)
@@ -121,12 +133,43 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
         for strategy in ("ddp", "fsdp2") if name in ("grpo", "full") else ("fsdp2",):
             runs[name][strategy] = copied(single[name], folder / strategy / name, by_two(spec, strategy))
     whole = copied(single["full"], folder / "whole", by_two(specs["full"], "fsdp2"))
-    write_text(whole.accelerate, configuration(Ddp(), 2, "another than that of the run"))
+    wrong = TrainingHardware(num_processes=2, strategy=Ddp())
+    write_text(whole.accelerate, configuration(wrong, "another than that of the run"))
     runs["full"]["fsdp2, launched as ddp"] = whole
-    folders = [run.path for kinds in runs.values() for name, run in kinds.items() if name != "single"]
-    environment = command.environment(by_two(specs["full"], "fsdp2"), folder, gpus=(), threads=2)
-    run_ranks(2, "-m", "tests.train_ranks", *folders, env=environment)
+    together(2, *(run for kinds in runs.values() for name, run in kinds.items() if name != "single"))
+
+    for name in HYBRID:
+        runs[name]["hybrid"] = copied(single[name], folder / "hybrid" / name, by_four(specs[name]))
+    once = copied(single["full"], folder / "once", by_four(specs["full"]))
+    write_text(once.accelerate, without_copies(once.accelerate.read_text(encoding="utf-8")))
+    runs["full"]["hybrid, launched as full"] = once
+    together(4, once, *(runs[name]["hybrid"] for name in HYBRID))
+    resumed = {"hybrid, resumed": "hybrid", "hybrid, begun in full": "fsdp2"}
+    for name, begun in resumed.items():
+        runs["full"][name] = cut_back(runs["full"][begun], folder / name, by_four(specs["full"]))
+    together(4, *(runs["full"][name] for name in resumed))
     return runs
+
+
+def together(count: int, *runs: RunDir) -> None:
+    """Train them one after the other with as many processes."""
+    environment = command.environment(RunSpec(), runs[0].path, gpus=(), threads=count)
+    run_ranks(count, "-m", "tests.train_ranks", *(run.path for run in runs), env=environment)
+
+
+def without_copies(text: str) -> str:
+    return text[: text.index("parallelism_config:")]
+
+
+def cut_back(run: RunDir, folder: Path, spec: RunSpec) -> RunDir:
+    """A copy of a run with four processes, as if it had ended after its checkpoint."""
+    rest = RunDir(shutil.copytree(run.path, folder))
+    shutil.rmtree(rest.result())
+    shutil.rmtree(rest.path / "checkpoint-3")
+    rest.metrics.unlink()
+    write_text(rest.spec, spec.to_yaml())
+    write_text(rest.accelerate, configuration(spec.hardware, ""))
+    return rest
 
 
 def logged(run: RunDir, name: str) -> list[float]:
@@ -139,8 +182,13 @@ def learned(run: RunDir) -> dict[str, np.ndarray]:
     return load_file(next(folder.glob("*model.safetensors")))
 
 
-@pytest.mark.parametrize(("name", "strategy"), [*((name, "fsdp2") for name in COMPARED), ("full", "ddp")])
-def test_two_processes_learn_what_one_learns(trained: dict[str, dict[str, RunDir]], name: str, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [*((name, "fsdp2") for name in COMPARED), ("full", "ddp"), *((name, "hybrid") for name in HYBRID)],
+)
+def test_several_processes_learn_what_one_learns(
+    trained: dict[str, dict[str, RunDir]], name: str, strategy: str
+) -> None:
     alone, together = trained[name]["single"], trained[name][strategy]
     losses, weights = logged(alone, "loss"), learned(together)
     assert len(losses) == 3
@@ -167,6 +215,23 @@ def test_weights_that_are_whole_although_the_spec_says_fsdp2_end_the_run(
 ) -> None:
     run = trained["full"]["fsdp2, launched as ddp"]
     assert [each["code"] for each in read_json(run.error)["problems"]] == ["weights-not-sharded"]
+    assert not run.metrics.exists()
+
+
+def test_copies_divided_within_each_machine_go_on_bit_for_bit(trained: dict[str, dict[str, RunDir]]) -> None:
+    runs = trained["full"]
+    assert logged(runs["hybrid, resumed"], "loss") == logged(runs["hybrid"], "loss")[2:]
+    whole, resumed = learned(runs["hybrid"]), learned(runs["hybrid, resumed"])
+    assert all(np.array_equal(resumed[tensor], expected) for tensor, expected in whole.items())
+    # A checkpoint has whole weights, whatever has been divided among whom.
+    assert logged(runs["hybrid, begun in full"], "loss") == pytest.approx(logged(runs["fsdp2"], "loss")[2:], rel=2e-4)
+
+
+def test_a_model_that_is_divided_among_others_than_the_spec_says_ends_the_run(
+    trained: dict[str, dict[str, RunDir]],
+) -> None:
+    run = trained["full"]["hybrid, launched as full"]
+    assert [each["code"] for each in read_json(run.error)["problems"]] == ["weights-copied"]
     assert not run.metrics.exists()
 
 

@@ -13,9 +13,9 @@ from bench.gpu import SHAPES
 from docs import strategies as pages
 from docs.memory_table import write_headers
 from engine.core import hardware
-from engine.core.problems import Problem
+from engine.core.problems import Problem, Refusal
 from engine.core.rundir import RunDir
-from engine.launch.accelerate_config import is_fsdp
+from engine.launch.accelerate_config import configuration, is_fsdp, is_hybrid, with_processes
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import checks, memory
@@ -59,6 +59,15 @@ def spec(**changes: Any) -> RunSpec:
     return result
 
 
+SHARDING = "hardware.strategy.sharding"
+
+
+def on_machines(run_spec: RunSpec, machines: int, processes: int, sharding: str) -> RunSpec:
+    """The same training with FSDP2 on so many machines."""
+    devices = {"num_processes": processes, "num_machines": machines}
+    return run_spec.change("hardware", devices | {"strategy": {"kind": "fsdp2", "sharding": sharding}})
+
+
 def problems_at(run_spec: RunSpec, field: str) -> list[str]:
     return [problem.code for problem in spec_problems(run_spec) if problem.field == field]
 
@@ -88,6 +97,22 @@ def test_a_strategy_needs_its_number_of_processes() -> None:
     assert problems_at(spec(extra={"use_liger_kernel": True}), "extra.use_liger_kernel") == ["fsdp2-not-with-extra"]
 
 
+@pytest.mark.parametrize(("machines", "processes"), [(1, 4), (2, 2), (3, 3)])
+def test_copies_on_machines_need_machines_with_several_processes(machines: int, processes: int) -> None:
+    run_spec = on_machines(spec(), machines, processes, "hybrid")
+    assert problems_at(run_spec, "hardware.strategy.sharding") == ["hybrid-needs-machines"]
+    assert not problems_at(on_machines(spec(), machines, processes, "auto"), SHARDING)
+    assert not problems_at(on_machines(spec(), 2, 4, "hybrid"), SHARDING)
+    assert (SHARDING, "hybrid") in set(excluded_choices(on_machines(spec(), machines, processes, "full")))
+
+
+@pytest.mark.parametrize("sharding", ["", "everywhere", "hybrid</option><script>alert(1)</script>", None, True])
+def test_another_sharding_is_refused_at_its_field(sharding: Any) -> None:
+    with pytest.raises(Refusal) as refused:
+        spec(hardware__strategy={"kind": "fsdp2", "sharding": sharding})
+    assert [problem.field for problem in refused.value.problems] == [SHARDING]
+
+
 def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPatch) -> None:
     cards(monkeypatch, 2, 80)
     run_spec = spec()
@@ -97,7 +122,8 @@ def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPa
     assert ("training.optim", "adafactor") in greyed
     assert ("hardware.strategy", "single") in greyed
     assert not any(path == "stage" and value in ("sft", "dpo") for path, value in greyed)
-    for path, value in greyed - {("hardware.strategy", "single")}:
+    assert (SHARDING, "hybrid") in greyed
+    for path, value in greyed - {("hardware.strategy", "single"), (SHARDING, "hybrid")}:
         changed = run_spec.change(path, {"kind": value} if path in SPEC_CHOICES else value)
         assert "fsdp2-not-with" in problems_at(changed, path)
     assert ("hardware.strategy", "fsdp2") in set(excluded_choices(spec(hardware={"num_processes": 1})))
@@ -180,6 +206,53 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
     reason = strategy_reason(run_spec, model, 8)
     assert reason.code == code
     assert reason.text() != reason.text("zh")
+
+
+@pytest.mark.parametrize(
+    ("gib", "machines", "sharding", "copies", "said"),
+    [
+        (80, 2, "auto", 2, "Each of the 2 machines has a copy of the model, divided among its 8 GPUs (HSDP)"),
+        (20, 2, "auto", 1, "with a copy on each machine (HSDP), the run would need about"),
+        (20, 2, "hybrid", 2, "Each of the 2 machines has a copy"),
+        (80, 2, "full", 1, "among the GPUs of all machines, as set."),
+        (80, 16, "auto", 1, "since each of them uses a single GPU."),
+        (0, 2, "auto", 1, "it is not known whether a copy on each machine (HSDP) would fit."),
+        (80, 1, "auto", 1, "Strategy: fsdp2, as set."),
+    ],
+)
+def test_several_machines_have_copies_where_these_fit(
+    seven: Path, monkeypatch: pytest.MonkeyPatch, gib: int, machines: int, sharding: str, copies: int, said: str
+) -> None:
+    cards(monkeypatch, 8, gib)
+    run_spec, model = on_machines(full(seven, 16), machines, 16, sharding), inspect_model(seven)
+    chosen = memory.with_strategy(run_spec, model, 8).hardware
+    assert (chosen.strategy.kind, chosen.copies) == ("fsdp2", copies)
+    reason = strategy_reason(run_spec, model, 8)
+    assert reason.code == "strategy-as-set"
+    assert said in reason.text()
+    assert reason.text() != reason.text("zh")
+    alone = on_machines(run_spec, 1, 16 // copies, "full")
+    assert needed(run_spec) == needed(alone)
+    plain = read_yaml(configuration(chosen, reason.text()))
+    assert plain.get("parallelism_config", {}).get("parallelism_config_dp_replicate_size", 1) == copies
+
+
+def test_copies_are_chosen_and_explained_without_being_asked_for(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, 8, 80)
+    run_spec = full(seven, 16).change("hardware.num_machines", 2)
+    reason = strategy_reason(run_spec, inspect_model(seven), 8)
+    assert (reason.code, "(HSDP)" in reason.text()) == ("strategy-divided", True)
+    model, hybrid = inspect_model(seven), on_machines(full(seven, 16), 2, 16, "hybrid")
+    room = needed(on_machines(full(seven, 16), 1, 16, "full")).total + 1
+    fitted = memory.fit_to_memory(hybrid, model, 8, room)
+    assert fitted == hybrid.change(SHARDING, "full")
+    text = configuration(hybrid.hardware, "why\nwarum")
+    for processes, copies in ((16, 2), (4, 2), (2, 1)):
+        changed = with_processes(text, processes)
+        assert changed.startswith("# why\n# warum\n")
+        assert read_yaml(changed)["num_processes"] == processes
+        assert is_hybrid(changed) == (copies == 2)
+    assert with_processes(text, 16) == text
 
 
 def test_the_configuration_is_in_the_runs_folder_and_stays_once_there_is_a_checkpoint(

@@ -413,10 +413,13 @@ def test_an_export_that_is_loaded_here_is_handed_on(tab: Tab) -> None:
 def test_the_number_of_machines_is_a_question_only_where_there_are_several(
     workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
-    def is_hidden(spec: RunSpec) -> bool:
-        return "#f-hardware-num_machines" in model_html.hidden_parts_css(spec, workplace)
+    def is_hidden(spec: RunSpec, setting: str = "num_machines") -> bool:
+        return f"#f-hardware-{setting}" in model_html.hidden_parts_css(spec, workplace)
 
     assert is_hidden(make_spec())
     assert not is_hidden(make_spec(hardware__num_machines=2))  # it is refused, and the mark must be seen
+    assert is_hidden(make_spec(), "strategy-sharding")
+    hybrid = {"kind": "fsdp2", "sharding": "hybrid"}
+    assert not is_hidden(make_spec(hardware__strategy=hybrid), "strategy-sharding")
     (workplace.saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
     assert not is_hidden(make_spec())

@@ -25,7 +25,9 @@ def main() -> None:
         with contextlib.suppress(SystemExit), run_lifecycle(folder) as run:
             configuration = read_yaml(run.accelerate.read_text(encoding="utf-8"))
             os.environ["ACCELERATE_USE_FSDP"] = str(configuration["distributed_type"] == "FSDP").lower()
-            for name, value in configuration.get("fsdp_config", {}).items():
+            copies = configuration.get("parallelism_config", {})
+            os.environ["ACCELERATE_USE_PARALLELISM_CONFIG"] = str(bool(copies)).lower()
+            for name, value in (configuration.get("fsdp_config", {}) | copies).items():
                 os.environ[name.upper()] = str(value).lower() if isinstance(value, bool) else str(value)
             train(run)
         AcceleratorState._reset_state()  # which belongs to a process, and is another for each run

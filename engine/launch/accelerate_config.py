@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from engine.spec.hardware_settings import Ddp, Fsdp2
+from engine.spec.hardware_settings import Fsdp2, TrainingHardware
 from engine.spec.yaml_text import read_yaml, write_yaml
 
 BASE = Path(__file__).parent / "accelerate.yaml"  # for a single process; the others differ from it as below
+COPIES, PARTS = "parallelism_config_dp_replicate_size", "parallelism_config_dp_shard_size"
 
 
-def configuration(strategy: Ddp | Fsdp2, processes: int, remark: str) -> str:
-    """The text of accelerate.yaml for several processes on one machine, with a remark at its top."""
-    plain: dict[str, Any] = read_yaml(BASE.read_text(encoding="utf-8")) | {"num_processes": processes}
-    if isinstance(strategy, Fsdp2):
-        plain |= {"distributed_type": "FSDP", "fsdp_config": _fsdp_config(strategy)}
+def configuration(chosen: TrainingHardware, remark: str) -> str:
+    """The text of accelerate.yaml for several processes whose strategy is not "auto", with a remark at its top."""
+    plain: dict[str, Any] = read_yaml(BASE.read_text(encoding="utf-8")) | {"num_processes": chosen.num_processes}
+    if isinstance(chosen.strategy, Fsdp2):
+        plain |= {"distributed_type": "FSDP", "fsdp_config": _fsdp_config(chosen.strategy)}
+        plain |= _divided_copies(chosen.copies, chosen.num_processes)
     else:
         plain |= {"distributed_type": "MULTI_GPU"}  # also on the CPU, where the environment says so
     comment = "".join(f"# {line}\n" for line in remark.splitlines())
@@ -37,11 +38,27 @@ def _fsdp_config(strategy: Fsdp2) -> dict[str, Any]:
     }
 
 
+def _divided_copies(copies: int, processes: int) -> dict[str, Any]:
+    """How many copies of the model there are (HSDP), and in how many parts each is divided; {} for a single one."""
+    if not 1 < copies < processes:
+        return {}
+    return {"parallelism_config": {COPIES: copies, PARTS: processes // copies}}
+
+
 def with_processes(text: str, processes: int) -> str:
-    """The text of an accelerate.yaml for another number of processes."""
-    return re.sub(r"(?m)^num_processes:.*$", f"num_processes: {processes}", text)
+    """The text of an accelerate.yaml for another number of processes. Copies that could no longer be divided become
+    one."""
+    comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    plain: dict[str, Any] = read_yaml(text) | {"num_processes": processes}
+    copies = plain.pop("parallelism_config", {}).get(COPIES, 1)
+    return comment + write_yaml(plain | _divided_copies(copies, processes))
 
 
 def is_fsdp(text: str) -> bool:
     """Whether the text of an accelerate.yaml is a configuration of FSDP."""
     return read_yaml(text).get("distributed_type") == "FSDP"
+
+
+def is_hybrid(text: str) -> bool:
+    """Whether it divides several copies of the model, each on a machine of its own (HSDP)."""
+    return "parallelism_config" in read_yaml(text)

@@ -106,7 +106,9 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
         "TOKENIZERS_PARALLELISM": "true",
         "WANDB_DIR": str(folder),
         "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
-        "ACCELERATE_USE_FSDP": "false",  # unless the run's accelerate.yaml says so, whatever the studio's shell does
+        # Unless the run's accelerate.yaml says so, whatever the studio's shell does.
+        "ACCELERATE_USE_FSDP": "false",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
     }
     if on_cpu(spec, len(gpus)):
         variables |= {

@@ -73,19 +73,31 @@ def memory_needed(
 
 
 def with_strategy(spec: RunSpec, model: ModelFacts | None, gpu_count: int, available: float | None = None) -> RunSpec:
-    """The spec with the strategy that "auto" means for it; `engine.preflight.strategy` says why it is that one."""
-    if spec.hardware.strategy.kind != "auto":
+    """The spec with the strategy, and the sharding of FSDP2, that "auto" means for it; `engine.preflight.strategy` says
+    why it is that one."""
+    if spec.hardware.strategy.kind == "auto":
+        spec = _with(spec, _strategy_of(spec, model, gpu_count, available))
+    if not isinstance(spec.hardware.strategy, Fsdp2) or spec.hardware.strategy.sharding != "auto":
         return spec
+    full, hybrid = (spec.change("hardware.strategy.sharding", sharding) for sharding in ("full", "hybrid"))
+    needed = _memory_of(hybrid, model, gpu_count) if model and spec.hardware.can_be_hybrid else None
+    room = _room(spec, available) if needed else None
+    return hybrid if needed and room is not None and needed.total <= room else full
+
+
+def _strategy_of(spec: RunSpec, model: ModelFacts | None, gpu_count: int, available: float | None) -> str:
     if spec.hardware.num_processes == 1:
-        return _with(spec, "single")
-    plain, divided = _with(spec, "ddp"), _with(spec, "fsdp2")
+        return "single"
     if on_cpu(spec, gpu_count) or model is None or fsdp2_obstacles(spec, model):
-        return plain
-    if available is None:
-        room = available_memory(spec)
-        available = room.bytes if room else math.inf
-    needed = _memory_of(plain, model, gpu_count)
-    return divided if needed and needed.total > available else plain
+        return "ddp"
+    needed, room = _memory_of(_with(spec, "ddp"), model, gpu_count), _room(spec, available)
+    return "fsdp2" if needed and room is not None and needed.total > room else "ddp"
+
+
+def _room(spec: RunSpec, available: float | None) -> float | None:
+    """`available`, or otherwise the bytes that each process may take; None if that is unknown."""
+    known = available_memory(spec) if available is None else None
+    return known.bytes if known else available
 
 
 def _with(spec: RunSpec, strategy: str) -> RunSpec:
@@ -112,7 +124,7 @@ def _memory_of(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed |
     activations += _dequantized_bytes(spec, model, plain) + (image_bytes(spec, model, half) or 0.0)
     strategy = spec.hardware.strategy
     if isinstance(strategy, Fsdp2):
-        share = 0.0 if strategy.cpu_offload else 1 / spec.hardware.num_processes
+        share = 0.0 if strategy.cpu_offload else spec.hardware.copies / spec.hardware.num_processes
         gathered, gradients = _gathered_bytes(spec, model, trained, plain)
         loaded = policy if spec.model.quantization.kind != "none" else 0.0  # it is quantized on the GPU, then divided
         learning = share * trained * (4.0 + state) + gradients
@@ -364,6 +376,8 @@ def _memory_savers(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[st
         yield "hardware.strategy", {"kind": "fsdp2"}
     if spec.hardware.strategy.kind == "fsdp2" and not spec.hardware.strategy.cpu_offload:
         yield "hardware.strategy", spec.hardware.strategy.model_dump() | {"reshard_after_forward": True}
+    if spec.hardware.copies > 1:
+        yield "hardware.strategy.sharding", "full"
     if spec.method.kind != "lora":  # not LoRA instead: that is another training, with another learning rate
         if "optimizer" not in without:
             yield "training.optim", "adamw_8bit"

@@ -4,16 +4,17 @@ FSDP2 takes while it starts."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from engine.core import hardware
-from engine.core.problems import LANGUAGES, Problem, problem
+from engine.core.problems import LANGUAGES, NOTHING, Problem, problem
 from engine.core.rundir import RunDir, read_object, write_text
 from engine.launch.accelerate_config import configuration
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import memory
 from engine.preflight.fsdp2 import fsdp2_obstacles
-from engine.spec.hardware_settings import Ddp, Fsdp2
+from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
 
 FIELD = "hardware.strategy"
@@ -23,8 +24,9 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
     """Why the run has the strategy that it has (`engine.preflight.memory.with_strategy`), as a sentence with a code.
     `model`: None if it is not on this machine yet."""
     chosen = memory.with_strategy(spec, model, gpu_count)
+    sharding = _sharding_reason(spec, chosen, model, gpu_count)
     if spec.hardware.strategy.kind != "auto":
-        return problem("strategy-as-set", FIELD, strategy=chosen.hardware.strategy.kind)
+        return problem("strategy-as-set", FIELD, strategy=chosen.hardware.strategy.kind, sharding=sharding)
     if spec.hardware.num_processes == 1:
         return problem("strategy-one-process", FIELD)
     if on_cpu(spec, gpu_count):
@@ -39,11 +41,36 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
         return problem("strategy-fits", FIELD, **values)
     assert model  # there is an estimate
     if obstacles := fsdp2_obstacles(spec, model):
-        why = {language: obstacles[0].text(language) for language in LANGUAGES}
-        return problem("strategy-excluded", FIELD, **values, why=why)
+        return problem("strategy-excluded", FIELD, **values, why=_in_each_language(obstacles[0]))
     divided = memory.memory_needed(chosen, model, gpu_count)
     assert divided
-    return problem("strategy-divided", FIELD, **values, less=memory.size_text(divided.total))
+    return problem("strategy-divided", FIELD, **values, less=memory.size_text(divided.total), sharding=sharding)
+
+
+def _sharding_reason(spec: RunSpec, chosen: RunSpec, model: ModelFacts | None, gpu_count: int) -> Any:
+    """Among which GPUs FSDP2 divides the model on several machines, and why: a sentence in each language; NOTHING on
+    one machine, and without FSDP2. `chosen`: the spec with what "auto" means."""
+    strategy, hardware_chosen = chosen.hardware.strategy, chosen.hardware
+    if not isinstance(strategy, Fsdp2) or hardware_chosen.machines == 1:
+        return NOTHING
+    if strategy.sharding == "hybrid":
+        counts = {"machines": hardware_chosen.machines, "processes": hardware_chosen.processes_per_machine}
+        return _in_each_language(problem("sharding-hybrid", FIELD, **counts))
+    if getattr(spec.hardware.strategy, "sharding", "auto") == "full":
+        return _in_each_language(problem("sharding-full", FIELD))
+    if not hardware_chosen.can_be_hybrid:
+        return _in_each_language(problem("sharding-single-gpus", FIELD))
+    room = memory.available_memory(spec)
+    hybrid = chosen.change(f"{FIELD}.sharding", "hybrid")
+    needed = memory.memory_needed(hybrid, model, gpu_count) if model else None
+    if needed is None or room is None:
+        return _in_each_language(problem("sharding-without-estimate", FIELD))
+    values = {"needed": memory.size_text(needed.total), "there": memory.size_text(room.bytes)}
+    return _in_each_language(problem("sharding-does-not-fit", FIELD, **values))
+
+
+def _in_each_language(sentence: Problem) -> dict[str, str]:
+    return {language: sentence.text(language) for language in LANGUAGES}
 
 
 def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
@@ -57,14 +84,11 @@ def write_configuration(spec: RunSpec, folder: Path, gpu_count: int) -> None:
     spec = spec.change("model.model_name_or_path", downloaded or spec.model.model_name_or_path)
     path = Path(spec.model.model_name_or_path)
     model = inspect_model(path) if path.is_dir() else None
-    strategy = memory.with_strategy(spec, model, gpu_count).hardware.strategy
+    chosen = memory.with_strategy(spec, model, gpu_count)
     reason = strategy_reason(spec, model, gpu_count)
     if spec.hardware.strategy.kind == "auto" and run.checkpoints():  # of a version that had DDP only
-        strategy, reason = Ddp(), problem("strategy-as-before", FIELD)
-    assert isinstance(strategy, (Ddp, Fsdp2)), "a single process has no configuration"
-    write_text(
-        run.accelerate, configuration(strategy, spec.hardware.num_processes, f"{reason.text()}\n{reason.text('zh')}")
-    )
+        chosen, reason = spec.change(FIELD, "ddp"), problem("strategy-as-before", FIELD)
+    write_text(run.accelerate, configuration(chosen.hardware, f"{reason.text()}\n{reason.text('zh')}"))
 
 
 def loading_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:

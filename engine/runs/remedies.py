@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.core import regular_files
 from engine.core.problems import Refusal
-from engine.launch.accelerate_config import is_fsdp
+from engine.launch.accelerate_config import is_fsdp, is_hybrid
 from engine.runs.failures import explain
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
@@ -29,8 +29,11 @@ def remedy(run: Run) -> RunSpec | None:
         return None
     try:
         spec = run.spec
-        if run.dir.accelerate.exists() and is_fsdp(regular_files.read_text(run.dir.accelerate)):
-            spec = spec.change("hardware.strategy.kind", "fsdp2")  # which "auto" has chosen
+        launched = regular_files.read_text(run.dir.accelerate) if run.dir.accelerate.exists() else ""
+        if launched and is_fsdp(launched):  # which "auto" may have chosen
+            spec = spec.change("hardware.strategy.kind", "fsdp2")
+        if launched and is_hybrid(launched):
+            spec = spec.change("hardware.strategy.sharding", "hybrid")
     except Refusal:
         return None
     before = {problem.code for problem in spec_problems(spec)}
@@ -64,6 +67,8 @@ def _less_device_memory(spec: RunSpec) -> Iterator[Change]:
         }
     if spec.hardware.num_processes > 1 and spec.hardware.strategy.kind in ("auto", "ddp"):
         yield {"hardware.strategy": {"kind": "fsdp2"}}
+    if spec.hardware.copies > 1:
+        yield {"hardware.strategy.sharding": "full"}
     if spec.method.kind == "lora" and spec.model.quantization.kind == "none":
         yield {"model.quantization": {"kind": "4bit"}}
     if spec.data.max_length > MIN_MAX_LENGTH:

@@ -47,6 +47,13 @@ class Fsdp2(Part):
         "Keeps the weights, gradients and optimizer state in main memory, where the optimizer computes. Needs the "
         "least GPU memory, but is several times slower.",
     )
+    sharding: Literal["auto", "full", "hybrid"] = setting(
+        "auto",
+        "Sharding",
+        "On several machines. Full: among the GPUs of all of them. Hybrid (HSDP): each machine has a copy, divided "
+        "among its own GPUs, and only gradients pass between machines. Auto: hybrid if the run is estimated to fit on "
+        "each GPU that way, otherwise full.",
+    )
 
 
 AnyStrategy = Auto | Single | Ddp | Fsdp2
@@ -101,3 +108,13 @@ class TrainingHardware(Hardware):
     def machines(self) -> int:
         """The number of machines."""
         return self.num_machines
+
+    @property
+    def can_be_hybrid(self) -> bool:
+        """Whether there are several machines, each with several processes to divide a copy among (HSDP)."""
+        return self.machines > 1 and self.processes_per_machine > 1
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the model FSDP2 divides, each among as many processes."""
+        return self.machines if isinstance(self.strategy, Fsdp2) and self.strategy.sharding == "hybrid" else 1

@@ -49,7 +49,16 @@ def strategy_problems(spec: RunSpec) -> list[Problem]:
         return [problem("strategy-single", "hardware.strategy", processes=processes)]
     if kind in ("ddp", "fsdp2") and processes == 1:
         return [problem("strategy-needs-processes", "hardware.num_processes", strategy=kind)]
-    return fsdp2_problems(spec) if kind == "fsdp2" else []
+    return _hybrid_problems(spec) + fsdp2_problems(spec) if kind == "fsdp2" else []
+
+
+def _hybrid_problems(spec: RunSpec) -> list[Problem]:
+    """Copies of the model on machines that cannot divide them."""
+    chosen = spec.hardware
+    if getattr(chosen.strategy, "sharding", "") != "hybrid" or chosen.can_be_hybrid:
+        return []
+    values = {"machines": chosen.machines, "processes": chosen.processes_per_machine}
+    return [problem("hybrid-needs-machines", "hardware.strategy.sharding", **values)]
 
 
 def fsdp2_problems(spec: RunSpec) -> list[Problem]:

@@ -91,11 +91,13 @@ def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
 
 def hidden_parts_css(spec: RunSpec, workplace: Workplace) -> str:
     """A style sheet that hides settings that do not apply here and are unchanged: those of vision parts if the chosen
-    model has none, and the number of machines if runs start on this one."""
+    model has none, and what is about several machines if runs start on this one."""
     model = local_model(spec.model.model_name_or_path, workplace)
     hidden = []
     if not (spec.vision.first_change or (model and model.has_towers and structure_of(model).vision)):
         hidden.append(part_id("vision"))
     if spec.hardware.num_machines == 1 and engine_choice.is_local(workplace.saves):
         hidden.append(element_id("hardware.num_machines"))
+        if getattr(spec.hardware.strategy, "sharding", "auto") == "auto":
+            hidden.append(element_id("hardware.strategy.sharding"))
     return f"<style>{','.join(f'#{id}' for id in hidden)}{{display:none}}</style>" if hidden else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.core import hardware
 from engine.launch.command import on_cpu
+from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
 from engine.spec.setting_limits import value_at
 from engine.spec.strategies import FSDP2_LIMITS, fsdp2_problems
@@ -24,13 +25,16 @@ def disabled_choices_css(spec: RunSpec, words: Words) -> str:
 
 def excluded_choices(spec: RunSpec) -> Iterator[tuple[str, Any]]:
     """Choices that are not made and would be a problem: the path of a setting, and a value of it."""
-    chosen, processes = spec.hardware.strategy.kind, spec.hardware.num_processes
+    strategy, processes = spec.hardware.strategy, spec.hardware.num_processes
+    chosen = strategy.kind
     if chosen == "fsdp2":
         for limit in FSDP2_LIMITS:
             current = value_at(spec, limit.path)
             if limit.applies_to(spec) and current is not None:
                 values = (True, False) if isinstance(current, bool) else choices(limit.path)
                 yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
+    if isinstance(strategy, Fsdp2) and strategy.sharding != "hybrid" and not spec.hardware.can_be_hybrid:
+        yield f"{STRATEGY}.sharding", "hybrid"
     whole = fsdp2_problems(spec) or on_cpu(spec, len(hardware.planned_gpus()))
     divided = ["single", "fsdp2"] if whole else ["single"]
     excluded = ["ddp", "fsdp2"] if processes == 1 else divided

@@ -13,6 +13,12 @@ def shards_weights() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def model_copies() -> int:
+    """How many copies of the model are divided, each on a machine of its own (HSDP), as the launcher says."""
+    hybrid = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true"
+    return int(os.environ["PARALLELISM_CONFIG_DP_REPLICATE_SIZE"]) if hybrid else 1
+
+
 def allow_sharding_on_cpu() -> None:
     """Let accelerate shard on the CPU if the variable of the tests says so. By itself, it would train with DDP there
     and say nothing (its check of the device in `AcceleratorState`)."""

@@ -23,7 +23,7 @@ from engine.core.problems import Refusal, problem
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.images_column import IMAGES_COLUMN
 from engine.worker.models.loading import DTYPES, precision
-from engine.worker.runtime.sharding import shards_weights
+from engine.worker.runtime.sharding import model_copies, shards_weights
 
 
 def local_part(weight: Tensor) -> Tensor:
@@ -34,8 +34,10 @@ def local_part(weight: Tensor) -> Tensor:
 def prepare_sharding(spec: RunSpec, trainer: Trainer) -> None:
     """Set up a trainer that has not started for weights that will be divided; others are only checked not to be. Raises
     Refusal for rows with images."""
-    expected = {"auto": shards_weights(), "fsdp2": True}
-    trainer.add_callback(ShardingCheck(expected.get(spec.hardware.strategy.kind, False)))
+    strategy = spec.hardware.strategy
+    expected = {"auto": shards_weights(), "fsdp2": True}.get(strategy.kind, False)
+    copies = {"hybrid": spec.hardware.copies, "full": 1}.get(getattr(strategy, "sharding", ""), model_copies())
+    trainer.add_callback(ShardingCheck(expected, copies))
     if not shards_weights():
         return
     if IMAGES_COLUMN in getattr(trainer.train_dataset, "column_names", ()):
@@ -84,10 +86,11 @@ def weights_for_file(spec: RunSpec, trainer: Trainer) -> dict[str, Tensor] | Non
 
 
 class ShardingCheck(TrainerCallback):
-    """Ends a training whose weights are not divided although they should be, or the other way round."""
+    """Ends a training whose weights are not divided although they should be, or the other way round. `copies`: how
+    often the divided model should be there (HSDP)."""
 
-    def __init__(self, expected: bool):
-        self.expected = expected
+    def __init__(self, expected: bool, copies: int):
+        self.expected, self.copies = expected, copies
 
     def on_train_begin(
         self,
@@ -103,3 +106,7 @@ class ShardingCheck(TrainerCallback):
             if isinstance(weight, DTensor) != self.expected:
                 code = "weights-not-sharded" if self.expected else "weights-sharded"
                 raise Refusal(problem(code, "hardware.strategy", name=name))
+            copies = weight.device_mesh.size() // weight.device_mesh.size(-1) if isinstance(weight, DTensor) else 1
+            if self.expected and copies != self.copies:
+                values = {"given": self.copies, "copies": copies, "name": name}
+                raise Refusal(problem("weights-copied", "hardware.strategy.sharding", **values))
