@@ -78,6 +78,9 @@ def add_resume_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--gpus", type=int, nargs="+", default=[], metavar="INDEX", help="continue on these GPUs, one process on each"
     )
+    verb.add_argument(
+        "--machines", type=_positive_count, metavar="N", help="continue on N machines of the cluster (Slurm)"
+    )
 
 
 def add_sweep_options(verb: argparse.ArgumentParser) -> None:

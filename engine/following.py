@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.core import audit, regular_files
@@ -39,7 +40,8 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
     presses: list[int] = []
     # Only recorded here: a handler that took the queue's lock could wait for itself.
     signal.signal(signal.SIGINT, lambda *_: presses.append(1))
-    shown, last_state, obeyed = 0, "", 0
+    shown: dict[Path, int] = {}
+    last_state, obeyed = "", 0
     while True:
         now = runs.get(workplace.saves, run.id)
         if now.state != last_state and not quiet:
@@ -48,7 +50,8 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
             number = f" #{place.number}" if place and place.number else ""
             waits = f"{number}: {place.decision.text(shell_language())}" if place else ""
             print(f"[{last_state}{waits.rstrip(': ')}]", flush=True)
-        shown = shown if quiet else _print_new(now.dir.log, shown)
+        if not quiet:
+            _print_new(now.dir.logs(), shown, now.final)
         if now.final:
             return _print_end(now)
         if len(presses) > obeyed:
@@ -61,16 +64,27 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
         time.sleep(0.5)
 
 
-def _print_new(log: Path, shown: int) -> int:
-    try:
-        with regular_files.open_regular(log) as file:
-            file.seek(shown)
-            new = file.read()
-    except OSError:  # not there yet
-        return shown
-    sys.stdout.buffer.write(new)
+def _print_new(logs: Sequence[Path], shown: dict[Path, int], is_final: bool) -> None:
+    """Print what is new in the logs of a run's machines; `shown`: the bytes of each that have been. The first machine's
+    is printed as it comes, of the others whole lines (unless the run has ended) with the number of their machine."""
+    at_line_start = True
+    for machine, log in enumerate(logs, start=1):
+        try:
+            with regular_files.open_regular(log) as file:
+                file.seek(shown.get(log, 0))
+                new = file.read()
+        except OSError:  # not there yet
+            continue
+        if machine > 1 and not is_final:
+            new = new[: new.rfind(b"\n") + 1]
+        shown[log] = shown.get(log, 0) + len(new)
+        if machine > 1:
+            mark = f"[machine {machine}] ".encode()
+            new = b"".join(mark + line.rstrip() + b"\n" for line in new.split(b"\n") if line.strip())
+            sys.stdout.buffer.write(b"\n" * bool(new and not at_line_start))
+        at_line_start = new.endswith(b"\n") if new else at_line_start
+        sys.stdout.buffer.write(new)
     sys.stdout.flush()
-    return shown + len(new)
 
 
 def _print_end(run: runs.Run) -> int:

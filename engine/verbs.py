@@ -158,11 +158,11 @@ def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Queue a stopped, failed or interrupted run again, from its latest complete checkpoint; on other GPUs or with
-    another number of processes if asked to."""
+    """Queue a stopped, failed or interrupted run again, from its latest complete checkpoint; on other GPUs or machines,
+    or with another number of processes, if asked to."""
     run, spec = _run(arguments, workplace), None
-    if arguments.processes or arguments.gpus:
-        spec = resumption.moved(run, arguments.processes, arguments.gpus)
+    if arguments.processes or arguments.gpus or arguments.machines:
+        spec = resumption.moved(run, arguments.processes, arguments.gpus, arguments.machines)
     runs.resume(run, by=user_name(), spec=spec, data=workplace.data)
     return 0
 

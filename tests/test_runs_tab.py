@@ -24,6 +24,7 @@ from engine.runs import queue_order, runs
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
+from tests.slurm_commands import stand_in_commands
 from webui import charts
 from webui.panels import Updates
 from webui.people import note_person
@@ -165,16 +166,18 @@ def test_a_run_is_resumed_with_other_processes_and_only_where_there_is_a_choice(
     updates = resume.ask(run.id)
     assert visible(updates, resume.row)
     assert not visible(updates, resume.gpus)  # it is on the CPU
+    assert not visible(updates, resume.machines)  # there are no others
     accumulated = 2 * spec.training.gradient_accumulation_steps
     assert updates[resume.processes]["choices"] == [
         count for count in range(1, accumulated + 1) if not accumulated % count
     ]
     assert updates[resume.processes]["value"] == 2
     # What a page of another program might send: nothing changes, and the message says what is wrong.
-    for processes, gpus in ((0.5, []), ("many", []), (-1, []), (10**9, []), (1, [0]), (1, ["x"]), (3, [])):
-        assert "toast bad" in resume.resume(ADA, run.id, processes, gpus, *VIEW)[tab.context.message], (processes, gpus)
+    wrong = ((1, 0.5, []), (1, "many", []), (1, -1, []), (1, 10**9, []), (1, 1, [0]), (1, 1, ["x"]), (1, 3, []))
+    for choice in (*wrong, (2, 2, []), (-1, 2, []), ("two", 2, []), (10**9, 2, [])):
+        assert "toast bad" in resume.resume(ADA, run.id, *choice, *VIEW)[tab.context.message], choice
     assert runs.get(place.saves, run.id).spec == spec
-    updates = resume.resume(ADA, run.id, 1, [], *VIEW)
+    updates = resume.resume(ADA, run.id, 1, 1, [], *VIEW)
     assert "toast bad" not in updates[tab.context.message]
     changed = runs.get(place.saves, run.id)
     assert (changed.state, changed.spec.hardware.num_processes) == ("queued", 1)
@@ -183,6 +186,28 @@ def test_a_run_is_resumed_with_other_processes_and_only_where_there_is_a_choice(
         place.saves, spec_of("whole").change("training.gradient_accumulation_steps", 1), falling(9), None, 2e9
     )
     assert not visible(tab.view.open(whole.id, *VIEW), tab.buttons.resume_elsewhere)
+
+
+def test_a_run_is_resumed_on_more_machines_of_a_cluster(
+    tab: Tab, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_commands(tmp_path, monkeypatch)
+    hardware = {"device": "cpu", "num_processes": 2}
+    spec = spec_of("two").change("hardware", hardware).change("training.gradient_accumulation_steps", 2)
+    run = past_run(place.saves, spec, falling(20), None, 1e9)
+    (place.saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
+    resume = tab.resume
+    updates = resume.ask(run.id)
+    assert (updates[resume.machines]["choices"], updates[resume.machines]["value"]) == ([1, 2, 4], 1)
+    assert updates[resume.processes]["choices"] == [1, 2, 4]
+    assert resume.for_machines(run.id, 2, 1) == {resume.processes: gr.update(choices=[2, 4], value=2)}
+    assert resume.for_machines(run.id, 4, 4) == {resume.processes: gr.update(choices=[4], value=4)}
+    for nothing in (3, -1, "many", None, 10**9):  # what a page of another program might send
+        resume.for_machines(run.id, nothing, 2)
+    assert "toast bad" in resume.resume(ADA, run.id, 4, 2, [], *VIEW)[tab.context.message]
+    assert "toast bad" not in resume.resume(ADA, run.id, 2, 4, [], *VIEW)[tab.context.message]
+    chosen = runs.get(place.saves, run.id).spec.hardware
+    assert (chosen.num_machines, chosen.num_processes) == (2, 4)
 
 
 def test_a_run_that_is_not_there_leads_to_the_table_and_says_so(tab: Tab, past: Callable[..., Run]) -> None:

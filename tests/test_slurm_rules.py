@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from engine import following
 from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_object, write_json
@@ -535,3 +536,17 @@ def test_why_a_chat_job_ended_is_known_after_squeue_has_forgotten_it(
     assert (why.values["why"] if why else None) == cause
     answering(squeue="echo '7|TIMEOUT|TimeLimit|x'")
     assert "time limit was over" in slurm_jobs.why_ended(folder, "tiny").text()
+
+
+def test_a_shell_shows_the_output_of_every_machine(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    run, shown = RunDir(tmp_path), dict[Path, int]()
+    run.log.write_bytes(b"step 1\r")
+    run.log_of(1).write_bytes(b"loading\nhal")
+    following._print_new(run.logs(), shown, is_final=False)
+    assert capfdbinary.readouterr().out == b"step 1\r\n[machine 2] loading\n"
+    run.log.write_bytes(b"step 1\rstep 2\n")
+    run.log_of(1).write_bytes(b"loading\nhalf\n\nends")
+    following._print_new(run.logs(), shown, is_final=False)
+    assert capfdbinary.readouterr().out == b"step 2\n[machine 2] half\n"
+    following._print_new(run.logs(), shown, is_final=True)
+    assert capfdbinary.readouterr().out == b"[machine 2] ends\n"

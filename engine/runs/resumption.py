@@ -17,6 +17,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, step_of, write_text
 from engine.launch.accelerate_config import is_fsdp, with_processes
 from engine.launch.command import on_cpu
+from engine.launch.engine_choice import is_local
 from engine.preflight.checks import device_problems, engine_problems
 from engine.runs import attempts, kinds, queue
 from engine.runs.run import Run
@@ -26,12 +27,14 @@ from engine.spec.steps import examples_per_step
 
 # Stages in which the loss of a step is a mean over its examples, whichever of them a process has at a time.
 STAGES_OF_MEANS = ("pt", "sft", "rm", "dpo", "orpo", "simpo")
-MAX_LISTED = 12  # numbers of processes in a sentence or a list
+MAX_LISTED = 12  # numbers of processes or machines in a sentence or a list
+MAX_MACHINES = 256  # that are looked at
 
 
-def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
+def moved(run: Run, processes: int | None, devices: Sequence[int], machines: int | None = None) -> RunSpec:
     """The spec with which a run continues with so many processes (None: one for each of `devices`, otherwise as many as
-    it has) on the GPUs with these indices (none: any). Raises Refusal with the reasons if that is not possible."""
+    it has) on the GPUs with these indices (none: any), on so many machines (None: as many as it has). Raises Refusal
+    with the reasons if that is not possible."""
     if run.kind != "training":
         raise Refusal(problem("resume-not-a-training", "hardware.num_processes"))
     spec: RunSpec = run.spec
@@ -39,9 +42,10 @@ def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
     if devices and now.device == "cpu":
         raise Refusal(problem("resume-on-cpu", "hardware.devices"))
     chosen = {"num_processes": processes or len(devices) or now.num_processes, "devices": list(devices)}
+    chosen |= {"num_machines": machines or now.num_machines}
     changed = spec.change("hardware", now.model_dump() | chosen)
     count = changed.hardware.num_processes
-    if count != now.num_processes and (obstacles := _obstacles(run, spec, count)):
+    if count != now.num_processes and (obstacles := _obstacles(run, spec, count, changed.hardware.num_machines)):
         raise Refusal(obstacles)
     accumulated = spec.training.gradient_accumulation_steps * now.num_processes
     changed = changed.change("training.gradient_accumulation_steps", accumulated // count)
@@ -53,11 +57,22 @@ def moved(run: Run, processes: int | None, devices: Sequence[int]) -> RunSpec:
     return changed
 
 
-def possible_processes(run: Run) -> list[int]:
-    """The numbers of processes with which the run could continue on as many machines, if there are devices for them."""
+def possible_processes(run: Run, machines: int | None = None) -> list[int]:
+    """The numbers of processes with which the run could continue on so many machines (None: as many as it has), if
+    there are devices for them."""
     spec: RunSpec = run.spec
-    now = spec.hardware.num_processes
-    return [count for count in _counts(spec) if count == now or not _obstacles(run, spec, count)][:MAX_LISTED]
+    now, machines = spec.hardware.num_processes, machines or spec.hardware.num_machines
+    counts = _counts(spec, machines)
+    return [count for count in counts if count == now or not _obstacles(run, spec, count, machines)][:MAX_LISTED]
+
+
+def possible_machines(run: Run) -> list[int]:
+    """The numbers of machines on which the run could continue, if there are so many."""
+    spec: RunSpec = run.spec
+    if is_local(queue.saves_of(run.path)):
+        return [spec.hardware.num_machines]
+    most = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
+    return [count for count in range(1, min(most, MAX_MACHINES) + 1) if possible_processes(run, count)][:MAX_LISTED]
 
 
 def selectable_gpus(run: Run) -> tuple[Gpu, ...]:
@@ -66,15 +81,14 @@ def selectable_gpus(run: Run) -> tuple[Gpu, ...]:
     return () if on_cpu(run.spec, len(here)) else here
 
 
-def _obstacles(run: Run, spec: RunSpec, count: int) -> list[Problem]:
+def _obstacles(run: Run, spec: RunSpec, count: int, machines: int) -> list[Problem]:
     """What forbids another number of processes."""
     before, path = spec.hardware.num_processes, "hardware.num_processes"
     accumulated = spec.training.gradient_accumulation_steps * before
-    if count not in _counts(spec):
-        counts = ", ".join(map(str, _counts(spec)[:MAX_LISTED]))
-        machines = spec.hardware.machines if spec.hardware.machines > 1 else "—"
+    if count not in _counts(spec, machines):
+        counts = ", ".join(map(str, _counts(spec, machines)[:MAX_LISTED]))
         values = {"batch": spec.training.per_device_train_batch_size, "batches": accumulated, "possible": counts}
-        values |= {"machines": machines}
+        values |= {"machines": machines if machines > 1 else "—"}
         return [problem("resume-uneven", path, count=count, **values)]
     if not run.dir.checkpoints():
         return []  # it starts from the beginning
@@ -87,9 +101,9 @@ def _obstacles(run: Run, spec: RunSpec, count: int) -> list[Problem]:
     return []
 
 
-def _counts(spec: RunSpec) -> list[int]:
+def _counts(spec: RunSpec, machines: int) -> list[int]:
     """The numbers of processes among which the batches of a step, and which among the machines, can be divided."""
-    batches, machines = spec.training.gradient_accumulation_steps * spec.hardware.num_processes, spec.hardware.machines
+    batches = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
     return [count for count in range(machines, min(batches, 1024) + 1, machines) if batches % count == 0]
 
 
