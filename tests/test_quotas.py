@@ -334,6 +334,13 @@ def test_the_queue_counts_what_is_alive_and_a_broken_file_stops_users_only(
     assert waits == {
         "ada2": "Waits for another run of ada: 1 of 1 allowed at once is in progress.", "bob1": "", "nobody": "",
     }  # fmt: skip
+    quotas.write_text("default: {gpu_hours: 0}\nwhen_used_up: stop")
+    waits = {run.title: decision.text() for run, decision in queue.decisions(workplace.saves)}
+    assert waits["nobody"] == ""
+    assert "bob has used up their GPU hours" in waits["bob1"]
+    quotas.write_text("default: {gpu_hours: 0}")  # then it may start: it was submitted when there were some
+    waits = {run.title: decision.text() for run, decision in queue.decisions(workplace.saves)}
+    assert waits == {"ada2": "", "bob1": "", "nobody": ""}
     quotas.write_text("default: [")
     waits = {run.title: decision.text() for run, decision in queue.decisions(workplace.saves)}
     assert waits["nobody"] == ""

@@ -179,12 +179,14 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
     if not queued:
         return []
     demands = [demand(run) for run in queued]
-    limits, wrong = limits_at_once(saves_of(queued[0].path), [needed.owner for needed in demands])
+    saves, owners = saves_of(queued[0].path), {needed.owner for needed in demands}
+    limits, wrong = limits_at_once(saves, owners)
     alive = [run for run in open_runs if run.dir.alive()]
     machine = replace(
         _machine(alive),
         running=Counter(run.by for run in alive),
         limits=limits,
+        used_up=without_hours(saves, owners),
     )
     decisions = decide(demands, machine)
     if wrong:  # nobody knows how many may start
@@ -210,6 +212,21 @@ def limits_at_once(saves: Path, owners: Iterable[str]) -> tuple[dict[str, float]
         return {}, refusal.problems[0]
     limits = {owner: quotas.of(owner).runs_at_once for owner in owners}
     return {owner: limit for owner, limit in limits.items() if limit is not None}, None
+
+
+def without_hours(saves: Path, owners: Iterable[str]) -> set[str]:
+    """Those of `owners` whose GPU hours are used up, if the operator has trainings stopped then: a run that starts
+    would be stopped at once."""
+    try:
+        quotas = read_quotas(saves)
+    except Refusal:
+        return set()
+    limited = {owner: limit for owner in owners if (limit := quotas.of(owner).gpu_hours) is not None}
+    if not quotas.stops or not limited:
+        return set()
+    from engine.runs.quota_use import hours_of  # most supervisors never need what it imports
+
+    return {owner for owner, limit in limited.items() if hours_of(saves, owner) >= limit}
 
 
 def _machine(alive: Sequence[Run]) -> Machine:

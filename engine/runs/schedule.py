@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.core.gpu_choice import ALIKE_BYTES, eligible, emptiest
@@ -46,7 +46,8 @@ class Demand:
 class Machine:
     """The devices as they are now. `taken`: who uses a GPU, by its UUID, among runs and servers; `lanes`: how many runs
     may use the CPU at once, `on_cpu` those that do, and `free_memory` the bytes left for another. `running`: how many
-    runs each owner has in progress, and `limits` how many at once they may have, if there is a limit."""
+    runs each owner has in progress, and `limits` how many at once they may have, if there is a limit. `used_up`: the
+    owners who have no GPU hours left for which a run would be stopped again."""
 
     gpus: Sequence[Gpu]
     taken: Mapping[str, str]
@@ -55,6 +56,7 @@ class Machine:
     on_cpu: Sequence[str] = ()
     running: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
+    used_up: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     running = Counter(machine.running)
     decisions = []
     for demand in demands:
-        if reason := kept_back(demand.held, demand.owner, running, machine.limits):
+        if reason := kept_back(demand.held, demand.owner, running, machine.limits, machine.used_up):
             decision = Decision(reason=reason)  # it keeps nothing for itself: what others wait for is free
         elif demand.on_cpu:
             decision = _on_cpu(demand, machine, on_cpu)
@@ -97,11 +99,15 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
     return decisions
 
 
-def kept_back(held: bool, owner: str, running: Mapping[str, int], limits: Mapping[str, float]) -> Problem | None:
-    """Why a run waits whatever devices there are: it is on hold, or its owner has as many runs in progress as are
-    allowed at once. None if neither."""
+def kept_back(
+    held: bool, owner: str, running: Mapping[str, int], limits: Mapping[str, float], used_up: Collection[str] = ()
+) -> Problem | None:
+    """Why a run waits whatever devices there are: it is on hold, its owner has used up their GPU hours, or has as many
+    runs in progress as are allowed at once. None if nothing of that is so."""
     if held:
         return problem("waits-held")
+    if owner in used_up:
+        return problem("waits-hours", user=owner)
     count, limit = running.get(owner, 0), limits.get(owner, math.inf)
     return problem("waits-quota", user=owner, running=count, limit=f"{limit:g}") if count >= limit else None
 

@@ -57,11 +57,14 @@ def _decisions(saves: Path, open_runs: Sequence[Run]) -> list[tuple[Run, Problem
     """The runs that are to be handed over, in their order, and why one is kept back: it is on hold, or its owner has as
     many runs with Slurm as are allowed at once."""
     queued = queue.waiting_among(open_runs)
-    limits, wrong = queue.limits_at_once(saves, [run.by for run in queued])
+    owners = {run.by for run in queued}
+    (limits, wrong), used_up = queue.limits_at_once(saves, owners), queue.without_hours(saves, owners)
     running = Counter(run.by for run in open_runs if _is_handed_over(run))
     decisions = []
     for run in queued:
-        reason = kept_back(bool(run.request.get("held")), run.by, running, limits) or (wrong if run.by else None)
+        reason = kept_back(bool(run.request.get("held")), run.by, running, limits, used_up) or (
+            wrong if run.by else None
+        )
         running[run.by] += reason is None
         decisions.append((run, reason))
     return decisions
