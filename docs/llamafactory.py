@@ -72,6 +72,7 @@ prints the ID of each run, and why a folder was not imported. For users of the p
 - The base model is looked for where the training had it, in the folders of `--models`, and in the hub's cache. A folder
   with the same name is used only if its layers fit the adapter.
 - Importing a folder twice gives the same run. A training that has changed since becomes another run.
+- What would leave less than a gigabyte of the disk is not copied, and no tokenizer or configuration of more than 256 MB.
 - Not imported, each with the reason: reward models (their score head has a format of its own), pickled weights,
   OFT, adapters whose base was changed by PiSSA or by merging others, and trainings that are in progress.
 """,
@@ -127,6 +128,7 @@ LLaMA-Factory 训练的结果可以成为与其他运行一样的运行：可以
   这样的运行不能在这里续训，请以其结果开始下一阶段。
 - 基座模型会在原位置、`--models` 的文件夹和模型库缓存中查找；同名文件夹只有在各层大小与适配器相符时才会使用。
 - 重复导入同一文件夹会得到同一个运行；导入之后又有变化的训练会成为另一个运行。
+- 复制后磁盘剩余不足 1 GB 的文件，以及超过 256 MB 的分词器或配置文件，不会导入。
 - 以下情况不导入，并逐一说明原因：奖励模型（打分头格式不同）、pickle 权重、OFT、基座因 PiSSA
   或合并其他适配器而改变的适配器，以及仍在进行的训练。
 """,
