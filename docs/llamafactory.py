@@ -72,7 +72,7 @@ prints the ID of each run, and why a folder was not imported. For users of the p
 - The base model is looked for where the training had it, in the folders of `--models`, and in the hub's cache. A folder
   with the same name is used only if its layers fit the adapter.
 - Importing a folder twice gives the same run. A training that has changed since becomes another run.
-- What would leave less than a gigabyte of the disk is not copied, and no tokenizer or configuration of more than 256 MB.
+- What would leave less than 1 GB of the disk is not copied, and no tokenizer or configuration of more than 256 MB.
 - Not imported, each with the reason: reward models (their score head has a format of its own), pickled weights,
   OFT, adapters whose base was changed by PiSSA or by merging others, and trainings that are in progress.
 """,
