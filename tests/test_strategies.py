@@ -247,12 +247,15 @@ def test_copies_are_chosen_and_explained_without_being_asked_for(seven: Path, mo
     fitted = memory.fit_to_memory(hybrid, model, 8, room)
     assert fitted == hybrid.change(SHARDING, "full")
     text = configuration(hybrid.hardware, "why\nwarum")
-    for processes, copies in ((16, 2), (4, 2), (2, 1)):
-        changed = with_processes(text, processes)
+    for machines, processes, copies in ((2, 16, 2), (2, 4, 2), (2, 2, 1), (4, 16, 4), (1, 8, 1)):
+        changed = with_processes(text, processes, machines)
         assert changed.startswith("# why\n# warum\n")
         assert read_yaml(changed)["num_processes"] == processes
-        assert is_hybrid(changed) == (copies == 2)
-    assert with_processes(text, 16) == text
+        plain = read_yaml(changed).get("parallelism_config", {})
+        assert plain.get("parallelism_config_dp_replicate_size", 1) == copies
+        assert is_hybrid(changed) == (copies > 1)
+    assert with_processes(text, 16, 2) == text
+    assert not is_hybrid(with_processes(configuration(on_machines(hybrid, 2, 16, "full").hardware, ""), 16, 4))
 
 
 def test_the_configuration_is_in_the_runs_folder_and_stays_once_there_is_a_checkpoint(

@@ -45,12 +45,12 @@ def _divided_copies(copies: int, processes: int) -> dict[str, Any]:
     return {"parallelism_config": {COPIES: copies, PARTS: processes // copies}}
 
 
-def with_processes(text: str, processes: int) -> str:
-    """The text of an accelerate.yaml for another number of processes. Copies that could no longer be divided become
-    one."""
+def with_processes(text: str, processes: int, machines: int) -> str:
+    """The text of an accelerate.yaml for other numbers of processes and machines. Copies of the model, one for each
+    machine, become a single one if they could no longer be divided."""
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     plain: dict[str, Any] = read_yaml(text) | {"num_processes": processes}
-    copies = plain.pop("parallelism_config", {}).get(COPIES, 1)
+    copies = machines if plain.pop("parallelism_config", None) else 1
     return comment + write_yaml(plain | _divided_copies(copies, processes))
 
 

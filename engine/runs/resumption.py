@@ -137,7 +137,8 @@ def change_spec(run: RunDir, before: RunSpec, spec: RunSpec) -> Problem | None:
     if run.accelerate.exists():
         # From the first checkpoint on it stays, with the strategy on which that depends.
         if count > 1 and checkpoints:
-            write_text(run.accelerate, with_processes(run.accelerate.read_text(encoding="utf-8"), count))
+            text = run.accelerate.read_text(encoding="utf-8")
+            write_text(run.accelerate, with_processes(text, count, spec.hardware.num_machines))
         else:
             run.accelerate.unlink()
     write_text(run.spec, spec.to_yaml())
