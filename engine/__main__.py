@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import flags, import_verbs, notification_verbs, people_verbs, preset_verbs, programs, verbs
+from engine import document_verbs, flags, import_verbs, notification_verbs, people_verbs, preset_verbs, programs, verbs
 from engine.core import audit
 from engine.core.problems import Refusal, problem
 from engine.core.stages import STAGES
@@ -26,6 +26,7 @@ VERBS_THAT_MAKE_SAVES = (
     verbs.sweep,
     verbs.evaluate,
     verbs.convert,
+    document_verbs.documents,
     import_verbs.import_runs,
     programs.api,
     programs.mcp,
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.import_: "file",
         import_verbs.import_runs: "",
         verbs.convert: "model",
+        document_verbs.documents: "",
         verbs.export: "",
         verbs.serve: "",
         programs.api: "",
@@ -155,6 +157,8 @@ def _add_options(function: Callable[..., int], verb: argparse.ArgumentParser) ->
         preset_verbs.add_options(verb)
     if function is notification_verbs.notifications:
         notification_verbs.add_notification_options(verb)
+    if function is document_verbs.documents:
+        document_verbs.add_options(verb)
     if function is people_verbs.audit:
         people_verbs.add_audit_options(verb)
 

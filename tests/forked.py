@@ -46,7 +46,8 @@ OUR_MODULES = (
     "engine.worker.serving.server_state", "engine.runs.supervisor",
 )  # fmt: skip
 LIGHT_PROGRAMS = (
-    "app.py", "engine", "engine.data.data_jobs", "engine.runs.supervisor", "engine.worker.prepare",
+    "app.py", "engine", "engine.data.data_jobs", "engine.documents.generate", "engine.runs.supervisor",
+    "engine.worker.prepare",
     "engine.worker.check_ranks", "engine.worker.data.preview", "engine.worker.models.convert",
     "engine.worker.models.image_values", "engine.worker.models.skeleton", "engine.worker.write_script",
     "bench.matrix_rate",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from engine.core.locks import try_lock
+from engine.core.problems import Refusal
 from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.serving.server import Server
 
@@ -28,6 +29,7 @@ class StandInServer:
         self.calls: list[dict[str, Any]] = []  # what the next answers call, as OpenAI writes it
         self.failing: set[str] = set()  # the models whose answers fail before their first word
         self.opens_reasoning = False  # the prompts of the next answers do
+        self.answer: Callable[[Mapping[str, Any]], str] | None = None  # its answer to a body; None: as above
         self._servers: list[ThreadingHTTPServer] = []
         self._locks: list[int] = []
 
@@ -82,7 +84,15 @@ class StandInServer:
                     return
                 opening = {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
                 self._event({"choices": [opening], "opens_reasoning": stand_in.opens_reasoning})
-                for piece in (f"{body['model']} heard ", f"{len(body['messages'])}."):
+                pieces = [f"{body['model']} heard ", f"{len(body['messages'])}."]
+                try:
+                    pieces = [stand_in.answer(body)] if stand_in.answer else pieces
+                except Refusal as refusal:
+                    issue = refusal.problems[0]
+                    reason = {"code": issue.code, "values": dict(issue.values)}
+                    self._event({"error": {"message": str(issue), "problem": reason}})
+                    return
+                for piece in pieces:
                     self._event({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
                 last = {"delta": {"tool_calls": calls} if calls else {}, "finish_reason": "stop"}
                 self._event({"choices": [last], "timing": TIMING})

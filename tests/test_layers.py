@@ -15,7 +15,7 @@ TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 # Packages in the order of docs/architecture.md: each imports only those before it, and itself.
 ENGINE = (
     "core", "spec", "notifications", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving",
-    "api", "mcp", "importer",
+    "documents", "api", "mcp", "importer",
 )  # fmt: skip
 WORKER = ("runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving")
 

@@ -46,6 +46,8 @@ RIGHTS: dict[str, Literal["user", "owner", "operator"]] = {
     "fetch": "user",  # from a hub
     "check-data": "user",
     "derive": "user",
+    "make-draft": "user",  # rows from documents, by a model
+    "review-draft": "owner",  # also to see it
     "describe": "owner",  # name, columns, encoding, sheet, rows of images
     "remove-data": "owner",
     "convert": "user",  # a model

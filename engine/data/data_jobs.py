@@ -106,7 +106,7 @@ def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
             for stale in ("result.json", "error.json", "progress.json"):
                 (job.path / stale).unlink(missing_ok=True)
             write_json(job.path / "request.json", {"what": what, "given": arguments, "at": time.time()}, durable=False)
-            _start_process(job, JOB_MODULES.get(what, __spec__.name), lock)
+            start_process(job.path, JOB_MODULES.get(what, __spec__.name), lock)
     finally:
         os.close(lock)  # the child has it now
     _prune(saves)
@@ -148,17 +148,18 @@ def stop(job: DataJob) -> None:
     end_processes(job.path, kill_timeout_s=1)
 
 
-def _start_process(job: DataJob, module: str, lock: int) -> None:
-    with (job.path / "log.txt").open("wb") as log:
+def start_process(folder: Path, module: str, lock: int) -> None:
+    """Start the process of the job in `folder`, which holds the lock from now on."""
+    with (folder / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(job.path)],
+            [sys.executable, "-m", module, str(folder)],
             cwd=PROJECT,
             pass_fds=(lock,),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=command.inherited_environment() | {command.RUN_VARIABLE: str(job.path), "PYTHONUTF8": "1"},
+            env=command.inherited_environment() | {command.RUN_VARIABLE: str(folder), "PYTHONUTF8": "1"},
         )
     threading.Thread(target=child.wait, daemon=True, name="job").start()  # avoids a zombie
 

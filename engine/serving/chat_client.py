@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,6 +105,21 @@ def forward(
     return connection.getresponse()
 
 
+def answer_over(
+    server: Server,
+    connection: http.client.HTTPConnection,
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> Answer:
+    """The whole answer of a served model, over a new connection (`connect`) that another thread may shut down, which
+    ends it. If it fails, this is in its `problem`."""
+    latest = [Answer(model)]
+    body = {**settings, "model": model, "messages": list(messages), "stream": True}
+    _read(server, connection, body, latest.append)
+    return latest[-1]
+
+
 def ask(
     server: Server, questions: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
 ) -> Iterator[list[Answer]]:
@@ -176,17 +192,28 @@ def _parsed_call(function: Mapping[str, str]) -> ToolCall:
 
 def shut_down(connection: http.client.HTTPConnection) -> None:
     """Close a connection that another thread may be reading from: only a shutdown wakes it."""
-    if connection.sock:
+    opened = connection.opened if isinstance(connection, _Connection) else connection.sock
+    if opened:
         with contextlib.suppress(OSError):
-            connection.sock.shutdown(2)
+            opened.shutdown(socket.SHUT_RDWR)
     connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """It knows its socket also after a response that ends with the connection has taken it over."""
+
+    opened: socket.socket | None = None
+
+    def connect(self) -> None:
+        super().connect()
+        self.opened = self.sock
 
 
 def _connection(server: Server) -> http.client.HTTPConnection:
     address = read_json(server.path / "address.json")
     if not address:
         raise Refusal(why_broken(server))
-    connection = http.client.HTTPConnection(address["host"], address["port"], timeout=CONNECT_SECONDS)
+    connection = _Connection(address["host"], address["port"], timeout=CONNECT_SECONDS)
     try:
         connection.connect()
         connection.sock.settimeout(ANSWER_SECONDS)
