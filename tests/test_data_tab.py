@@ -17,6 +17,8 @@ from webui.data_tab.columns_panel import ColumnsPanel
 from webui.data_tab.data_folder import DataFolder
 from webui.data_tab.dataset_specs import stages_for, training_spec
 from webui.data_tab.derive_panel import DerivePanel, split_settings
+from webui.data_tab.documents_panel import DocumentsPanel
+from webui.data_tab.draft_panel import DraftPanel
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.job_panel import JobPanel
 from webui.data_tab.panel import Context, Panel, row_number
@@ -58,12 +60,14 @@ class Tab:
             self.head, self.check = HeadPanel(context, self.sets), CheckPanel(context, self.jobs)
             self.derive = DerivePanel(context, self.sets, self.jobs)
             self.columns = ColumnsPanel(context, self.sets, self.head)
-            self.panels: list[Panel] = [self.sets, self.rows, self.head, self.check, self.columns]
+            self.draft, self.documents = DraftPanel(context, self.sets), DocumentsPanel(context, list)
+            others: list[Panel] = [self.sets, self.rows, self.check, self.columns]
+            self.panels: list[Panel] = [self.head, self.draft, self.documents, *others]
             for panel in (*self.panels, self.jobs, self.derive):
                 panel.layout()
             with gr.Tabs() as tabs, gr.Tab() as check_tab:
                 pass
-            self.view = SetView(context, tabs, self.panels)
+            self.view = SetView(context, tabs, self.head, self.draft, self.documents, others)
             self.view.wire(self.columns.sheet)
             self.check.wire(check_tab)
             self.derive.wire()

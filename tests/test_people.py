@@ -22,6 +22,7 @@ from engine.runs import runs
 from engine.runs.runs import Run
 from tests.conftest import start_studio
 from tests.past_runs import run_maker
+from tests.written_documents import complete_draft
 
 pytestmark = [pytest.mark.usefixtures("forked"), pytest.mark.slow]
 
@@ -39,6 +40,7 @@ class Studio:
     place: Workplace
     runs: dict[str, Run] = field(default_factory=dict)
     clients: dict[str, httpx.Client] = field(default_factory=dict)
+    draft: str = ""
 
     def client(self, name: str) -> httpx.Client:
         if name not in self.clients:
@@ -89,6 +91,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     assert lock is not None
     process, address = start_studio(place, "--auth", str(folder / "users"))
     there = Studio(address, place, {name: runs.get(place.saves, run.id) for name, run in made.items()})
+    there.draft = f"draft:{complete_draft(place, 'hers', 'ada').id}"
     assert {name: run.state for name, run in there.runs.items()} == {
         "past": "finished", "waits": "queued", "lives": "preparing", "broken": "failed",
     }  # fmt: skip
@@ -102,8 +105,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 def walk(studio: Studio, name: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> int:
     """Call every handler of the page as `name`, with what is Ada's wherever an id fits: her waiting run, and of data
-    her set and her file. Rights are looked at before anything else, so the state of the run does not matter. Returns
-    the number of calls. `only`, `without`: buttons, by their elem_id, whose handlers alone are called, or are not."""
+    her set, her file and her draft. Rights are looked at before anything else, so the state of the run does not matter.
+    Returns the number of calls. `only`, `without`: buttons, by their elem_id, whose handlers alone are called, or are
+    not."""
     client, calls = studio.client(name), 0
     config = client.get("/config").json()
     components = {component["id"]: component for component in config["components"]}
@@ -114,9 +118,9 @@ def walk(studio: Studio, name: str, only: tuple[str, ...] = (), without: tuple[s
         buttons = {named.get(id) for id, _ in event["targets"]}
         if not event["backend_fn"] or buttons & set(without) or (only and not buttons & set(only)):
             continue
-        for data_id in ("set:hers", "file:loose.json") if of_data in event["inputs"] else ("set:hers",):
+        for data_id in ("set:hers", "file:loose.json", studio.draft) if of_data in event["inputs"] else ("set:hers",):
             data = [data_id if id == of_data else value_of(components[id], run) for id in event["inputs"]]
-            call(client, event, data, {"run": run, "retry": run, "set": data_id})
+            call(client, event, data, {"run": run, "retry": run, "set": data_id, "act": "remove"})
             calls += 1
     return calls
 
@@ -152,8 +156,8 @@ def attempted(studio: Studio, name: str) -> dict[str, set[str]]:
 
 
 OF_RUNS = {"stop", "kill", "resume", "delete", "reorder", "mute"}
-OF_DATA = {"remove-data", "describe"}
-OF_USERS = {"start", "derive", "fetch", "check-data"}
+OF_DATA = {"remove-data", "describe", "review-draft"}
+OF_USERS = {"start", "derive", "fetch", "check-data", "make-draft"}
 
 
 def test_a_viewer_changes_nothing_at_any_endpoint(studio: Studio) -> None:
@@ -248,7 +252,7 @@ def test_an_operator_may_do_what_was_refused(studio: Studio) -> None:
     client = studio.client("root")
     event = client.post("/gradio_api/call/stop", json={"data": [run.id, "kill"]}).json()["event_id"]
     assert "complete" in client.get(f"/gradio_api/call/stop/{event}").text
-    assert walk(studio, "root", only=("yes-delete", "yes-remove")) == 3
+    assert walk(studio, "root", only=("yes-delete", "yes-remove")) == 4
     outcomes = attempted(studio, "root")
     assert {action for action, results in outcomes.items() if "done" in results} >= {"kill", "delete", "remove-data"}
     assert not run.path.exists()

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from engine.documents import review
 from engine.launch.workspace import Workplace
 from tests.browser.conftest import Outside
 from tests.test_uploads import image_folder, several_sheets
+from tests.written_documents import complete_draft
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -289,3 +291,45 @@ def test_on_a_narrow_screen_the_chosen_set_is_in_view_and_a_broken_one_says_why(
     expect(page.locator("#set-head h1")).to_have_text("again 20")
     expect(page.locator("#sets a.on b")).to_have_text("again 20")
     expect(chosen).to_be_in_viewport(ratio=1)
+
+
+def test_rows_from_documents_are_reviewed_by_keys_and_saved(
+    place: Workplace, data_studio: str, open_page: OpenPage
+) -> None:
+    draft = complete_draft(place, "<b>Pump</b>", "")
+    page = open_page(data_studio)
+    page.get_by_role("tab").nth(2).click()
+    page.locator("#drafts a").click()
+    rows = page.locator("#draft article")
+    expect(rows).to_have_count(10)
+    expect(rows.first).to_contain_text("It is <b>Pump</b>.")
+    expect(page.locator("#set-tabs")).to_be_hidden()
+
+    page.keyboard.press("j")
+    expect(rows.nth(1)).to_be_focused()
+    page.keyboard.press("a")
+    expect(rows.nth(1)).to_have_attribute("data-row", "3.1")  # the next one is in its place
+    expect(rows.nth(1)).to_be_focused()
+    page.keyboard.press("p")
+    expect(rows.nth(1).locator("pre")).to_have_text("Part 3 is <b>Pump</b>.")
+    page.keyboard.press("r")
+    expect(rows.nth(1)).to_have_attribute("data-row", "4.1")
+    page.keyboard.press("e")
+    answer = rows.nth(1).locator("textarea[name=answer]")
+    answer.fill("It is a pump, and j is no key here.")
+    page.keyboard.press("Control+Enter")
+    expect(rows.nth(1)).to_have_attribute("data-row", "5.1")
+    page.locator("#draft [data-filter=accepted]").click()
+    expect(rows).to_have_count(2)
+    expect(rows.nth(1)).to_contain_text("and j is no key here.")
+    assert {row.id: row.decision for row in review.rows_of(draft) if row.decision} == {
+        "2.1": "accepted", "3.1": "rejected", "4.1": "accepted",
+    }  # fmt: skip
+
+    page.locator("#draft [name=least]").fill("0.9")
+    page.locator("#draft [data-act=accept-supported]").click()
+    expect(rows).to_have_count(4)  # 23.1 and 24.1; 25.1 repeats another
+    page.locator("#draft [data-act=save]").first.click()
+    expect(page.locator("#set-head h1")).to_have_text("<b>Pump</b>")
+    expect(page.locator("#rows article")).to_have_count(4)
+    expect(page.locator("#draft")).to_be_empty()

@@ -5,6 +5,7 @@
     hub_panel       downloading a set from a hub        derive_panel    deriving new sets from it
     head_panel      the open set: name, use, remove     tokens_panel    what a model sees of it
     job_panel       a job in progress                   columns_panel   its description
+    documents_panel making rows from documents          draft_panel     reviewing them
     set_view        opening a set, in all of these
 
 `data_folder`, `set_entry`, `dataset_specs`, `token_facts`, `sources` and the modules that write HTML have no
@@ -27,6 +28,8 @@ from webui.data_tab.columns_panel import ColumnsPanel
 from webui.data_tab.data_folder import DataFolder
 from webui.data_tab.dataset_specs import training_spec
 from webui.data_tab.derive_panel import DerivePanel
+from webui.data_tab.documents_panel import DocumentsPanel
+from webui.data_tab.draft_panel import DraftPanel
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.hub_panel import HubPanel
 from webui.data_tab.job_panel import JobPanel
@@ -59,23 +62,28 @@ def build(
     form_inputs: Sequence[Block],
     read_form: Callable[[Sequence[Any]], RunSpec],
     models: Callable[[], list[tuple[str, str]]],
+    models_and_results: Callable[[], list[tuple[str, str]]],
 ) -> DataTab:
-    """The tab in the current context. The form of the Train tab determines what a model would see."""
+    """The tab in the current context. The form of the Train tab determines what a model would see; `models_and_results`
+    can be asked for rows."""
     context = Context(words, workplace, root, message, chosen=hidden_value())
     sets, jobs, rows = SetList(context), JobPanel(context), RowsPanel(context)
     upload, hub, head = UploadPanel(context, sets), HubPanel(context, sets, jobs), HeadPanel(context, sets)
     check, derive = CheckPanel(context, jobs), DerivePanel(context, sets, jobs)
     tokens = TokensPanel(context, form_inputs, read_form, models)
     columns = ColumnsPanel(context, sets, head)
+    documents, draft = DocumentsPanel(context, models_and_results), DraftPanel(context, sets)
 
     with gr.Row(elem_classes="split data", equal_height=False):
         with gr.Column(scale=3, min_width=250, elem_classes="shelf"):
             upload.layout()
             sets.layout()
+            documents.layout()
             hub.layout()
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
             head.layout()
             jobs.layout()
+            draft.layout()
             with gr.Tabs(visible=False, elem_classes="below", elem_id="set-tabs") as tabs:
                 with gr.Tab(words("part-rows"), id="rows"):
                     rows.layout()
@@ -87,9 +95,9 @@ def build(
                 with gr.Tab(words("part-columns"), id="columns"):
                     columns.layout()
 
-    view = SetView(context, tabs, [head, check, tokens, rows, columns, sets])
+    view = SetView(context, tabs, head, draft, documents, [check, tokens, rows, columns, sets])
     view.wire(columns.sheet)
-    for panel in (sets, upload, head, rows, derive, columns):
+    for panel in (sets, upload, head, rows, derive, columns, documents, draft):
         panel.wire()
     hub.wire(head.fetch)
     check.wire(check_tab)

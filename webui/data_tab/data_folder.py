@@ -1,5 +1,5 @@
 """The data folder as shown on the page: its sets, and files that are in no set, with the ids `set:NAME` and
-`file:PATH`.
+`file:PATH`. A draft of rows from documents, which is in the saves folder, has the id `draft:ID`.
 
 A file is opened as the set that could be made from it. Names are looked up inside the data folder only, whoever sends
 them.
@@ -26,8 +26,17 @@ def is_file(id: str) -> bool:
     return id.startswith("file:")
 
 
+def is_draft(id: str) -> bool:
+    return id.startswith("draft:")
+
+
+def draft_id(id: str) -> str:
+    """The id under which the page opens a draft of rows from documents."""
+    return f"draft:{id}"
+
+
 def name_of(id: str) -> str:
-    """The name of the set, or the path of the file."""
+    """The name of the set, the path of the file, or the draft's own id."""
     return id.partition(":")[2]
 
 

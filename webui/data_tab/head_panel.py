@@ -100,6 +100,10 @@ class HeadPanel(Panel):
             self.of_folder: gr.update(visible=True),
         }
 
+    def draft_opened(self) -> Updates:
+        """Nothing: a draft has a head of its own."""
+        return {self.nothing_open: gr.update(visible=False)}
+
     @refusal_as_message
     def make_rows(self, id: str) -> Updates:
         """Make rows of the images in the open folder, and open them."""

@@ -10,7 +10,9 @@ from gradio.blocks import Block
 from engine.core.problems import Refusal
 from engine.data import uploads
 from webui import notices
-from webui.data_tab.data_folder import Selection
+from webui.data_tab.data_folder import Selection, is_draft
+from webui.data_tab.documents_panel import DocumentsPanel
+from webui.data_tab.draft_panel import DraftPanel
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
@@ -19,12 +21,21 @@ from webui.people import acting
 
 
 class SetView(Panel):
-    """`tabs` are the parts of an open set: "rows", "check", "seen" and "columns"."""
+    """`tabs` are the parts of an open set: "rows", "check", "seen" and "columns"; `panels` those besides the ones that
+    are named."""
 
-    def __init__(self, context: Context, tabs: gr.Tabs, panels: Sequence[Panel]):
+    def __init__(
+        self,
+        context: Context,
+        tabs: gr.Tabs,
+        head: HeadPanel,
+        draft: DraftPanel,
+        documents: DocumentsPanel,
+        panels: Sequence[Panel],
+    ):
         super().__init__(context)
-        self.tabs, self.panels = tabs, panels
-        self.head = next(panel for panel in panels if isinstance(panel, HeadPanel))
+        self.tabs, self.head, self.draft, self.documents = tabs, head, draft, documents
+        self.panels = [head, draft, documents, *panels]
 
     def wire(self, sheet: gr.Dropdown) -> None:
         self.chosen.change(
@@ -40,6 +51,8 @@ class SetView(Panel):
         """Everything about one set or file; nothing if there is none; of a folder of images, that it has no rows."""
         if not id:
             return self.closed()
+        if is_draft(id):
+            return self.draft_opened(id)
         if name := self.folder.image_folder(id):
             return self.closed() | self.head.folder_opened(id, name)
         try:
@@ -54,6 +67,14 @@ class SetView(Panel):
         for panel in self.panels:
             updates |= panel.opened(selection)
         return updates
+
+    def draft_opened(self, id: str) -> Updates:
+        """A draft of rows from documents, in place of a set."""
+        try:
+            opened = self.draft.draft_opened(id) | self.documents.marking(id)
+        except Refusal as refusal:
+            return self.closed() | {self.message: notices.refused(refusal.problems, self.words)}
+        return self.closed() | self.head.draft_opened() | opened
 
     def closed(self) -> Updates:
         updates: Updates = {self.tabs: gr.update(visible=False)}

@@ -79,7 +79,14 @@ def lay_out_tabs(frame: Frame) -> Tabs:
             runs = runs_tab.build(words, workplace, root, frame.selected, message, user)
         with item("data"):
             data = data_tab.build(
-                words, workplace, root, message, train.inputs, train.read, lambda: model_choices(workplace)
+                words,
+                workplace,
+                root,
+                message,
+                train.inputs,
+                train.read,
+                lambda: model_choices(workplace),
+                lambda: models_and_results(workplace, words),
             )
         with item("chat"):
             chat = chat_tab.build(words, workplace, message, user, lambda: models_and_results(workplace, words))
