@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -220,9 +221,13 @@ def test_a_run_that_slurm_does_not_accept_says_why_and_is_submitted_again(
     assert not run.path.exists()
 
 
+ONE, TWO = "demo_model/lora/one", "demo_model/lora/two"
+
+
 @pytest.fixture
-def chats(on_slurm: Workplace) -> Workplace:
-    """The same, with a model that has a chat template."""
+def chats(on_slurm: Workplace, demo_results: Path) -> Workplace:
+    """The same, with a model that has a chat template, and two runs of it."""
+    shutil.copytree(demo_results, on_slurm.saves, dirs_exist_ok=True)
     return replace(on_slurm, models=(*on_slurm.models, DEMO_MODEL))
 
 
@@ -245,11 +250,11 @@ def test_a_chat_server_waits_answers_is_killed_restarted_and_unloaded(
     blocker = cluster.command(
         "sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 99"
     )
-    choice = servers.choose(chats, str(DEMO_MODEL))
+    choice = servers.choose(chats, "", [ONE])
     server = servers.start(chats, choice, by="ada")
-    english = wait_until(lambda: "Resources" in (texts := texts_of(server))[0] and texts)
-    assert "Waiting for Slurm" in english[0]
-    assert "空闲的机器或显卡不足" in english[1]
+    english, chinese = wait_until(lambda: "Resources" in (texts := texts_of(server))[0] and texts)
+    assert "Waiting for Slurm" in english
+    assert "空闲的机器或显卡不足" in chinese
     with monkeypatch.context() as patch:
         patch.setattr(servers, "QUEUE_S", 0.0)
         with pytest.raises(Refusal, match=r"not loaded yet.*Resources.*ask again"):
@@ -268,17 +273,19 @@ def test_a_chat_server_waits_answers_is_killed_restarted_and_unloaded(
     assert read_object(server.path / "address.json")["host"] == "127.0.0.1"  # the node's own, in this cluster
     assert (server.path / "key").stat().st_mode & 0o777 == 0o600
     assert [status_without_key(server, path) for path in ("/v1/models", "/health")] == [401, 200]
-    question = {server.name: [{"role": "user", "content": "What comes after 1?"}]}
-    *_, (answer,) = chat_client.ask(server, question, {"max_tokens": 4})
-    assert (answer.problem, answer.tokens > 0) == (None, True)
-    body = {"messages": question[server.name], "max_tokens": 4}
+    chat_client.add(server, servers.choose(chats, "", [TWO]).adapters)  # as whoever asks another run does
+    messages = [{"role": "user", "content": "Translate BSIC Group"}]
+    greedy = {"max_tokens": 8, "temperature": 0}
+    *_, answers = chat_client.ask(server, dict.fromkeys((server.name, ONE, TWO), messages), greedy)
+    assert [(answer.problem, answer.tokens > 0) for answer in answers] == [(None, True)] * 3
+    assert len({answer.text for answer in answers}) > 1  # each by its own weights
+    body = {"messages": messages, "max_tokens": 4}
     relay = Relay(chats, Model("demo", base=BaseModel("demo", str(DEMO_MODEL))), body, "ada")
     with contextlib.closing(relay):
         relay.open()
         assert (relay.status, json.loads(relay.line())["model"]) == (200, "demo")
-    call = Call(chats, Caller(audit.shell("ada")))
-    reply = ask_model(call, Question(question="What comes after 1?", base=str(DEMO_MODEL), max_tokens=4))
-    assert (reply["model"], reply["tokens"] > 0) == (server.name, True)
+    reply = ask_model(Call(chats, Caller(audit.shell("ada"))), Question(question="Hello!", run=TWO, max_tokens=4))
+    assert (reply["model"], reply["tokens"] > 0) == (TWO, True)
     cluster.command("scancel", job)
     wait_until(lambda: server.state == "failed")
     assert "somebody has cancelled it. Press Restart" in texts_of(server)[0]
@@ -301,11 +308,11 @@ def test_a_chat_server_ends_when_it_is_idle_and_does_not_take_the_cpu_for_a_gpu(
     server = servers.start(chats, choice)
     wait_until(lambda: server.state == "failed")
     assert "submitted for 1 GPU, but sees 0 on n" in texts_of(server)[0]
-    (chats.saves / "engine.yaml").write_text("engine: local\nchats: slurm\nchat_sbatch: [--time=1]\n", encoding="utf-8")
+    (chats.saves / "engine.yaml").write_text("engine: local\nchats: slurm\nchat_sbatch: [--time=5]\n", encoding="utf-8")
     monkeypatch.setattr(servers, "IDLE_S", 0.1)
     server = servers.start(chats, choice)
     job = read_object(server.folder.slurm)["job"]
-    assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%l") == "1:00"
+    assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%l") == "5:00"
     wait_until(lambda: server.state == "ended")
     assert not server.problems
     query = "squeue", "--states=all", "--noheader", "--format=%T", "--jobs", job
