@@ -72,7 +72,7 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence", "chinese"),
     [
-        ("training: {seed: null}", "training.seed must be a whole number; nothing was given.", "而填写的是 空值"),
+        ("training: {seed: null}", "training.seed must be a whole number; nothing was given.", "当前为 空值"),
         ("stage: null", "stage cannot be empty. Choose one of: pt, sft", "stage 不能是 空值"),
         ("stage: {kind: null}", "stage cannot be empty. Choose one of: pt, sft", "stage 不能是 空值"),
         ("model: null", "model must be a mapping; nothing was given.", "model 应为映射"),
