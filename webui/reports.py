@@ -56,7 +56,7 @@ def _item(run: Run, opened: str, words: Words) -> str:
             None,
             [
                 words(f"state-{run.state}"),
-                ", ".join([*spec.data.datasets, *spec.harness.tasks]),
+                ", ".join(spec.sources),
                 run.by,
                 ago(run.submitted, words),
             ],
@@ -81,11 +81,7 @@ def link(id: str) -> str:
 def head(run: Run, progress: str, state: str, words: Words) -> str:
     """The evaluation and its progress; `progress` and `state` as on the Runs tab."""
     spec = run.spec
-    chips = "".join(
-        f"<span>{escape(chip)}</span>"
-        for chip in (*spec.data.datasets, *spec.harness.tasks, run.by, moment(run.submitted))
-        if chip
-    )
+    chips = "".join(f"<span>{escape(chip)}</span>" for chip in (*spec.sources, run.by, moment(run.submitted)) if chip)
     return (
         f'<div class="run-title"><h1>{escape(run.title)}</h1><span class="badge">{state}</span></div>{progress}'
         f'<p class="chips">{chips}<a class="quiet" href="?run={quote(run.id)}">{escape(words("report-run"))}</a></p>'

@@ -75,6 +75,11 @@ class EvaluationSpec(Spec):
         return super().to_yaml(brief=brief and plain)
 
     @property
+    def sources(self) -> list[str]:
+        """Where the questions come from: data sets and tasks; or the answers that a person has rated."""
+        return [*self.data.datasets, *self.harness.tasks] or list(self.judge.ratings)
+
+    @property
     def only_compares_judge(self) -> bool:
         """Whether nothing is evaluated, but the judge compared with a person's ratings."""
         return bool(self.judge.ratings) and not (self.data.datasets or self.harness.tasks or self.results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def look_at_unusable_tasks(page: Page) -> None:
     page.locator("#evaluate-limit input").fill("none")
     click_until_told(start, wrong, "Questions must be")
     page.locator("#evaluate-limit input").fill("")
+
+
+def check_a_judge_before_anything_was_rated(page: Page) -> None:
+    page.locator("#judge-fold button").first.click()
+    criterion = page.locator("#evaluate-criterion textarea")
+    expect(criterion).to_have_attribute("placeholder", re.compile("correct, complete and helpful"))
+    page.locator("#evaluate-judge-language input").click()
+    page.get_by_role("option", name="中文").click()
+    expect(criterion).to_have_attribute("placeholder", re.compile("正确、完整"))
+    wrong = page.locator("#evaluate-wrong")
+    click_until_told(page.locator("#evaluate-judge-check"), wrong, "no rated answers yet")
 
 
 def upload_questions(page: Page, file: Path) -> None:
@@ -108,6 +120,7 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
         click_until_told(start, wrong, "No data set or task is chosen")
         look_at_unusable_tasks(page)
+        check_a_judge_before_anything_was_rated(page)
         upload_questions(page, tmp_path / "mine.jsonl")
         type_numbers_out_of_bounds(page)
         evaluate_to_a_verdict(page)
