@@ -16,10 +16,13 @@ from transformers import PreTrainedTokenizerFast
 from engine.core.problems import Refusal
 from engine.evaluation import judge
 from engine.evaluation.evaluation_settings import Judge
-from engine.evaluation.judge_notes import agreement_notes
+from engine.evaluation.judge_notes import agreement_notes, judge_notes
 from engine.worker.evaluation.agreement import preference_agreement, thumb_agreement
 from engine.worker.evaluation.bootstrap import Interval
 from engine.worker.evaluation.judge_choices import choice_probabilities, single_token_choices
+from engine.worker.evaluation.judgements import score_metrics
+from engine.worker.evaluation.judging import Judgements
+from engine.worker.evaluation.questions import Question
 
 # ------------------------------------------------------------------------------------------ what it is asked
 
@@ -229,6 +232,15 @@ def known(ratings: int, low: float) -> dict[str, Any]:
     return {"fewest": 20, "thumbs": thumbs, "preferences": {"ratings": 0, "unscored": 0}}
 
 
+def test_a_judge_that_scores_nothing_has_no_mean() -> None:
+    lines = {("score", name, 0): {"score": score} for name, score in (("x", None), ("y", 3.0))}
+    judged = Judgements(lines, [], {})
+    assert score_metrics(judged, ["y", "x"], [Question(0, "set", "1", [])]) == {}
+    judged.lines["score", "x", 0]["score"] = 5.0
+    both = score_metrics(judged, ["y", "x"], [Question(0, "set", "1", [])])
+    assert [both[name].value for name in ("y", "x")] == [3, 5]
+
+
 def test_what_a_score_is_worth_is_said_with_it() -> None:
     def codes(agreement: dict[str, Any] | None) -> list[str]:
         return [note.code for note in agreement_notes(agreement)]
@@ -241,6 +253,14 @@ def test_what_a_score_is_worth_is_said_with_it() -> None:
     assert codes(alike | {"preferences": {"ratings": 0, "unscored": 0}}) == [
         "judge-alike-thumbs", "judge-rating-unscored",
     ]  # fmt: skip
+    silent = {"win": 0, "loss": 0, "same": 0, "inconsistent": 0, "none": 4, "inconsistent_share": None}
+    facts = {"title": "j", "why": None, "left_out": 4, "unscored": {"x": 4}, "cut": 0, "images": 0, "share": 0.002}
+    facts |= {"judges_itself": False, "agreement": None, "comparisons": {"x": silent | {"against": "y", "rate": None}}}
+    voices = [{"id": id, "title": id.upper()} for id in ("y", "x")]
+    assert [note.code for note in judge_notes({"judge": facts, "voices": voices}, None)] == [
+        "judge-by-probabilities", "judge-left-out", "judge-low-share", "judge-compared-none", "judge-never-compared",
+    ]  # fmt: skip
+    assert judge_notes({"voices": voices}, None) == []  # without a judge
     [note] = agreement_notes(known(40, 0.7))
     assert "AUC 0.80 [0.70, 0.90]" in note.text("en")
     assert "一致 80 [70, 90]%" in note.text("zh")

@@ -14,6 +14,7 @@ CHANCE = {"auc": 0.5, "agreement": 50.0}  # what guessing gives
 CAUTIONS = (
     "judge-by-text", "judge-left-out", "judge-low-share", "judge-itself", "judge-inconsistent", "judge-images",
     "judge-never-compared", "judge-few-ratings", "judge-alike-thumbs", "judge-chance", "judge-rating-unscored",
+    "judge-compared-none",
 )  # fmt: skip
 
 
@@ -47,6 +48,9 @@ def _reading(judge: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[Pr
 
 def _comparisons(judge: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[Problem]:
     for id, comparison in judge["comparisons"].items():
+        if not comparison["rate"]:
+            yield problem("judge-compared-none", name=titles[id], against=titles[comparison["against"]])
+            continue
         counts = {name: comparison[name] for name in ("win", "loss", "same", "inconsistent")}
         none = comparison["none"] or NOTHING
         total = sum(counts.values()) + comparison["none"]

@@ -25,9 +25,11 @@ METRIC = "judge"  # the name of the score among metrics
 
 
 def score_metrics(judged: Judgements, names: Sequence[str], questions: Sequence[Question]) -> dict[str, Metric]:
-    """The mean score of each model, over the rows in which all have one."""
+    """The mean score of each model, over the rows in which all have one; nothing if there is no such row."""
     scores = [[_score(judged, name, question) for name in names] for question in questions]
     complete = [None not in row for row in scores]
+    if not any(complete):
+        return {}
     return {
         name: mean([row[at] if whole else None for row, whole in zip(scores, complete, strict=True)])
         for at, name in enumerate(names)
@@ -82,14 +84,14 @@ def _comparison(judged: Judgements, first: str, name: str, questions: Sequence[Q
     answers, count half for each."""
     lines = [judged.lines.get(("comparison", name, question.row)) for question in questions]
     verdicts = ["same" if line is None else line.get("verdict", "none") for line in lines]
+    points = [POINTS.get(verdict) for verdict in verdicts]
     counts = Counter(verdicts)
-    decided = counts["win"] + counts["loss"]
-    compared = decided + counts["inconsistent"]
+    compared = counts["win"] + counts["loss"] + counts["inconsistent"]
     return {
         "against": first,
         **{verdict: counts[verdict] for verdict in (*POINTS, "none")},
         "inconsistent_share": 100 * counts["inconsistent"] / compared if compared else None,
-        "rate": interval(mean([POINTS.get(verdict) for verdict in verdicts], scale=100))._asdict(),
+        "rate": interval(mean(points, scale=100))._asdict() if any(point is not None for point in points) else None,
     }
 
 
