@@ -141,7 +141,9 @@ def _change(row: Row) -> float:
 def as_text(summary: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """The summary as a table for the command line: a line for each metric, a column for each model, each value with the
     interval that contains 95 % of its resamples; then the notes."""
-    models, lines = summary["voices"], []
+    models, lines = summary["voices"], list[str]()
+    if not models:  # nothing was evaluated, but a judge compared with a person's ratings
+        return "\n".join(notes)
     width = max([26, *(len(model["title"]) + 2 for model in models)])
     lines.append(
         fill("{rows} {rows:row/rows}", rows=summary["rows"])
