@@ -342,6 +342,14 @@ def test_a_server_without_questions_ends_and_a_broken_model_says_why(
     assert "Traceback" in (failed.path / "log.txt").read_text()
 
 
+def test_a_server_that_the_network_reaches_never_answers_without_a_key(tmp_path: Path) -> None:
+    write_json(tmp_path / "serve.json", {"host": "", "port": 0, "quantized": False, "engine": "transformers"})
+    write_json(tmp_path / "keeper.json", {"listen": "127.0.0.1", "host": "127.0.0.1"})
+    ended = subprocess.run([sys.executable, "-m", "engine.worker.serve", tmp_path], cwd=PROJECT, capture_output=True)
+    assert ended.returncode
+    assert "chat-key-missing" in (tmp_path / "error.json").read_text(encoding="utf-8")
+
+
 def test_a_shell_serves_the_same_with_a_key(trained: Workplace) -> None:
     flags = [ONE, "--port", "0", *flags_of(trained)]
     command = [sys.executable, "-m", "engine", "serve", *flags]

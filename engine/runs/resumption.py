@@ -7,7 +7,9 @@ to processes, so dropout goes on differently.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from engine.core import hardware
@@ -31,6 +33,19 @@ MAX_LISTED = 12  # numbers of processes or machines in a sentence or a list
 MAX_MACHINES = 256  # that are looked at
 
 
+@dataclass(frozen=True)
+class _Folder:
+    """What the folder of a run says about other numbers of processes, read once."""
+
+    begun: bool  # it has checkpoints
+    divided: bool  # its weights were divided among the processes
+
+    @classmethod
+    def of(cls, run: Run) -> _Folder:
+        begun, file = bool(run.dir.checkpoints()), run.dir.accelerate
+        return cls(begun, begun and file.exists() and is_fsdp(file.read_text(encoding="utf-8")))
+
+
 def moved(run: Run, processes: int | None, devices: Sequence[int], machines: int | None = None) -> RunSpec:
     """The spec with which a run continues with so many processes (None: one for each of `devices`, otherwise as many as
     it has) on the GPUs with these indices (none: any), on so many machines (None: as many as it has). Raises Refusal
@@ -45,7 +60,9 @@ def moved(run: Run, processes: int | None, devices: Sequence[int], machines: int
     chosen |= {"num_machines": machines or now.num_machines}
     changed = spec.change("hardware", now.model_dump() | chosen)
     count = changed.hardware.num_processes
-    if count != now.num_processes and (obstacles := _obstacles(run, spec, count, changed.hardware.num_machines)):
+    if count != now.num_processes and (
+        obstacles := _obstacles(_Folder.of(run), spec, count, changed.hardware.num_machines)
+    ):
         raise Refusal(obstacles)
     accumulated = spec.training.gradient_accumulation_steps * now.num_processes
     changed = changed.change("training.gradient_accumulation_steps", accumulated // count)
@@ -60,10 +77,7 @@ def moved(run: Run, processes: int | None, devices: Sequence[int], machines: int
 def possible_processes(run: Run, machines: int | None = None) -> list[int]:
     """The numbers of processes with which the run could continue on so many machines (None: as many as it has), if
     there are devices for them."""
-    spec: RunSpec = run.spec
-    now, machines = spec.hardware.num_processes, machines or spec.hardware.num_machines
-    counts = _counts(spec, machines)
-    return [count for count in counts if count == now or not _obstacles(run, spec, count, machines)][:MAX_LISTED]
+    return list(islice(_possible(_Folder.of(run), run.spec, machines or run.spec.hardware.num_machines), MAX_LISTED))
 
 
 def possible_machines(run: Run) -> list[int]:
@@ -72,7 +86,15 @@ def possible_machines(run: Run) -> list[int]:
     if is_local(queue.saves_of(run.path)):
         return [spec.hardware.num_machines]
     most = spec.training.gradient_accumulation_steps * spec.hardware.num_processes
-    return [count for count in range(1, min(most, MAX_MACHINES) + 1) if possible_processes(run, count)][:MAX_LISTED]
+    folder, counts = _Folder.of(run), range(1, min(most, MAX_MACHINES) + 1)
+    return list(islice((count for count in counts if any(_possible(folder, spec, count))), MAX_LISTED))
+
+
+def _possible(folder: _Folder, spec: RunSpec, machines: int) -> Iterator[int]:
+    """The numbers of processes with which the run could continue on so many machines, in ascending order."""
+    now = spec.hardware.num_processes
+    counts = _counts(spec, machines)
+    return (count for count in counts if count == now or not _obstacles(folder, spec, count, machines))
 
 
 def selectable_gpus(run: Run) -> tuple[Gpu, ...]:
@@ -81,7 +103,7 @@ def selectable_gpus(run: Run) -> tuple[Gpu, ...]:
     return () if on_cpu(run.spec, len(here)) else here
 
 
-def _obstacles(run: Run, spec: RunSpec, count: int, machines: int) -> list[Problem]:
+def _obstacles(folder: _Folder, spec: RunSpec, count: int, machines: int) -> list[Problem]:
     """What forbids another number of processes."""
     before, path = spec.hardware.num_processes, "hardware.num_processes"
     accumulated = spec.training.gradient_accumulation_steps * before
@@ -90,13 +112,13 @@ def _obstacles(run: Run, spec: RunSpec, count: int, machines: int) -> list[Probl
         values = {"batch": spec.training.per_device_train_batch_size, "batches": accumulated, "possible": counts}
         values |= {"machines": machines if machines > 1 else "—"}
         return [problem("resume-uneven", path, count=count, **values)]
-    if not run.dir.checkpoints():
+    if not folder.begun:
         return []  # it starts from the beginning
     if spec.stage.kind not in STAGES_OF_MEANS:
         return [problem("resume-stage-needs-processes", path, stage=spec.stage.kind, before=before)]
     if spec.extra.get("dataloader_drop_last"):
         return [problem("resume-drops-last", path, before=before)]
-    if count == 1 and run.dir.accelerate.exists() and is_fsdp(run.dir.accelerate.read_text(encoding="utf-8")):
+    if count == 1 and folder.divided:
         return [problem("resume-divided", path)]
     return []
 

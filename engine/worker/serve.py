@@ -3,9 +3,9 @@
 transformers generates the answers in this process, or vLLM in one behind it, depending on `engine` in serve.json.
 
 The folder contains `serve.json` (see `engine.serving.servers`) and, if required, `key`; in a Slurm job, `keeper.json`
-says where other machines reach this one. The worker adds `lock`,
-`progress.json` while it loads, then `address.json`; at the end `ended.json`, or `error.json`. It ends by itself when
-there have been no requests for a while, and sooner if no studio is alive that might send one.
+says where other machines reach this one, and there is always a key. The worker adds `lock`, `progress.json` while it
+loads, then `address.json`; at the end `ended.json`, or `error.json`. It ends by itself when there have been no requests
+for a while, and sooner if no studio is alive that might send one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 
-from engine.core.problems import Refusal
+from engine.core.problems import Refusal, problem
 from engine.core.rundir import read_json, read_object, write_json
 from engine.core.sockets import listen
 from engine.worker.runtime.optional_packages import hide_unused_packages
@@ -27,6 +27,10 @@ def main() -> None:
     with run_lifecycle(sys.argv[1]) as run:
         settings = read_json(run.path / "serve.json")
         place = read_object(run.keeper)  # of a Slurm job: where its machine can be reached
+        key = run.path / "key"
+        secret = key.read_text(encoding="utf-8").strip() if key.exists() else ""
+        if place and not secret:  # the network reaches its port
+            raise Refusal(problem("chat-key-missing", file=key))
         # First: a port in use is reported before anything slow.
         sock = listen(place.get("listen") or settings["host"], settings["port"])
         ProgressReport(run)("loading")
@@ -40,8 +44,6 @@ def main() -> None:
                 # Uvicorn raises the signal again after shutting down; exiting then closes the contexts.
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
             state = load(run, settings, closing)
-            key = run.path / "key"
-            secret = key.read_text(encoding="utf-8").strip() if key.exists() else ""
             asyncio.run(serve(state, sock, secret, place.get("host", "")))
             if fault := state.generator.fault():
                 raise Refusal(fault)
