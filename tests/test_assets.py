@@ -1,8 +1,9 @@
-"""The scripts and styles of the page: compressed once, kept by browsers, and the same bytes as gradio's own."""
+"""The scripts and styles of the page: compressed once, kept by browsers, gradio's own but for an index."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import brotli
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 
 from engine.launch.workspace import Workplace
 from webui.studio.application import application
+from webui.studio.assets import NODE_INDEX, SCRIPT_WITH_TREE, with_node_index
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 SCRIPT = max(FOLDER.glob("index-*.js"), key=lambda path: path.stat().st_size)
@@ -56,3 +58,23 @@ def test_a_changed_file_has_another_name() -> None:
     """That browsers may keep them for good rests on it: each name of a script contains a hash."""
     names = [path.name for path in FOLDER.iterdir() if path.suffix in (".js", ".css")]
     assert [name for name in names if not re.search(r"-[\w-]{8,}\.(js|css)$", name)] == []
+
+
+@pytest.mark.parametrize("encodings", ["br", "identity"])
+def test_one_script_finds_components_by_an_index_and_is_gradios_own_otherwise(
+    client: TestClient, encodings: str
+) -> None:
+    [script] = FOLDER.glob(SCRIPT_WITH_TREE)
+    text = client.get(f"/assets/{script.name}", headers={"Accept-Encoding": encodings}).text
+    assert "nodesOf" in text
+    for search, indexed in NODE_INDEX.items():
+        assert text.count(indexed) == 1
+        text = text.replace(indexed, search)
+    assert text == script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda text: text * 2, lambda _: ""])
+def test_a_script_that_reads_otherwise_stays_as_it_is(change: Callable[[str], str]) -> None:
+    for search in NODE_INDEX:
+        script = "".join(change(part) if part == search else part for part in NODE_INDEX).encode()
+        assert with_node_index(script) == script
