@@ -165,7 +165,7 @@ def studio_of(checkout: Path, workplace: Workplace) -> Iterator[Studio]:
 def other_checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "athanor-other"
     for name in ("engine", "webui"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / name, folder / name)  # with what is compiled, which else takes seconds
     shutil.copyfile(PROJECT / "app.py", folder / "app.py")
     (folder / "data").symlink_to(PROJECT / "data")
     return folder

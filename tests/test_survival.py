@@ -135,8 +135,11 @@ def test_kill_and_resume_give_the_weights_of_an_uninterrupted_run(
 def test_kill_nine_of_the_keeper(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = runs.submit(make_spec(training__max_steps=150, logging__save_steps=50), workplace)
     at_step(run, 3)
+    trainer = worker(run)
+    trainer.suspend()  # it must not end while it is looked at
     psutil.Process(read_json(run.dir.keeper)["pid"]).kill()
     assert fresh(run).state == "running"  # the worker lives and holds the lock
+    trainer.resume()
     run = ended(run)
     assert run.state == "interrupted"  # nobody saw it end: not "finished"
     runs.resume(run)
@@ -189,7 +192,6 @@ def test_a_torn_checkpoint_is_not_resumed_from(workplace: Workplace, make_spec: 
     assert steps_logged(run) == list(range(1, 10))
 
 
-@pytest.mark.usefixtures("not_forked")
 def test_the_shell_trains_in_the_foreground(
     workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
