@@ -307,7 +307,7 @@ def test_a_page_that_is_left_tells_in_its_title_and_in_the_browser_what_happens(
         page.get_by_role("button", name="Send a test").click()
         expect(page.locator(".new")).to_contain_text("Webhook has accepted the message")
         page.get_by_label("A run has been stopped").check()
-        page.get_by_role("button", name="Save").click()
+        page.locator("form", has_text="A run has been stopped").get_by_role("button", name="Save").click()
         expect(page.locator(".new")).to_be_visible()
         page.locator("p.back a").click()
         ready(page)
