@@ -1,4 +1,4 @@
-"""The scripts and styles of gradio's page, compressed once and kept by browsers.
+"""The scripts and styles of gradio's page, compressed once and kept by browsers; one finds components by an index.
 
 Gradio reads and compresses each of them again for each visitor, some eighty per page.
 """
