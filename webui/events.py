@@ -68,3 +68,18 @@ def on_settled(
     # `change` and not `input`: a text box sends `input` for typed letters, but not for pasting and deleting.
     gr.on(changes(inputs), None, js=f"() => athanorSettled('{trigger.elem_id}')", **QUIET)
     trigger.click(handler, inputs, outputs, trigger_mode="always_last", js=js, **QUIET)
+
+
+def on_chosen(dropdown: Any, handler: Callable[..., Any], inputs: Sequence[Block], outputs: Sequence[Block]) -> Any:
+    """Call `handler` once an entry of the dropdown, which needs an element id, is chosen, be it the same as before.
+    When the list is left without a choice, whatever was typed there is replaced by the entry that was chosen before.
+    Returns the event, for what is to follow it.
+
+    Gradio sends `input` also when a list is only left, and `select` not for a choice with the keyboard.
+    """
+    id = dropdown.elem_id
+    trigger = gr.Button(elem_id=f"{id}-chosen", elem_classes="unseen")  # which page.js presses
+    dropdown.focus(None, dropdown, None, js=f"(value) => athanorOpened('{id}', value)", **QUIET)
+    js = f"(value) => athanorLeft('{id}', value, '{trigger.elem_id}')"
+    dropdown.input(None, dropdown, dropdown, js=js, **QUIET)
+    return trigger.click(handler, inputs, outputs, **QUIET)

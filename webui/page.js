@@ -143,6 +143,23 @@
     settling[id] = setTimeout(() => document.getElementById(id)?.click(), 180);
   };
 
+  // ---- a list to choose from: whether an entry was chosen, or the list only left (webui.events.on_chosen)
+  const before = {}; // id of a list → the entry that was chosen when it was opened
+  let choosing = null; // the id of the list of which an entry was just chosen
+  document.addEventListener('mousedown', ({ target }) => {
+    if (target.closest?.('[role=option]')) choosing = target.closest('.block')?.id ?? null;
+  }, true);
+  document.addEventListener('keydown', ({ key, target, isComposing }) => {
+    if (key === 'Enter' && !isComposing && target.matches?.('[role=combobox], [role=listbox]')) choosing = target.closest('.block')?.id ?? null;
+  }, true);
+  window.athanorOpened = (id, value) => { choosing = null; before[id] = value; return []; };
+  window.athanorLeft = (id, value, trigger) => {
+    if (choosing !== id) return [id in before ? before[id] : value];
+    choosing = null; before[id] = value;
+    document.getElementById(trigger)?.click();
+    return [value];
+  };
+
   // ---- the form as it was left: without a login, the browser keeps it, otherwise the studio does
   window.athanorKeep = (paths, [preset, ...held]) => {
     if (!document.querySelector('#head .who')) {

@@ -129,6 +129,15 @@ def test_on_a_narrow_screen_start_stays_in_view_and_in_front(untouched: tuple[st
     expect(page.locator("#summary .state")).to_have_text("1 to fix before you can start")
     expect(page.locator("#summary .state")).to_be_in_viewport()
     expect(page.locator("#summary .problems li")).to_be_in_viewport(ratio=1)  # and the reason, not only how many
+    for path in ("training.num_train_epochs", "method.r", "method.lora_alpha", "data.max_length"):
+        type_into(page, path, "x")
+    expect(page.locator("#summary .problems li")).to_have_count(5)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    folds = page.locator(".side:has(#summary) button.label-wrap").all()
+    boxes = [box for fold in folds if (box := fold.bounding_box())]
+    bar = page.locator("#summary .problems").bounding_box()
+    assert boxes
+    assert max(box["y"] + box["height"] for box in boxes) <= bar["y"]  # nothing is covered
 
 
 def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
@@ -184,6 +193,36 @@ def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
     expect(box).to_be_focused()
     page.locator("#tour li.now button").press("Enter")
     expect(page.locator("#preset input")).to_be_focused()
+
+
+def test_a_list_of_presets_that_is_only_opened_changes_nothing(
+    untouched: tuple[str, Path], open_page: OpenPage
+) -> None:
+    page = ready(open_page(untouched[0]))
+    preset, rate = page.locator("#preset input"), page.locator("#f-training-learning_rate input")
+    begun, title = rate.input_value(), preset.input_value()
+    type_into(page, "training.learning_rate", "0.25")
+    expect(page.locator("#summary .changed")).to_contain_text("1 setting differs")
+    for leave in ("Escape", "Tab"):
+        preset.click()
+        expect(page.get_by_role("option").first).to_be_visible()
+        page.keyboard.type("zzzz" if leave == "Tab" else "")
+        page.keyboard.press(leave)
+        page.locator("#find-setting").click()
+        expect(preset).to_have_value(title)
+    type_into(
+        page, "training.num_train_epochs", "7"
+    )  # what was sent before this has been answered when its mark is shown
+    expect(page.locator("#summary .changed")).to_contain_text("2 settings differ")
+    expect(rate).to_have_value("0.25")
+    preset.click()
+    page.get_by_role("option", name=title, exact=True).click()  # the same again, deliberately
+    expect(rate).to_have_value(begun)
+    preset.click()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator("#summary .changed")).to_have_count(0)
+    expect(preset).not_to_have_value(title)
 
 
 def test_a_form_is_found_as_it_was_left_by_whom_it_belongs_to(

@@ -34,7 +34,7 @@ from webui.data_tab.set_entry import (
     known_kind,
 )
 from webui.data_tab.set_list import SetList
-from webui.events import QUIET
+from webui.events import QUIET, on_chosen
 from webui.panels import Updates, refusal_as_message
 from webui.people import acting, asking
 
@@ -103,12 +103,11 @@ class ColumnsPanel(Panel):
     def wire(self) -> None:
         roles = list(self.roles.values())
         described = [self.chosen, *self.controls]
-        self.encoding.input(
-            self.change_encoding,
-            [self.chosen, self.encoding],
-            [self.message, self.head.title, self.kind, *roles],
-            **QUIET,
-        ).then(self.show_mapped, described, self.mapped, **QUIET)
+        read = [self.message, self.head.title, self.kind, *roles]
+        # Leaving the list unchanged keeps the columns that were chosen.
+        on_chosen(self.encoding, self.change_encoding, [self.chosen, self.encoding], read).then(
+            self.show_mapped, described, self.mapped, **QUIET
+        )
         self.kind.input(self.change_kind, [self.chosen, self.kind, self.encoding, *roles], roles, **QUIET).then(
             self.show_mapped, described, self.mapped, **QUIET
         )

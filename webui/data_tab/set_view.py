@@ -15,7 +15,7 @@ from webui.data_tab.documents_panel import DocumentsPanel
 from webui.data_tab.draft_panel import DraftPanel
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.panel import Context, Panel
-from webui.events import QUIET
+from webui.events import QUIET, on_chosen
 from webui.panels import Updates, refusal_as_message
 from webui.people import acting
 
@@ -41,7 +41,7 @@ class SetView(Panel):
         self.chosen.change(
             self.open, self.chosen, self.outputs, js="(id) => athanorSet(id)", trigger_mode="always_last", **QUIET
         )
-        sheet.input(self.choose_sheet, [self.chosen, sheet], self.outputs, **QUIET)
+        on_chosen(sheet, self.choose_sheet, [self.chosen, sheet], self.outputs)
 
     @property
     def outputs(self) -> list[Block]:

@@ -12,7 +12,7 @@ from gradio.blocks import Block
 from engine.runs import engines, queue_order
 from engine.runs.runs import Run
 from webui import queue_html
-from webui.events import QUIET
+from webui.events import on_chosen
 from webui.panels import Updates
 from webui.runs_tab.panel import Context, CurveView, Panel
 from webui.runs_tab.run_actions import RunActions
@@ -62,9 +62,9 @@ class QueuePanel(Panel):
             change = partial(queue_order.set_priority, priority=name or "", by=self.context.user(request))
             return actions.act("reorder", change, "told-queue-priority", run_id, view)
 
-        # `input` is the user's own choice; what the page sets when it opens a run changes nothing.
+        # Only the user's own choice counts; what the page sets when it opens a run changes nothing.
         inputs = [actions.selected, self.priority, *actions.run_view.view]
-        self.priority.input(set_priority, inputs, actions.run_view.outputs, **QUIET)
+        on_chosen(self.priority, set_priority, inputs, actions.run_view.outputs)
 
     @property
     def moving(self) -> list[Block]:
