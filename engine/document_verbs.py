@@ -78,9 +78,7 @@ def documents(arguments: argparse.Namespace, workplace: Workplace) -> int:
         if arguments.what == "continue":
             drafts.proceed(draft)
         elif arguments.what == "accept":
-            rows = review.supported_rows(review.rows_of(draft), arguments.support)
-            review.decide(draft, rows, "accepted", user_name())
-            print(len(rows))
+            print(review.accept_supported(draft, arguments.support, user_name()))
         elif arguments.what == "save":
             rows = review.rows_of(draft)
             print(save.save_accepted(draft, rows, arguments.format, workplace.data, user_name()))

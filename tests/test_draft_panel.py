@@ -91,7 +91,7 @@ def test_rows_are_shown_by_filter_and_page_and_decided_by_their_ids(reader: Revi
     assert json.loads(reader.view) == {"filter": "open", "page": 3}
     assert "Accepted 7 rows" in reader.message("accept-supported", least="60%")  # 15 to 20, and 22
     repeated = reader.act("show", filter="repeated")[reader.panel.html]
-    assert "90% like 1.1" in repeated
+    assert "100% like 1.1" in repeated
 
 
 def test_accepted_rows_are_saved_as_a_set_that_opens(reader: Review, place: Workplace) -> None:

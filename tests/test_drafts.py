@@ -48,7 +48,7 @@ class Script:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.questions: list[str] = []
-        self.rubbish = False
+        self.rubbish = self.unloaded = False
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.without_waiting = len(SUBJECTS)
@@ -64,6 +64,8 @@ class Script:
             waits = len(self.questions) > self.without_waiting
         if waits:
             self.may_go_on.wait(60)
+        if self.unloaded:
+            raise Refusal(problem("chat-was-unloaded", name="it"))
         return "I am happy to help! What is it?" if self.rubbish else self.about(match[1])
 
     def about(self, subject: str) -> str:
@@ -85,7 +87,7 @@ class Script:
     def judged(self, prompt: str) -> str:
         if "painter" in prompt:
             return '{"score": 1, "reason": "No painter is named."}'
-        return "Hm." if "cover" in prompt.partition("Question:")[2] else "Score: 5\nReason: it stands there."
+        return "Hm." if "cover" in prompt.partition("<question>")[2] else "Score: 5\nReason: it stands there."
 
 
 @pytest.fixture
@@ -155,10 +157,10 @@ def decide_and_save(place: Workplace, draft: Draft) -> None:
     """Rows are accepted, edited and rejected; the accepted ones become a data set that can be trained on."""
     with pytest.raises(Refusal, match="No row of 'Machine' is accepted"):
         save.save_accepted(draft, review.rows_of(draft), "alpaca", place.data, "ada")
+    (draft.path / "duplicates.json").unlink()  # as after a kill
+    assert review.accept_supported(draft, 0.9, "ada") == 4
     rows = review.rows_of(draft)
-    supported = review.supported_rows(rows, 0.9)
-    assert [row.id for row in supported] == ["1.1", "2.1", "2.2", "6.1"]
-    review.decide(draft, supported, "accepted", "ada")
+    assert [row.id for row in rows if row.decision] == ["1.1", "2.1", "2.2", "6.1"]
     review.decide(draft, [review.find_row(rows, "2.1")], "rejected", "ada")
     review.decide(draft, [review.find_row(rows, "2.2")], "", "ada")
     review.edit(draft, review.find_row(rows, "1.2"), " Who looks after it? ", "The machine looks after 256.", "ada")
@@ -217,8 +219,13 @@ def test_a_draft_continues_after_a_stop_and_a_kill_and_asks_about_each_passage_o
 
 
 def test_a_model_that_says_rubbish_leaves_an_honest_count(place: Workplace, script: Script) -> None:
-    script.rubbish = True
+    script.rubbish = script.unloaded = True
     draft = make(place)
+    assert ended(draft) == "failed"  # somebody has unloaded it, which is no fault of a passage
+    assert [issue.code for issue in draft.problems] == ["chat-was-unloaded"]
+    assert draft.records() == {}
+    script.unloaded = False
+    drafts.proceed(draft)
     assert ended(draft) == "done"
     counts = review.counts_of(draft, review.rows_of(draft))
     assert (counts.rows, counts.unread, counts.example) == (0, 6, "I am happy to help! What is it?")
@@ -299,6 +306,10 @@ def test_the_last_row_of_an_answer_that_was_cut_off_is_left_out() -> None:
         ("评分：5\n理由：有依据", Judgement(5, "有依据")),
         ("**Score:** 3/5\n**Reason:** in part", Judgement(3, "in part")),
         ("5", Judgement(5, "")),
+        ("Score (1-5): 4", Judgement(4, "")),
+        ("Score (1 to 5): 5", Judgement(5, "")),
+        ("评分（1到5）：4分", Judgement(4, "")),
+        ("1-5", None),
         ("4/5 - good", Judgement(4, "good")),
         ("Score: 10", None),
         ("2024 was a good year", None),

@@ -3,6 +3,7 @@ draft as its process leaves it."""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def word_manual(path: Path) -> Path:
 
 
 def complete_draft(place: Workplace, name: str, by: str) -> Draft:
-    """A draft with 25 rows whose support is 1/25, 2/25 …; the last row is nearly the first."""
+    """A draft with 25 rows whose support is 1/25, 2/25 …; the last row repeats the first."""
     folder = place.saves / DRAFTS_FOLDER / "20261130-120000-abcd"
     folder.mkdir(parents=True)
     settings = {"base": "m", "similarity": 0.8}
@@ -124,10 +125,12 @@ def complete_draft(place: Workplace, name: str, by: str) -> Draft:
     passages = [Passage(number, "a.md", (name,), None, f"Part {number} is {name}.") for number in range(1, 26)]
     append_lines(folder / "passages.jsonl", [passage.as_record() for passage in passages])
     for number in range(1, 26):
-        row = {"id": f"{number}.1", "question": f"What is part {number}?", "answer": f"It is {name}.", "score": 5}
+        about = number if number < 25 else 1
+        answer = f"It is {name}. {hashlib.sha256(bytes([about])).hexdigest()}"  # unlike those of others
+        row = {"id": f"{number}.1", "question": f"What is part {about}?", "answer": answer, "score": 5}
         row |= {"support": number / 25, "missing": [], "reason": "so"}
         append_lines(folder / "rows.jsonl", [{"passage": number, "rows": [row]}])
     write_json(folder / "reading.json", [{"file": "a.md", "passages": 25}])
-    write_json(folder / "duplicates.json", {"25.1": ["1.1", 0.9]})
+    write_json(folder / "duplicates.json", {"25.1": ["1.1", 1.0]})
     write_json(folder / "result.json", {})
     return Draft(folder)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.core.reasoning import split_reasoning
+from engine.evaluation.judge import after_labels
 
 QUESTION_KEYS = ("question", "q", "instruction", "prompt", "问题", "问")
 ANSWER_KEYS = ("answer", "a", "output", "response", "答案", "回答", "答")
@@ -21,8 +22,8 @@ REPEATED_FORM = re.compile(r"\A(?:the )?(?:question|answer)\s*:\s*", re.IGNORECA
 BEFORE_MARK = r"[\s>*#\-]*(?:\d+[.)、]\s*)?[\s*#]*"
 QUESTION_LINE = re.compile(rf"{BEFORE_MARK}(?:questions?|q|问题|问)\s*\d*\s*\**\s*[:：]\s*\**\s*(.*)", re.IGNORECASE)
 ANSWER_LINE = re.compile(rf"{BEFORE_MARK}(?:answers?|a|答案|回答|答)\s*\d*\s*\**\s*[:：]\s*\**\s*(.*)", re.IGNORECASE)
-SCORE = re.compile(r"(?:score|rating|评分|分数|得分)\W{0,6}([1-5])(?![\d.])", re.IGNORECASE)
-BARE_SCORE = re.compile(r"\A\W*([1-5])(?:\s*/\s*5|\s*分)?(?![\d.])")
+SCORE_LABEL = r"(?i:score|rating|评分|分数|得分)"
+BARE_SCORE = re.compile(r"\A\W*(?P<choice>[1-5])(?:\s*/\s*5|\s*分)?(?![\d.,–-])")
 REASON = re.compile(r"(?:reason|理由|原因)\W{0,6}(.+)", re.IGNORECASE | re.DOTALL)
 MAX_TEXT = 8_000  # characters of a question or an answer
 
@@ -119,8 +120,9 @@ def read_judgement(text: str, opened: bool = False) -> Judgement | None:
         score = value.get("score", value.get("评分"))
         if str(score).strip() in ("1", "2", "3", "4", "5"):
             return Judgement(int(str(score)), str(value.get("reason", value.get("理由", ""))).strip()[:MAX_TEXT])
-    if match := SCORE.search(text) or BARE_SCORE.match(text):
+    labelled = after_labels(text, SCORE_LABEL, "[1-5]")
+    if match := labelled[-1] if labelled else BARE_SCORE.match(text):
         reason = REASON.search(text, match.end())
-        rest = reason[1] if reason else text[match.end() :].strip(" \n:：.。-–—*")
-        return Judgement(int(match[1]), " ".join(rest.split())[:MAX_TEXT])
+        rest = reason[1] if reason else text[match.end() :].strip(" \n:：.。-–—*/分")
+        return Judgement(int(match["choice"]), " ".join(rest.split())[:MAX_TEXT])
     return None

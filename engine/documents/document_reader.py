@@ -19,7 +19,7 @@ from engine.documents.blocks import MAX_CHARACTERS, WIDE, Block, Document
 PDF, WORD, TEXT = "engine.documents.pdf_pages", "engine.documents.word_text", "engine.documents.plain_text"
 READERS = {".pdf": PDF, ".docx": WORD, ".md": TEXT, ".markdown": TEXT, ".txt": TEXT}
 MAX_DOCUMENT_BYTES = 256 << 20
-PAGES_AT_ONCE = 200  # of a PDF, in one process
+PAGES_AT_ONCE = 50  # of a PDF, in one process
 MAX_SECONDS = 300  # of CPU time, for so many pages or a document of another format
 MIN_PAGES_WITH_HEADERS = 4
 MAX_HEADER_LINES = 3  # at each end of a page

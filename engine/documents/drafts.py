@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,6 @@ from engine.serving.servers import Choice
 DRAFTS_FOLDER = ".documents"
 MAX_DOCUMENTS = 200
 PROCESS = "engine.documents.generate"
-STOP_TIMEOUT_S = 20.0  # after a request to stop, until the process is ended
 State = Literal["working", "done", "stopped", "failed", "interrupted"]
 
 
@@ -104,11 +103,11 @@ class Draft:
 
     def passages(self) -> list[Passage]:
         """All passages; none until every document has been read."""
-        return [Passage.from_record(record) for record in read_lines(self.path / "passages.jsonl")]
+        return [Passage.from_record(record) for record in _lines(self.path / "passages.jsonl")]
 
     def records(self) -> dict[int, dict[str, Any]]:
         """What the model has made of passages: by their numbers."""
-        return {record["passage"]: record for record in read_lines(self.path / "rows.jsonl")}
+        return {record["passage"]: record for record in _lines(self.path / "rows.jsonl")}
 
     @property
     def stopping(self) -> bool:
@@ -124,6 +123,20 @@ class Draft:
             saves=self.path.parents[1],
             remote_code=tuple(place["remote_code"]),
         )
+
+
+def _lines(path: Path) -> Sequence[dict[str, Any]]:
+    """The lines of a file of a draft, parsed once as long as it does not change: a page looks at it every second."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return _parsed_lines(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _parsed_lines(path: Path, mtime_ns: int, size: int) -> Sequence[dict[str, Any]]:
+    return read_lines(path)
 
 
 STATES: dict[str, State] = {"result.json": "done", "error.json": "failed", "stop": "stopped"}
@@ -233,19 +246,14 @@ def stop(draft: Draft) -> None:
         (draft.path / "stop").touch()
 
 
-def wait_until_stopped(draft: Draft, seconds: float = STOP_TIMEOUT_S) -> None:
-    """Return once its process has ended, by force if it takes longer."""
-    deadline = time.monotonic() + seconds
-    while draft.state == "working" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if draft.state == "working":
-        end_processes(draft.path, kill_timeout_s=1)
-
-
 def remove(draft: Draft) -> None:
-    """Delete a draft with its documents and decisions, and end its process. Data sets saved from it stay."""
+    """Delete a draft with its documents and decisions, and end its process. Data sets saved from it stay. Raises
+    Refusal if it cannot be deleted."""
     end_processes(draft.path, kill_timeout_s=1)
-    shutil.rmtree(draft.path, ignore_errors=True)
+    try:
+        shutil.rmtree(draft.path)
+    except OSError as error:
+        raise Refusal(problem("cannot-write", folder=draft.path, why=error.strerror or error)) from error
 
 
 def every_draft(saves: Path) -> list[Draft]:

@@ -37,14 +37,11 @@ from engine.serving.server import Server
 ASKED_AT_ONCE = 8  # answers; a server generates 16 at once, so that people who chat with it need not wait
 TOKENS_PER_ROW, MAX_ROW_TOKENS = 250, 2_000  # of a question with its answer, and of all about a passage
 JUDGE_TOKENS = 120
+MAX_CHARACTERS = 50_000_000  # of all documents of a draft
 POLL_S = 0.3  # between two looks for a request to stop
 BUSY_WAIT_S = 1.0  # until a server that has too many questions is asked again
 MAX_KEPT = 2_000  # characters kept of an answer that cannot be read
-# What ends the process; other problems belong to one passage, such as one that is too long for the model.
-FATAL = {
-    "chat-died", "chat-key", "chat-no-memory", "chat-no-template", "chat-not-loaded", "chat-unknown-voice",
-    "chat-unreachable",
-}  # fmt: skip
+OF_ONE_PASSAGE = {"chat-too-long"}  # any other problem ends the process, so that its passage is asked about again
 
 
 class Stopped(Exception):
@@ -77,8 +74,10 @@ class Model:
             time.sleep(BUSY_WAIT_S)
         if self.is_stopped():
             raise Stopped
-        if answer.problem is not None and answer.problem.code in FATAL:
+        if answer.problem is not None and answer.problem.code not in OF_ONE_PASSAGE:
             raise Refusal(answer.problem)
+        if answer.finish == "cancelled":
+            raise Refusal(problem("draft-answer-cancelled", name=self.server.name))
         return answer
 
     def drop_answers(self) -> None:
@@ -102,7 +101,6 @@ def generate(draft: Draft, report: ReportProgress) -> None:
             done += 1
             report(done, total, "passages")
     _phase(draft, total, total, "repetitions")
-    write_repetitions(draft)
 
 
 def _phase(draft: Draft, done: int, total: int | None, unit: str) -> None:
@@ -116,6 +114,7 @@ def read_documents(draft: Draft, report: ReportProgress) -> None:
     passages: list[Passage] = []
     reading: list[dict[str, Any]] = []
     problems: list[Problem] = []
+    characters = 0
     for file in draft.files:
         if draft.stopping:
             raise Stopped
@@ -132,6 +131,9 @@ def read_documents(draft: Draft, report: ReportProgress) -> None:
             problems += refusal.problems
             reading.append({"file": file.name, "problems": [_as_record(issue) for issue in refusal.problems]})
             continue
+        characters += document.characters
+        if characters > MAX_CHARACTERS:
+            raise Refusal(problem("draft-too-long", limit=f"{MAX_CHARACTERS:,}"))
         new = passages_of(document, len(passages) + 1, draft.settings.length)
         passages += new
         facts = {name: value for name, value in vars(document).items() if name != "blocks"}
@@ -191,12 +193,12 @@ def ask_about(passage: Passage, settings: DraftSettings, model: Model) -> dict[s
     """The line of rows.jsonl for a passage."""
     prompt = question_prompt(passage, settings.rows, settings.language, settings.instruction, settings.form)
     answer = model.answer(prompt, min(TOKENS_PER_ROW * settings.rows, MAX_ROW_TOKENS))
-    record: dict[str, Any] = {"passage": passage.number, "rows": []}
+    record: dict[str, Any] = {"passage": passage.number, "rows": [], "finish": answer.finish}
     if answer.problem is not None:
         return record | {"problem": _as_record(answer.problem)}
     pairs = read_pairs(answer.text, settings.rows, answer.finish == "stop", answer.opened)
     if not pairs:
-        return record | {"unread": answer.text[:MAX_KEPT], "finish": answer.finish}
+        return record | {"unread": answer.text[:MAX_KEPT]}
     rows = []
     for number, pair in enumerate(pairs, 1):
         measure = support(pair.answer, passage.text)
@@ -225,9 +227,9 @@ def main() -> int:
         try:
             generate(draft, report)
         except Stopped:
-            write_repetitions(draft)
             return 0
         finally:
+            write_repetitions(draft)
             if studio is not None:
                 os.close(studio)
         write_json(draft.path / "result.json", {"at": time.time()})

@@ -52,6 +52,8 @@ def _of_answers(counts: Counts) -> Iterator[Problem]:
     if counts.problem is not None:
         values = {language: counts.problem.text(language) for language in ("en", "zh")}
         yield problem("draft-refused", count=counts.refused, why=values)
+    if counts.cut_off:
+        yield problem("draft-cut-off", count=counts.cut_off, asked=counts.asked)
     if counts.unjudged:
         yield problem("draft-unjudged", count=counts.unjudged, rows=counts.rows)
     if repeated := counts.by_filter["repeated"]:

@@ -19,7 +19,7 @@ from engine.core.rundir import append_lines, read_lines
 from engine.documents.answers import MAX_TEXT
 from engine.documents.drafts import Draft
 from engine.documents.passages import Passage
-from engine.documents.repetitions import Repetition, read_repetitions
+from engine.documents.repetitions import Repetition, read_repetitions, write_repetitions
 from engine.documents.support import support
 
 Decision = Literal["", "accepted", "rejected"]
@@ -65,7 +65,9 @@ def rows_of(draft: Draft) -> list[DraftRow]:
     """All rows in the order of their passages, as they have been edited and decided."""
     passages = {passage.number: passage for passage in draft.passages()}
     repetitions = read_repetitions(draft)
-    decisions = {str(line.get("row")): line for line in read_lines(draft.path / DECISIONS_FILE)}
+    decisions: dict[str, dict[str, Any]] = {}
+    for line in read_lines(draft.path / DECISIONS_FILE):  # a later one has the decision, and not always texts
+        decisions.setdefault(str(line.get("row")), {}).update(line)
     records = draft.records()
     return [
         _decided(_row(row, passages[number], repetitions.get(row["id"])), decisions.get(row["id"]))
@@ -117,12 +119,11 @@ def edit(draft: Draft, row: DraftRow, question: str, answer: str, by: str) -> No
         raise Refusal(problem("draft-row-empty", row=row.id))
     if (longest := max(len(question), len(answer))) > MAX_TEXT:
         raise Refusal(problem("draft-row-long", row=row.id, characters=f"{longest:,}", limit=f"{MAX_TEXT:,}"))
-    _append(draft, [_line(replace(row, question=question, answer=answer, edited=True), "accepted", by)])
+    _append(draft, [_line(row, "accepted", by) | {"question": question, "answer": answer}])
 
 
 def _line(row: DraftRow, decision: str, by: str) -> dict[str, Any]:
-    line = {"row": row.id, "decision": decision, "by": by, "at": round(time.time(), 3)}
-    return line | ({"question": row.question, "answer": row.answer} if row.edited else {})
+    return {"row": row.id, "decision": decision, "by": by, "at": round(time.time(), 3)}
 
 
 def _append(draft: Draft, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -144,12 +145,15 @@ def find_row(rows: Sequence[DraftRow], id: str) -> DraftRow:
     return row
 
 
-def supported_rows(rows: Sequence[DraftRow], least: float) -> list[DraftRow]:
-    """The open rows that have at least so much support, and no number of their own. Raises Refusal for a share that is
-    none."""
+def accept_supported(draft: Draft, least: float, by: str) -> int:
+    """Accept the open rows that have at least so much support, and no number of their own, after looking for
+    repetitions among the rows of now; returns how many. Raises Refusal for a share that is none."""
     if not 0 <= least <= 1:
         raise Refusal(problem("draft-support", given=least))
-    return [row for row in rows if FILTERS["open"](row) and row.support >= least and not row.missing]
+    write_repetitions(draft)
+    rows = [row for row in rows_of(draft) if FILTERS["open"](row) and row.support >= least and not row.missing]
+    decide(draft, rows, "accepted", by)
+    return len(rows)
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,8 @@ class Counts:
     """How many passages the model has been asked about and what came of it, and how far the review is.
 
     `unread`: answers in which no row could be read, with `example`; `refused`: passages about which it gave no answer,
-    with `problem`, the first reason; `unjudged`: rows whose score could not be read.
+    with `problem`, the first reason; `unjudged`: rows whose score could not be read; `cut_off`: answers that reached
+    their maximum length, whose incomplete rows are left out.
     """
 
     passages: int
@@ -169,6 +174,7 @@ class Counts:
     refused: int
     problem: Problem | None
     unjudged: int
+    cut_off: int
 
 
 def counts_of(draft: Draft, rows: Sequence[DraftRow]) -> Counts:
@@ -181,4 +187,7 @@ def counts_of(draft: Draft, rows: Sequence[DraftRow]) -> Counts:
     first = Problem(refused[0]["code"], refused[0]["field"], refused[0]["values"]) if refused else None
     example = next(iter(unread), "")
     passages = sum(facts.get("passages", 0) for facts in draft.reading)
-    return Counts(passages, len(records), len(rows), by_filter, len(unread), example, len(refused), first, unjudged)
+    cut_off = sum(record.get("finish") == "length" for record in records)
+    return Counts(
+        passages, len(records), len(rows), by_filter, len(unread), example, len(refused), first, unjudged, cut_off
+    )

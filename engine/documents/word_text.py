@@ -43,10 +43,12 @@ def _answer(file: Path) -> dict[str, Any]:
 
 
 def _part(packed: zipfile.ZipFile, name: str, file: Path) -> Element:
-    """A part of the document. zipfile never unpacks more than the size that the zip declares."""
-    if (size := packed.getinfo(name).file_size) > MAX_XML_BYTES:
-        raise Refusal(problem("document-bomb", file=file.name, size=f"{size >> 20:,} MB"))
-    return ElementTree.fromstring(packed.read(name))
+    """A part of the document, of which no more is unpacked than is allowed, whatever size the zip declares."""
+    with packed.open(name) as part:
+        content = part.read(MAX_XML_BYTES + 1)
+    if len(content) > MAX_XML_BYTES:
+        raise Refusal(problem("document-bomb", file=file.name, limit=f"{MAX_XML_BYTES >> 20:,} MB"))
+    return ElementTree.fromstring(content)
 
 
 def _local(element: Element) -> str:

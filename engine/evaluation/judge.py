@@ -132,10 +132,17 @@ def _written(text: str, settings: Judge, label: str, choice: str, opened: bool) 
     parts = split_reasoning(text, opened=opened)
     reply = "" if parts.unfinished else parts.answer.strip().strip("*_`")
     named = re.escape(texts(settings.language)[label].rstrip(":："))
-    # A digit that is part of a larger number, or of a range, is no score.
-    after_label = re.findall(rf"{named}[*_`]*\s*[:：][*_`\s]*({choice})(?![\w.,–-]*\d)(?!\w)", reply)
+    after_label = [match["choice"] for match in after_labels(reply, named, choice)]
     alone = re.fullmatch(rf"({choice})[.。]?", reply)
     return after_label[-1] if after_label else alone[1] if alone else None
+
+
+def after_labels(reply: str, label: str, choice: str) -> list[re.Match[str]]:
+    """Where the reply has a choice after the label, both as patterns, such as "Score (1-5): 4"; "choice" is the group
+    with the choice. A digit that is part of a larger number, or of a range, is none."""
+    scale = r"(?:\s*[(（][^()（）]*[)）])?"
+    value = rf"(?P<choice>{choice})(?![\w.,–-]*\d)(?!(?!分)\w)"
+    return list(re.finditer(rf"(?:{label}){scale}[*_`]*\s*[:：][*_`\s]*{value}", reply))
 
 
 def expected_score(probabilities: Sequence[float]) -> float | None:
