@@ -427,7 +427,7 @@ def test_a_sweep_is_one_message_with_its_best_run_and_an_early_failure_is_not_ke
         write_json(run.dir.exit, end)
         seen.append([(each.occurrence.event, each.occurrence.run.title, each.occurrence.key) for each in due(saves)])
     alone = ("finished", "alone", "1-ended")
-    first = ("failed", "names r=8", "1-ended")
+    first = ("failed", "names r=8", "1-sweep-failed")
     assert seen[0] == [alone]
     assert [set(each) for each in seen[1:]] == [{alone, first}] * 2 + [
         {alone, first, ("failed", "names r=32", "1-sweep-ended")}
@@ -445,6 +445,49 @@ def test_a_sweep_is_one_message_with_its_best_run_and_an_early_failure_is_not_ke
     assert "最佳：names r=4" in notice_of(whole, HERE, "zh").text
     [other] = [each.occurrence for each in due(saves) if each.occurrence.run.id == single.id]
     assert notice_of(other, HERE, "en").sweep is None
+
+
+def test_who_has_heard_of_a_sweep_hears_nothing_more_when_its_runs_are_deleted(saves: Path, got: Inbox) -> None:
+    subscribe(saves, hook(got))
+    members = [ended(saves, f"names r={rank}", sweep={"id": "s1"}) for rank in (1, 2, 4, 8)]
+    for run in members:
+        run.dir.exit.unlink()
+        run.dir.keeper.unlink()  # they wait
+
+    def ends(run: Run, outcome: str, attempt: int = 1) -> None:
+        write_json(run.dir.keeper, {"started": time.time() - 100})
+        write_json(run.dir.exit, {"outcome": outcome, "reason": outcome, "ended": time.time(), "attempt": attempt})
+
+    def sent() -> list[tuple[str, str]]:
+        got.posts.clear()
+        while left := due(saves):
+            notifier.send_due(saves, left, ())
+        return [(body["id"].partition("#")[2], body["run"]["name"]) for _, body in got.posts]
+
+    first, second, third, last = members
+    ends(first, "failed")
+    assert sent() == [("1-sweep-failed", "names r=1")]
+    ends(second, "failed")
+    assert sent() == []
+    runs.delete(runs.read(first.path, saves))
+    assert sent() == []  # the second is the first failure now
+    ends(third, "finished")
+    got.status = 503
+    ends(last, "finished")
+    assert [key for key, _ in sent()] == ["1-sweep-ended"]  # tried once, and given up
+    got.status = 200
+    [shown] = notification_log.failures(last.dir)
+    assert (shown.state, [*notification_log.failures(third.dir)]) == ("failed", [])
+    ends(last, "finished", attempt=2)  # resumed
+    assert [key for key, _ in sent()] == ["2-sweep-ended"]
+    ends(third, "finished", attempt=2)
+    assert [key for key, _ in sent()] == ["2-sweep-ended"]  # another end, though of the same number
+    runs.delete(runs.read(third.path, saves))
+    assert sent() == []  # another is the last now
+    runs.delete(runs.read(last.path, saves))
+    assert sent() == []  # one alone, no sweep any more
+    ends(second, "finished", attempt=2)
+    assert [each.occurrence.key for each in due(saves)] == ["2-ended"]
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,7 @@ def send_due(saves: Path, left: Sequence[Due], pauses: Sequence[float]) -> float
     due_now = [due for due in left if due.delivery.next <= now][:MAX_AT_ONCE]
     tries = [due for due in due_now if _note_try(due, now, pauses)]
     for due, outcome in zip(tries, _send(tries, policy), strict=True):
-        with contextlib.suppress(OSError):  # deleted meanwhile, or the disk is full
-            _note(due, _result(due.delivery, outcome, pauses))
+        _note_result(due, _result(due.delivery, outcome, pauses))
     if tries:
         return 0.0
     return UNWRITABLE_SECONDS if due_now else LOOK_SECONDS
@@ -75,6 +74,18 @@ def _note_try(due: Due, now: float, pauses: Sequence[float]) -> bool:
 
 def _note(due: Due, delivery: Delivery) -> None:
     write_log(due.occurrence.run.dir, {due.occurrence.key: {due.address.id: delivery}})
+
+
+def _note_result(due: Due, delivery: Delivery) -> None:
+    """Note what a try has come to; once there is no other, also for what the occurrence covers, even if its own run has
+    been deleted meanwhile."""
+    with contextlib.suppress(OSError):  # deleted, or the disk is full
+        _note(due, delivery)
+    if delivery.state != "trying":
+        entry = {due.address.id: replace(delivery, problem=None)}  # it is shown at the run of the occurrence
+        for run, keys in due.occurrence.covers:
+            with contextlib.suppress(OSError):
+                write_log(run.dir, dict.fromkeys(keys, entry))
 
 
 def _send(tries: Sequence[Due], policy: Policy) -> list[Problem | None]:

@@ -16,6 +16,7 @@ from engine.runs.run import ALIVE_STATES, Run
 # State → the event that it is, a name of `engine.notifications.subscriptions.EVENTS`.
 ENDS = {"finished": "finished", "failed": "failed", "interrupted": "failed", "stopped": "stopped"}
 STALLED = "run-stalled"  # the code of the warning
+Covered = tuple[tuple[Run, tuple[str, ...]], ...]  # runs, and keys of occurrences of theirs
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Occurrence:
     key: str
     at: float
     sweep: tuple[Run, ...] = ()  # of the end of a sweep: all its runs, of which `run` was the last
+    # In a sweep: what is no news to whoever hears of this. Otherwise, once this run has been deleted, the end of
+    # another would be the last one, or the first failure, and be sent as well.
+    covers: Covered = ()
 
 
 def occurrences(run: Run, wait_hours: float, now: float, sweep: Sequence[Run] = ()) -> list[Occurrence]:
@@ -41,22 +45,35 @@ def occurrences(run: Run, wait_hours: float, now: float, sweep: Sequence[Run] = 
 
 def _end(run: Run) -> Iterator[Occurrence]:
     if run.final and (at := run.ended or _last_sign(run)):  # of a damaged one, nobody knows when it ended
-        yield Occurrence(run, ENDS[run.state], f"{_attempt(run)}-ended", at)
+        yield Occurrence(run, ENDS[run.state], _key(run, "ended"), at)
 
 
 def _end_in_sweep(run: Run, sweep: Sequence[Run]) -> Iterator[Occurrence]:
     [*own] = _end(run)
     if not own:
         return
+    others = [other for other in sweep if other.id != run.id]
     ends = {other.id: (_ended_at(other), other.id) for other in sweep if other.final}
     if len(ends) == len(sweep) and ends[run.id] == max(ends.values()):
         events = {ENDS[other.state] for other in sweep}
         event = next(event for event in ("failed", "finished", "stopped") if event in events)
-        yield replace(own[0], event=event, key=f"{_attempt(run)}-sweep-ended", sweep=tuple(sweep))
+        covers = _covers(run, others, ("ended", "sweep-failed"), ("ended", "sweep-failed", "sweep-ended"))
+        yield replace(own[0], event=event, key=_key(run, "sweep-ended"), sweep=tuple(sweep), covers=covers)
     elif own[0].event == "failed":
         failed = [ends[other.id] for other in sweep if other.final and ENDS[other.state] == "failed"]
         if ends[run.id] == min(failed):
-            yield own[0]
+            covers = _covers(run, others, ("ended",), ("sweep-failed",))
+            yield replace(own[0], key=_key(run, "sweep-failed"), covers=covers)
+
+
+def _covers(run: Run, others: Sequence[Run], of_run: Sequence[str], of_others: Sequence[str]) -> Covered:
+    """The keys of these ends, for the run and for the others of its sweep."""
+    ends = [(run, of_run), *((other, of_others) for other in others)]
+    return tuple((each, tuple(_key(each, end) for end in names)) for each, names in ends)
+
+
+def _key(run: Run, end: str) -> str:
+    return f"{_attempt(run)}-{end}"
 
 
 def _ended_at(run: Run) -> float:
