@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from engine.core import audit, tokens, users
+from engine.core import audit, kept_forms, tokens, users
 from engine.core.rights import Person
 from engine.core.rundir import write_json
 from engine.data import owners
@@ -122,6 +122,7 @@ def test_bad_values_are_sentences_and_change_nothing(place: Place) -> None:
         {"do": "add"}, {"do": "add", "user": "<script>", "password": PASSWORD}, {"do": "add", "user": "x" * 65},
         {"do": "add", "user": "bob", "password": "short"}, {"do": "add", "user": "bob", "role": "god"},
         {"do": "add", "user": "ada", "password": PASSWORD}, {"do": "nothing", "user": "../x"},
+        {"do": "typo", "user": "bob"}, {"user": "bob", "password": PASSWORD}, {"do": "<script>", "user": "bob"},
         {"do": "role", "user": "root", "role": "user"}, {"do": "role", "user": "bob", "role": "user"},
         {"do": "role", "user": "ada", "role": "operator:x"}, {"do": "password", "user": "ada"},
         {"do": "password", "user": "nobody", "password": PASSWORD}, {"do": "remove", "user": "root"},
@@ -163,3 +164,16 @@ def test_removing_somebody_takes_along_what_is_only_theirs(place: Place) -> None
     accounts.remove(place.work, place.file, "ada")
     assert tokens.read_tokens(place.file) == []
     assert [account.name for account in accounts.accounts(place.work, place.file)] == ["root", "eve", "ada"]
+
+
+def test_what_the_system_refuses_is_a_sentence_and_a_removal_can_be_tried_again(place: Place) -> None:
+    tokens.add_token(place.file, "ada", "laptop")
+    obstacle = place.work.saves / kept_forms.FOLDER / "ada.json"
+    obstacle.mkdir(parents=True)  # no file can be removed there, nor by root
+    status, text = place.visit("root", do="remove", user="ada")
+    assert (status, f"The system denied access to {obstacle}" in text) == (507, True)
+    assert "ada" in users.read_users(place.file)
+    assert audit.read(place.work.saves, 1)[0].outcome == "failed"
+    obstacle.rmdir()
+    assert place.visit("root", do="remove", user="ada")[0] == 200
+    assert (list(users.read_users(place.file)), tokens.read_tokens(place.file)) == (["root", "eve"], [])

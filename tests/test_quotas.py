@@ -119,6 +119,18 @@ def test_nobody_gets_hours_back_by_deleting_what_has_used_them(
     ran("more", "ada", 0.25)
     assert used("ada", "bob", "eve", "") == [3.5, 4, 0, 0]
     assert quota_use.hours_of(saves, "ada", now + 31 * DAY) == 0
+    gone = (saves / ".deleted").rename(saves / ".gone")
+    (saves / ".deleted").touch()  # no folder can be moved there
+    with pytest.raises(Refusal):
+        ran("stays", "eve", 1)
+    for _ in range(2):
+        with pytest.raises(Refusal):
+            runs.delete(runs.find(saves)[0])
+        assert used("ada", "bob", "eve") == [3.5, 4, 2]  # once, however often it is tried
+    (saves / ".deleted").unlink()
+    gone.rename(saves / ".deleted")
+    runs.delete(runs.find(saves)[0])
+    assert used("eve") == [2]
     kept = saves / ".spent-hours.json"
     for damaged in ('[[1], null, ["bob", "x", 1, 1]]', "{", "{}"):
         kept.write_text(damaged)

@@ -53,12 +53,17 @@ class PeoplePages:
         return await run_in_threadpool(self._page, form, person, Words(language))
 
     def _page(self, form: Form, person: Person, words: Words) -> Response:
-        done, problems, typed = "", list[Problem](), Typed()
+        done, problems, typed, failure = "", list[Problem](), Typed(), HTTPStatus.UNPROCESSABLE_ENTITY
         if form:
             try:
                 done = self._act(form, person, words.language)
             except Refusal as refusal:
                 problems = refusal.problems
+            except OSError as error:  # for example a full disk
+                place = error.filename or self.users_file.parent
+                problems = [problem("system-refused", file=place, why=error.strerror or error)]
+                failure = HTTPStatus.INSUFFICIENT_STORAGE
+            if problems:
                 typed = _typed(form, problems)
         everybody: list[accounts.Account] = []
         limits: quotas.Quotas | None = None
@@ -67,13 +72,13 @@ class PeoplePages:
             limits = quotas.read_quotas(self.workplace.saves)
         except Refusal as refusal:
             problems += [unreadable for unreadable in refusal.problems if unreadable not in problems]
-        status = HTTPStatus.UNPROCESSABLE_ENTITY if problems else HTTPStatus.OK
+        status = failure if problems else HTTPStatus.OK
         errors = tuple(issue.text(words.language) for issue in problems)
         page = content(everybody, limits, typed, self.root, words)
         return account_page(page, words, self.root, Outcome(escape(done), errors, status))
 
     def _act(self, form: Form, person: Person, language: str) -> str:
-        """Do what a form asks for, and say what was done. Raises Refusal."""
+        """Do what a form asks for, and say what was done. Raises Refusal, and OSError."""
         actions = {
             "add": ("user-add", self._add),
             "role": ("user-role", self._set_role),
@@ -81,7 +86,9 @@ class PeoplePages:
             "limits": ("user-quota", self._set_limits),
             "remove": ("user-remove", self._remove),
         }
-        action, act = actions.get(form.get("do", ""), actions["add"])
+        if (name := form.get("do", "")) not in actions:
+            raise Refusal(problem("people-action", given=name[:80] or NOTHING))
+        action, act = actions[name]
         user = form.get("user", "").strip()
         what = f"{user} {form.get('role', '')}" if act in (self._add, self._set_role) else user
         with audit.acting(self.workplace.saves, person, action, what.strip()):

@@ -139,10 +139,15 @@ def remove_user(path: Path, name: str, keep_operator: bool = False) -> None:
     """Remove a user; their sessions end immediately. Raises Refusal if there is no such user; with `keep_operator`,
     also if nobody would be an operator any more."""
     with _locked(path):
-        _known(path, name)
-        if keep_operator:
-            _refuse_last_operator(path, name)
+        check_removable(path, name, keep_operator)
         _replace_line(path, name, f"{name}:{REMOVED}:{time.strftime('%Y-%m-%d')}")
+
+
+def check_removable(path: Path, name: str, keep_operator: bool = False) -> None:
+    """Raises Refusal where `remove_user` would."""
+    _known(path, name)
+    if keep_operator:
+        _refuse_last_operator(path, name)
 
 
 def _refuse_last_operator(path: Path, name: str) -> None:

@@ -47,10 +47,12 @@ def accounts(workplace: Workplace, users_file: Path | None = None) -> list[Accou
 
 def remove(workplace: Workplace, users_file: Path, name: str, keep_operator: bool = False) -> None:
     """Remove a user, with their tokens, kept form, and addresses for notifications; their presets become nobody's.
-    Raises Refusal as `users.remove_user` does."""
-    users.remove_user(users_file, name, keep_operator)
+    Raises Refusal as `users.remove_user` does or if a file of these cannot be read, and OSError; the user is then still
+    there, so that it can be tried again."""
+    users.check_removable(users_file, name, keep_operator)
     tokens.revoke_tokens(users_file, name)
     kept_forms.forget(workplace.saves, name)
     dismissals.dismiss(workplace.saves, name, over=False)
     own_presets.disown(workplace.saves, name)
     subscriptions.forget(subscriptions.place_beside(users_file), name)
+    users.remove_user(users_file, name, keep_operator)  # last: nobody could name them any more to remove the rest

@@ -56,7 +56,9 @@ def gpu_hours(runs: list[Run], now: float) -> float:
 def hours_of(saves: Path, user: str, now: float | None = None) -> float:
     """The GPU hours of a user in the 30 days before `now`, in seconds since 1970; those of deleted runs, too."""
     now = time.time() if now is None else now
-    return gpu_hours(runs_of(saves, user), now) + spent_hours.hours(saves, user, now, now - WINDOW_SECONDS)
+    present = runs_of(saves, user)
+    deleted = spent_hours.hours(saves, user, now, now - WINDOW_SECONDS, {run.id for run in present})
+    return gpu_hours(present, now) + deleted
 
 
 def hours_left(saves: Path, user: str) -> tuple[float, float] | None:

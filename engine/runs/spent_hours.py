@@ -4,6 +4,8 @@ deleting what has used them. One file in the saves folder keeps them for as long
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,36 @@ from engine.runs import attempts
 from engine.runs.run import Run
 
 FILE = ".spent-hours.json"
-Span = tuple[str, float, float, int]  # whose, from when to when (seconds since 1970), on how many devices
+
+
+@dataclass(frozen=True)
+class Span:
+    """An attempt of a deleted run: whose, from when to when in seconds since 1970, on how many devices, and the id of
+    the run, "" in a file from a version without."""
+
+    user: str
+    start: float
+    end: float
+    devices: int
+    run: str = ""
 
 
 def note(saves: Path, run: Run, now: float, since: float) -> None:
-    """Keep the hours of a run that is about to be deleted; those from before `since` are dropped. The caller holds the
-    queue's lock. A full disk loses them, since it must not keep anybody from freeing it."""
-    own = [(run.by, *span) for span in attempts.spans(run, now)] if run.by else []
+    """Keep the hours of a run that is about to be deleted, in place of what an earlier try to delete it has kept; those
+    from before `since` are dropped. The caller holds the queue's lock. A full disk loses them, since it must not keep
+    anybody from freeing it."""
+    own = [Span(run.by, *span, run.id) for span in attempts.spans(run, now)] if run.by else []
     if own:
-        kept = [span for span in [*_read(saves), *own] if span[2] > since]
+        others = [span for span in _read(saves) if span.run != run.id]
         with contextlib.suppress(OSError):
-            write_json(saves / FILE, kept)
+            write_json(saves / FILE, [astuple(span) for span in [*others, *own] if span.end > since])
 
 
-def hours(saves: Path, user: str, now: float, since: float) -> float:
-    """The GPU hours of a user's deleted runs between `since` and `now`."""
-    return sum(attempts.hours_within(span[1:], now, since) for span in _read(saves) if span[0] == user)
+def hours(saves: Path, user: str, now: float, since: float, present: Collection[str] = ()) -> float:
+    """The GPU hours of a user's deleted runs between `since` and `now`; without those of runs whose ids are in
+    `present`: their deletion has failed."""
+    spans = (span for span in _read(saves) if span.user == user and span.run not in present)
+    return sum(attempts.hours_within((span.start, span.end, span.devices), now, since) for span in spans)
 
 
 def _read(saves: Path) -> list[Span]:
@@ -37,7 +53,7 @@ def _read(saves: Path) -> list[Span]:
 
 def _span(entry: Any) -> Span | None:
     try:
-        user, start, end, devices = entry
-        return str(user), float(start), float(end), int(devices)
+        user, start, end, devices, *run = entry
+        return Span(str(user), float(start), float(end), int(devices), *map(str, run))
     except (TypeError, ValueError, OverflowError):
         return None
