@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from engine.api.base_models import add_api_arguments, base_models
-from engine.core import audit, tokens
+from engine.core import audit, tokens, users
 from engine.core.permissions import keep_from_other_users
-from engine.core.problems import Refusal, problem, shell_language
+from engine.core.problems import NOTHING, Refusal, problem, shell_language
 from engine.core.sockets import add_trusted_proxy_argument, listen
 from engine.following import user_name
 from engine.launch.workspace import Workplace, make_data, make_saves
@@ -94,6 +94,8 @@ def token(arguments: argparse.Namespace, workplace: Workplace) -> int:
             print(f"{known.id}  {known.user}  {known.name}  {scopes}  created {_day(known.created)}  used {used}")
         return 0
     user = arguments.user or user_name()
+    if not arguments.user and user not in (known := users.read_users(users_file)):
+        raise Refusal(problem("token-whose", given=user or NOTHING, file=users_file, known=", ".join(known) or NOTHING))
     what = f"{user} {arguments.name}"
     with audit.recorded(workplace.saves, audit.shell(user_name()), f"token-{arguments.what}", what):
         if arguments.what == "revoke":

@@ -108,8 +108,8 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print the waiting runs in their order and why each waits, then the GPUs and who uses them. With a run
-    and an option, change its turn first."""
+    """Print the runs in progress, the waiting ones in their order and why each waits, then the GPUs and who uses them.
+    With a run and an option, change its turn first."""
     changes = list(flags.queue_changes(arguments, user_name()))
     if changes and not arguments.run:
         raise Refusal(problem("queue-which-run"))
@@ -118,6 +118,9 @@ def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
         with audit.recorded(workplace.saves, audit.shell(user_name()), "reorder", run.id) if changes else nullcontext():
             for change in changes:
                 change(run)
+    for run in runs.find(workplace.saves):
+        if not run.final and run.state != "queued":
+            print(f"{run.state:<12} {run.id}")
     for run, place in engines.waiting(workplace.saves):
         print(f"{place.number or '':>3}  {run.id}")
         if place.decision.reason:
@@ -131,8 +134,16 @@ def queue_(arguments: argparse.Namespace, workplace: Workplace) -> int:
 def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a run's state, its progress, the results of an evaluation, and its spec."""
     run = _run(arguments, workplace)
+    others = [
+        other.id
+        for other in runs.find(workplace.saves)
+        if other.facts.name == arguments.run != other.path.name and other.id != run.id
+    ]
+    if others:
+        print(say("run-others", shell_language(), ids=", ".join(others)), file=sys.stderr)
     now = progress(run)
-    print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
+    done = f", {now.phase} {now.done}/{now.total or '?'} {now.unit}" if now.total or not run.final else ""
+    print(f"{run.id}: {run.state}{done}")
     if place := engines.place(run):
         print(place.decision.text(shell_language()))
     elif doubt := engines.doubt(run):
@@ -326,6 +337,8 @@ def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
     """The run given to a verb; of several with that name, the one that the verb can be applied to."""
     verb = arguments.function
     fits = TAKES_RUN.get(verb, lambda _: True)
+    if verb is show and sum(run.facts.name == arguments.run for run in runs.find(workplace.saves, "training")) == 1:
+        fits = _is_training  # of which evaluations and exports have the name
     return runs.get(workplace.saves, arguments.run, fits, abbreviated=verb not in NEED_WHOLE_NAME)
 
 
@@ -352,8 +365,15 @@ def _has_result(run: runs.Run) -> bool:
     return run.kind == "training" and results.result_of(run) is not None
 
 
+def _is_training(run: runs.Run) -> bool:
+    return run.kind == "training"
+
+
 # Which runs a verb can be applied to, if several have the same name. Verbs not listed here take any.
 TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
+    queue_: lambda run: run.state == "queued",
+    script: _is_training,
+    right_answers: lambda run: run.kind == "evaluation" and run.state == "finished",
     stop: lambda run: "kill" in run.can,
     resume: lambda run: "resume" in run.can,
     follow: lambda run: bool(results.possible_next_stages(run)),

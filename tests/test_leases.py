@@ -413,7 +413,7 @@ def test_hold_release_move_and_priority(
     stopped = run("a")
     runs.stop(stopped, "kill")
     for change in (queue_order.hold, queue_order.release, queue_order.start_now):
-        with pytest.raises(Refusal, match="not possible while the run is stopped"):
+        with pytest.raises(Refusal, match="Only a run that is queued has a turn"):
             change(stopped)
 
 

@@ -274,7 +274,9 @@ def test_a_password_is_changed_with_the_old_one_and_other_sessions_end(studio, t
     assert "8 to 256 characters" in change("correct horse", "x" * 300, "x" * 300).text
     assert here.put("/password").status_code == 405
     assert there.get("/api").text == "han"  # nothing has been changed so far
-    assert change("correct horse", "another horse", "another horse").headers["location"] == "/"
+    assert "is the current one" in change("correct horse", "correct horse", "correct horse").text
+    changed = change("correct horse", "another horse", "another horse").headers["location"]
+    assert "Your password has been changed" in here.get(changed).text
     assert (here.get("/api").text, there.get("/api").status_code) == ("han", 401)
     assert users.check_password(file, "han", "another horse")
     assert users.read_users(file)["han"].role == "viewer"

@@ -58,8 +58,13 @@ def pages(tmp_path: Path) -> NotificationPages:
 def test_an_address_is_added_tested_and_removed_and_never_shown_again(pages: NotificationPages, servers: Inbox) -> None:
     ada, url = Visitor(pages, "ada", "user"), f"http://127.0.0.1:{servers.web}/hook?key={SECRET}"
     assert "Add address" in ada.client.get("/notifications").text
+    for own in (url, "http://localhost/hook", "http://[::1]/hook"):
+        status, text = ada.post(url=own)
+        assert (status, "leads to an address that is not public" in text) == (422, True), own
+    (pages.saves / "notifications.yaml").write_text("internal: [127.0.0.1]")
     status, text = ada.post(url=url)
-    assert (status, "The address of Webhook has been added" in text) == (200, True)
+    assert (status, "Address added (Webhook)" in text) == (200, True)
+    (pages.saves / "notifications.yaml").unlink()
     assert f"http://127.0.0.1:{servers.web}/…" in text
     [id] = re.findall(r'name="test" value="(\w+)"', text)
     status, text = ada.post(test=id)
@@ -98,7 +103,9 @@ def test_bad_values_are_sentences_and_viewers_get_nothing(pages: NotificationPag
     assert ada.post(choose="1", event=["failed", "turn"], hours="0.5")[0] == 200
     person = subscriptions.of_person(pages.place, "ada")
     assert (list(person.events), person.wait_hours) == (["failed", "turn"], 0.5)
-    assert eve.client.get("/notifications").status_code == 403
+    refused = eve.client.get("/notifications")
+    assert (refused.status_code, "signed in as a viewer" in refused.text, "<form" in refused.text) == (403, True, False)
+    assert 'class="back"' in refused.text
     assert eve.post(url="https://h.example/")[0] == 403
     (pages.saves / "notifications.yaml").write_text("enabled: false")
     assert "switched notifications off" in ada.client.get("/notifications").text

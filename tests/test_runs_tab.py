@@ -383,7 +383,7 @@ def test_a_waiting_run_shows_why_and_its_turn_can_be_changed(
     assert (done[panel.buttons["hold"]]["visible"], done[panel.buttons["release"]]["visible"]) == (False, True)
     runs.stop(first, "kill")
     refused = tab.actions.act("reorder", queue_order.hold, "told-queue-hold", first.id, VIEW)
-    assert "not possible" in refused[tab.context.message]
+    assert "Only a run that is queued has a turn" in refused[tab.context.message]
     assert not refused[panel.column]["visible"]
 
 

@@ -130,9 +130,19 @@ def test_a_verb_looks_only_at_the_runs_that_it_can_take(
     shell("resume", "tale")
     assert began.pop() == "demo_model/export/other-1"
     assert "kind: dpo" in shell("follow", "tale", "dpo")
-    for verb in ("show", "clone", "delete"):  # which can take any of them
+    for verb in ("clone", "delete"):  # which can take any of them
         refused = shell(verb, "tale")
         assert refused.count("demo_model/") == 4, refused
+    refused = shell("stop", "tale")
+    assert "any of the runs called 'tale'" in refused
+    assert (refused.count("(finished)"), refused.count("(stopped)")) == (3, 1), refused
+    shown = shell("show", "tale")
+    assert "demo_model/lora/one: finished" in shown
+    assert "Other runs with this name: demo_model/" in shown
+    written: list[Any] = []
+    monkeypatch.setattr("engine.verbs.plain_script.write_script", lambda run, *_: written.append(run.path))
+    shell("script", "tale")
+    assert written == [one]
     assert "finished" in shell("stop", "one")  # nothing of that name runs, so the one there is says why not
     assert not began
 

@@ -190,6 +190,14 @@ def test_tokens_are_listed_in_the_shell_and_need_a_users_file(
     listed = capsys.readouterr().out
     assert "ada  laptop  fine-tune,chat,read" in listed
     assert text not in listed
+    for user in ("", "zoe"):
+        monkeypatch.setenv("USER", user)
+        monkeypatch.setenv("LOGNAME", user)
+        monkeypatch.setattr(sys, "argv", ["engine", "token", "add", "other", "--auth", str(file)])
+        assert main() == 2
+        refused = capsys.readouterr().err
+        assert "Name the user with --user NAME. Existing users: root, ada." in refused
+        assert ("There is no user 'zoe'" in refused, "''" in refused) == (user == "zoe", False)
     monkeypatch.setattr(sys, "argv", ["engine", "api", "--auth", str(file.parent / "nobody.txt")])
     assert main() == 2
     assert "no users file" in capsys.readouterr().err
@@ -209,6 +217,10 @@ def test_everybody_makes_and_revokes_their_own_tokens_on_a_page(file: Path) -> N
     assert "&lt;b&gt;laptop" in listed.text
     assert "<b>laptop" not in listed.text
     assert text not in listed.text
+    assert "Chat with models, View files and jobs" in listed.text
+    users.set_role(file, "ada", "viewer")
+    assert [scope in client.get("/tokens").text for scope in ('value="read"', 'value="chat"')] == [True, False]
+    users.set_role(file, "ada", "user")
     other = tokens.add_token(file, "root", "other")
     wrong: list[dict[str, Any]] = [
         {"name": "", "scope": "read"},

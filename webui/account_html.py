@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from starlette.responses import HTMLResponse
 
-from webui.login_pages import FLAME, PAGE, PAGE_HEADERS
+from webui.login_pages import FLAME, FORM, PAGE, PAGE_HEADERS
 from webui.words import Words
 
 STYLE = """<style>
@@ -36,7 +36,7 @@ class Content:
     title: str
     help: str
     fields: str
-    enter: str  # the button of the form
+    enter: str  # the button of the form; "" for a page without one
     below: str
 
 
@@ -55,15 +55,19 @@ def account_page(
     """The whole page; `root` is the studio's external path."""
     done = f'<div class="new" role="status">{outcome.done}</div>' if outcome.done else ""
     errors = (f'<p class="error" role="alert">{escape(error)}</p>' for error in outcome.errors if error)
+    form = FORM.substitute(action=escape(f"{root}/{content.path}"), fields=content.fields, enter=escape(content.enter))
     html = PAGE.substitute(
         lang={"en": "en", "zh": "zh-CN"}[words.language],
         title=escape(content.title),
         tagline=escape(content.help),
-        action=escape(f"{root}/{content.path}"),
-        fields=content.fields,
+        form=form if content.enter else "",
         error=done + "".join(errors),
-        enter=escape(content.enter),
         below=f'{STYLE}{content.below}<p class="back"><a href="{escape(root)}/">← Athanor</a></p>',
         flame=FLAME,
     )
     return HTMLResponse(html, outcome.status, dict(headers))
+
+
+def denied_page(path: str, title: str, why: str, words: Words, root: str) -> HTMLResponse:
+    """The page for a person who may not use it: why not, and a way back."""
+    return account_page(Content(path, title, title, "", "", ""), words, root, Outcome("", (why,), HTTPStatus.FORBIDDEN))

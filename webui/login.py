@@ -116,7 +116,8 @@ class LoginRequired:
         if path == "/password" and not (name and self._has_password(name, request)):
             return None
         if path == "/password" and reading:
-            return password_page(request, self.root)
+            done = say("password-changed", language_of(request)) if "changed" in request.query_params else ""
+            return password_page(request, self.root, done=done)
         if path == "/password" and request.method == "POST":
             return _foreign_origin_page(request, self.root) or await self._change_password(request, name or "")
         if path in ("/login", "/logout", "/password"):
@@ -242,6 +243,8 @@ class LoginRequired:
             self.attempts.forget(address)
             if form.get("new") != form.get("again"):
                 raise Refusal(problem("password-differs"))
+            if form.get("new") == form.get("old"):
+                raise Refusal(problem("password-same"))
             await asyncio.to_thread(users.set_password, self.users_file, name, form.get("new", ""))
         except Refusal as refusal:
             outcome = f"refused: {refusal.problems[0].code}"
@@ -252,7 +255,8 @@ class LoginRequired:
             return password_page(request, self.root, failed.text(language), HTTPStatus.INSUFFICIENT_STORAGE)
         finally:
             self._record(request, "password", name, outcome)
-        return self._with_session(request, name, RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER))
+        address = f"{self.root}/password?changed=1"
+        return self._with_session(request, name, RedirectResponse(address, HTTPStatus.SEE_OTHER))
 
     def _record(self, request: Request, action: str, name: str, outcome: str) -> None:
         if self.saves:

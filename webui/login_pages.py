@@ -48,16 +48,21 @@ def login_page(
 
 
 def password_page(
-    request: Request, root: str, error: str = "", status: int = HTTPStatus.OK, headers: dict[str, str] | None = None
+    request: Request,
+    root: str,
+    error: str = "",
+    status: int = HTTPStatus.OK,
+    headers: dict[str, str] | None = None,
+    done: str = "",
 ) -> HTMLResponse:
-    """The form that asks for the old password and, twice, for a new one."""
+    """The form that asks for the old password and, twice, for a new one; `done`: what became of the last request."""
     language = language_of(request)
     fields = "".join(
         _password_field(name, say(f"login-{name}", language), kind)
         for name, kind in (("old", "current-password"), ("new", "new-password"), ("again", "new-password"))
     )
     back = f'<p class="back"><a href="{escape(root)}/">← Athanor</a></p>'
-    return _page(request, "password", f"{root}/password", fields, error, status, headers, back)
+    return _page(request, "password", f"{root}/password", fields, error, status, headers, back, done)
 
 
 def _password_field(name: str, label: str, kind: str) -> str:
@@ -66,7 +71,7 @@ def _password_field(name: str, label: str, kind: str) -> str:
 
 def _page(
     request: Request, what: str, action: str, fields: str, error: str, status: int,
-    headers: dict[str, str] | None, below: str = "",
+    headers: dict[str, str] | None, below: str = "", done: str = "",
 ) -> HTMLResponse:  # fmt: skip
     """`what` is "login" or "password"; `fields` and `below` are HTML."""
     language = language_of(request)
@@ -75,10 +80,9 @@ def _page(
         lang={"en": "en", "zh": "zh-CN"}[language],
         title=escape(say(f"{what}-title", language)),
         tagline=escape(say("login-tagline" if what == "login" else "password-help", language)),
-        action=escape(action),
-        fields=fields,
-        error=f'<p class="error" role="alert">{escape(error)}</p>' if error else "",
-        enter=escape(enter),
+        form=FORM.substitute(action=escape(action), fields=fields, enter=escape(enter)),
+        error=(f'<p class="done" role="status">{escape(done)}</p>' if done else "")
+        + (f'<p class="error" role="alert">{escape(error)}</p>' if error else ""),
         below=below,
         flame=FLAME,
     )
@@ -91,6 +95,10 @@ FLAME = quote(
     '1.5.8 2.5 1.8 2.8C10 7 10.2 3.5 12 1z"/><path d="M3 19h18l-2 4H5z"/></svg>'
 )
 
+FORM = Template("""<form method="post" action="$action">
+$fields
+<button>$enter</button>
+</form>""")
 PAGE = Template("""<!doctype html>
 <html lang="$lang">
 <head>
@@ -125,6 +133,8 @@ PAGE = Template("""<!doctype html>
            color: inherit; text-decoration: none; border: 1px solid var(--line); border-radius: 8px; }
   main > p.back { margin: 1.25rem 0 0; font-size: .9rem; } p.back a { color: var(--soft); }
   button:hover { filter: brightness(1.08); }
+  main > p.done { margin: 0 0 1.25rem; padding: .6rem .75rem; font-size: .9rem; color: inherit;
+                  border: 1px solid var(--accent); border-radius: 8px; }
   main > p.error { margin: 0 0 1.25rem; padding: .6rem .75rem; font-size: .9rem; color: var(--error);
                    background: var(--error-back); border-radius: 8px; overflow-wrap: anywhere; }
 </style>
@@ -135,10 +145,7 @@ PAGE = Template("""<!doctype html>
 <h1>Athanor 丹炉</h1>
 <p>$tagline</p>
 $error
-<form method="post" action="$action">
-$fields
-<button>$enter</button>
-</form>
+$form
 $below
 </main>
 </body>

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from engine.core import audit
@@ -30,6 +30,7 @@ from engine.notifications.subscriptions import EVERYBODY, Subscription
 from engine.runs import notify
 from engine.runs.notice_text import notice_of
 from engine.runs.occurrences import Occurrence
+from webui.account_html import denied_page
 from webui.notification_html import View, page
 from webui.people import person_of
 from webui.reader_language import language_of
@@ -59,7 +60,8 @@ class NotificationPages:
         """The page, after what a form of it asks for has been done."""
         person, language = person_of(request), language_of(request)
         if denied := may(person, "notify"):
-            return PlainTextResponse(denied.text(language), HTTPStatus.FORBIDDEN)
+            words = Words(language)
+            return denied_page("notifications", words("notifications"), denied.text(language), words, self.root)
         done = error = ""
         if request.method == "POST":
             limits: dict[str, Any] = {"max_fields": MAX_FORM_FIELDS, "max_part_size": MAX_FIELD_BYTES}

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from engine.core import audit, tokens
 from engine.core.problems import Refusal
+from engine.core.rights import VIEWER
 from webui.account_html import Content, Outcome, account_page
 from webui.people import person_of
 from webui.reader_language import language_of
@@ -55,7 +56,8 @@ async def _answer(users_file: Path, saves: Path, root: str, request: Request) ->
 
 def _page(request: Request, root: str, known: list[tokens.Token], made: str, error: str, status: int) -> HTMLResponse:
     words = Words(language_of(request))
-    labels = {scope: escape(words(f"token-scope-{scope}")) for scope in tokens.SCOPES}
+    offered = ("read",) if person_of(request).role == VIEWER else tokens.SCOPES
+    labels = {scope: escape(words(f"token-scope-{scope}")) for scope in offered}
     scopes = "".join(
         f'<label><input type="checkbox" name="scope" value="{scope}" checked>{label}</label>'
         for scope, label in labels.items()
@@ -75,7 +77,8 @@ def _page(request: Request, root: str, known: list[tokens.Token], made: str, err
 
 def _line(token: tokens.Token, words: Words, root: str) -> str:
     used = words("token-used", day=_day(token.used)) if token.used else words("token-unused")
-    about = f"{', '.join(token.scopes)} · {words('token-created', day=_day(token.created))} · {used}"
+    scopes = ", ".join(words(f"token-scope-{scope}") for scope in token.scopes)
+    about = f"{scopes} · {words('token-created', day=_day(token.created))} · {used}"
     return (
         f"<li><div>{escape(token.name)}<small>{escape(about)}</small></div>"
         f'<form method="post" action="{escape(root)}/tokens"><input type="hidden" name="revoke" value="{token.id}">'

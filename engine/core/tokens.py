@@ -67,7 +67,7 @@ def add_token(users_file: Path, user: str, name: str, scopes: Sequence[str] = SC
     """Make a token and return it; it is not stored, only its hash. Raises Refusal for an unknown user or scope, or a
     name that is invalid or taken."""
     if user not in (users := read_users(users_file)):
-        raise Refusal(problem("user-missing", "name", given=user[:80], known=", ".join(users) or NOTHING))
+        raise Refusal(problem("user-missing", "user", given=user[:80], known=", ".join(users) or NOTHING))
     name = name.strip()
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise Refusal(problem("token-name", "name", given=name[:MAX_NAME_LENGTH] or NOTHING, longest=MAX_NAME_LENGTH))

@@ -144,7 +144,9 @@ def as_text(summary: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     models, lines = summary["voices"], list[str]()
     if not models:  # nothing was evaluated, but a judge compared with a person's ratings
         return "\n".join(notes)
-    width = max([26, *(len(model["title"]) + 2 for model in models)])
+    measured_values = [measure["values"] for measure in summary["measures"].values()]
+    shown = [_with_interval(values[model["id"]]) for values in measured_values for model in models]
+    width = max([26, *(len(text) + 2 for text in [*shown, *(model["title"] for model in models)])])
     lines.append(
         fill("{rows} {rows:row/rows}", rows=summary["rows"])
         + (f", {summary['left_out']} left out" if summary["left_out"] else "")

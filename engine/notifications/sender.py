@@ -13,6 +13,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -27,7 +28,7 @@ import apprise
 import requests
 from apprise import AppriseAsset, NotifyFormat, NotifyType, PersistentStoreMode
 
-from engine.core.problems import Problem, Refusal, problem
+from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.notifications import responses
 from engine.notifications.policy import is_public
 from engine.notifications.sealing import seal
@@ -38,6 +39,7 @@ MAX_THREADS = 32
 PR_SET_PDEATHSIG = 1  # as in linux/prctl.h
 TIMEOUT_SECONDS = (5.0, 10.0)  # to connect, and to get an answer
 SHOWN_CHARACTERS = 80
+MIN_SECRET_CHARACTERS = 16  # of which four may be seen
 LEVELS = {
     "info": NotifyType.INFO,
     "success": NotifyType.SUCCESS,
@@ -81,11 +83,32 @@ def _resolved(name: str) -> list[str]:
 
 def check(url: str, services: Sequence[str] | None) -> dict[str, Any]:
     """The address as it is stored, its service, and what may be seen of it. Raises Refusal if it cannot be used."""
-    url = canonical(url)
+    pasted, url = url.strip(), canonical(url)
     if service_of(url) == WEBHOOK and (native := _plugin(url)):
         url = native.url()  # that of a messenger, as a webhook of which apprise knows it
     service = _service(url, services)
-    return {"url": url, "service": service, "shown": _shown(url, service)}
+    shown = _shown(url, service)
+    if service != WEBHOOK and service_of(pasted) == WEBHOOK:
+        shown = _beginning(pasted)
+    return {"url": url, "service": service, "shown": shown}
+
+
+def refuse_internal(url: str, permits: Callable[[str], bool]) -> None:
+    """Raises Refusal for an address of this machine or of a private network that is not permitted. What other names
+    lead to is asked when something is sent."""
+    host = urlsplit(url).hostname or ""
+    address = "127.0.0.1" if host == "localhost" else host
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(address)
+        if not permits(address):
+            raise Refusal(problem("notify-internal", "url", host=host, address=address if host != address else NOTHING))
+
+
+def _beginning(webhook: str) -> str:
+    """The host of a messenger's webhook and how its secret begins, by which two of them can be told apart."""
+    parts = urlsplit(webhook)
+    secret = max(re.findall(r"[\w-]+", f"{parts.path} {parts.query}"), key=len, default="")
+    return f"https://{parts.hostname}/…" + (f"{secret[:4]}…" if len(secret) >= MIN_SECRET_CHARACTERS else "")
 
 
 def _service(url: str, services: Sequence[str] | None) -> str:
@@ -215,7 +238,9 @@ def main() -> int:
     services = question["services"]
     if "check" in question:
         try:
-            _say(check(question["check"], services))
+            checked = check(question["check"], services)
+            refuse_internal(checked["url"], permits)
+            _say(checked)
         except Refusal as refusal:
             _say({}, refusal.problems[0])
         return 0

@@ -83,7 +83,7 @@ def _change(run: Run, action: str, by: str, changes: Callable[[list[Run]], dict[
     with runs.refusing_write_errors(saves), queue.locked(saves):
         run = runs.read(run.path, saves)
         if run.state != "queued":
-            raise Refusal(problem("run-cannot", what=action, state=run.state))
+            raise Refusal(problem("run-cannot-reorder", state=run.state))
         if action != "release" and not engines.engine_of(run.dir).is_ordered:
             raise Refusal(problem("slurm-orders"))
         change = {"action": action, "by": by, "at": time.time()}

@@ -76,8 +76,11 @@ def run_of(id: str) -> str:
 
 
 def titles(left: Iterable[Result]) -> dict[str, str]:
-    """The titles of their runs, by id; no two are equal."""
-    return distinct_titles({result.run.id: result.run.title for result in left})
+    """The titles of their runs, by id; no two are equal. Those of trainings do not change when an export, which has the
+    name of its training, has finished."""
+    runs_left = {result.run.id: result.run for result in left}
+    trained = {id: run.title for id, run in runs_left.items() if run.kind == "training"}
+    return distinct_titles({id: run.title for id, run in runs_left.items()}) | distinct_titles(trained)
 
 
 def result_of(run: Run) -> Result | None:

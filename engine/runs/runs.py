@@ -34,19 +34,25 @@ def find(saves: Path, *kinds: str) -> list[Run]:
 def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True, *, abbreviated: bool = False) -> Run:
     """The run with that id, or the only run with that folder name or name or, if it may be `abbreviated`, whose id,
     folder name or name begins or ends like that. Of several with that name, only those that `fits` accepts are
-    considered, but an abbreviation must leave no choice. Raises Refusal if there is none in `saves`, or still several.
-    """
+    considered, but an abbreviation must leave no choice. Raises Refusal if there is none in `saves`, none of several
+    fits, or still several do."""
     if run := _with_id(saves, id):
         return run
     named = _named(find(saves), id, fits) if id and "/" not in id else []
     if not named and id and abbreviated and id.count("/") < 2:  # a whole ID of a run that is gone means no other run
         named = [run for run in find(saves) if _abbreviates(id, run)]
     if len(named) > 1:
-        ids = ", ".join([run.id for run in named[:MAX_NAMED]] + ["…"] * (len(named) > MAX_NAMED))
-        raise Refusal(problem("run-several", name=id, ids=ids))
+        if not any(map(fits, named)):
+            states = _listed([f"{run.id} ({run.state})" for run in named])
+            raise Refusal(problem("run-none-fits", name=id, runs=states))
+        raise Refusal(problem("run-several", name=id, ids=_listed([run.id for run in named])))
     if run := _with_id(saves, named[0].id if named else ""):
         return run
     raise Refusal(problem("run-unknown", id=id))
+
+
+def _listed(texts: list[str]) -> str:
+    return ", ".join(texts[:MAX_NAMED] + ["…"] * (len(texts) > MAX_NAMED))
 
 
 def _with_id(saves: Path, id: str) -> Run | None:
@@ -149,7 +155,7 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     """Request the end of a run: "save" writes a checkpoint first, "kill" ends its processes. Raises Refusal."""
     action = "stop" if how == "save" else "kill"
     if action not in run.can:
-        raise Refusal(problem("run-cannot", what=action, state=run.state))
+        raise Refusal(problem(f"run-cannot-{action}", state=run.state))
     saves = queue.saves_of(run.path)
     with refusing_write_errors(saves), queue.locked(saves):
         request = read_json(run.dir.request)
@@ -169,7 +175,7 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | Non
         if origin := run.request.get("imported"):
             raise Refusal(problem("import-run-no-resume", tool=origin["tool"]))
         if "resume" not in run.can:
-            raise Refusal(problem("run-cannot", what="resume", state=run.state))
+            raise Refusal(problem("run-cannot-resume", state=run.state))
         if reached := quota_use.excess(saves, data, run.by):
             raise Refusal(reached)
         if obstacles := checks.engine_problems((spec or run.spec).hardware, saves):
@@ -202,7 +208,7 @@ def delete(run: Run) -> None:
     with refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
         if "delete" not in run.can:
-            raise Refusal(problem("run-cannot", what="delete", state=run.state))
+            raise Refusal(problem("run-cannot-delete", state=run.state))
         if run.state == "queued":
             engines.engine_of(run.dir).withdraw(run.dir)
         now = time.time()

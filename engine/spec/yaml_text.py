@@ -58,6 +58,9 @@ def read_yaml(text: str, field: str = "") -> Any:
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        lines = text.splitlines() or [""]
+        if line > len(lines):  # the end of the text: something was left open
+            line, column = len(lines), len(lines[-1]) + 1
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise Refusal(problem("spec-not-yaml", field, line=line, column=column, what=what)) from None
 

@@ -90,7 +90,7 @@ def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
         parts.append(f"{words(f'brief-{progress.headline_curve(run)}')} {short(value)}")
     if now.tokens_per_s and not run.final:
         parts.append(words("speed", count=human(now.tokens_per_s)))
-    if now.eta_s is not None and now.eta_s > 0:
+    if now.eta_s is not None and now.eta_s > 0 and run.state != "stopping":
         parts.append(words("eta", time=duration(now.eta_s, words)))
     if run.started and run.ended:
         parts.append(_time_taken(run.ended - run.started, attempts.seconds_before(run), words))
