@@ -174,7 +174,7 @@ def test_a_table_of_models_is_read_with_its_settings_or_refused(tiny: Path, tmp_
         "gpt: {model: tiny, presets: x}": "has the key 'presets'",
         "gpt: {model: tiny, preset: x}": "preset",
         "gpt: {model: tiny, settings: {training: {lr: 1}}}": "table.yaml, gpt: .*lr",
-        "gpt: [": "table.yaml: Line 2",
+        "gpt: [": "table.yaml: Line 1, column 7 is",
     }.items():
         table.write_text(text)
         with pytest.raises(Refusal, match=why):
