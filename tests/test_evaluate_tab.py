@@ -150,7 +150,7 @@ def with_more_rows(evaluation: Run, count: int) -> None:
 
 
 def test_one_arrives_at_the_newest_run_with_its_base(tab: Tab, trained: Run) -> None:
-    updates = tab.view.arrive("", None, [], [], [], None, [], *ROWS)
+    updates = tab.view.arrive("", "", None, [], [], [], None, [], *ROWS)
     assert updates.keys() == set(tab.view.outputs)
     assert updates[tab.measured.base] == gr.update(choices=tab.bases, value=DEMO)
     assert updates[tab.measured.results]["value"] == [str(trained.dir.adapter)]
@@ -161,10 +161,14 @@ def test_one_arrives_at_the_newest_run_with_its_base(tab: Tab, trained: Run) -> 
     assert "before the move" in updates[tab.listing.html]
     assert updates[tab.report.nothing]["visible"] is True
     assert updates[tab.report.timer].active is False
+    opened = tab.view.arrive("other/lora/far", "", None, [], [], [], None, [], *ROWS)  # the form begins with it
+    far = runs.get(tab.context.workplace.saves, "other/lora/far").dir.adapter
+    assert (opened[tab.measured.base]["value"], opened[tab.measured.results]["value"]) == (tab.other, [str(far)])
+    assert tab.view.arrive("no/such/run", "", None, [], [], [], None, [], *ROWS)[tab.measured.base]["value"] == DEMO
 
 
 def test_what_was_chosen_stays_where_it_fits(tab: Tab, trained: Run) -> None:
-    kept = tab.view.arrive("", DEMO, [], ["chat", "gone", "pairs"], [], "gone", ["pairs", "chat"], *ROWS)
+    kept = tab.view.arrive("", "", DEMO, [], ["chat", "gone", "pairs"], [], "gone", ["pairs", "chat"], *ROWS)
     assert kept[tab.measured.results]["value"] == []
     assert kept[tab.questions.datasets]["value"] == ["chat"]
     assert kept[tab.judge.model]["value"] == ""

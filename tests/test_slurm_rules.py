@@ -158,7 +158,7 @@ def test_the_answers_of_the_commands_are_parsed() -> None:
         ("engine: slurm\nchat_sbatch: [--export=NONE]\n", "engine-sbatch-option", "export"),
         ("chats: mars\n", "engine-file-wrong", "mars"),
         ("chat_servers: 0\n", "engine-file-wrong", "≥ 1"),
-        ("[", "engine-file-wrong", "Line 2"),
+        ("[", "engine-file-wrong", "Line 1, column 2"),
     ],
 )
 def test_a_wrong_engine_file_says_what_is_wrong(tmp_path: Path, text: str, code: str, words: str) -> None:

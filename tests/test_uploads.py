@@ -557,7 +557,7 @@ def test_a_sheet_that_is_still_read_when_its_workbook_is_forgotten_changes_nothi
 def packed(folder: Path, suffix: str, content: bytes) -> Path:
     import pyarrow
 
-    file = folder / f"rows.json{suffix}"
+    file = folder / f"rows.csv{suffix}"
     if suffix == ".zip":
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("inner/names 名.csv", content)
@@ -575,7 +575,7 @@ def test_a_packed_file_is_unpacked(tmp_path, data, suffix, monkeypatch):
     content = b"instruction,output\n" + b"Hi,Hello\n" * 2000
     file = packed(tmp_path, suffix, content)
     arrived = receive(file, file.name, data)
-    assert arrived.name == ("names 名.csv" if suffix == ".zip" else "rows.json")
+    assert arrived.name == ("names 名.csv" if suffix == ".zip" else "rows.csv")
     assert arrived.read_bytes() == content
     for wrong in (file.read_bytes()[: file.stat().st_size // 2], b"not packed at all"):
         (tmp_path / "wrong").write_bytes(wrong)
@@ -882,3 +882,13 @@ def test_a_folder_of_images_in_the_data_folder_becomes_rows_when_this_is_asked_f
     assert set(folder.loose_files()) == {"pets/test.jsonl", "pets/train.jsonl"}
     with pytest.raises(Refusal):
         folder.make_rows("file:pets")
+
+
+@pytest.mark.parametrize("content", ['{"a": [1,2', "hello world", '[{"a": '])
+def test_json_of_which_no_row_can_be_read_is_refused_at_once(data: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad").write_text(content)
+    with pytest.raises(Refusal, match=r"bad\.json.*JSON"):
+        receive(tmp_path / "bad", "bad.json", data)
+    assert not list(data.glob("bad*"))
+    (tmp_path / "part").write_text('{"a": 1}\n{"a": ')  # what can be read is kept, and the rest is reported
+    assert receive(tmp_path / "part", "part.jsonl", data).name == "part.jsonl"

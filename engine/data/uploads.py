@@ -16,6 +16,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 from engine.core import hardware
@@ -27,7 +28,7 @@ from engine.data.datasets import INFO_FILE, Dataset, read_dataset_info
 from engine.data.image_folders import is_data_file, is_encodable
 from engine.data.images import is_metadata
 from engine.data.parquet_probe import prove_bounded
-from engine.data.row_files import SUFFIXES
+from engine.data.row_files import SUFFIXES, entries
 from engine.data.unpacking import PACKED_SUFFIXES
 from engine.data.workbooks import WORKBOOK_SUFFIXES
 
@@ -35,6 +36,8 @@ ACCEPTED_SUFFIXES = (*SUFFIXES, *WORKBOOK_SUFFIXES, *PACKED_SUFFIXES)
 ARRIVING = ".arriving-"  # prefix of folders in the data folder in which something is being created
 MAX_UPLOAD_BYTES = 8 << 30  # bytes of one upload
 MAX_WORKBOOK_BYTES = 512 << 20  # bytes of a workbook, as uploaded
+ROWS_PROBED = 20  # of a JSON file, of which one has to be JSON
+BROKEN_JSON_CODES = ("row-not-json", "file-no-json", "file-broken-json")
 MAX_FILES_LISTED = 1000  # number of offered files of a data folder
 
 
@@ -76,9 +79,18 @@ def receive(
             shutil.copyfile(source, arrived)
             if suffix == ".parquet":
                 prove_bounded(arrived)
+            _refuse_broken_json(arrived)
             return place(arrived, data_dir)
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
+
+
+def _refuse_broken_json(file: Path) -> None:
+    """Raises Refusal if none of the first rows of a JSON file is JSON. Another problem, such as its encoding, may be
+    solved on the page."""
+    rows = [row for _, row in islice(entries(file), ROWS_PROBED)] if file.suffix.lower() in (".json", ".jsonl") else []
+    if rows and all(isinstance(row, Problem) and row.code in BROKEN_JSON_CODES for row in rows):
+        raise Refusal(rows[0])
 
 
 def _place_tree(tree: Path, rows: Path, name: str, data_dir: Path) -> Path:

@@ -37,11 +37,11 @@ class DerivePanel(Panel):
             with gr.Row(elem_classes="tools-row"):
                 self.similarity = field("1", label=words("similarity"), min_width=110, elem_id="similarity")
                 self.deduplicate_button = button(words("deduplicate"), elem_id="deduplicate", elem_classes="acts")
+            gr.HTML(f"<p class='quiet'>{escape(words('similarity-help'))}</p>")
+            with gr.Row(elem_classes="tools-row apart"):
                 self.share = field("0.1", label=words("split-share"), min_width=150)
                 self.seed = field("42", label=words("split-seed"), min_width=110)
                 self.split_button = button(words("split-off"), elem_id="split-off", elem_classes="acts")
-
-            gr.HTML(f"<p class='quiet'>{escape(words('similarity-help'))}</p>")
 
     def wire(self) -> None:
         self.jobs.when_done("split", self.sets.sets_made, [self.chosen, self.sets.html])

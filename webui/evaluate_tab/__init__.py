@@ -45,7 +45,7 @@ class EvaluateTab:
 
     opened: gr.Textbox  # the id of the open evaluation; "" = none
     timer: gr.Timer
-    arrive: Callable[..., Updates]  # refreshes the tab: takes the values of `inputs`, updates `outputs`
+    arrive: Callable[..., Updates]  # refreshes the tab: takes the id of the open run and the values of `inputs`
     inputs: list[Block]  # `opened`, the base, the results, and further controls
     outputs: list[Block]
     pick: Callable[[Run], tuple[str, list[str]]]  # base and results for a run; raises Refusal

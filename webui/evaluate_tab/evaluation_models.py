@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.core.problems import Refusal, problem
+from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.workspace import Workplace, is_inside
 from engine.models.discovery import identity
-from engine.runs import recent, results
+from engine.runs import recent, results, runs
 from engine.runs.results import Result
 from engine.runs.runs import Run
 from webui.pickers import MAX_OFFERED
@@ -82,6 +83,16 @@ class EvaluationModels:
             return base, folders or [str(result.folder)]
         model = recent.first_model(self.workplace)
         return (str(model.path) if model else next(iter(bases), None)), folders
+
+    def of_open(self, id: str) -> tuple[str, list[str]] | None:
+        """The base and the results of an open run, or those which an open evaluation compares; None if it has none."""
+        try:
+            run = runs.get(self.workplace.saves, id)
+            if isinstance(run.spec, EvaluationSpec):
+                return (run.spec.model.model_name_or_path, run.spec.results) if run.spec.results else None
+            return self.of_run(run)
+        except Refusal:
+            return None
 
     def of_run(self, run: Run) -> tuple[str, list[str]]:
         """The base and the results with which to evaluate a run. Raises Refusal if it has no result."""

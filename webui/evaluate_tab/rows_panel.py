@@ -92,7 +92,10 @@ class RowsPanel(Panel):
             return self._empty()
         page = report.page(run.dir, order, text or "", page_number(number))
         images = report.images(run.dir, {row["row"] for row in page.rows})
-        count = self.words("report-pages", pages=page.pages, total=f"{page.total:,}")
+        total = f"{page.total:,}"
+        count = (
+            self.words("report-pages", pages=page.pages, total=total) if page.total else self.words("report-no-rows")
+        )
         return {
             self.where: str(page.number),
             self.count: f'<p class="quiet">{escape(count)}</p>',

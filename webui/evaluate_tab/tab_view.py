@@ -47,6 +47,7 @@ class TabView(Panel):
 
     def arrive(
         self,
+        run_id: str,
         id: str,
         base: str | None,
         folders: Sequence[str] | None,
@@ -58,9 +59,10 @@ class TabView(Panel):
         text: str,
         number: str,
     ) -> Updates:
-        """`folders` are those of the selected results, `names` the selected data sets."""
+        """`run_id` is the open run, `id` the open evaluation; `folders` are those of the selected results, `names` the
+        selected data sets. The form begins with what is open."""
         if not base:
-            base, folders = self.models.first(folders)
+            base, folders = self.models.of_open(run_id or id) or self.models.first(folders)
         return {
             **self.measured.show(base, folders, names),
             **self.tasks.show(tasks),

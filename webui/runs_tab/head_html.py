@@ -182,11 +182,13 @@ def cautions(run: Run, words: Words) -> str:
 
 def findings(run: Run, words: Words) -> str:
     """The findings of an evaluation, with a link to all of them; for a training, the result of its probe, or what could
-    not be imported."""
+    not be imported; for an export, a link to its result."""
     if run.request.get("imported"):
         return import_remarks(run, words)
     if probe_result := probe.read(run.dir):
         return probes.probe_html(probe_result, words)
+    if run.kind == "export" and run.final and run.dir.left():
+        return f'<p><a class="load" href="?tab=export">{escape(words("export-result-link"))}</a></p>'
     summary = report.summary(run.dir) if run.kind == "evaluation" else None
     if not summary:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
 COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompare(held); }"
 EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
-EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[0]); return held; }"
+EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[1]); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -67,12 +68,12 @@ class Navigation:
         items["runs"].select(tabs.runs.open, run, tabs.runs.outputs, js=RUNS_JS, **QUIET)
         items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
         items["compare"].select(tabs.compare.arrive, tabs.compare.chosen, tabs.compare.outputs, js=COMPARE_JS, **QUIET)
-        for id, tab, js in (
-            ("chat", tabs.chat, CHAT_JS),
-            ("evaluate", tabs.evaluate, EVALUATE_JS),
-            ("export", tabs.export, EXPORT_JS),
-        ):
-            items[id].select(tab.arrive, tab.inputs, tab.outputs, js=js, **QUIET)
+        items["chat"].select(tabs.chat.arrive, tabs.chat.inputs, tabs.chat.outputs, js=CHAT_JS, **QUIET)
+        evaluate, export = tabs.evaluate, tabs.export
+        held = [frame.selected, *evaluate.inputs]
+        items["evaluate"].select(evaluate.arrive, held, evaluate.outputs, js=EVALUATE_JS, **QUIET)
+        held = [frame.selected, *export.inputs]
+        items["export"].select(self.open_export, held, export.outputs, js=EXPORT_JS, **QUIET)
         for id, panel in tabs.gpus.items():
             items[id].select(panel.open, None, panel.outputs, **QUIET)
 
@@ -108,6 +109,10 @@ class Navigation:
     def open_run(self, run_id: str, *view: Any) -> Updates:
         shown = {self.tabs.tabs: gr.Tabs(selected="runs")} if run_id else {}
         return shown | self.tabs.runs.open(run_id, *view)
+
+    def open_export(self, run_id: str, chosen: Sequence[str] | None, *held: Any) -> Updates:
+        """The form begins with the open run."""
+        return self.tabs.export.arrive(chosen or [run_id], *held)
 
     def open_data(self, chosen: str) -> Updates:
         preview_client.start_child()  # whoever comes here will want to see tokens

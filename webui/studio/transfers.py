@@ -133,7 +133,7 @@ class FromRun(Transfer):
     def evaluate(self, run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> Updates:
         """The Evaluate tab with the run and its base chosen."""
         base, results = self.tabs.evaluate.pick(self.run(run_id))
-        return self.showing("evaluate") | self.tabs.evaluate.arrive(id, base, results, *rest)
+        return self.showing("evaluate") | self.tabs.evaluate.arrive("", id, base, results, *rest)
 
 
 class FromLoaded(Transfer):
