@@ -94,8 +94,10 @@ def token(arguments: argparse.Namespace, workplace: Workplace) -> int:
             print(f"{known.id}  {known.user}  {known.name}  {scopes}  created {_day(known.created)}  used {used}")
         return 0
     user = arguments.user or user_name()
-    if not arguments.user and user not in (known := users.read_users(users_file)):
-        raise Refusal(problem("token-whose", given=user or NOTHING, file=users_file, known=", ".join(known) or NOTHING))
+    if not arguments.user and user not in (existing := users.read_users(users_file)):
+        raise Refusal(
+            problem("token-whose", given=user or NOTHING, file=users_file, known=", ".join(existing) or NOTHING)
+        )
     what = f"{user} {arguments.name}"
     with audit.recorded(workplace.saves, audit.shell(user_name()), f"token-{arguments.what}", what):
         if arguments.what == "revoke":
