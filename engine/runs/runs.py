@@ -155,7 +155,8 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     """Request the end of a run: "save" writes a checkpoint first, "kill" ends its processes. Raises Refusal."""
     action = "stop" if how == "save" else "kill"
     if action not in run.can:
-        raise Refusal(problem(f"run-cannot-{action}", state=run.state))
+        code = "run-cannot-stop" if how == "save" else "run-cannot-kill"
+        raise Refusal(problem(code, state=run.state))
     saves = queue.saves_of(run.path)
     with refusing_write_errors(saves), queue.locked(saves):
         request = read_json(run.dir.request)
