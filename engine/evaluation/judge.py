@@ -7,6 +7,7 @@ two answers are compared in both orders (Zheng et al. 2023, arXiv:2306.05685, se
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,8 +100,18 @@ def compare_prompt(settings: Judge, question: str, reference: str | None, first:
 
 def _filled(settings: Judge, name: str, question: str, reference: str | None, **answers: str) -> str:
     own = texts(settings.language)
-    block = "" if reference is None else own["reference_block"].format(reference=reference)
-    return own[name].format(criterion=criterion(settings), question=question, reference=block, **answers)
+    mark = _mark(own[name] + own["reference_block"], [question, reference or "", *answers.values()])
+    block = "" if reference is None else own["reference_block"].format(reference=reference, mark=mark)
+    return own[name].format(criterion=criterion(settings), question=question, reference=block, mark=mark, **answers)
+
+
+def _mark(template: str, judged: Sequence[str]) -> str:
+    """What is added to the marks around the texts, so that no text contains any of them, whatever its case and spaces:
+    an answer with "</answer>" in it must not end before its end. Mostly nothing."""
+    names = re.findall(r"</([^<>]+)\{mark\}>", template)
+    text = "".join("".join(judged).casefold().split())
+    tried = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(mark for mark in tried if not any(f"{name}{mark}>".casefold() in text for name in names))
 
 
 def room_of_each(lengths: Sequence[int], room: int) -> list[int]:

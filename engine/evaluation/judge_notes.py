@@ -9,12 +9,13 @@ from engine.core.problems import NOTHING, Problem, problem, sentences
 
 LOW_SHARE = 0.5  # of the judge's probability on the scores: with less, it mostly writes something else
 MOSTLY_INCONSISTENT = 50.0  # percent of verdicts that change with the order
+PLACES_NAMED = 5  # of rated rows that cannot be used
 CHANCE = {"auc": 0.5, "agreement": 50.0}  # what guessing gives
 # Sentences that say that a score is to be doubted.
 CAUTIONS = (
     "judge-by-text", "judge-left-out", "judge-low-share", "judge-itself", "judge-inconsistent", "judge-images",
     "judge-never-compared", "judge-few-ratings", "judge-alike-thumbs", "judge-chance", "judge-rating-unscored",
-    "judge-compared-none",
+    "judge-compared-none", "judge-compared-none-in-text", "judge-rating-unusable", "judge-without-reference",
 )  # fmt: skip
 
 
@@ -49,7 +50,8 @@ def _reading(judge: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[Pr
 def _comparisons(judge: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[Problem]:
     for id, comparison in judge["comparisons"].items():
         if not comparison["rate"]:
-            yield problem("judge-compared-none", name=titles[id], against=titles[comparison["against"]])
+            code = "judge-compared-none-in-text" if judge["why"] else "judge-compared-none"
+            yield problem(code, count=comparison["none"], name=titles[id], against=titles[comparison["against"]])
             continue
         counts = {name: comparison[name] for name in ("win", "loss", "same", "inconsistent")}
         none = comparison["none"] or NOTHING
@@ -76,10 +78,16 @@ def agreement_notes(known: Mapping[str, Any] | None) -> Iterator[Problem]:
         yield problem("judge-thumbs", count=thumbs["ratings"], auc=auc, best=best, kappa=kappa)
     if pairs["ratings"] >= known["fewest"]:
         yield problem("judge-preferences", count=pairs["ratings"], share=_with_interval(pairs["agreement"], ".0f"))
+    if max(thumbs["ratings"], pairs["ratings"]) >= known["fewest"]:
+        yield problem("judge-without-reference")
     if _may_be_chance(known):
         yield problem("judge-chance")
     if unscored := thumbs["unscored"] + pairs["unscored"]:
         yield problem("judge-rating-unscored", count=unscored)
+    if unusable := known.get("unusable"):  # not kept by the first versions
+        more = len(unusable) - PLACES_NAMED
+        places = ", ".join(unusable[:PLACES_NAMED])
+        yield problem("judge-rating-unusable", count=len(unusable), places=places, more=more if more > 0 else NOTHING)
 
 
 def _may_be_chance(known: Mapping[str, Any]) -> bool:

@@ -115,6 +115,7 @@ def agreement(spec: EvaluationSpec, judged: Judgements) -> dict[str, Any] | None
         "title": judged.facts["title"],
         "sets": list(spec.judge.ratings),
         "fewest": MIN_RATINGS,
+        "unusable": list(judged.unusable),
         "thumbs": measured | {"unscored": len(thumbs) - len(scored)},
         "preferences": preferences | {"unscored": len(verdicts) - len(chosen)},
     }

@@ -21,6 +21,7 @@ from engine.worker.evaluation.questions import Question, load_ratings, prompt_te
 from engine.worker.runtime.process_lifecycle import ProgressReport
 
 RATINGS_FILE, JUDGEMENTS_FILE, JUDGE_FILE = "ratings.jsonl", "judgements.jsonl", "judge.json"
+UNUSABLE_FILE = "unusable_ratings.json"
 AT_A_TIME = 64  # judgements between two progress reports
 
 
@@ -31,6 +32,7 @@ class Judgements:
     lines: dict[Key, dict[str, Any]]
     ratings: list[Question]
     facts: Mapping[str, Any]  # what judge.json contains
+    unusable: Sequence[str] = ()  # where the rated rows are that cannot be used
 
 
 def judge_answers(
@@ -45,7 +47,8 @@ def judge_answers(
     every model has answered. None without a judge."""
     if not spec.judge.model.strip():
         return None
-    ratings = load_ratings(spec, run.report / RATINGS_FILE) if spec.judge.ratings else []
+    files = run.report / RATINGS_FILE, run.report / UNUSABLE_FILE
+    ratings, unusable = load_ratings(spec, *files) if spec.judge.ratings else ([], [])
     items = [*_answers(spec, names, questions, outputs), *_rated(ratings)]
     file = run.report / JUDGEMENTS_FILE
     lines = {(line["kind"], line["voice"], line["row"]): line for line in read_lines(file)}
@@ -59,7 +62,7 @@ def judge_answers(
                 append_lines(file, batch)
                 lines |= {(line["kind"], line["voice"], line["row"]): line for line in batch}
                 report("judging", len(lines), len(items), "answers")
-    return Judgements(lines, ratings, read_object(run.report / JUDGE_FILE))
+    return Judgements(lines, ratings, read_object(run.report / JUDGE_FILE), unusable)
 
 
 def _answers(

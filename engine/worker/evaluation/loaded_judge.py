@@ -26,6 +26,7 @@ from engine.worker.generation.served_models import ServedModel
 
 JUDGE_NAME = "judge"  # the name of the judge among loaded models
 CUT_TOKENS = 24  # that the mark of a cut may take
+MARK_TOKENS = 48  # that the marks around the texts may have in addition, if a text contains the usual ones
 LABEL_TOKENS = 16  # that the label of a choice may take, and the choice
 
 Key = tuple[str, str, int]
@@ -161,7 +162,7 @@ class LoadedJudge:
         """Tokens that the judge's context leaves for question, reference and answers. Raises Refusal."""
         empty = self._prompt("", None if item.reference is None else "", [""] * len(item.answers))
         context = self.served.context or DEFAULT_CONTEXT
-        room = context - len(empty) - self.settings.max_reason_tokens - 2 * LABEL_TOKENS
+        room = context - len(empty) - self.settings.max_reason_tokens - 2 * LABEL_TOKENS - MARK_TOKENS
         if room < CUT_TOKENS * (2 + len(item.answers)):
             raise Refusal(problem("judge-no-room", context=context, asked=len(empty)))
         return room

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from engine.core.problems import Refusal
-from engine.core.rundir import read_lines, write_text
-from engine.data.datasets import Dataset, count_rows, example, find, rows
+from engine.core.rundir import read_lines, read_object, write_json, write_text
+from engine.data.datasets import Dataset, count_rows, entries, example, find
 from engine.data.images import image_from_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 
@@ -52,13 +52,16 @@ def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question
     return [_from_json(line) for line in read_lines(file)]
 
 
-def load_ratings(spec: EvaluationSpec, file: Path) -> list[Question]:
-    """The same for the answers with a person's thumbs or preferences."""
+def load_ratings(spec: EvaluationSpec, file: Path, unusable_file: Path) -> tuple[list[Question], list[str]]:
+    """The same for the answers with a person's thumbs or preferences, and where the drawn rows are that cannot be used.
+    These are kept in `unusable_file`."""
     if not file.exists():
-        folder = Path(spec.data.dataset_dir)
-        drawn = _draw_questions(spec, [find(folder, name) for name in spec.judge.ratings], lambda dataset: dataset.kind)
+        folder, unusable = Path(spec.data.dataset_dir), list[str]()
+        datasets = [find(folder, name) for name in spec.judge.ratings]
+        drawn = list(_draw_questions(spec, datasets, lambda dataset: dataset.kind, unusable.append))
+        write_json(unusable_file, {"places": unusable})
         write_text(file, "".join(_as_json(question) + "\n" for question in drawn))
-    return [_from_json(line) for line in read_lines(file)]
+    return [_from_json(line) for line in read_lines(file)], read_object(unusable_file).get("places", [])
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -82,23 +85,29 @@ def _from_json(line: dict[str, Any]) -> Question:
 
 
 def _draw_questions(
-    spec: EvaluationSpec, datasets: list[Dataset], form_of: Callable[[Dataset], str]
+    spec: EvaluationSpec,
+    datasets: list[Dataset],
+    form_of: Callable[[Dataset], str],
+    on_unusable: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Question]:
+    """The drawn rows that can be used; where the others are goes to `on_unusable`."""
     total, max_samples = sum(map(count_rows, datasets)), spec.data.max_samples
     chosen = None
     if max_samples and max_samples < total:
         rng = np.random.default_rng(spec.data.seed)
         chosen = set(rng.choice(total, max_samples, replace=False).tolist())
-    every = chain.from_iterable(
-        ((dataset, place, row) for place, row in rows(dataset, lambda _: None)) for dataset in datasets
-    )
+    every = chain.from_iterable(((dataset, place, row) for place, row in entries(dataset)) for dataset in datasets)
     number = 0
     for at, (dataset, place, row) in enumerate(every):
         if chosen is not None and at not in chosen:
             continue
+        if not isinstance(row, dict):
+            on_unusable(str(place))
+            continue
         try:
             yield BUILD_QUESTION[form_of(dataset)](dataset, place, row, number)
         except Refusal:
+            on_unusable(str(place))
             continue
         number += 1
 
