@@ -292,9 +292,19 @@ def test_a_form_that_a_spec_has_filled_reads_as_that_spec(tab: Tab, trained: Run
         }
     )
     filled = tab.form.fill(spec)
-    assert filled.keys() == set(tab.form.inputs)
+    assert filled.keys() == set(tab.form.filled)
+    assert filled.pop(tab.form.problems) == ""
     values = {control: update["value"] if isinstance(update, dict) else update for control, update in filled.items()}
     assert frozen(tab.form.read(values), place) == frozen(spec, place)
+
+
+def test_a_judge_and_ratings_that_are_gone_are_named(tab: Tab) -> None:
+    spec = EvaluationSpec.read({"judge": {"model": "x/y/<b>gone", "ratings": ["pairs", "old"]}})
+    filled = tab.form.fill(spec)
+    assert filled[tab.judge.model]["value"] == ""
+    note = filled[tab.form.problems]
+    assert "&lt;b&gt;gone, old." in note
+    assert "pairs" not in note
 
 
 def test_without_a_result_that_is_here_the_base_is_measured(tab: Tab) -> None:

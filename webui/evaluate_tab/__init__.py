@@ -49,7 +49,7 @@ class EvaluateTab:
     inputs: list[Block]  # `opened`, the base, the results, and further controls
     outputs: list[Block]
     pick: Callable[[Run], tuple[str, list[str]]]  # base and results for a run; raises Refusal
-    form: list[Block]  # every control of the form
+    form: list[Block]  # every control of the form, and what is said about it
     fill: Callable[[EvaluationSpec], Updates]  # sets `form` to a spec
 
 
@@ -90,5 +90,5 @@ def build(
 
     view = TabView(context, measured, tasks, judge, report)
     return EvaluateTab(
-        context.opened, report.timer, view.arrive, view.inputs, view.outputs, models.of_run, form.inputs, form.fill
+        context.opened, report.timer, view.arrive, view.inputs, view.outputs, models.of_run, form.filled, form.fill
     )

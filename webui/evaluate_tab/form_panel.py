@@ -7,7 +7,7 @@ from collections.abc import Callable
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.core.problems import Refusal
+from engine.core.problems import Refusal, problem
 from engine.evaluation import evaluation_memory
 from engine.evaluation.evaluation_spec import EvaluationSpec, frozen
 from engine.runs import runs
@@ -93,10 +93,17 @@ class FormPanel(Panel):
             }
         )
 
+    @property
+    def filled(self) -> list[Block]:
+        """What `fill` sets."""
+        return [*self.inputs, self.problems]
+
     def fill(self, spec: EvaluationSpec) -> Updates:
-        """Set the form to a spec."""
+        """Set the form to a spec, and say what of its judge does not exist here."""
         spec = frozen(spec, self.workplace)
-        updates: Updates = {}
+        gone = self.judge.gone(spec)
+        notes = [problem("evaluate-judge-gone", names=", ".join(gone))] if gone else []
+        updates: Updates = {self.problems: notices.noted(notes, self.words)}
         for part in (self.measured, self.questions, self.tasks, self.judge, self.sampling):
             updates |= part.fill(spec)
         return updates
