@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from engine.core import hardware
 from engine.core.problems import Refusal, problem
 from engine.data import owners
 from engine.data.datasets import examples, find
@@ -25,6 +26,8 @@ from engine.documents.drafts import Draft
 from engine.documents.settings import DraftSettings
 from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs import quota_use
+from engine.runs.quotas import QUOTAS_FILE
 from engine.serving import servers
 from tests.conftest import wait_until
 from tests.stand_in_server import StandInServer
@@ -149,6 +152,8 @@ def test_rows_are_made_judged_and_deduplicated_and_what_is_no_row_is_counted(pla
     text = " ".join(remark.text() for remark in remarks.remarks(draft, counts))
     assert "1 of 6 answers" in text
     assert "I can certainly help you with noise!" in text
+    assert counts.dropped == {"surplus": 1}
+    assert "1 row of the answers was left out: the model wrote more than were asked for" in text
     assert "has 900 tokens, but it can handle at most 512" in text
     decide_and_save(place, draft)
 
@@ -250,7 +255,20 @@ def test_documents_that_cannot_be_read_are_said_and_the_others_are_used(place: W
     assert [issue.code for issue in alone.problems] == ["document-broken"]
 
 
-def test_nothing_is_made_of_settings_that_are_wrong(place: Workplace) -> None:
+def test_the_documents_of_a_draft_count_towards_the_disk_of_its_owner(place: Workplace) -> None:
+    draft = make(place)
+    assert ended(draft) == "done"
+    (place.saves / QUOTAS_FILE).write_text("default: {disk_gb: 0.0001}\n")
+    (draft.path / "documents" / "large.txt").write_bytes(b"x" * 150_000)
+    assert quota_use.use_of(place.saves, place.data, "ada").disk_gb >= 0.00015
+    assert quota_use.use_of(place.saves, place.data, "eve").disk_gb == 0
+    with pytest.raises(Refusal, match="The runs, drafts and data sets of ada take"):
+        make(place)
+    assert [draft.path for draft in drafts.every_draft(place.saves)] == [draft.path]
+    make(place, by="eve")
+
+
+def test_nothing_is_made_of_settings_that_are_wrong(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     (place.saves.parent / "a.md").write_text("x")
     good = [(place.saves.parent / "a.md", "a.md")]
     outside = DraftSettings(str(place.saves.parent), rows=99, instruction="x" * 3_000, similarity=0.1, length=1)
@@ -266,6 +284,10 @@ def test_nothing_is_made_of_settings_that_are_wrong(place: Workplace) -> None:
         with pytest.raises(Refusal) as refused:
             drafts.make(place, name, documents, settings)
         assert [issue.code for issue in refused.value.problems] == codes
+    assert drafts.every_draft(place.saves) == []
+    monkeypatch.setattr(hardware, "SPARED_BYTES", 1 << 60)
+    with pytest.raises(Refusal, match="The documents have 0 MB"):
+        make(place)
     assert drafts.every_draft(place.saves) == []
     for id in ("", ".", "..", "../data", "x\0", "no"):
         with pytest.raises(Refusal, match="no draft"):
@@ -289,14 +311,23 @@ def test_nothing_is_made_of_settings_that_are_wrong(place: Workplace) -> None:
     ],
 )
 def test_rows_are_read_in_whatever_form_they_come(text: str, pairs: list[tuple[str, str]]) -> None:
-    assert read_pairs(text, 5) == [Pair(*pair) for pair in pairs]
+    assert read_pairs(text, 5).kept == [Pair(*pair) for pair in pairs]
+
+
+def test_rows_of_an_answer_that_are_left_out_are_counted_by_reason() -> None:
+    rows = ("a", "A"), ("the question", "the answer"), ("b", "B" * 8_001), ("a", "A"), ("c", "C"), ("d", "D"), ("e", "")
+    read = read_pairs("\n".join(f"Q: {question}\nA: {answer}" for question, answer in rows), 2)
+    assert read.kept == [Pair("a", "A"), Pair("c", "C")]
+    assert read.dropped == {"blank": 2, "long": 1, "same": 1, "surplus": 1}
 
 
 def test_the_last_row_of_an_answer_that_was_cut_off_is_left_out() -> None:
-    assert read_pairs("Q: Q?\nA: A.\nQ: R?\nA: it is be", 5, complete=False) == [Pair("Q?", "A.")]
-    assert read_pairs("I think of\nQ: Q?\nA: A.\nand of", 5, opened=True) == []
+    assert read_pairs("Q: Q?\nA: A.\nQ: R?\nA: it is be", 5, complete=False).kept == [Pair("Q?", "A.")]
+    assert read_pairs("I think of\nQ: Q?\nA: A.\nand of", 5, opened=True).kept == []
     assert read_judgement("Score: 5, or rather", opened=True) is None
-    assert read_pairs('[{"question": "Q?", "answer": "A."}, {"question": "R', 5, complete=False) == [Pair("Q?", "A.")]
+    assert read_pairs('[{"question": "Q?", "answer": "A."}, {"question": "R', 5, complete=False).kept == [
+        Pair("Q?", "A.")
+    ]
 
 
 @pytest.mark.parametrize(

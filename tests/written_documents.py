@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.core.rundir import append_lines, write_json
-from engine.documents.drafts import DRAFTS_FOLDER, Draft
+from engine.data.draft_folders import DRAFTS_FOLDER
+from engine.documents.drafts import Draft
 from engine.documents.passages import Passage
 from engine.launch.workspace import Workplace
 

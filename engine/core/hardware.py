@@ -273,6 +273,9 @@ def memory() -> tuple[int, int]:
     return min(now.available, max(free, 0)), min(now.total, most)
 
 
+SPARED_BYTES = 1 << 30  # of the disk, which runs in progress need: what people bring leaves so much
+
+
 def free_disk(path: Path) -> int:
     """Free bytes on the disk where `path` is or will be."""
     while not os.path.exists(path):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from engine.core.reasoning import split_reasoning
 from engine.evaluation.judge import after_labels
@@ -26,12 +27,22 @@ SCORE_LABEL = r"(?i:score|rating|评分|分数|得分)"
 BARE_SCORE = re.compile(r"\A\W*(?P<choice>[1-5])(?:\s*/\s*5|\s*分)?(?![\d.,–-])")
 REASON = re.compile(r"(?:reason|理由|原因)\W{0,6}(.+)", re.IGNORECASE | re.DOTALL)
 MAX_TEXT = 8_000  # characters of a question or an answer
+# Without text or not filled in, longer than MAX_TEXT, written twice, more than were asked for.
+Dropped = Literal["blank", "long", "same", "surplus"]
 
 
 @dataclass(frozen=True)
 class Pair:
     question: str
     answer: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The questions with their answers that were read, and how many were left out for which reason."""
+
+    kept: Sequence[Pair]
+    dropped: Mapping[Dropped, int]
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,8 @@ class Judgement:
     reason: str
 
 
-def read_pairs(text: str, most: int, complete: bool = True, opened: bool = False) -> list[Pair]:
-    """At most `most` questions with their answers; empty if there are none that can be read. In an answer that is not
+def read_pairs(text: str, most: int, complete: bool = True, opened: bool = False) -> Pairs:
+    """At most `most` questions with their answers; none if there are none that can be read. In an answer that is not
     `complete`, because the model was cut off, the last of those written as lines is left out. `opened`: it begins
     within reasoning that the prompt opened."""
     text = split_reasoning(text, opened=opened or None).answer
@@ -52,12 +63,24 @@ def read_pairs(text: str, most: int, complete: bool = True, opened: bool = False
         pairs = list(_pairs_in_lines(text))
         pairs = pairs if complete else pairs[:-1]
     pairs = [Pair(REPEATED_FORM.sub("", pair.question), REPEATED_FORM.sub("", pair.answer)) for pair in pairs]
-    usable = [pair for pair in pairs if _usable(pair.question) and _usable(pair.answer)]
-    return list(dict.fromkeys(usable))[:most]
+    kept, dropped = list[Pair](), Counter[Dropped]()
+    for pair in pairs:
+        if reason := _reason_to_drop(pair, kept, most):
+            dropped[reason] += 1
+        else:
+            kept.append(pair)
+    return Pairs(kept, dropped)
 
 
-def _usable(text: str) -> bool:
-    return 0 < len(text) <= MAX_TEXT and text.casefold().strip(" .。") not in PLACEHOLDERS
+def _reason_to_drop(pair: Pair, kept: Sequence[Pair], most: int) -> Dropped | None:
+    texts = (pair.question, pair.answer)
+    if any(not text or text.casefold().strip(" .。") in PLACEHOLDERS for text in texts):
+        return "blank"
+    if max(map(len, texts)) > MAX_TEXT:
+        return "long"
+    if pair in kept:
+        return "same"
+    return "surplus" if len(kept) >= most else None
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

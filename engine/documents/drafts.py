@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,15 +29,16 @@ from engine.core.locks import is_locked, try_lock
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, read_json, read_lines, read_object, write_json
 from engine.data import data_jobs, dataset_info_edits, uploads
+from engine.data.draft_folders import DRAFTS_FOLDER, REQUEST_FILE, draft_folders, read_request
 from engine.documents.document_reader import MAX_DOCUMENT_BYTES, READERS
 from engine.documents.passages import Passage
 from engine.documents.settings import DraftSettings
 from engine.launch.processes import end_processes
 from engine.launch.workspace import Workplace
+from engine.runs import quota_use
 from engine.serving import servers
 from engine.serving.servers import Choice
 
-DRAFTS_FOLDER = ".documents"
 MAX_DOCUMENTS = 200
 PROCESS = "engine.documents.generate"
 State = Literal["working", "done", "stopped", "failed", "interrupted"]
@@ -55,7 +56,7 @@ class Draft:
 
     @cached_property
     def request(self) -> Mapping[str, Any]:
-        return read_object(self.path / "request.json").get("given", {})
+        return read_request(self.path)
 
     @property
     def name(self) -> str:
@@ -167,9 +168,9 @@ def make(
             act()
         except Refusal as refusal:
             refused += refusal.problems
-    if refused:
-        raise Refusal(refused)
     saves = workplace.saves
+    if refused := refused or [*quota_use.disk_excess(saves, workplace.data, by), *_without_space(documents, saves)]:
+        raise Refusal(refused)
     draft = Draft(saves / DRAFTS_FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}")
     try:
         (draft.path / "documents").mkdir(parents=True)
@@ -183,7 +184,7 @@ def make(
             }
             wishes = {"name": name.strip(), "by": by, "files": names, "settings": settings.as_record()}
             request = {"what": "documents", "given": wishes | {"workplace": place}, "at": time.time()}
-            write_json(draft.path / "request.json", request)
+            write_json(draft.path / REQUEST_FILE, request)
             undo.pop_all()
     except OSError as error:
         raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
@@ -211,10 +212,17 @@ def check_documents(documents: Sequence[tuple[Path, str]]) -> None:
         raise Refusal(refused)
 
 
+def _without_space(documents: Sequence[tuple[Path, str]], saves: Path) -> Iterator[Problem]:
+    """The problem, if the disk would not have enough space left with copies of the documents."""
+    size, free = sum(source.stat().st_size for source, _ in documents), hardware.free_disk(saves)
+    if size > free - hardware.SPARED_BYTES:
+        spared = hardware.SPARED_BYTES >> 20
+        values = {"size": f"{size >> 20:,}", "free": f"{free >> 20:,}", "spared": f"{spared:,}"}
+        yield problem("draft-no-space", **values)
+
+
 def _copy(source: Path, called: str, folder: Path) -> str:
     """Copy a document under its name, or the next free variant; returns that."""
-    if source.stat().st_size > hardware.free_disk(folder):
-        raise OSError(28, os.strerror(28))
     arrived = folder / f".{secrets.token_hex(8)}-{uploads.safe_name(called)}"
     shutil.copyfile(source, arrived)
     named = arrived.with_name(uploads.safe_name(called))
@@ -258,14 +266,13 @@ def remove(draft: Draft) -> None:
 
 def every_draft(saves: Path) -> list[Draft]:
     """All drafts, newest first."""
-    folders = (saves / DRAFTS_FOLDER).glob("[!.]*/request.json")
-    return [Draft(file.parent) for file in sorted(folders, reverse=True)]
+    return list(map(Draft, draft_folders(saves)))
 
 
 def get(saves: Path, id: str) -> Draft:
     """The draft with that id. Raises Refusal if there is none."""
     draft = Draft(saves / DRAFTS_FOLDER / id)
     plain = id and "\0" not in id and not id.startswith(".") and draft.path.parent == saves / DRAFTS_FOLDER
-    if not plain or not (draft.path / "request.json").is_file():
+    if not plain or not (draft.path / REQUEST_FILE).is_file():
         raise Refusal(problem("draft-unknown", id=id[:100] or "—"))
     return draft

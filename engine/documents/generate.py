@@ -197,10 +197,11 @@ def ask_about(passage: Passage, settings: DraftSettings, model: Model) -> dict[s
     if answer.problem is not None:
         return record | {"problem": _as_record(answer.problem)}
     pairs = read_pairs(answer.text, settings.rows, answer.finish == "stop", answer.opened)
-    if not pairs:
+    record["dropped"] = dict(pairs.dropped)
+    if not pairs.kept and not pairs.dropped:
         return record | {"unread": answer.text[:MAX_KEPT]}
     rows = []
-    for number, pair in enumerate(pairs, 1):
+    for number, pair in enumerate(pairs.kept, 1):
         measure = support(pair.answer, passage.text)
         row = {"id": f"{passage.number}.{number}", **asdict(pair)}
         row |= {"support": round(measure.share, 3), "missing": list(measure.missing_numbers)}

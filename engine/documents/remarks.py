@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.core.problems import NOTHING, Problem, problem
+from engine.documents.answers import MAX_TEXT
 from engine.documents.drafts import Draft
 from engine.documents.review import Counts
 
@@ -54,6 +55,9 @@ def _of_answers(counts: Counts) -> Iterator[Problem]:
         yield problem("draft-refused", count=counts.refused, why=values)
     if counts.cut_off:
         yield problem("draft-cut-off", count=counts.cut_off, asked=counts.asked)
+    for reason, count in sorted(counts.dropped.items()):
+        values = {"limit": f"{MAX_TEXT:,}"} if reason == "long" else {}
+        yield problem(f"draft-dropped-{reason}", count=count, **values)
     if counts.unjudged:
         yield problem("draft-unjudged", count=counts.unjudged, rows=counts.rows)
     if repeated := counts.by_filter["repeated"]:

@@ -162,7 +162,8 @@ class Counts:
 
     `unread`: answers in which no row could be read, with `example`; `refused`: passages about which it gave no answer,
     with `problem`, the first reason; `unjudged`: rows whose score could not be read; `cut_off`: answers that reached
-    their maximum length, whose incomplete rows are left out.
+    their maximum length, whose incomplete rows are left out; `dropped`: other rows that were left out, by reason, as in
+    `answers.Dropped`.
     """
 
     passages: int
@@ -175,6 +176,7 @@ class Counts:
     problem: Problem | None
     unjudged: int
     cut_off: int
+    dropped: Mapping[str, int]
 
 
 def counts_of(draft: Draft, rows: Sequence[DraftRow]) -> Counts:
@@ -188,6 +190,17 @@ def counts_of(draft: Draft, rows: Sequence[DraftRow]) -> Counts:
     example = next(iter(unread), "")
     passages = sum(facts.get("passages", 0) for facts in draft.reading)
     cut_off = sum(record.get("finish") == "length" for record in records)
+    dropped = sum((Counter(record.get("dropped", {})) for record in records), Counter[str]())
     return Counts(
-        passages, len(records), len(rows), by_filter, len(unread), example, len(refused), first, unjudged, cut_off
+        passages,
+        len(records),
+        len(rows),
+        by_filter,
+        len(unread),
+        example,
+        len(refused),
+        first,
+        unjudged,
+        cut_off,
+        dropped,
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.core.hardware import free_disk
+from engine.core.hardware import SPARED_BYTES, free_disk
 from engine.core.locks import wait_for_lock
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem, sentences
@@ -38,7 +38,6 @@ from engine.spec.run_spec import RunSpec
 TOOL = "LLaMA-Factory"
 OUTPUT_FILE = "running_log.txt"  # what a training started by LLaMA Board has printed
 MAX_TEXT_BYTES = 256 << 20  # of a tokenizer's file, or a configuration; the largest tokenizers have some 35 MB
-SPARED_BYTES = 1 << 30  # of the disk, which runs in progress need, too
 LOCK_FILE = ".imports.lock"  # in the saves folder
 FICLONE = 0x40049409  # as in linux/fs.h: the copy shares its blocks with the original until either is changed
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)

@@ -1,7 +1,7 @@
 """How much of the GPUs and the disk somebody uses, beside their quotas.
 
-Counted from the folders of their runs each time: nothing is kept that could differ from them, except the hours of runs
-that have been deleted (`engine.runs.spent_hours`).
+Counted from the folders of their runs and drafts each time: nothing is kept that could differ from them, except the
+hours of runs that have been deleted (`engine.runs.spent_hours`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import stamp
 from engine.data.dataset_info import read_dataset_info
+from engine.data.draft_folders import draft_folders, read_request
 from engine.data.owners import owned_by, set_id
 from engine.runs import attempts, index, spent_hours
 from engine.runs.quotas import read_quotas
@@ -38,7 +39,7 @@ def use_of(saves: Path, data: Path, user: str, now: float | None = None) -> Use:
     runs = runs_of(saves, user)
     now = time.time() if now is None else now
     alive = sum(run.state in ALIVE_STATES for run in runs)
-    return Use(alive, hours_of(saves, user, now), (sum(map(_run_bytes, runs)) + data_bytes(data, user)) / 1e9)
+    return Use(alive, hours_of(saves, user, now), disk_bytes(saves, data, user) / 1e9)
 
 
 def runs_of(saves: Path, user: str) -> list[Run]:
@@ -79,6 +80,12 @@ def data_bytes(data: Path, user: str) -> int:
     return sum(map(_size, {file.resolve() for file in files}))
 
 
+def disk_bytes(saves: Path, data: Path | None, user: str) -> int:
+    """The size of a user's runs, drafts, and data sets; without `data`, the latter do not count."""
+    drafts = (_walked_bytes(folder) for folder in draft_folders(saves) if read_request(folder).get("by", "") == user)
+    return sum(map(_run_bytes, runs_of(saves, user))) + sum(drafts) + (data_bytes(data, user) if data else 0)
+
+
 def _run_bytes(run: Run) -> int:
     """The size of a run's folder, remembered for one that has ended until its folder changes."""
     files = (run.dir.exit, run.path)
@@ -87,6 +94,10 @@ def _run_bytes(run: Run) -> int:
 
 @lru_cache(maxsize=4096)
 def _folder_bytes(folder: Path, _stamp: str) -> int:
+    return _walked_bytes(folder)
+
+
+def _walked_bytes(folder: Path) -> int:
     return sum(_size(Path(inner, name)) for inner, _, names in os.walk(folder) for name in names)
 
 
@@ -98,9 +109,9 @@ def _size(file: Path) -> int:
 
 
 def excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
-    """Why a user may not start another run: each limit that has been reached, with what is used. Without `data`, only
-    runs count towards the disk. For what runs already, see `engine.runs.quota_watch`. The limit of runs at once is no
-    reason: then the run waits."""
+    """Why a user may not start another run: each limit that has been reached, with what is used. Without `data`, data
+    sets do not count towards the disk. For what runs already, see `engine.runs.quota_watch`. The limit of runs at once
+    is no reason: then the run waits."""
     try:
         limits = read_quotas(saves).of(user)
     except Refusal as refusal:
@@ -110,8 +121,15 @@ def excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
         used = hours_of(saves, user)
         if used >= limits.gpu_hours:
             problems.append(problem("quota-hours", user=user, used=f"{used:,.1f}", limit=f"{limits.gpu_hours:g}"))
-    if limits.disk_gb is not None:
-        used = (sum(map(_run_bytes, runs_of(saves, user))) + (data_bytes(data, user) if data else 0)) / 1e9
-        if used >= limits.disk_gb:
-            problems.append(problem("quota-disk", user=user, used=f"{used:.3g}", limit=f"{limits.disk_gb:g}"))
-    return problems
+    return problems + disk_excess(saves, data, user)
+
+
+def disk_excess(saves: Path, data: Path | None, user: str) -> list[Problem]:
+    """Why a user may not put anything more on the disk; empty if they may. `data`: as in `excess`."""
+    try:
+        limit = read_quotas(saves).of(user).disk_gb
+    except Refusal as refusal:
+        return refusal.problems
+    if limit is None or (used := disk_bytes(saves, data, user) / 1e9) < limit:
+        return []
+    return [problem("quota-disk", user=user, used=f"{used:.3g}", limit=f"{limit:g}")]
