@@ -6,6 +6,8 @@ because some chat templates have no system message.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ Language = Literal["passage", "en", "zh"]
 Form = Literal["lines", "json"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 FORMS: tuple[Form, ...] = get_args(Form)  # the first is the default
+MARK = re.compile(r"<[\s/]*(?:passage|question|answer)(-\d+)?", re.IGNORECASE)
 
 
 @cache
@@ -35,6 +38,13 @@ def _language_of(language: Language, passage: Passage) -> str:
     return language
 
 
+def _suffix(*texts: str) -> str:
+    """What follows the names of the marks, so that no text can end what is between them: nothing, or -2, -3 …"""
+    taken = {suffix for text in texts for suffix in MARK.findall(text)}
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(suffix for suffix in suffixes if suffix not in taken)
+
+
 def question_prompt(passage: Passage, rows: int, language: Language, instruction: str, form: Form) -> str:
     """Ask for `rows` questions and answers on the passage. `instruction`: what else they should be like."""
     texts = _texts()
@@ -43,7 +53,8 @@ def question_prompt(passage: Passage, rows: int, language: Language, instruction
     code = "language-of-passage" if language == "passage" else f"language-{language}"
     wishes = f" {' '.join(instruction.split())}" if instruction.strip() else ""
     values = {"file": passage.file, "section": section, "text": passage.text, "instruction": wishes}
-    request = fill(texts["ask"][own], rows=rows, language=texts[code][own], **values)
+    suffix = _suffix(passage.text, passage.file, *passage.headings, instruction)
+    request = fill(texts["ask"][own], rows=rows, language=texts[code][own], suffix=suffix, **values)
     return f"{request}\n\n{fill(texts[f'form-{form}'][own])}"
 
 
@@ -51,5 +62,6 @@ def judge_prompt(passage: Passage, question: str, answer: str, language: Languag
     """Ask for a score, from 1 to 5, of how well the passage supports the answer."""
     texts = _texts()
     own = _language_of(language, passage)
-    request = fill(texts["judge"][own], text=passage.text, question=question, answer=answer)
+    suffix = _suffix(passage.text, question, answer)
+    request = fill(texts["judge"][own], text=passage.text, question=question, answer=answer, suffix=suffix)
     return f"{request}\n\n{fill(texts[f'judge-{form}'][own])}"
