@@ -6,12 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.core.problems import NOTHING, Problem, problem
-from engine.documents.answers import MAX_TEXT
+from engine.documents.answers import MAX_TEXT, Dropped
 from engine.documents.drafts import Draft
 from engine.documents.review import Counts
 
 MAX_PAGES_NAMED = 12
 EXAMPLE_CHARACTERS = 300
+DROPPED: Mapping[Dropped, str] = {
+    "blank": "draft-dropped-blank",
+    "long": "draft-dropped-long",
+    "same": "draft-dropped-same",
+    "surplus": "draft-dropped-surplus",
+}
 
 
 def remarks(draft: Draft, counts: Counts) -> list[Problem]:
@@ -55,9 +61,9 @@ def _of_answers(counts: Counts) -> Iterator[Problem]:
         yield problem("draft-refused", count=counts.refused, why=values)
     if counts.cut_off:
         yield problem("draft-cut-off", count=counts.cut_off, asked=counts.asked)
-    for reason, count in sorted(counts.dropped.items()):
-        values = {"limit": f"{MAX_TEXT:,}"} if reason == "long" else {}
-        yield problem(f"draft-dropped-{reason}", count=count, **values)
+    for reason, code in DROPPED.items():
+        if count := counts.dropped.get(reason, 0):
+            yield problem(code, count=count, limit=f"{MAX_TEXT:,}")
     if counts.unjudged:
         yield problem("draft-unjudged", count=counts.unjudged, rows=counts.rows)
     if repeated := counts.by_filter["repeated"]:
