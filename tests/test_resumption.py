@@ -173,6 +173,7 @@ REFUSED = [
     ({}, 3, "resume-uneven"),
     ({}, 1000, "resume-uneven"),
     ({"hardware__strategy": "fsdp2"}, 1, "resume-divided"),
+    ({"hardware__strategy": "zero2"}, 1, "resume-deepspeed"),
 ]
 
 

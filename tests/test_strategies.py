@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import SHAPES
+from docs import memory_table
 from docs import strategies as pages
 from docs.memory_table import write_headers
 from engine.core import hardware
@@ -18,17 +19,17 @@ from engine.core.rundir import RunDir
 from engine.launch.accelerate_config import configuration, is_fsdp, is_hybrid, with_processes
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
-from engine.preflight import checks, memory
-from engine.preflight.fsdp2 import fsdp2_machine_problems, fsdp2_model_problems, fsdp2_obstacles
+from engine.preflight import checks, memory, memory_savers, package_checks
+from engine.preflight.division import fsdp2_obstacles, machine_problems, model_problems
 from engine.preflight.strategy import loading_warnings, strategy_reason, write_configuration
 from engine.runs.plan import summary
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
 from engine.spec.setting_limits import Limit
-from engine.spec.strategies import FSDP2_LIMITS
+from engine.spec.strategies import LIMITS, limit_problems
 from engine.spec.yaml_text import read_yaml
 from webui.form.settings import choices
-from webui.train_tab import plan_html
+from webui.train_tab import plan_html, strategy_html
 from webui.train_tab.strategy_html import disabled_choices_css, excluded_choices
 from webui.words import Words
 
@@ -43,6 +44,9 @@ EXCLUDED: dict[str, Any] = {
     "model.add_special_tokens": ["<answer>"],
     "model.resize_embeddings": True,
     "stage.reward_model": "saves/reward",
+    "model.adapter_path": "saves/adapter",
+    "logging.load_best_model_at_end": True,
+    "hardware.num_machines": 2,
 }
 
 
@@ -77,24 +81,27 @@ def excluded_values(limit: Limit) -> list[Any]:
     return [*listed, EXCLUDED[limit.path]] if limit.path in EXCLUDED else listed
 
 
-@pytest.mark.parametrize("limit", list(filter(excluded_values, FSDP2_LIMITS)))
-def test_what_fsdp2_excludes_is_a_problem_at_its_field(limit: Limit) -> None:
-    for value in excluded_values(limit):
-        run_spec = spec(**{"stage": {"kind": limit.stages[0]}} if limit.stages else {})
+@pytest.mark.parametrize("strategy", LIMITS)
+def test_what_a_strategy_excludes_is_a_problem_at_its_field(strategy: str) -> None:
+    excluded = [(limit, value) for limit in LIMITS[strategy] for value in excluded_values(limit)]
+    assert len({limit.path for limit, _ in excluded}) > 15
+    for limit, value in excluded:
+        run_spec = spec(hardware__strategy=strategy)
+        run_spec = run_spec.change("stage", {"kind": limit.stages[0]}) if limit.stages else run_spec
         if limit.path.startswith("model.quantization."):
             run_spec = run_spec.change("model.quantization", {"kind": "4bit"})
         run_spec = run_spec.change(limit.path, {"kind": value} if limit.path in SPEC_CHOICES else value)
-        assert "fsdp2-not-with" in problems_at(run_spec, limit.path), value
-        assert "fsdp2-not-with" not in problems_at(run_spec.change("hardware.strategy", "ddp"), limit.path)
+        assert "strategy-not-with" in problems_at(run_spec, limit.path), value
+        assert "strategy-not-with" not in problems_at(run_spec.change("hardware.strategy", "ddp"), limit.path)
 
 
 def test_a_strategy_needs_its_number_of_processes() -> None:
     assert problems_at(spec(hardware__strategy="single"), "hardware.strategy") == ["strategy-single"]
-    for strategy in ("ddp", "fsdp2"):
+    for strategy in ("ddp", *LIMITS):
         run_spec = spec(hardware={"num_processes": 1, "strategy": strategy})
         assert problems_at(run_spec, "hardware.num_processes") == ["strategy-needs-processes"]
     assert not problems_at(spec(hardware={"num_processes": 1}), "hardware.num_processes")
-    assert problems_at(spec(extra={"use_liger_kernel": True}), "extra.use_liger_kernel") == ["fsdp2-not-with-extra"]
+    assert problems_at(spec(extra={"use_liger_kernel": True}), "extra.use_liger_kernel") == ["strategy-not-with-extra"]
 
 
 @pytest.mark.parametrize(("machines", "processes"), [(1, 4), (2, 2), (3, 3)])
@@ -125,10 +132,17 @@ def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPa
     assert (SHARDING, "hybrid") in greyed
     for path, value in greyed - {("hardware.strategy", "single"), (SHARDING, "hybrid")}:
         changed = run_spec.change(path, {"kind": value} if path in SPEC_CHOICES else value)
-        assert "fsdp2-not-with" in problems_at(changed, path)
+        assert "strategy-not-with" in problems_at(changed, path)
     assert ("hardware.strategy", "fsdp2") in set(excluded_choices(spec(hardware={"num_processes": 1})))
     ddp = spec(hardware__strategy="ddp")
     assert set(excluded_choices(ddp)) == {("hardware.strategy", "single")}
+    zero = spec(hardware__strategy="zero2")
+    assert {("stage", "kto"), ("model.quantization", "4bit"), ("method", "freeze")} <= set(excluded_choices(zero))
+    monkeypatch.setattr(strategy_html, "deepspeed_installed", lambda: False)
+    assert 'input[value="zero3"]' in strategy_html.hidden_choices_css(ddp)
+    assert strategy_html.hidden_choices_css(zero) == ""  # its mark must be seen
+    monkeypatch.setattr(strategy_html, "deepspeed_installed", lambda: True)
+    assert strategy_html.hidden_choices_css(ddp) == ""
     for change in ({"stage": {"kind": "ppo", "reward_model": "r"}}, {"hardware__device": "cpu"}):
         excluding = spec(hardware__strategy="ddp", **change)
         assert ("hardware.strategy", "fsdp2") in set(excluded_choices(excluding))
@@ -139,7 +153,7 @@ def test_the_form_greys_out_what_cannot_be_combined(monkeypatch: pytest.MonkeyPa
 def test_the_page_has_the_table_of_the_program(name: str) -> None:
     text = (Path(pages.__file__).parent / name).read_text(encoding="utf-8")
     assert text == pages.pages()[name]
-    assert all(f"| `{limit.path}` |" in text for limit in FSDP2_LIMITS)
+    assert all(f"| `{limit.path}` |" in text for limits in LIMITS.values() for limit in limits)
 
 
 # ------------------------------------------------------------------------------------------ memory, and the choice
@@ -244,7 +258,7 @@ def test_copies_are_chosen_and_explained_without_being_asked_for(seven: Path, mo
     assert (reason.code, "(HSDP)" in reason.text()) == ("strategy-divided", True)
     model, hybrid = inspect_model(seven), on_machines(full(seven, 16), 2, 16, "hybrid")
     room = needed(on_machines(full(seven, 16), 1, 16, "full")).total + 1
-    fitted = memory.fit_to_memory(hybrid, model, 8, room)
+    fitted = memory_savers.fit_to_memory(hybrid, model, 8, room)
     assert fitted == hybrid.change(SHARDING, "full")
     text = configuration(hybrid.hardware, "why\nwarum")
     for machines, processes, copies in ((2, 16, 2), (2, 4, 2), (2, 2, 1), (4, 16, 4), (1, 8, 1)):
@@ -301,12 +315,12 @@ def test_a_model_from_a_hub_is_estimated_once_it_is_there(
 
 def test_what_does_not_fit_with_ddp_is_fitted_by_fsdp2(seven: Path) -> None:
     run_spec = full(seven, 8, "ddp", training__optim="adamw_torch")
-    fits = memory.fit_to_memory(run_spec, inspect_model(seven), 8, 80 * GIB)
+    fits = memory_savers.fit_to_memory(run_spec, inspect_model(seven), 8, 80 * GIB)
     assert fits
     assert fits.hardware.strategy.kind == "fsdp2"
     assert fits.training == run_spec.training
     excluded = full(seven, 8, "ddp", training__optim="adafactor", data__max_length=100_000)
-    other = memory.fit_to_memory(excluded, inspect_model(seven), 8, 80 * GIB)
+    other = memory_savers.fit_to_memory(excluded, inspect_model(seven), 8, 80 * GIB)
     assert other is None or other.hardware.strategy.kind == "ddp"
 
 
@@ -328,7 +342,7 @@ def on_this_machine(run_spec: RunSpec) -> list[Problem]:
 
 def test_without_gpus_there_is_nothing_to_divide(seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpus", tuple)
-    assert [problem.code for problem in on_this_machine(full(seven, 2, "fsdp2"))] == ["fsdp2-needs-cards"]
+    assert [problem.code for problem in on_this_machine(full(seven, 2, "fsdp2"))] == ["strategy-needs-gpus"]
     assert on_this_machine(full(seven, 2, "ddp")) == []
 
 
@@ -337,17 +351,48 @@ def test_what_fsdp2_cannot_divide_of_a_model_or_on_a_machine_is_said(
 ) -> None:
     model: ModelFacts = inspect_model(seven)
     values: Mapping[str, Any] = vars(model) | {"quantized": "fp8"}
-    assert fsdp2_model_problems(full(seven, 2, "fsdp2"), model) == []
-    stored = fsdp2_model_problems(full(seven, 2, "fsdp2"), ModelFacts(**values))
-    assert [problem.code for problem in stored] == ["fsdp2-stored-weights"]
+    assert model_problems(full(seven, 2, "fsdp2"), model, "fsdp2") == []
+    stored = model_problems(full(seven, 2, "fsdp2"), ModelFacts(**values), "fsdp2")
+    assert [problem.code for problem in stored] == ["stored-weights-undivided"]
     seeing = ModelFacts(**(vars(model) | {"has_towers": True}))
     assert [problem.code for problem in fsdp2_obstacles(full(seven, 2), seeing)] == ["fsdp2-towers"]
     run_spec = full(seven, 2, "fsdp2")
-    assert fsdp2_machine_problems(run_spec) == []
+    assert machine_problems(run_spec, "fsdp2") == []
     old = hardware.Gpu(0, "GPU-0", "Tesla T4", 16 * GIB, 16 * GIB, 7.5)
     monkeypatch.setattr(hardware, "gpus", lambda: (old, old))
-    assert [problem.field for problem in fsdp2_machine_problems(run_spec)] == ["training.precision"]
-    assert fsdp2_machine_problems(run_spec.change("training.precision", "fp32")) == []
+    assert [problem.field for problem in machine_problems(run_spec, "fsdp2")] == ["training.precision"]
+    assert machine_problems(run_spec.change("training.precision", "fp32"), "fsdp2") == []
+
+
+def test_deepspeed_needs_its_package_and_says_what_it_cannot_divide(
+    seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_spec = full(seven, 8, "zero3", training__optim="adafactor")
+    [wrong] = limit_problems(run_spec, "zero3")
+    assert "look at their shapes would do something else. Possible: adamw_torch" in wrong.text()
+    assert "ZeRO-3 策略不支持“adafactor”：" in wrong.text("zh")
+    assert ("zero3", "deepspeed", "hardware.strategy") in package_checks.required_packages(run_spec)
+    monkeypatch.setattr(package_checks, "DEEPSPEED", "deepspeed_that_is_not_installed")
+    assert not package_checks.deepspeed_installed()
+    [missing] = package_checks.package_problems(run_spec.change("training.optim", "adamw_torch"), wait=False)
+    assert (missing.code, missing.field) == ("deepspeed-missing", "hardware.strategy")
+    assert missing.text().startswith("'ZeRO-3' needs DeepSpeed, which is not installed here. Choose FSDP2, or run")
+    experts = write_headers(tmp_path / "experts", memory_table.SHAPES["Qwen3-30B-A3B"])
+    codes = [problem.code for problem in model_problems(run_spec, inspect_model(experts), "zero3")]
+    assert codes == ["zero-experts"]
+
+
+def test_zero_divides_what_is_trained_and_in_stage_three_the_weights(seven: Path) -> None:
+    parameters = inspect_model(seven).parameters
+    ddp, fsdp2 = needed(full(seven, 8, "ddp")), needed(full(seven, 8, "fsdp2"))
+    zero2, zero3 = needed(full(seven, 8, "zero2")), needed(full(seven, 8, "zero3"))
+    assert zero2.weights == ddp.weights
+    # A copy in fp32, gradients and two moments of an eighth, and the gradients that are exchanged at a time.
+    assert zero2.learning == pytest.approx(16 * parameters / 8 + 4 * memory.ZERO_BUCKET)
+    assert ddp.total > zero2.total > zero3.total > fsdp2.total
+    assert needed(full(seven, 8, {"kind": "zero2", "cpu_offload": True})).total < zero2.total - 10 * GIB
+    # The whole model is on each GPU before it is divided.
+    assert needed(full(seven, 8, {"kind": "zero3", "cpu_offload": True})).total > 4 * parameters
 
 
 def test_copies_that_may_not_fit_into_main_memory_while_loading_are_a_warning(

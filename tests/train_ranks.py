@@ -12,6 +12,7 @@ import os
 import sys
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from engine.launch.command import SHARD_ON_CPU_VARIABLE
 from engine.spec.yaml_text import read_yaml
@@ -27,9 +28,14 @@ def main() -> None:
             os.environ["ACCELERATE_USE_FSDP"] = str(configuration["distributed_type"] == "FSDP").lower()
             copies = configuration.get("parallelism_config", {})
             os.environ["ACCELERATE_USE_PARALLELISM_CONFIG"] = str(bool(copies)).lower()
-            for name, value in (configuration.get("fsdp_config", {}) | copies).items():
+            zero = configuration.get("deepspeed_config", {})
+            os.environ["ACCELERATE_USE_DEEPSPEED"] = str(bool(zero)).lower()
+            # As in `prepare_deepspeed_cmd_env` of accelerate.
+            zero = {f"ACCELERATE_DEEPSPEED_{name.replace('init_flag', 'init')}": value for name, value in zero.items()}
+            for name, value in (configuration.get("fsdp_config", {}) | copies | zero).items():
                 os.environ[name.upper()] = str(value).lower() if isinstance(value, bool) else str(value)
             train(run)
+        unset_hf_deepspeed_config()
         AcceleratorState._reset_state()  # which belongs to a process, and is another for each run
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.spec.hardware_settings import Fsdp2, TrainingHardware
+from engine.spec.hardware_settings import Fsdp2, TrainingHardware, Zero2, Zero3
+from engine.spec.strategies import ZERO_STAGES
 from engine.spec.yaml_text import read_yaml, write_yaml
 
 BASE = Path(__file__).parent / "accelerate.yaml"  # for a single process; the others differ from it as below
@@ -18,6 +19,8 @@ def configuration(chosen: TrainingHardware, remark: str) -> str:
     if isinstance(chosen.strategy, Fsdp2):
         plain |= {"distributed_type": "FSDP", "fsdp_config": _fsdp_config(chosen.strategy)}
         plain |= _divided_copies(chosen.copies, chosen.num_processes)
+    elif isinstance(chosen.strategy, (Zero2, Zero3)):
+        plain |= {"distributed_type": "DEEPSPEED", "deepspeed_config": _deepspeed_config(chosen.strategy)}
     else:
         plain |= {"distributed_type": "MULTI_GPU"}  # also on the CPU, where the environment says so
     comment = "".join(f"# {line}\n" for line in remark.splitlines())
@@ -35,6 +38,19 @@ def _fsdp_config(strategy: Fsdp2) -> dict[str, Any]:
         # The model's own is used: with that of FSDP, the saved adapter of a LoRA training would be empty.
         "fsdp_activation_checkpointing": False,
         "fsdp_cpu_ram_efficient_loading": False,
+    }
+
+
+def _deepspeed_config(strategy: Zero2 | Zero3) -> dict[str, Any]:
+    """What accelerate has an option for; `engine.worker.training.zero` adds the rest."""
+    place = "cpu" if strategy.cpu_offload else "none"
+    return {
+        "zero_stage": ZERO_STAGES[strategy.kind],
+        "offload_optimizer_device": place,
+        "offload_param_device": place if isinstance(strategy, Zero3) else "none",
+        "zero3_init_flag": False,  # the model is divided once it is loaded
+        "zero3_save_16bit_model": True,  # "16 bits" means whole weights, in the type in which they are trained
+        "deepspeed_multinode_launcher": "standard",
     }
 
 
@@ -57,6 +73,11 @@ def with_processes(text: str, processes: int, machines: int) -> str:
 def is_fsdp(text: str) -> bool:
     """Whether the text of an accelerate.yaml is a configuration of FSDP."""
     return read_yaml(text).get("distributed_type") == "FSDP"
+
+
+def is_deepspeed(text: str) -> bool:
+    """Whether it is one of DeepSpeed."""
+    return read_yaml(text).get("distributed_type") == "DEEPSPEED"
 
 
 def is_hybrid(text: str) -> bool:

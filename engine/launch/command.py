@@ -108,6 +108,7 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
         "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
         # Unless the run's accelerate.yaml says so, whatever the studio's shell does.
         "ACCELERATE_USE_FSDP": "false",
+        "ACCELERATE_USE_DEEPSPEED": "false",
         "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
     }
     if on_cpu(spec, len(gpus)):

@@ -18,13 +18,14 @@ from engine.launch.workspace import Workplace
 from engine.models.reward_models import reward_model_problems
 from engine.preflight import doctor
 from engine.preflight.data_checks import any_dataset_has_answers, dataset_problems
-from engine.preflight.fsdp2 import fsdp2_machine_problems
+from engine.preflight.division import machine_problems
 from engine.preflight.model_checks import chosen_model_problems, model_is_readable, trained_parameters
 from engine.preflight.package_checks import package_problems
 from engine.preflight.suitable_gpus import gpu_without_bf16
 from engine.spec.hardware_settings import Hardware
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import COMPARING_REWARDS
+from engine.spec.strategies import NAMES
 
 NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 
@@ -88,8 +89,8 @@ def device_problems(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
-    if cpu and chosen.strategy.kind == "fsdp2" and not os.environ.get(command.SHARD_ON_CPU_VARIABLE):
-        return [problem("fsdp2-needs-cards", "hardware.strategy")]
+    if cpu and chosen.strategy.kind in NAMES and not os.environ.get(command.SHARD_ON_CPU_VARIABLE):
+        return [problem("strategy-needs-gpus", "hardware.strategy", strategy=NAMES[chosen.strategy.kind])]
     if chosen.device == "auto" and cpu and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]
     if cpu:
@@ -102,7 +103,7 @@ def device_problems(spec: RunSpec) -> list[Problem]:
     if doctor.torch_cuda() == "":
         name = next(gpu.name for gpu in gpus if not chosen.devices or gpu.index in chosen.devices)
         return [problem("torch-without-cuda", "hardware.device", name=name)]
-    if chosen.strategy.kind == "fsdp2" and (problems := fsdp2_machine_problems(spec)):
+    if problems := machine_problems(spec, chosen.strategy.kind):
         return problems
     if spec.training.precision == "bf16" and (old := gpu_without_bf16(spec)):
         return [problem("bf16-not-there", "training.precision", name=old.name, capability=old.capability)]

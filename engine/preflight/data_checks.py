@@ -20,6 +20,7 @@ from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
 from engine.models.processor_files import has_image_processor, pixel_limits
 from engine.spec.run_spec import RunSpec
+from engine.spec.strategies import NAMES
 from engine.spec.vision_settings import Vision
 
 ROWS_CHECKED = 20_000  # rows of a data set checked before the start; preparation checks all
@@ -73,8 +74,8 @@ def _image_problems(spec: RunSpec) -> list[Problem]:
         problems.append(problem("reward-model-images", "stage.rewards"))
     if spec.extra.get("use_vllm"):
         problems.append(problem("images-with-vllm", "extra.use_vllm"))
-    if spec.hardware.strategy.kind == "fsdp2":
-        problems.append(problem("fsdp2-images", "hardware.strategy"))
+    if name := NAMES.get(spec.hardware.strategy.kind):
+        problems.append(problem("strategy-images", "hardware.strategy", strategy=name))
     if model.is_dir() and not has_image_processor(model):
         problems.append(problem("model-without-images", "model.model_name_or_path"))
     elif model.is_dir() and (least or most):

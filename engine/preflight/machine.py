@@ -29,7 +29,7 @@ from engine.core.problems import Problem, say, sentences
 from engine.launch import command
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
-from engine.preflight.package_checks import bitsandbytes_problems
+from engine.preflight.package_checks import DEEPSPEED, bitsandbytes_problems, deepspeed_installed
 
 Level = Literal["good", "doubtful", "broken"]
 TESTED_PYTHON = ((3, 11), (3, 13))
@@ -62,6 +62,7 @@ def findings(workplace: Workplace, *, hub: bool = False) -> Iterator[Finding]:
     """All findings about this machine, the quick ones first. `hub`: also try to reach the hubs."""
     yield _python()
     yield _packages()
+    yield _deepspeed()
     yield _memory()
     yield Finding("good", "machine-cores", {"count": hardware.threads()})
     yield from _shared_memory()
@@ -111,6 +112,13 @@ def _packages() -> Finding:
     if other:
         return Finding("doubtful", "machine-packages-differ", {"names": ", ".join(other)})
     return Finding("good", "machine-packages", {"count": len(pins)})
+
+
+def _deepspeed() -> Finding:
+    """The optional package: without it, its strategies are not offered."""
+    if not deepspeed_installed():
+        return Finding("good", "machine-deepspeed-missing")
+    return Finding("good", "machine-deepspeed", {"version": importlib.metadata.version(DEEPSPEED)})
 
 
 def _requirements() -> str:

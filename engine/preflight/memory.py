@@ -7,28 +7,22 @@ memory; everything else is arithmetic alone. Lengths are assumed to be the maxim
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
-from typing import Any
 
 from engine.core import hardware
 from engine.core.gpu_choice import BF16_CAPABILITY, lacks
-from engine.core.problems import Refusal
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
-from engine.preflight.fsdp2 import fsdp2_obstacles
+from engine.preflight.division import fsdp2_obstacles
 from engine.preflight.image_memory import ACTIVATION_BYTES, image_bytes
 from engine.preflight.model_checks import frozen_weights_stay_in, quantizes_experts, trained_parameters
 from engine.preflight.suitable_gpus import usable_gpus
-from engine.spec.contradictions import spec_problems
-from engine.spec.hardware_settings import Fsdp2
+from engine.spec.hardware_settings import Fsdp2, Zero2, Zero3
 from engine.spec.run_spec import RunSpec
-from engine.spec.steps import examples_per_step
 from engine.spec.strategies import COMPARED_WITH_REFERENCE
 
 # Bytes per vocabulary entry, while the loss is computed for a part of the positions at a time.
@@ -48,6 +42,8 @@ QUANTIZED_WEIGHT_BYTES = {"4bit": 0.5 + 4 / 64, "4bit, scales too": 0.5 + 1 / 64
 EAGER_PAIR_BYTES = 8
 # Part of an optimizer's name → bytes that it keeps per trained weight. Adam's two moments if none matches.
 OPTIMIZER_STATE_BYTES = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
+# Elements, by DeepSpeed's defaults: of gradients that are exchanged at a time, of weights that are gathered.
+ZERO_BUCKET, ZERO_GATHERED = 5e8, 1e9
 
 
 @dataclass(frozen=True)
@@ -129,6 +125,11 @@ def _memory_of(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed |
         loaded = policy if spec.model.quantization.kind != "none" else 0.0  # it is quantized on the GPU, then divided
         learning = share * trained * (4.0 + state) + gradients
         weights = max(share * weights + gathered, loaded - learning - activations)
+    elif isinstance(strategy, (Zero2, Zero3)):
+        share = 0.0 if strategy.cpu_offload else 1 / spec.hardware.num_processes
+        copy = 4.0  # in fp32, which the optimizer changes
+        learning = share * trained * (copy + 4.0 + state) + 4.0 * min(trained, ZERO_BUCKET)
+        weights = _zero_weights(model, weights, share, learning) if isinstance(strategy, Zero3) else weights
     weights += plain * _reward_model_parameters(spec)
     held = weights + learning + activations
     return MemoryNeed(
@@ -158,6 +159,12 @@ def _gathered_bytes(spec: RunSpec, model: ModelFacts, trained: int, plain: float
     unit = (model.vocab_size or 0) * (model.hidden_size or 0)  # embeddings and head are divided separately
     largest = max(unit, 2 * (parameters - words) / model.layers) / parameters
     return gathered, trained * (2 / model.layers if lora else largest) * (plain + 4.0)
+
+
+def _zero_weights(model: ModelFacts, weights: float, share: float, learning: float) -> float:
+    """Bytes of the weights with ZeRO-3, which divides the model once it is whole on each GPU."""
+    gathered = weights * min(ZERO_GATHERED / _parameters(model), 1)
+    return max(share * weights + gathered, weights - learning)
 
 
 def _parameters(model: ModelFacts) -> int:
@@ -324,62 +331,3 @@ def available_memory(spec: RunSpec) -> AvailableMemory | None:
 def size_text(count: float) -> str:
     """A number of bytes for people."""
     return f"{count / 1e9:,.1f} GB"
-
-
-def fit_to_memory(
-    spec: RunSpec, model: ModelFacts, gpu_count: int, available: float, without: Collection[str] = ()
-) -> RunSpec | None:
-    """The spec with the fewest changes with which it fits into `available` bytes, cheap changes first; itself if it
-    fits unchanged, None if nothing helps. `without`: parts of bitsandbytes ("4bit", "optimizer") that do not work
-    here."""
-
-    def total(changes: list[tuple[str, Any]]) -> float:
-        need = memory_needed(_changed(spec, changes), model, gpu_count, available)
-        return need.total if need else 0.0
-
-    codes = {problem.code for problem in spec_problems(spec)}
-    changes_made: list[tuple[str, Any]] = []
-    for change in _memory_savers(spec, without):
-        if total(changes_made) <= available:
-            break
-        with contextlib.suppress(Refusal):  # a number beyond its limit, or two settings that exclude each other
-            allowed = codes.issuperset(
-                problem.code for problem in spec_problems(_changed(spec, [*changes_made, change]))
-            )
-            if allowed and total([*changes_made, change]) < total(changes_made):
-                changes_made.append(change)
-    if total(changes_made) > available:
-        return None
-    for change in reversed(changes_made[:-1]):  # made unnecessary by a later change
-        fewer = [other for other in changes_made if other is not change]
-        with contextlib.suppress(Refusal):
-            changes_made = fewer if total(fewer) <= available else changes_made
-    return _changed(spec, changes_made)
-
-
-def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
-    """Keeps the number of examples per step. Raises Refusal for an invalid setting."""
-    many = examples_per_step(spec) // spec.hardware.num_processes
-    for path, value in changes:
-        spec = spec.change(path, value)
-    return spec.change("training.gradient_accumulation_steps", many // spec.training.per_device_train_batch_size)
-
-
-def _memory_savers(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Changes that may save memory, as path and value."""
-    yield "training.gradient_checkpointing", True
-    batch = spec.training.per_device_train_batch_size
-    while batch > 1 and batch % 2 == 0:
-        batch //= 2
-        yield "training.per_device_train_batch_size", batch
-    if spec.hardware.strategy.kind == "ddp":
-        yield "hardware.strategy", {"kind": "fsdp2"}
-    if spec.hardware.strategy.kind == "fsdp2" and not spec.hardware.strategy.cpu_offload:
-        yield "hardware.strategy", spec.hardware.strategy.model_dump() | {"reshard_after_forward": True}
-    if spec.hardware.copies > 1:
-        yield "hardware.strategy.sharding", "full"
-    if spec.method.kind != "lora":  # not LoRA instead: that is another training, with another learning rate
-        if "optimizer" not in without:
-            yield "training.optim", "adamw_8bit"
-    elif "4bit" not in without and spec.model.quantization.kind != "4bit":
-        yield "model.quantization", {"kind": "4bit"}

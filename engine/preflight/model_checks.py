@@ -37,7 +37,7 @@ from engine.models.vocabulary import (
     vocabulary_modules,
     vocabulary_problems,
 )
-from engine.preflight.fsdp2 import fsdp2_model_problems
+from engine.preflight.division import model_problems as division_problems
 from engine.spec.method_settings import Lora
 from engine.spec.run_spec import RunSpec
 
@@ -116,8 +116,7 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
     problems += vision_problems(model, spec.vision, spec.method.kind)
-    if spec.hardware.strategy.kind == "fsdp2":
-        problems += fsdp2_model_problems(spec, model)
+    problems += division_problems(spec, model, spec.hardware.strategy.kind)
     if spec.method.kind == "lora":
         problems += saved_part_problems(model, spec.vision, spec.method.modules_to_save)
     resized, adapter = spec.model.makes_rows, spec.model.adapter_path

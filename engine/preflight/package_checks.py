@@ -12,6 +12,7 @@ from engine.models.quantized_weights import READERS
 from engine.preflight import doctor
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
+from engine.spec.strategies import NAMES, ZERO_STAGES
 
 # Part of an optimizer's name → the modules it imports. The first match counts.
 OPTIMIZER_MODULES = {
@@ -40,7 +41,7 @@ PACKAGE_NAMES = {
     "compressed_tensors": "compressed-tensors",
     "liger_kernel": "liger-kernel",
 }  # the package to install, if it has another name
-QUANTIZER = "bitsandbytes"
+QUANTIZER, DEEPSPEED = "bitsandbytes", "deepspeed"
 
 
 def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
@@ -61,7 +62,14 @@ def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
         requirements.append(("use_liger_kernel", "liger_kernel", "extra"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
         requirements.append(("modelscope", "modelscope_hub", "model.hub"))
+    if spec.hardware.strategy.kind in ZERO_STAGES:
+        requirements.append((spec.hardware.strategy.kind, DEEPSPEED, "hardware.strategy"))
     return requirements
+
+
+def deepspeed_installed() -> bool:
+    """Whether its strategies can be offered."""
+    return importlib.util.find_spec(DEEPSPEED) is not None
 
 
 def trains_quantized(spec: RunSpec) -> bool:
@@ -83,7 +91,9 @@ def package_problems(spec: RunSpec, wait: bool) -> list[Problem]:
     """Packages that are not installed, and those that do not work on the device of the run."""
     device, problems = doctor.device_of(spec), []
     for what, module, field in required_packages(spec):
-        if importlib.util.find_spec(module) is None:
+        if importlib.util.find_spec(module) is None and module == DEEPSPEED:
+            problems.append(problem("deepspeed-missing", field, what=NAMES[what]))
+        elif importlib.util.find_spec(module) is None:
             problems.append(problem("package-missing", field, what=what, package=PACKAGE_NAMES.get(module, module)))
         elif module == QUANTIZER:
             check = "optimizer" if field == "training.optim" else what

@@ -13,7 +13,7 @@ from engine.launch.accelerate_config import configuration
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import memory
-from engine.preflight.fsdp2 import fsdp2_obstacles
+from engine.preflight.division import fsdp2_obstacles
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
 

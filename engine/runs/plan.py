@@ -14,7 +14,7 @@ from engine.data.validation import recommended
 from engine.launch import command
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
-from engine.preflight import doctor, limits, memory
+from engine.preflight import doctor, limits, memory, memory_savers
 from engine.preflight.checks import preflight_problems
 from engine.preflight.model_checks import adapted_modules, model_is_readable, trained_parameters
 from engine.preflight.package_checks import bitsandbytes_problems
@@ -157,7 +157,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         doubts=[doubt for doubt in limits.limit_warnings(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES],
         needed=need,
         room=room,
-        fits=memory.fit_to_memory(measured, model, gpu_count, room.bytes, without=broken or ())
+        fits=memory_savers.fit_to_memory(measured, model, gpu_count, room.bytes, without=broken or ())
         if model and need and room
         else None,
         strategy=strategy_reason(measured, model, gpu_count) if spec.hardware.num_processes > 1 else None,

@@ -1,8 +1,8 @@
 """Resume a training on other devices, or with another number of processes: what stays the same, and what forbids it.
 
 Each step keeps its examples, in the same order: the batches of a process stay as large as they are, and each process
-computes more or fewer of them per step. Weights and optimizer state are whole in every checkpoint. Random states belong
-to processes, so dropout goes on differently.
+computes more or fewer of them per step. Weights and optimizer state are whole in every checkpoint, except those of
+DeepSpeed, which has a part for each process. Random states belong to processes, so dropout goes on differently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.core.gpu_choice import BF16_CAPABILITY
 from engine.core.hardware import Gpu
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, step_of, write_text
-from engine.launch.accelerate_config import is_fsdp, with_processes
+from engine.launch.accelerate_config import is_deepspeed, is_fsdp, with_processes
 from engine.launch.command import on_cpu
 from engine.launch.engine_choice import is_local
 from engine.preflight.checks import device_problems, engine_problems
@@ -38,12 +38,16 @@ class _Folder:
     """What the folder of a run says about other numbers of processes, read once."""
 
     begun: bool  # it has checkpoints
-    divided: bool  # its weights were divided among the processes
+    divided: bool  # by FSDP2, among the processes
+    zero: bool  # by DeepSpeed
 
     @classmethod
     def of(cls, run: Run) -> _Folder:
         begun, file = bool(run.dir.checkpoints()), run.dir.accelerate
-        return cls(begun, begun and file.exists() and is_fsdp(file.read_text(encoding="utf-8")))
+        if not begun or not file.exists():
+            return cls(begun, False, False)
+        launched = file.read_text(encoding="utf-8")
+        return cls(begun, is_fsdp(launched), is_deepspeed(launched))
 
 
 def moved(run: Run, processes: int | None, devices: Sequence[int], machines: int | None = None) -> RunSpec:
@@ -118,6 +122,8 @@ def _obstacles(folder: _Folder, spec: RunSpec, count: int, machines: int) -> lis
         return [problem("resume-stage-needs-processes", path, stage=spec.stage.kind, before=before)]
     if spec.extra.get("dataloader_drop_last"):
         return [problem("resume-drops-last", path, before=before)]
+    if folder.zero:
+        return [problem("resume-deepspeed", path, before=before)]
     if count == 1 and folder.divided:
         return [problem("resume-divided", path)]
     return []

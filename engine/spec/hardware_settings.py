@@ -30,7 +30,19 @@ class Ddp(Part):
     kind: Literal["ddp"] = "ddp"
 
 
-class Fsdp2(Part):
+class Offloading(Part):
+    """A strategy that divides a training, and can keep its parts in main memory."""
+
+    cpu_offload: bool = setting(
+        False,
+        "CPU offload",
+        "Keeps what is divided in main memory, where the optimizer computes: with FSDP2 and ZeRO-3 weights, gradients "
+        "and optimizer state, with ZeRO-2 gradients and optimizer state. Needs the least GPU memory, but is several "
+        "times slower.",
+    )
+
+
+class Fsdp2(Offloading):
     """Weights, gradients and optimizer state are divided among the GPUs, and each layer is gathered while it computes.
     For runs that do not fit on each GPU; slower the slower the connection between them."""
 
@@ -41,12 +53,6 @@ class Fsdp2(Part):
         "Releases a layer's gathered weights after its forward pass, and gathers them again for the backward pass. "
         "Off: faster, but the whole model is gathered by the end of the forward pass.",
     )
-    cpu_offload: bool = setting(
-        False,
-        "CPU offload",
-        "Keeps the weights, gradients and optimizer state in main memory, where the optimizer computes. Needs the "
-        "least GPU memory, but is several times slower.",
-    )
     sharding: Literal["auto", "full", "hybrid"] = setting(
         "auto",
         "Sharding",
@@ -56,7 +62,21 @@ class Fsdp2(Part):
     )
 
 
-AnyStrategy = Auto | Single | Ddp | Fsdp2
+class Zero2(Offloading):
+    """DeepSpeed, if it is installed: gradients and optimizer state are divided among the GPUs; each holds the whole
+    model."""
+
+    kind: Literal["zero2"] = "zero2"
+
+
+class Zero3(Offloading):
+    """DeepSpeed, if it is installed: weights, gradients and optimizer state are divided among the GPUs, as with
+    FSDP2."""
+
+    kind: Literal["zero3"] = "zero3"
+
+
+AnyStrategy = Auto | Single | Ddp | Fsdp2 | Zero2 | Zero3
 STRATEGIES = choices(AnyStrategy)
 
 

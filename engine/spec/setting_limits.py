@@ -11,11 +11,13 @@ from engine.spec.run_spec import SPEC_CHOICES, RunSpec
 
 @dataclass(frozen=True)
 class Limit:
-    """A setting of which only some values are possible. `stages`: the stages in which this is so; () for all."""
+    """A setting of which only some values are possible. `stages`: the stages in which this is so; () for all.
+    `reason`: the code of the sentence that says why, if there is one."""
 
     path: str
     allowed: tuple[Any, ...]
     stages: tuple[str, ...] = ()
+    reason: str = ""
 
     def applies_to(self, spec: RunSpec) -> bool:
         return not self.stages or spec.stage.kind in self.stages

@@ -1,13 +1,16 @@
 """What may be combined with which strategy (`hardware.strategy`): the table that the form, the checks before a start
 and docs/strategies.md share.
 
-With a single process and with DDP, all settings work. FSDP2 is offered only for what has been compared with one process
-(`tests/test_sharding.py`): some combinations of libraries train on without an error, but not what they should.
+With a single process and with DDP, all settings work. FSDP2 and DeepSpeed's ZeRO are offered only for what has been
+compared with one process (`tests/test_sharding.py`, `tests/test_deepspeed.py`): some combinations of libraries train on
+without an error, but not what they should.
 """
 
 from __future__ import annotations
 
-from engine.core.problems import Problem, problem
+from typing import Any
+
+from engine.core.problems import LANGUAGES, NOTHING, Problem, problem, say
 from engine.spec.run_spec import RunSpec
 from engine.spec.setting_limits import Limit, exceeded, named
 
@@ -35,8 +38,35 @@ FSDP2_LIMITS = (
     Limit("vision.projector", ("frozen",)),
     Limit("stage.reward_model", ("",), ("grpo",)),
 )
+# Both stages of ZeRO. DeepSpeed runs the optimizer on its own flat copies of the weights.
+ZERO_LIMITS = (
+    Limit("stage", ("pt", "sft", "dpo")),
+    Limit("method", ("lora", "full")),
+    Limit("model.quantization", ("none",)),
+    Limit("training.optim", ("adamw_torch", "sgd"), reason="limit-flat-weights"),
+    Limit("training.precision", ("auto", "bf16", "fp32"), reason="limit-loss-scale"),
+    Limit("training.gradient_checkpointing", (True, False)),
+    Limit("data.packing", (True, False)),
+    Limit("method.use_dora", (False,)),
+    Limit("method.init_lora_weights", ("default", "gaussian")),
+    Limit("method.loraplus_lr_ratio", (None,)),
+    Limit("method.expert_r", (None,)),
+    Limit("method.modules_to_save", ([],)),
+    Limit("model.adapter_path", (None,)),
+    Limit("model.add_tokens", ([],)),
+    Limit("model.add_special_tokens", ([],)),
+    Limit("model.resize_embeddings", (False,)),
+    Limit("vision.language_part", ("method",)),
+    Limit("vision.tower", ("frozen",)),
+    Limit("vision.projector", ("frozen",)),
+    Limit("logging.load_best_model_at_end", (False,)),
+    Limit("hardware.num_machines", (1,)),
+)
+LIMITS = {"fsdp2": FSDP2_LIMITS, "zero2": ZERO_LIMITS, "zero3": ZERO_LIMITS}
+ZERO_STAGES = {"zero2": 2, "zero3": 3}  # the stages of DeepSpeed's ZeRO
+NAMES = {"fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}  # in sentences
 # Extra arguments that change how a model is computed, loaded or optimized.
-EXTRA_NOT_WITH_FSDP2 = (
+EXTRA_NOT_DIVIDED = (
     "activation_offloading", "auto_find_batch_size", "full_determinism", "liger_kernel_config", "sync_ref_model",
     "torch_compile", "use_liger_kernel", "use_vllm",
 )  # fmt: skip
@@ -47,9 +77,9 @@ def strategy_problems(spec: RunSpec) -> list[Problem]:
     kind, processes = spec.hardware.strategy.kind, spec.hardware.num_processes
     if kind == "single" and processes > 1:
         return [problem("strategy-single", "hardware.strategy", processes=processes)]
-    if kind in ("ddp", "fsdp2") and processes == 1:
+    if kind not in ("auto", "single") and processes == 1:
         return [problem("strategy-needs-processes", "hardware.num_processes", strategy=kind)]
-    return _hybrid_problems(spec) + fsdp2_problems(spec) if kind == "fsdp2" else []
+    return _hybrid_problems(spec) + limit_problems(spec, kind)
 
 
 def _hybrid_problems(spec: RunSpec) -> list[Problem]:
@@ -61,11 +91,19 @@ def _hybrid_problems(spec: RunSpec) -> list[Problem]:
     return [problem("hybrid-needs-machines", "hardware.strategy.sharding", **values)]
 
 
-def fsdp2_problems(spec: RunSpec) -> list[Problem]:
-    """Settings that FSDP2 excludes, each at its field."""
-    problems = [
-        problem("fsdp2-not-with", limit.path, given=value, allowed=named(limit.allowed))
-        for limit, value in exceeded(FSDP2_LIMITS, spec)
-    ]
-    extra = [name for name in EXTRA_NOT_WITH_FSDP2 if spec.extra.get(name)]
-    return problems + [problem("fsdp2-not-with-extra", f"extra.{name}", name=name) for name in extra]
+def limit_problems(spec: RunSpec, strategy: str) -> list[Problem]:
+    """Settings that a strategy excludes, each at its field."""
+    if strategy not in LIMITS:
+        return []
+    chosen, problems = NAMES[strategy], list[Problem]()
+    for limit, value in exceeded(LIMITS[strategy], spec):
+        values = {"given": value, "allowed": named(limit.allowed), "why": reason_of(limit)}
+        problems.append(problem("strategy-not-with", limit.path, strategy=chosen, **values))
+    for name in filter(spec.extra.get, EXTRA_NOT_DIVIDED):
+        problems.append(problem("strategy-not-with-extra", f"extra.{name}", name=name, strategy=chosen))
+    return problems
+
+
+def reason_of(limit: Limit) -> Any:
+    """Why a limit is one, in each language; NOTHING if the reason is that nothing else has been compared."""
+    return {language: say(limit.reason, language) for language in LANGUAGES} if limit.reason else NOTHING

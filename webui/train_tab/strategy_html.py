@@ -7,10 +7,11 @@ from typing import Any
 
 from engine.core import hardware
 from engine.launch.command import on_cpu
+from engine.preflight.package_checks import deepspeed_installed
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
 from engine.spec.setting_limits import value_at
-from engine.spec.strategies import FSDP2_LIMITS, fsdp2_problems
+from engine.spec.strategies import LIMITS, ZERO_STAGES, limit_problems
 from webui.form.settings import choices, control_kind, element_id
 from webui.words import Words
 
@@ -27,18 +28,26 @@ def excluded_choices(spec: RunSpec) -> Iterator[tuple[str, Any]]:
     """Choices that are not made and would be a problem: the path of a setting, and a value of it."""
     strategy, processes = spec.hardware.strategy, spec.hardware.num_processes
     chosen = strategy.kind
-    if chosen == "fsdp2":
-        for limit in FSDP2_LIMITS:
-            current = value_at(spec, limit.path)
-            if limit.applies_to(spec) and current is not None:
-                values = (True, False) if isinstance(current, bool) else choices(limit.path)
-                yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
+    for limit in LIMITS.get(chosen, ()):
+        current = value_at(spec, limit.path)
+        if limit.applies_to(spec) and current is not None:
+            values = (True, False) if isinstance(current, bool) else choices(limit.path)
+            yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
     if isinstance(strategy, Fsdp2) and strategy.sharding != "hybrid" and not spec.hardware.can_be_hybrid:
         yield f"{STRATEGY}.sharding", "hybrid"
-    whole = fsdp2_problems(spec) or on_cpu(spec, len(hardware.planned_gpus()))
-    divided = ["single", "fsdp2"] if whole else ["single"]
-    excluded = ["ddp", "fsdp2"] if processes == 1 else divided
+    cpu = on_cpu(spec, len(hardware.planned_gpus()))
+    divided = [kind for kind in LIMITS if cpu or limit_problems(spec, kind)]
+    excluded = ["ddp", *LIMITS] if processes == 1 else ["single", *divided]
     yield from ((STRATEGY, kind) for kind in excluded if kind != chosen)
+
+
+def hidden_choices_css(spec: RunSpec) -> str:
+    """A style sheet that hides the strategies of DeepSpeed where it is not installed, unless one is chosen."""
+    chosen = spec.hardware.strategy.kind
+    if deepspeed_installed() or chosen in ZERO_STAGES:
+        return ""
+    labels = ",".join(f'#{element_id(STRATEGY)} label:has(input[value="{kind}"])' for kind in ZERO_STAGES)
+    return f"<style>{labels}{{display:none}}</style>"
 
 
 def _selector(path: str, value: Any, words: Words) -> str:

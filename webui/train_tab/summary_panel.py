@@ -112,7 +112,8 @@ class SummaryPanel(Panel):
         ]
         changes = [change for change in changed_settings(spec, start) if change.path not in hidden] if start else []
         styles = model_html.disabled_choices_css(plan.unusable or {}, words)
-        styles += model_html.hidden_parts_css(spec, self.workplace) + strategy_html.disabled_choices_css(spec, words)
+        styles += model_html.hidden_parts_css(spec, self.workplace) + strategy_html.hidden_choices_css(spec)
+        styles += strategy_html.disabled_choices_css(spec, words)
         return {
             self.settings.model_facts: model_html.model_facts(spec.model.model_name_or_path, self.workplace, words),
             self.settings.packages: model_html.unusable_packages(plan.unusable, words),

@@ -37,7 +37,7 @@ from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Batch
 from engine.worker.generation.sampling import Sampling
 from engine.worker.runtime.process_lifecycle import rank
-from engine.worker.runtime.sharding import shards_weights
+from engine.worker.runtime.sharding import shards_weights, zero_stage
 from engine.worker.templates.conversations import end_of_turn_ids
 
 MAX_EXAMPLES_EXAMINED = 64  # spread over the data: some of them should be short enough
@@ -90,8 +90,8 @@ def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> 
     """Choose the prompts; if necessary, have the model answer them before training. None if there is no probe."""
     if spec.stage.kind != "sft" or not spec.logging.probe or rank():
         return None
-    if shards_weights():
-        print("No probe: rank 0 alone cannot answer with weights that are divided (FSDP2).", flush=True)
+    if shards_weights() or zero_stage() == 3:
+        print("No probe: rank 0 alone cannot answer with weights that are divided.", flush=True)
         return None
     with _isolated():
         run_probe = Probe(

@@ -18,6 +18,7 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import moves_base
 from engine.worker.training.sharding import plugin_arguments, prepare_sharding
 from engine.worker.training.trainers import common_arguments, stage_arguments
+from engine.worker.training.zero import complete_configuration
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
@@ -41,6 +42,7 @@ class TrainingContext:
         processes = {"ddp_find_unused_parameters": trains_outside_language(self.model)}
         arguments = config(**processes | common | stage_arguments(self.spec) | changes)
         arguments.fsdp_plugin_args = plugin_arguments(self.spec)
+        complete_configuration(self.spec, arguments)
         return arguments
 
     def trainer(self, kind: Callable[..., AnyTrainer], arguments: TrainingArguments, **own: Any) -> AnyTrainer:

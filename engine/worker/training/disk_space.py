@@ -99,12 +99,16 @@ def remove_checkpoint(folder: Path) -> None:
 
 def checkpoint_bytes(trainer: Any, *, adapter: bool) -> int:
     """The approximate size of a checkpoint: the trained weights of an adapter, otherwise all weights, the optimizer's
-    state, and the tokenizer. With FSDP, transformers writes the trained weights twice."""
+    state, and the tokenizer. With FSDP, transformers writes the trained weights twice; with DeepSpeed, it does so too,
+    and the optimizer's state includes a copy of them in fp32, of which every process has its part."""
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad or not adapter]
-    if trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         weights += [weight for weight in weights if weight.requires_grad]
-    states = getattr(trainer.optimizer, "state", {}).values()
-    return _bytes(weights) + _bytes(_tensors(states)) + TOKENIZER_BYTES
+    states = _bytes(_tensors(getattr(trainer.optimizer, "state", {}).values()))
+    if trainer.is_deepspeed_enabled:
+        trained = _bytes(weight for weight in weights if weight.requires_grad) // 2
+        states = trained + states * trainer.args.world_size
+    return _bytes(weights) + states + TOKENIZER_BYTES
 
 
 def _tensors(values: Any) -> Iterator[Any]:
@@ -116,7 +120,8 @@ def _tensors(values: Any) -> Iterator[Any]:
 
 
 def _bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """`ds_numel` is the whole number of elements of a weight that ZeRO-3 has divided."""
+    return sum(getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size() for tensor in tensors)
 
 
 def _folder_bytes(folder: Path) -> int:

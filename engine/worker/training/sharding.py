@@ -21,14 +21,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from engine.core.problems import Refusal, problem
 from engine.spec.run_spec import RunSpec
+from engine.spec.strategies import NAMES
 from engine.worker.data.images_column import IMAGES_COLUMN
 from engine.worker.models.loading import DTYPES, precision
-from engine.worker.runtime.sharding import model_copies, shards_weights
+from engine.worker.runtime.sharding import model_copies, shards_weights, zero_stage
+from engine.worker.training import zero
 
 
 def local_part(weight: Tensor) -> Tensor:
     """This process's part of a weight; the weight itself if it is not divided."""
-    return weight.to_local() if isinstance(weight, DTensor) else weight
+    return weight.to_local() if isinstance(weight, DTensor) else getattr(weight, "ds_tensor", weight)
 
 
 def prepare_sharding(spec: RunSpec, trainer: Trainer) -> None:
@@ -38,10 +40,13 @@ def prepare_sharding(spec: RunSpec, trainer: Trainer) -> None:
     expected = {"auto": shards_weights(), "fsdp2": True}.get(strategy.kind, False)
     copies = {"hybrid": spec.hardware.copies, "full": 1}.get(getattr(strategy, "sharding", ""), model_copies())
     trainer.add_callback(ShardingCheck(expected, copies))
+    trainer.add_callback(zero.ZeroCheck(spec, trainer))
+    images = IMAGES_COLUMN in getattr(trainer.train_dataset, "column_names", ())
+    if images and (shards_weights() or zero_stage()):
+        name = NAMES["fsdp2"] if shards_weights() else f"ZeRO-{zero_stage()}"
+        raise Refusal(problem("strategy-images", "hardware.strategy", strategy=name))
     if not shards_weights():
         return
-    if IMAGES_COLUMN in getattr(trainer.train_dataset, "column_names", ()):
-        raise Refusal(problem("fsdp2-images", "hardware.strategy"))
     accelerator: Any = trainer.accelerator
     # Otherwise each process would hold the gradients of all weights from the first batch of a step to the last.
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
@@ -80,9 +85,10 @@ def full_weights(model: Any, *_: Any, trained_only: bool = False) -> dict[str, T
 def weights_for_file(spec: RunSpec, trainer: Trainer) -> dict[str, Tensor] | None:
     """The whole weights on rank 0 if they are divided: those of the adapter, or all; otherwise None. All ranks must
     call this together."""
-    if not shards_weights():
-        return None
-    return full_weights(trainer.model, trained_only=spec.method.kind == "lora")
+    trained_only = spec.method.kind == "lora"
+    if zero_stage() == 3:
+        return zero.full_weights(trainer, trained_only=trained_only)
+    return full_weights(trainer.model, trained_only=trained_only) if shards_weights() else None
 
 
 class ShardingCheck(TrainerCallback):

@@ -15,6 +15,7 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.trainer_arguments import RENAMED_ARGUMENTS
 from engine.worker.models.loading import precision
 from engine.worker.runtime.devices import has_gpus
+from engine.worker.runtime.sharding import zero_stage
 
 # Stage → location of its function: TrainingContext → a transformers Trainer that has not started. Named instead of
 # imported, because TRL's trainers take a second or more each to import, and a run needs one of them.
@@ -49,8 +50,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     )  # fmt: skip
     return {
         **{name: getattr(training, name) for name in names},
-        # The products of 8-bit weights keep their inputs, which only the reentrant kind of recomputation avoids.
-        "gradient_checkpointing_kwargs": {"use_reentrant": spec.model.quantization.kind == "8bit"},
+        "gradient_checkpointing_kwargs": {"use_reentrant": _recomputes_with_reentry(spec)},
         "max_steps": training.max_steps or -1,
         "bf16": numbers == "bf16",
         "fp16": numbers == "fp16",
@@ -75,6 +75,12 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "disable_tqdm": True,
         **spec.extra,
     }
+
+
+def _recomputes_with_reentry(spec: RunSpec) -> bool:
+    """The products of 8-bit weights keep their inputs, which only the reentrant kind of recomputation avoids; ZeRO-3
+    cannot gather the frozen weights below an adapter again in the other kind."""
+    return spec.model.quantization.kind == "8bit" or (spec.method.kind == "lora" and zero_stage() == 3)
 
 
 def stage_arguments(spec: RunSpec) -> dict[str, Any]:
