@@ -215,6 +215,13 @@ def test_names_and_numbers_have_limits(saves: Path, monkeypatch: pytest.MonkeyPa
     a, b = own_presets.find(saves, ADA)[0]
     with pytest.raises(Refusal, match="already"):
         own_presets.change(saves, b, name=a.name)
+    for name, why in {
+        " ": "Give the preset a name",
+        "demo:  DPO": "comes with Athanor",
+        "x" * 61: "at most 60",
+    }.items():
+        with pytest.raises(Refusal, match=why):
+            own_presets.save(saves, name, "bob", True, seed)
     own_presets.save(saves, "c", "bob", True, seed)
     (saves / "file").write_text("")
     with pytest.raises(Refusal, match="cannot be changed"):

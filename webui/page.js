@@ -4,7 +4,11 @@
   const remembered = () => { try { return localStorage.getItem('theme'); } catch { return null; } };
 
   // ---- light and dark mode: the system's setting until the reader chooses
-  const paint = () => { const theme = remembered(); if (theme) document.body.classList.toggle('dark', theme === 'dark'); };
+  const paint = () => {
+    const theme = remembered();
+    if (theme) document.body?.classList.toggle('dark', theme === 'dark');
+    root.style.colorScheme = document.body?.classList.contains('dark') ? 'dark' : 'light'; // of scrollbars
+  };
   new MutationObserver(paint).observe(root, { childList: true });
   // gradio also colours the body, once it has loaded
   addEventListener('load', () => { paint(); new MutationObserver(paint).observe(document.body, { attributeFilter: ['class'] }); });

@@ -1,6 +1,7 @@
 // Finding a setting by its words (webui/train_tab/settings_index.py), and the keys of the Train tab.
 (() => {
   const MOST = 12; // matches that are listed
+  const WHOLE = 95, HINT = 10; // points of a whole name, and of words that are only in the hint
   const box = () => document.getElementById('find-setting'), list = () => document.getElementById('settings-matching');
   const plain = (text) => text.normalize('NFKC').toLowerCase().replace(/^-+/, '').replace(/[_\-./\s]+/g, ' ').trim();
   const initials = (text) => text.split(' ').map((word) => word[0]).join('');
@@ -20,20 +21,25 @@
     : ` ${name}`.includes(` ${text}`) ? 60 : name.includes(text) ? 40 : 0;
   const ranked = (settings, typed) => {
     const text = plain(typed), words = text.split(' ');
-    return settings.map((setting) => {
+    const found = settings.map((setting) => {
       let points = initials(plain(setting.path.split('.').pop())) === text ? 90 : 0, theirs = ''; // lr
       for (const [name, other] of setting.searched) {
         const now = fit(name, text) - (other ? 5 : 0);
         if (now > points) { points = now; theirs = other; }
       }
       if (!points && words.every((word) => setting.searched.some(([name]) => name.includes(word)))) points = 30;
-      if (!points && words.every((word) => setting.all.includes(word))) points = 10;
+      if (!points && words.every((word) => setting.all.includes(word))) points = HINT;
+      // What only other programs have comes last, unless its whole name is typed.
+      if (!setting.id) points = points === 100 ? 80 : Math.min(points, HINT - 1);
       return { setting, points, theirs };
     }).filter(({ points }) => points > 0).sort((left, right) => right.points - left.points);
+    // Whoever types a whole name is not looking for hints that contain it, too.
+    return found[0]?.points >= WHOLE ? found.filter(({ points }) => points > HINT) : found;
   };
 
   // Why a setting cannot be seen now; '' if it can. What is in a part that was never opened is not on the page yet.
   const hidden = ({ id, part, union, kinds, why }) => {
+    if (!id) return why; // of another program
     const gone = (element) => element && getComputedStyle(element).display === 'none';
     const chosen = union && document.querySelector(`#${union} input:checked`)?.value;
     if (chosen ? !kinds.includes(chosen) : gone(document.getElementById(id)) || gone(document.getElementById(part)))
@@ -63,7 +69,7 @@
       row.id = `matching-${at}`; row.dataset.at = at; row.setAttribute('role', 'option');
       if (why) row.setAttribute('aria-disabled', 'true');
       row.append(made('b', '', setting.label), made('span', 'where', setting.where));
-      row.append(made('code', '', theirs ? `${theirs} → ${setting.path}` : setting.path));
+      if (setting.id) row.append(made('code', '', theirs ? `${theirs} → ${setting.path}` : setting.path));
       if (why) row.append(made('small', '', why));
       return row;
     }));
@@ -82,7 +88,7 @@
   };
   const choose = (at) => {
     const { setting } = matches[at] ?? {};
-    if (!setting) return;
+    if (!setting?.id) return;
     const instead = hidden(setting) && setting.instead;
     close(); box().value = '';
     // What was not on the page before its part was opened may turn out to be hidden.

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from engine.core.problems import LANGUAGES, Problem, Refusal, problem
 from engine.core.regular_files import list_files, read_bytes
 from engine.core.rights import OPERATOR, Person
 from engine.core.rundir import stamp, write_text
+from engine.launch.workspace import Workplace
 from engine.runs.compare import Difference, differences
 from engine.runs.plan import changed_settings
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields, union_of
@@ -204,9 +205,19 @@ def _all(saves: Path) -> list[OwnPreset]:
 
 def _checked_name(name: str) -> str:
     name = " ".join(name.split())
-    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-        raise Refusal(problem("preset-name", given=ascii(name[:80])[1:-1] if name else "", limit=MAX_NAME_LENGTH))
+    if not name:
+        raise Refusal(problem("preset-unnamed"))
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise Refusal(problem("preset-name", given=ascii(name[:80])[1:-1], limit=MAX_NAME_LENGTH))
+    if name.casefold() in _built_in_titles():
+        raise Refusal(problem("preset-built-in", name=name))
     return name
+
+
+@cache
+def _built_in_titles() -> frozenset[str]:
+    """What the presets that come with Athanor are called in the list, in every language."""
+    return frozenset(title.casefold() for about in Workplace().presets().values() for title in about["title"].values())
 
 
 def _free_id(folder: Path, name: str) -> str:

@@ -166,7 +166,12 @@ class Training(Part):
         le=10**9,
     )
     learning_rate: float = setting(
-        1e-4, "Learning rate", "LoRA: 5e-5 to 2e-4. Full: 1e-6 to 2e-5.", essential=True, gt=0, le=1
+        1e-4,
+        "Learning rate",
+        "LoRA: 5e-5 to 2e-4, for tiny models up to 2e-3. Full: 1e-6 to 2e-5.",
+        essential=True,
+        gt=0,
+        le=1,
     )
     per_device_train_batch_size: int = setting(
         2,

@@ -163,6 +163,14 @@ def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
     expect(first).to_contain_text("only with Stage SimPO")
     page.keyboard.press("Enter")
     expect(page.locator("#f-stage input:checked")).to_be_focused()
+    for typed, row, text in (
+        ("default_system", 0, "Not available: put the system message"), ("system prompt", 0, "default_system"),
+        ("output_dir", 0, "Not needed: every run has its own folder"), ("梯度检查点", 0, "gradient_checkpointing"),
+        ("export_dir", 0, "Not part of a training"), ("lora_rank", 0, "method.r"),
+    ):  # fmt: skip
+        box.fill(typed)
+        expect(page.locator("#settings-matching li").nth(row)).to_contain_text(text)
+    page.keyboard.press("Escape")
     for typed in ("qqqq", "<img src=x onerror=alert(1)>"):
         box.fill(typed)
         expect(page.locator("#finder")).to_contain_text(f"No setting matches “{typed}”")
@@ -251,6 +259,11 @@ def test_a_form_is_found_as_it_was_left_by_whom_it_belongs_to(
     page.keyboard.press("Tab")
     page.locator("#own-presets [data-do=save]").click()
     expect(page.locator("#own-presets li")).to_contain_text("Bob's")
+    page.locator("#own-presets .saving input[type=text]").fill(" Bob's ")
+    page.locator("#own-presets [data-do=save]").click()
+    expect(page.locator("#own-presets .heard")).to_have_text("Replace: Bob's")  # and not at once
+    page.keyboard.press("Tab")
+    expect(page.locator("#own-presets [data-do=save]")).to_have_text("Save")
     delete, heard = page.locator("#own-presets [data-do=delete]"), page.locator("#own-presets .heard")
     delete.click()
     expect(heard).to_have_text("Really delete: Bob's")

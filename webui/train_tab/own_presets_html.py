@@ -7,13 +7,13 @@ from html import escape
 
 from engine.core.problems import Problem
 from engine.core.rights import Person, may
-from engine.runs.own_presets import MAX_NAME_LENGTH, Applied, OwnPreset
+from engine.runs.own_presets import Applied, OwnPreset
 from webui import notices
 from webui.train_tab import changed_html
 from webui.words import Words
 
-# Sends what is to be done, to which preset, and what is typed and ticked next to the button. Deleting asks once more,
-# until another control has the focus.
+# Sends what is to be done, to which preset, and what is typed and ticked next to the button. Deleting and replacing
+# ask once more, until another control has the focus.
 ACT_JS = """
 const hear = (text) => {
   const heard = element.querySelector('.heard');
@@ -28,19 +28,23 @@ const act = (button) => {
   const row = button.closest('[data-preset]'), place = row ?? element, what = button.dataset.do;
   const name = place.querySelector('input[type=text]');
   const ticked = (box) => place.querySelector(`[name=${box}]`)?.checked ?? false;
-  if (what === 'delete' && !button.hasAttribute('data-sure')) {
+  const plain = (text) => text.trim().replace(/\\s+/g, ' ');
+  const replaced = what === 'save'
+    && [...element.querySelectorAll('[data-mine] b')].find((other) => other.textContent === plain(name.value));
+  const asks = what === 'delete' ? row.querySelector('b') : replaced;
+  if (asks && !button.hasAttribute('data-sure')) {
     button.setAttribute('data-sure', '');
     button.dataset.first = button.textContent;
     button.textContent = button.dataset.really;
     button.focus();  // also where a click does not do that: the question ends with the focus
-    hear(`${button.dataset.really}: ${row.querySelector('b').textContent}`);
+    hear(`${button.dataset.really}: ${asks.textContent}`);
   } else if (what === 'rename' && !row.hasAttribute('data-renaming')) {
     row.setAttribute('data-renaming', '');
     name.focus();
     name.select();
   } else {
     row?.removeAttribute('data-renaming');
-    if (what === 'delete') unsure(button);
+    if (button.hasAttribute('data-sure')) unsure(button);
     const ticks = { changed: ticked('changed'), places: ticked('places'), shared: ticked('shared') };
     trigger('select', { do: what, id: row?.dataset.preset ?? '', name: name?.value ?? '', ...ticks });
   }
@@ -86,11 +90,13 @@ def _saving(person: Person, words: Words) -> str:
     boxes = "".join(
         f'<label><input type="checkbox" name="{name}"> {escape(words(f"preset-{name}"))}</label>' for name in ticks
     )
-    return f'<div class="saving">{_name_box("", words)}{_button("save", "preset-save", words)}{boxes}</div>'
+    save = _button("save", "preset-save", words, f' data-really="{escape(words("preset-replace"))}"')
+    return f'<div class="saving">{_name_box("", words)}{save}{boxes}</div>'
 
 
 def _row(preset: OwnPreset, person: Person, words: Words) -> str:
     of = preset.by if preset.by != person.name else ""
+    mine = " data-mine" if preset.by == person.name else ""  # saving under its name replaces it
     about = [words("preset-of", name=of)] if of else []
     if person.name and not of:
         about.append(words("preset-is-shared" if preset.shared else "preset-is-private"))
@@ -102,7 +108,7 @@ def _row(preset: OwnPreset, person: Person, words: Words) -> str:
         buttons += _button("rename", "preset-rename", words)
         buttons += _button("delete", "preset-delete", words, f' data-really="{really}"')
     return (
-        f'<li data-preset="{escape(preset.id)}"><b>{escape(preset.name)}</b>{_name_box(preset.name, words)}'
+        f'<li data-preset="{escape(preset.id)}"{mine}><b>{escape(preset.name)}</b>{_name_box(preset.name, words)}'
         f"<small>{escape(' · '.join(about))}</small><span>{buttons}</span></li>"
     )
 
@@ -110,7 +116,7 @@ def _row(preset: OwnPreset, person: Person, words: Words) -> str:
 def _name_box(value: str, words: Words) -> str:
     label = escape(words("preset-name"))
     return (
-        f'<input type="text" maxlength="{MAX_NAME_LENGTH}" value="{escape(value)}" placeholder="{label}" '
+        f'<input type="text" value="{escape(value)}" placeholder="{label}" '
         f'aria-label="{label}" autocomplete="off" spellcheck="false">'
     )
 

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from engine.importer.table import entries
+from engine.importer.table import Entry, entries, reasons
 from engine.spec.run_spec import SPEC_CHOICES, fields, union_of
 from webui.form.settings import MODEL, RUN_NAME, choices, element_id, essential, kinds_of, part_id, part_of
 from webui.words import LANGUAGES, Words
 
-PROGRAMS = ("llamafactory", "axolotl")
+PROGRAMS = {"llamafactory": "LLaMA-Factory", "axolotl": "Axolotl"}
+OTHER_PURPOSES = frozenset({"evaluation", "export"})  # in the tables, besides the stages of a training
 # Settings that `model_html.hidden_parts_css` hides: part or path → the text that says why, and what decides.
 HIDDEN = {"vision": ("search-no-vision", MODEL), "hardware.num_machines": ("search-one-machine", "")}
 
@@ -23,7 +24,7 @@ HIDDEN = {"vision": ("search-no-vision", MODEL), "hardware.num_machines": ("sear
 def index_file(language: str) -> tuple[str, str]:
     """The name of the file, which changes with its content, and the content: JSON."""
     words = Words(language)
-    settings = [_entry(path, words) for path in fields()]
+    settings = [*(_entry(path, words) for path in fields()), *_without_counterpart(words)]
     content = json.dumps(settings, ensure_ascii=False, separators=(",", ":"))
     return f"settings-{language}-{hashlib.sha1(content.encode()).hexdigest()[:12]}.json", content
 
@@ -63,14 +64,41 @@ def _hidden(path: str, words: Words) -> dict[str, Any]:
     return {"why": words(code), "instead": element_id(decided_by) if decided_by else ""} if code else {}
 
 
+def _without_counterpart(words: Words) -> list[dict[str, Any]]:
+    """What other programs can set and this form cannot, or need not: found by its name, and `why` tells the reason."""
+    known = {path.rpartition(".")[2] for path in fields()}.union(*other_names().values())
+    listed: dict[str, dict[str, Any]] = {}
+    for program, title in PROGRAMS.items():
+        for key, counterpart in entries(program).items():
+            if key in known or key in listed or not (reason := _reason(counterpart, words)):
+                continue
+            hints = reasons().get(counterpart.none or counterpart.same, {})
+            listed[key] = {"id": "", "path": key, "label": key, "where": title, "names": [key], "theirs": []} | {
+                "text": " ".join(hints.values()),
+                "why": reason,
+            }
+    return list(listed.values())
+
+
+def _reason(counterpart: Entry, words: Words) -> str:
+    """Why the form has no setting for a key of another program; "" if it has."""
+    if counterpart.paths:
+        return words("search-elsewhere") if OTHER_PURPOSES.issuperset(counterpart.paths) else ""
+    if counterpart.none:
+        return words("search-not-here", why=reasons()[counterpart.none][words.language])
+    return words("search-not-needed", why=reasons()[counterpart.same][words.language]) if counterpart.same else ""
+
+
 @cache
 def other_names() -> Mapping[str, tuple[str, ...]]:
     """Path of a setting → what other programs call it, if the name differs."""
     names: dict[str, dict[str, None]] = {}
     for program in PROGRAMS:
         for key, counterpart in entries(program).items():
-            for target in counterpart.paths.values():
+            for purpose, target in counterpart.paths.items():
                 path = target.removesuffix(".kind")
+                if purpose in OTHER_PURPOSES:  # a setting of another form that has the same name
+                    continue
                 if path in fields() and key != path.rpartition(".")[2]:
                     names.setdefault(path, {})[key] = None
     return {path: tuple(keys) for path, keys in names.items()}

@@ -73,7 +73,10 @@ class SettingsPanel(Panel):
         """Titles and values: those of users, then those that come with Athanor."""
         words, name = self.words, asking().name
         labels = [
-            (preset.name if preset.by == name else f"{preset.name} · {preset.by or '—'}", f"{OWN}{preset.id}")
+            (
+                words("preset-mine", name=preset.name) if preset.by == name else f"{preset.name} · {preset.by or '—'}",
+                f"{OWN}{preset.id}",
+            )
             for preset in own
         ]
         return labels + [(about["title"][words.language], name) for name, about in self.workplace.presets().items()]
