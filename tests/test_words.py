@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import string
 from pathlib import Path
 
@@ -102,3 +103,18 @@ def test_every_word_that_the_code_asks_for_exists():
     asked = set(re.findall(r'\bwords\("([a-z-]+)"', code))
     assert asked
     assert asked <= set(words_file("page"))
+
+
+def test_every_control_has_a_label_of_its_own() -> None:
+    """Otherwise screen readers read gradio's English name of the kind of control, also where no label is shown."""
+    kinds = {"Textbox", "Radio", "Dropdown", "Number", "Checkbox", "CheckboxGroup", "Slider"}
+    without = []
+    for file in Path(webui.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in kinds):
+                continue
+            names = {keyword.arg for keyword in call.keywords}  # None: more of them come from a mapping
+            hidden = any(ast.unparse(keyword.value) == "'unseen'" for keyword in call.keywords)
+            if ast.unparse(call.func.value) == "gr" and not hidden and not names & {"label", None}:
+                without.append(f"{file.name}:{call.lineno}")
+    assert without == []

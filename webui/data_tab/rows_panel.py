@@ -29,6 +29,7 @@ class RowsPanel(Panel):
         with gr.Row(elem_classes="bar-row"):
             self.text = gr.Textbox(
                 placeholder=self.words("rows-search"),
+                label=self.words("rows-search"),
                 show_label=False,
                 container=False,
                 max_lines=1,
@@ -37,7 +38,14 @@ class RowsPanel(Panel):
             )
             self.back = gr.Button("‹", size="sm", scale=0, min_width=40, elem_id="rows-back")
             self.where = gr.Textbox(
-                "1", show_label=False, container=False, max_lines=1, scale=0, min_width=110, elem_id="rows-where"
+                "1",
+                show_label=False,
+                container=False,
+                max_lines=1,
+                scale=0,
+                min_width=110,
+                elem_id="rows-where",
+                label=self.words("rows-where"),
             )
             self.on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="rows-on")
         self.html = gr.HTML(elem_id="rows")

@@ -82,7 +82,14 @@ class TokensPanel(Panel):
         with gr.Row(elem_classes="bar-row"):
             self.back = gr.Button("‹", size="sm", scale=0, min_width=40)
             self.where = gr.Textbox(
-                "1", show_label=False, container=False, max_lines=1, scale=0, min_width=110, elem_id="seen-where"
+                "1",
+                show_label=False,
+                container=False,
+                max_lines=1,
+                scale=0,
+                min_width=110,
+                elem_id="seen-where",
+                label=self.words("rows-where"),
             )
             self.on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="seen-on")
         self.html = gr.HTML(elem_id="seen")

@@ -31,6 +31,7 @@ class TablePanel(Panel):
             with gr.Row(elem_classes="bar-row"):
                 self.search = gr.Textbox(
                     placeholder=words("runs-search"),
+                    label=words("runs-search"),
                     show_label=False,
                     container=False,
                     elem_id="search",

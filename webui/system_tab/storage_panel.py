@@ -33,7 +33,12 @@ class StoragePanel(Panel):
         with gr.Row(elem_classes="buttons"):
             named = [(words(f"storage-{kind}"), kind) for kind in prune.KINDS]
             self.kinds = gr.CheckboxGroup(
-                named, value=list(prune.KINDS), show_label=False, container=False, elem_id="storage-kinds"
+                named,
+                value=list(prune.KINDS),
+                show_label=False,
+                container=False,
+                elem_id="storage-kinds",
+                label=words("storage"),
             )
         with gr.Row(elem_classes="buttons beside-a-field"):
             self.days = gr.Number(

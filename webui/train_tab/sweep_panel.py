@@ -47,7 +47,7 @@ class SweepPanel(Panel):
                 self.axes.append((setting, values))
             self.order = gr.Radio(
                 [(words(f"sweep-{order}"), order) for order in sweeps.ORDERS],
-                value="grid", show_label=False, container=False, elem_id="sweep-order",
+                value="grid", show_label=False, container=False, label=words("sweep"), elem_id="sweep-order",
             )  # fmt: skip
             with gr.Row():
                 self.count = gr.Number(
