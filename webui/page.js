@@ -4,11 +4,9 @@
   const remembered = () => { try { return localStorage.getItem('theme'); } catch { return null; } };
 
   // ---- light and dark mode: the system's setting until the reader chooses
-  const paint = () => {
-    const theme = remembered();
-    if (theme) document.body?.classList.toggle('dark', theme === 'dark');
-    root.style.colorScheme = document.body?.classList.contains('dark') ? 'dark' : 'light'; // of scrollbars
-  };
+  const paint = () => { const theme = remembered(); if (theme) document.body.classList.toggle('dark', theme === 'dark'); };
+  // Scrollbars follow. A rule and no style of the element, which gradio replaces.
+  document.head.insertAdjacentHTML('beforeend', '<style>html:has(> body.dark) { color-scheme: dark; }</style>');
   new MutationObserver(paint).observe(root, { childList: true });
   // gradio also colours the body, once it has loaded
   addEventListener('load', () => { paint(); new MutationObserver(paint).observe(document.body, { attributeFilter: ['class'] }); });
