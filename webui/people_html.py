@@ -134,7 +134,7 @@ def _number(limit: float | None, words: Words) -> str:
 def about(account: Account, words: Words) -> str:
     """The role, and what is used of what."""
     role = words(f"role-of-{account.user.role}") if account.user else words("people-no-user")
-    return " · ".join((role, *(f"{words(f'quota-{name}')}: {text}" for name, text in used(account, words).items())))
+    return " · ".join((role, *(f"{words(f'quota-{name}')} {text}" for name, text in used(account, words).items())))
 
 
 def used(account: Account, words: Words) -> Mapping[str, str]:
