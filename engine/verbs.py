@@ -377,7 +377,6 @@ TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
     stop: lambda run: "kill" in run.can,
     resume: lambda run: "resume" in run.can,
     follow: lambda run: bool(results.possible_next_stages(run)),
-    delete: lambda run: "delete" in run.can,
-}
+}  # not `delete`: of a training in progress and its evaluation, it would take the evaluation
 # What these do cannot be undone, and an abbreviation of a run that is gone may be one of another.
 NEED_WHOLE_NAME = (stop, delete)

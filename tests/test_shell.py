@@ -3,19 +3,22 @@ the shell's language, and makes nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.__main__ import main, parser
+from engine.core.locks import try_lock
 from engine.core.problems import Refusal, reasons
-from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
+from engine.core.rundir import ALIVE_BYTE, RESULT_FILE, RunDir, write_json, write_text
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
@@ -85,6 +88,17 @@ def test_a_run_is_found_by_its_id_by_its_folder_or_by_its_name(tmp_path: Path, d
             runs.get(saves, none)
 
 
+@contextlib.contextmanager
+def in_progress(run: Path) -> Iterator[None]:
+    """The folder of a finished run, as if it were alive."""
+    lock = try_lock(RunDir(run).lock, ALIVE_BYTE, shared=True)
+    (run / "exit.json").rename(run / "ended")
+    assert "delete" not in runs.read(run, run.parents[2]).can
+    yield
+    (run / "ended").rename(run / "exit.json")
+    os.close(lock or 0)
+
+
 def test_a_verb_looks_only_at_the_runs_that_it_can_take(
     tmp_path: Path,
     demo_results: Path,
@@ -130,9 +144,9 @@ def test_a_verb_looks_only_at_the_runs_that_it_can_take(
     shell("resume", "tale")
     assert began.pop() == "demo_model/export/other-1"
     assert "kind: dpo" in shell("follow", "tale", "dpo")
-    for verb in ("clone", "delete"):  # which can take any of them
-        refused = shell(verb, "tale")
-        assert refused.count("demo_model/") == 4, refused
+    assert shell("clone", "tale").count("demo_model/") == 4  # which can take any of them
+    with in_progress(one):
+        assert shell("delete", "tale").count("demo_model/") == 4  # nothing else of its name is deleted in its place
     refused = shell("stop", "tale")
     assert "any of the runs called 'tale'" in refused
     assert (refused.count("(finished)"), refused.count("(stopped)")) == (3, 1), refused
