@@ -50,13 +50,18 @@ def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doctor._folder.cache_clear()
 
 
-def tried(monkeypatch: pytest.MonkeyPatch, seen: TrialResult, seconds: float = 0.0) -> list[str]:
-    """The trial itself is a stand-in: this machine has no card. Returns the list of what is tried."""
+def tried(
+    monkeypatch: pytest.MonkeyPatch, seen: TrialResult, seconds: float = 0.0, end: threading.Event | None = None
+) -> list[str]:
+    """The trial itself is a stand-in: this machine has no card. It takes so many seconds, or until `end` is set.
+    Returns the list of what is tried."""
     tries: list[str] = []
 
     def stand_in(module: str, device: Device) -> TrialResult:
         tries.append(module)
         time.sleep(seconds)
+        if end:
+            end.wait(60)
         return seen
 
     monkeypatch.setattr(doctor, "_try_in_child", stand_in)
@@ -185,19 +190,26 @@ def test_a_copy_without_its_library_is_told_by_check_and_the_installed_one_is_so
     workplace: Workplace,
     make_spec: Callable[..., RunSpec],
     without_library: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec = make_spec(model__quantization="4bit", training__optim="adamw_8bit").to_yaml()
     assert engine(workplace, "check", "-", input=spec).stdout == "ready to start\n"
-    monkeypatch.setenv("PYTHONPATH", str(without_library))
+    package, imports = tmp_path / "path" / "bitsandbytes", tmp_path / "imports"
+    shutil.copytree(without_library / package.name, package)
+    package = package / "__init__.py"
+    noted = f"open({str(imports)!r}, 'a').write('one more')\n" + package.read_text(encoding="utf-8")
+    package.write_text(noted, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     checked = engine(workplace, "check", "-", input=spec)
     lines = checked.stdout.splitlines()
     assert checked.returncode == 1
     assert [line.split(":")[0] for line in lines] == ["training.optim", "model.quantization"]
     assert all("libbitsandbytes_cpu" in line and "COMPUTE_BACKEND=cpu" in line for line in lines)
-    began = time.monotonic()
+    times = imports.stat().st_size
+    assert times
     assert engine(workplace, "check", "-", input=spec).stdout == checked.stdout
-    assert time.monotonic() - began < 4  # remembered: no child imports torch again
+    assert imports.stat().st_size == times  # remembered: no child imports it again
     assert engine(workplace, "check", "-", input=make_spec().to_yaml()).stdout == "ready to start\n"
 
 
@@ -236,12 +248,12 @@ def test_the_children_look_for_modules_where_the_studio_does(monkeypatch: pytest
 def test_a_plan_does_not_wait_for_a_trial(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried(monkeypatch, BROKEN, 1.0)
+    end = threading.Event()
+    tried(monkeypatch, BROKEN, end=end)
     spec = make_spec(model__quantization="4bit")
-    began = time.monotonic()
     plan = summary(spec, workplace)
-    assert time.monotonic() - began < 0.9
-    assert (plan.unusable, plan.problems) == (None, [])
+    assert (plan.unusable, plan.problems) == (None, [])  # the trial is still going on
+    end.set()
     plan = wait_until(lambda: (now := summary(spec, workplace)).unusable and now, 10)
     assert [one.field for one in plan.problems] == ["model.quantization"]
 

@@ -298,9 +298,9 @@ def test_the_hubs_cache_is_where_its_own_variables_say(monkeypatch, tmp_path):
 def test_hundreds_of_models_are_found_in_a_moment(root):
     for number in range(300):
         make_model(root / str(number))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(find_models([root])) == 300
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 # ------------------------------------------------------------------------------- what can be wrong
