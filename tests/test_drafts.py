@@ -154,6 +154,7 @@ def test_rows_are_made_judged_and_deduplicated_and_what_is_no_row_is_counted(pla
     text = " ".join(remark.text() for remark in remarks.remarks(draft, counts))
     assert "1 of 6 answers" in text
     assert "I can certainly help you with noise!" in text
+    assert "With its passage, the question has 900 tokens" in text
     assert counts.dropped == {"surplus": 1}
     assert "1 row of the answers was left out: the model wrote more than were asked for" in text
     assert "has 900 tokens, but it can handle at most 512" in text

@@ -41,7 +41,7 @@ MAX_CHARACTERS = 50_000_000  # of all documents of a draft
 POLL_S = 0.3  # between two looks for a request to stop
 BUSY_WAIT_S = 1.0  # until a server that has too many questions is asked again
 MAX_KEPT = 2_000  # characters kept of an answer that cannot be read
-OF_ONE_PASSAGE = {"chat-too-long"}  # any other problem ends the process, so that its passage is asked about again
+OF_ONE_PASSAGE = "chat-too-long"  # any other problem ends the process, so that its passage is asked about again
 
 
 class Stopped(Exception):
@@ -74,7 +74,7 @@ class Model:
             time.sleep(BUSY_WAIT_S)
         if self.is_stopped():
             raise Stopped
-        if answer.problem is not None and answer.problem.code not in OF_ONE_PASSAGE:
+        if answer.problem is not None and answer.problem.code != OF_ONE_PASSAGE:
             raise Refusal(answer.problem)
         if answer.finish == "cancelled":
             raise Refusal(problem("draft-answer-cancelled", name=self.server.name))
@@ -194,8 +194,8 @@ def ask_about(passage: Passage, settings: DraftSettings, model: Model) -> dict[s
     prompt = question_prompt(passage, settings.rows, settings.language, settings.instruction, settings.form)
     answer = model.answer(prompt, min(TOKENS_PER_ROW * settings.rows, MAX_ROW_TOKENS))
     record: dict[str, Any] = {"passage": passage.number, "rows": [], "finish": answer.finish}
-    if answer.problem is not None:
-        return record | {"problem": _as_record(answer.problem)}
+    if answer.problem is not None:  # the prompt is too long, and there is no conversation to shorten
+        return record | {"problem": _as_record(problem("draft-passage-long", **answer.problem.values))}
     pairs = read_pairs(answer.text, settings.rows, answer.finish == "stop", answer.opened)
     record["dropped"] = dict(pairs.dropped)
     if not pairs.kept and not pairs.dropped:
