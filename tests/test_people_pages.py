@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 def test_an_operator_adds_changes_and_removes_users_and_quotas(place: Place) -> None:
     status, text = place.visit("root")
     assert status == 200
-    assert "Disk (GB): 0.002" in text  # ada's
+    assert "Disk (GB) 0.002" in text  # ada's
     assert 'action="/studio/people"' in text
     assert place.visit("root", do="add", user="bob", password=PASSWORD, role="user")[0] == 200
     assert users.check_password(place.file, "bob", PASSWORD)

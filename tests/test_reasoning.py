@@ -152,7 +152,7 @@ def findings(tmp_path: Path) -> RunDir:
     }
     write_text(run.report / "questions.jsonl", "".join(json.dumps(asdict(question)) + "\n" for question in questions))
     spec = EvaluationSpec.read({"model": {"model_name_or_path": str(tmp_path)}})
-    write_findings(run, spec, "answers", ["base", "plain"], questions, outputs, {})
+    write_findings(run, spec, "answers", ["base", "plain"], questions, outputs, {}, None)
     return run
 
 

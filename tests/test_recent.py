@@ -140,7 +140,7 @@ class Page:
         return self.does(self.tabs["chat"], "select", self._request(), {}, {}, None, [], "transformers")
 
     def opens_evaluate(self) -> dict[str, Any]:
-        return self.does(self.tabs["evaluate"], "select", "", None, [], [], [], "asked", "", "1")
+        return self.does(self.tabs["evaluate"], "select", "", "", None, [], [], [], None, [], "asked", "", "1")
 
 
 def chosen(update: Any) -> Any:

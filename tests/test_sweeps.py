@@ -51,9 +51,9 @@ def test_grid_random_and_list(make_spec: Callable[..., RunSpec]) -> None:
     [
         ([], "grid", "at least one setting"),
         ([f"{LR} ="], "grid", "at least one value"),
-        (["learning_rate = 1"], "grid", "is not a setting"),
-        (["data.datasets = a, b"], "grid", "is not a setting"),
-        (["nonsense"], "grid", "is not a setting"),
+        (["learning_rate = 1"], "grid", "does not name a setting"),
+        (["data.datasets = a, b"], "grid", "does not name a setting"),
+        (["nonsense"], "grid", "does not name a setting"),
         ([f"{RANK} = 8", f"{RANK} = 16"], "grid", "chosen twice"),
         ([f"{LR} = 1e-4, 2e-4", f"{RANK} = 8"], "list", "they have 2, 1"),
         ([f"{LR} = {','.join(['1'] * 5000)}", f"{RANK} = {','.join(['1'] * 5000)}"], "grid", "25,000,000 runs"),

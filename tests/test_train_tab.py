@@ -296,7 +296,7 @@ def test_a_preset_is_saved_from_the_form_and_applied_to_another(tab: Tab, place:
         return tab.own.act(SimpleNamespace(_data=about), "demo", *tab.held(spec, **typed or {}))
 
     updates = act(spec, do="save", name="<b>Mine", changed=True)
-    assert updates[tab.settings.preset]["choices"][0] == ("<b>Mine", "own:b-Mine")
+    assert updates[tab.settings.preset]["choices"][0] == ("<b>Mine (your own)", "own:b-Mine")
     assert "&lt;b&gt;Mine" in updates[tab.own.html]
     assert "<b>Mine" not in updates[tab.own.html].replace("<b>&lt;b&gt;Mine", "")
     held = tab.held(tab.built_with, training__seed="not a number")

@@ -37,10 +37,11 @@ class TooSlow(NoAnswer):
 
 
 def ask(
-    module: str, *arguments: str, seconds: float = MAX_SECONDS, environment: Mapping[str, str] = ENVIRONMENT
+    module: str, *arguments: str, seconds: float | None = None, environment: Mapping[str, str] = ENVIRONMENT
 ) -> str:
-    """What `python -m module arguments` prints within `seconds`. Raises NoAnswer, and in particular TooSlow."""
-    command = [sys.executable, "-m", module, *arguments]
+    """What `python -m module arguments` prints within `seconds`, by default MAX_SECONDS. Raises NoAnswer, and in
+    particular TooSlow."""
+    command, seconds = [sys.executable, "-m", module, *arguments], seconds or MAX_SECONDS
     try:
         child = subprocess.run(
             command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=seconds,
