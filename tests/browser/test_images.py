@@ -54,8 +54,13 @@ def look_at_data(page: Page) -> None:
     page.get_by_role("tab", name="Data").click()
     entry, title = page.locator("#sets a[data-set='set:shapes']"), page.locator("#set-head h1")
     insist(entry.click, lambda patience: expect(title).to_have_text("shapes", timeout=patience))
-    part(page, 2)
-    expect(page.locator("#seen .tokens .thumbnail")).to_have_count(5)
+
+    def look() -> None:
+        part(page, 0)
+        part(page, 2)
+
+    thumbnails = page.locator("#seen .tokens .thumbnail")
+    insist(look, lambda patience: expect(thumbnails).to_have_count(5, timeout=patience))
     expect(page.locator("#seen .tokens").first).to_contain_text("× 9")
     page.get_by_role("tab", name="Train").click()
 
