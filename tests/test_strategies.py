@@ -223,7 +223,7 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
 
 
 @pytest.mark.parametrize(
-    ("gib", "machines", "sharding", "copies", "said"),
+    ("gib", "machines", "sharding", "copies", "explanation"),
     [
         (80, 2, "auto", 2, "Each of the 2 machines has a copy of the model, divided among its 8 GPUs (HSDP)"),
         (20, 2, "auto", 1, "with a copy on each machine (HSDP), the run would need about"),
@@ -235,7 +235,7 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
     ],
 )
 def test_several_machines_have_copies_where_these_fit(
-    seven: Path, monkeypatch: pytest.MonkeyPatch, gib: int, machines: int, sharding: str, copies: int, said: str
+    seven: Path, monkeypatch: pytest.MonkeyPatch, gib: int, machines: int, sharding: str, copies: int, explanation: str
 ) -> None:
     cards(monkeypatch, 8, gib)
     run_spec, model = on_machines(full(seven, 16), machines, 16, sharding), inspect_model(seven)
@@ -243,7 +243,7 @@ def test_several_machines_have_copies_where_these_fit(
     assert (chosen.strategy.kind, chosen.copies) == ("fsdp2", copies)
     reason = strategy_reason(run_spec, model, 8)
     assert reason.code == "strategy-as-set"
-    assert said in reason.text()
+    assert explanation in reason.text()
     assert reason.text() != reason.text("zh")
     alone = on_machines(run_spec, 1, 16 // copies, "full")
     assert needed(run_spec) == needed(alone)

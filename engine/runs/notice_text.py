@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -38,6 +38,7 @@ TITLES = {
     "turn": "notice-turn",
 }
 LINES = ("notice-figures", "notice-time", "notice-reason", "notice-link")
+LINES_OF_SWEEP = ("notice-best", "notice-time", "notice-link")
 MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 120, 600
 FIGURES = ("eval_loss",)  # shown besides the main curve, if there are any
 
@@ -58,13 +59,12 @@ def notice_of(occurrence: Occurrence, policy: Policy, language: str) -> Notice:
         "reason": reason or NOTHING,
         "link": link or NOTHING,
     }
-    lines = (say(code, language, **values) for code in LINES)
     state = "interrupted" if run.state == "interrupted" else occurrence.event
     return Notice(
         id=f"{run.id}#{occurrence.key}",
         event=occurrence.event,
         title=say(TITLES[state], language, name=name),
-        text="\n".join(filter(None, (line.strip() for line in lines))) or say("notice-bare", language, name=name),
+        text=_text(LINES, language, name, values),
         language=language,
         at=iso(occurrence.at),
         level=LEVELS[occurrence.event],
@@ -75,6 +75,12 @@ def notice_of(occurrence: Occurrence, policy: Policy, language: str) -> Notice:
         reason=reason,
         link=link,
     )
+
+
+def _text(codes: Sequence[str], language: str, name: str, values: Mapping[str, Any]) -> str:
+    """The lines that say something."""
+    lines = (say(code, language, **values).strip() for code in codes)
+    return "\n".join(filter(None, lines)) or say("notice-bare", language, name=name)
 
 
 def _fields_of(run: Run) -> dict[str, Any]:
@@ -106,12 +112,11 @@ def _notice_of_sweep(occurrence: Occurrence, policy: Policy, language: str) -> N
         "link": link or NOTHING,
     }
     totals = {event: counts[event] for event in ("finished", "failed", "stopped")}
-    lines = (say(code, language, **values) for code in ("notice-best", "notice-time", "notice-link"))
     return Notice(
         id=f"{occurrence.run.id}#{occurrence.key}",
         event=occurrence.event,
         title=say("notice-sweep", language, name=name, count=len(sweep), **totals),
-        text="\n".join(filter(None, (line.strip() for line in lines))) or say("notice-bare", language, name=name),
+        text=_text(LINES_OF_SWEEP, language, name, values),
         language=language,
         at=iso(occurrence.at),
         level=LEVELS[occurrence.event],

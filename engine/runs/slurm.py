@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.core.problems import problem
 
 # Of an answer, from when it came: as long as it is fresh, it is used as it is; then it is used once more while another
 # is asked for; once it is old, the caller waits for the other, up to a limit from when that was asked for.
@@ -74,6 +78,15 @@ def complaint(text: str) -> str:
     """The reason in what a command has printed to standard error, in one line: "sbatch: error: " says nothing."""
     lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines()]
     return "; ".join(filter(None, (line.strip() for line in lines)))[:500] or "—"
+
+
+def in_job(step: Callable[[Path, str], int]) -> int:
+    """Do a batch step with the folder in this process's arguments and the id of its job; return the exit status."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job:
+        print(problem("slurm-not-in-job").text(), file=sys.stderr)
+        return 2
+    return step(Path(sys.argv[1]), job)
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:

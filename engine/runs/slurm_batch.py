@@ -24,7 +24,7 @@ from typing import Any
 
 from engine.core import hardware
 from engine.core.hardware import Gpu
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, RunDir, read_object, step_of, write_json
 from engine.launch import command
 from engine.launch.command import Step
@@ -149,14 +149,10 @@ def _end(run: RunDir, *_: Any) -> None:
         os._exit(143)
 
 
-def main() -> int:
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if not job:
-        print(problem("slurm-not-in-job").text(), file=sys.stderr)
-        return 2
-    keep(RunDir(Path(sys.argv[1])), job)
+def _keep(folder: Path, job: str) -> int:
+    keep(RunDir(folder), job)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(slurm.in_job(_keep))

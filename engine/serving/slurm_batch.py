@@ -17,12 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from engine.core import hardware
 from engine.core.hardware import Gpu
-from engine.core.problems import Refusal, problem
+from engine.core.problems import Refusal
 from engine.core.run_errors import write_error
 from engine.core.rundir import RunDir, write_json
 from engine.launch import command
@@ -107,13 +106,5 @@ def _end(folder: RunDir, *_: Any) -> None:
     os._exit(143)
 
 
-def main() -> int:
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if not job:
-        print(problem("slurm-not-in-job").text(), file=sys.stderr)
-        return 2
-    return serve(Server(Path(sys.argv[1])), job)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(slurm.in_job(lambda folder, job: serve(Server(folder), job)))

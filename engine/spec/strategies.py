@@ -15,14 +15,8 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.setting_limits import Limit, exceeded, named
 
 COMPARED_WITH_REFERENCE = ("dpo", "kto", "grpo")  # stages with a second copy of trained weights
-FSDP2_LIMITS = (
-    Limit("stage", ("pt", "sft", "dpo", "kto", "orpo", "simpo", "grpo")),
-    Limit("method", ("lora", "freeze", "full")),
-    Limit("method", ("lora", "full"), COMPARED_WITH_REFERENCE),
-    Limit("model.quantization", ("none", "4bit")),
-    Limit("model.quantization.bnb_4bit_compute_dtype", ("auto",)),
-    Limit("training.optim", ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")),
-    Limit("training.precision", ("auto", "bf16", "fp32")),
+# Whatever divides the model.
+OF_DIVIDED_MODELS = (
     Limit("training.gradient_checkpointing", (True, False)),
     Limit("data.packing", (True, False)),
     Limit("method.use_dora", (False,)),
@@ -36,6 +30,16 @@ FSDP2_LIMITS = (
     Limit("vision.language_part", ("method",)),
     Limit("vision.tower", ("frozen",)),
     Limit("vision.projector", ("frozen",)),
+)
+FSDP2_LIMITS = (
+    Limit("stage", ("pt", "sft", "dpo", "kto", "orpo", "simpo", "grpo")),
+    Limit("method", ("lora", "freeze", "full")),
+    Limit("method", ("lora", "full"), COMPARED_WITH_REFERENCE),
+    Limit("model.quantization", ("none", "4bit")),
+    Limit("model.quantization.bnb_4bit_compute_dtype", ("auto",)),
+    Limit("training.optim", ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")),
+    Limit("training.precision", ("auto", "bf16", "fp32")),
+    *OF_DIVIDED_MODELS,
     Limit("stage.reward_model", ("",), ("grpo",)),
 )
 # Both stages of ZeRO. DeepSpeed runs the optimizer on its own flat copies of the weights.
@@ -45,20 +49,8 @@ ZERO_LIMITS = (
     Limit("model.quantization", ("none",)),
     Limit("training.optim", ("adamw_torch", "sgd"), reason="limit-flat-weights"),
     Limit("training.precision", ("auto", "bf16", "fp32"), reason="limit-loss-scale"),
-    Limit("training.gradient_checkpointing", (True, False)),
-    Limit("data.packing", (True, False)),
-    Limit("method.use_dora", (False,)),
-    Limit("method.init_lora_weights", ("default", "gaussian")),
-    Limit("method.loraplus_lr_ratio", (None,)),
-    Limit("method.expert_r", (None,)),
-    Limit("method.modules_to_save", ([],)),
+    *OF_DIVIDED_MODELS,
     Limit("model.adapter_path", (None,)),
-    Limit("model.add_tokens", ([],)),
-    Limit("model.add_special_tokens", ([],)),
-    Limit("model.resize_embeddings", (False,)),
-    Limit("vision.language_part", ("method",)),
-    Limit("vision.tower", ("frozen",)),
-    Limit("vision.projector", ("frozen",)),
     Limit("logging.load_best_model_at_end", (False,)),
     Limit("hardware.num_machines", (1,)),
 )

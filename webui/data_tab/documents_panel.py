@@ -12,7 +12,7 @@ from engine.documents import drafts
 from engine.documents.document_reader import READERS
 from engine.documents.prompts import LANGUAGES
 from engine.documents.settings import MAX_ROWS, DraftSettings, whole_number
-from engine.runs import results
+from engine.runs import recent, results
 from webui import clicks
 from webui.data_tab import draft_html
 from webui.data_tab.data_folder import Selection, draft_id, name_of
@@ -88,10 +88,12 @@ class DocumentsPanel(Panel):
         return {self.list: draft_html.listed(visible, name_of(id), self.words)}
 
     def offer(self, model: str | None, id: str) -> Updates:
-        """The models and drafts that there are now; the first model is chosen if none is."""
+        """The models and drafts that there are now; the model used last is chosen if none is."""
         choices = self.models() + self._adapters()
         values = [value for _, value in choices]
-        chosen = model if model in values else next(iter(values), None)
+        last = recent.first_model(self.workplace)
+        preferred = [model, str(last.path) if last else None, *values]
+        chosen = next((value for value in preferred if value in values), None)
         return {self.model: gr.update(choices=choices, value=chosen)} | self.marking(id)
 
     def _adapters(self) -> list[tuple[str, str]]:
