@@ -113,9 +113,10 @@ def test_what_is_not_there_is_told_and_the_tab_shows_nothing(tab: Tab) -> None:
 
 
 def test_one_arrives_at_the_first_set_or_at_what_was_open(tab: Tab) -> None:
-    assert tab.sets.arrive("")[tab.context.chosen] == "set:away"
+    assert tab.sets.arrive("") == {tab.sets.first: "set:away"}
     updates = tab.sets.arrive("file:loose.json")
-    assert updates[tab.context.chosen] == "file:loose.json"
+    assert updates[tab.sets.first] == ""
+    assert tab.context.chosen not in updates
     assert 'data-set="file:loose.json" class="on"' in updates[tab.sets.html]
 
 

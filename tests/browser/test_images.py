@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from engine.evaluation import report
 from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, Workplace
@@ -16,6 +16,7 @@ from engine.runs import runs
 from tests.browser.conftest import Outside, insist, studio_on
 from tests.browser.test_data import part
 from tests.browser.test_evaluate import choose
+from tests.conftest import wait_until
 from tests.preloaded import run_python
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -50,19 +51,28 @@ def test_a_model_learns_to_name_shapes_also_in_pictures_that_it_has_never_seen(
 
 
 def look_at_data(page: Page) -> None:
-    """Each image before its tokens."""
+    """Each image before its tokens, in the set that is clicked before the server has answered which one comes first."""
+    waiting: list[Route] = []
+    page.route("**/gradio_api/run/**", lambda route: hold(route, waiting))
     page.get_by_role("tab", name="Data").click()
+    wait_until(lambda: page.title() and waiting)
     entry, title = page.locator("#sets a[data-set='set:shapes']"), page.locator("#set-head h1")
     insist(entry.click, lambda patience: expect(title).to_have_text("shapes", timeout=patience))
-
-    def look() -> None:
-        part(page, 0)
-        part(page, 2)
-
-    thumbnails = page.locator("#seen .tokens .thumbnail")
-    insist(look, lambda patience: expect(thumbnails).to_have_count(5, timeout=patience))
+    page.unroute("**/gradio_api/run/**")  # which lets them go
+    for route in waiting:
+        route.request.response()
+    part(page, 2)
+    expect(page.locator("#seen .tokens .thumbnail")).to_have_count(5)
     expect(page.locator("#seen .tokens").first).to_contain_text("× 9")
     page.get_by_role("tab", name="Train").click()
+
+
+def hold(route: Route, waiting: list[Route]) -> None:
+    """Let through what is asked about the set that was clicked; all other questions are held in `waiting`."""
+    if "set:shapes" in (route.request.post_data or ""):
+        route.fallback()
+    else:
+        waiting.append(route)
 
 
 def train(page: Page) -> None:

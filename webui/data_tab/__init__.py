@@ -48,7 +48,8 @@ class DataTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     chosen: gr.Textbox  # the open set or file, as `set:NAME` or `file:PATH`; "" = none
-    arrive: Callable[[str], Updates]  # refreshes the list, with `listed` as its output
+    arrive: Callable[[str], Updates]  # refreshes the list and `first`, its outputs are `listed`
+    first: gr.Textbox  # the set to open if none is open
     listed: list[Block]
     use: gr.Button
     use_in: Callable[[str, RunSpec], RunSpec]  # the spec that trains on the open set; raises Refusal
@@ -108,7 +109,8 @@ def build(
     return DataTab(
         context.chosen,
         sets.arrive,
-        [context.chosen, sets.html],
+        sets.first,
+        [sets.first, sets.html],
         head.use,
         lambda id, spec: training_spec(spec, folder.saved_set(id)),
     )

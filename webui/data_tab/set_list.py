@@ -13,12 +13,13 @@ from webui.data_tab import set_html
 from webui.data_tab.data_folder import Selection, row_count
 from webui.data_tab.panel import Panel
 from webui.events import QUIET
-from webui.panels import Updates
+from webui.panels import Updates, hidden_value
 
 
 class SetList(Panel):
     def layout(self) -> None:
         self.html = gr.HTML(elem_id="sets", js_on_load=clicks.kept_rows_of("set"))
+        self.first = hidden_value()  # the set that the tab opens if nothing is open
 
     def wire(self) -> None:
         self.html.select(clicked_id, None, self.chosen, **QUIET)
@@ -44,9 +45,12 @@ class SetList(Panel):
         return {self.chosen: id} | self.marking(id)
 
     def arrive(self, id: str) -> Updates:
-        """The tab when it is shown: what was open before, otherwise the first usable set."""
-        usable = self.folder.sound_names()
-        return self.opening(id or (set_id(usable[0]) if usable else ""))
+        """The current list, or the first usable set if nothing is open. The page opens that set itself, since the
+        reader may have clicked another one before this answer arrives."""
+        usable = [] if id else self.folder.sound_names()
+        if usable:
+            return {self.first: set_id(usable[0])}
+        return {self.first: ""} | self.marking(id)
 
     def sets_made(self, job: DataJob, here: bool, more: str = "") -> Updates:
         """The result of a job that creates sets; the first is opened if the reader is still `here`, where it was

@@ -27,6 +27,7 @@ COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompar
 EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
 EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[1]); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
+FIRST_SET_JS = "(set, first) => [set || first]"
 
 
 class Navigation:
@@ -66,7 +67,8 @@ class Navigation:
         frame.selected.change(self.open_run, run, [tabs.tabs, *tabs.runs.outputs], js=RUNS_JS, **QUIET)
         items["train"].select(tabs.train.list_choices, None, tabs.train.lists, js=TRAIN_JS, **QUIET)
         items["runs"].select(tabs.runs.open, run, tabs.runs.outputs, js=RUNS_JS, **QUIET)
-        items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
+        shown = items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
+        shown.then(None, [tabs.data.chosen, tabs.data.first], tabs.data.chosen, js=FIRST_SET_JS, **QUIET)
         items["compare"].select(tabs.compare.arrive, tabs.compare.chosen, tabs.compare.outputs, js=COMPARE_JS, **QUIET)
         items["chat"].select(tabs.chat.arrive, tabs.chat.inputs, tabs.chat.outputs, js=CHAT_JS, **QUIET)
         evaluate, export = tabs.evaluate, tabs.export
