@@ -69,7 +69,9 @@ def arguments() -> argparse.Namespace:
         default=environment("ATHANOR_HOST", "127.0.0.1"),
         help="address to listen on; anything but this machine requires --auth or --no-auth [ATHANOR_HOST]",
     )
-    parser.add_argument("--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="[ATHANOR_PORT]")
+    parser.add_argument(
+        "--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="0 = any free port [ATHANOR_PORT]"
+    )
     parser.add_argument(
         "--auth",
         type=Path,
@@ -262,7 +264,7 @@ def serve(options: argparse.Namespace) -> None:
     if not options.no_standby:
         standby.enable()
     host = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
+    print(f"Athanor is at http://{host}:{listener.getsockname()[1]}{options.root_path}", flush=True)
     # The components of the page are never freed; a garbage collection that visited them would stall all pages.
     gc.collect()
     gc.freeze()
