@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import gc
 import importlib.util
@@ -25,12 +26,12 @@ from engine.core.rundir import run_folders
 from engine.launch.processes import end_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.discovery import SMOLLM2
-from engine.runs import supervisor
 from engine.spec.run_spec import RunSpec
 from tests.forked import forked, not_forked
+from tests.hold import hold
 from tests.preloaded import run_python
 
-__all__ = ["forked", "not_forked"]
+__all__ = ["forked", "hold", "not_forked"]
 
 # Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -173,7 +174,7 @@ def short_training(model: Path, data: Path, /, **changes: Any) -> RunSpec:
     return spec
 
 
-def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1) -> Any:
+def wait_until(what: Callable[[], Any], seconds: float = 180, every: float = 0.1) -> Any:
     """The first true answer of `what`; fails the test if there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -197,6 +198,13 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended, be it that nobody has asked for its exit code yet."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the two questions
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def flags_of(workplace: Workplace) -> list[str]:
     """The flags that place a studio or a shell command in `workplace`."""
     models = ["--models", *map(str, workplace.models)]
@@ -218,9 +226,9 @@ def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.Com
 def start_studio(
     workplace: Workplace, *flags: str, port: int = 0, **environment: str
 ) -> tuple[subprocess.Popen[str], str]:
-    """The real studio, on a free port if none is given; returns its process and address once it is ready."""
+    """The real studio, on any free port if none is given; returns its process and address once it is ready."""
     studio = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port or supervisor.free_port()), *flags, *flags_of(workplace)],
+        [sys.executable, "app.py", "--port", str(port), *flags, *flags_of(workplace)],
         cwd=PROJECT,
         text=True,
         stdout=subprocess.PIPE,

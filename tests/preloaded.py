@@ -34,6 +34,8 @@ from typing import Any, NoReturn
 
 import psutil
 
+from tests.ports import reserved_ports
+
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = (
     "torch", "pandas", "datasets", "accelerate", "peft", "transformers.trainer",
@@ -71,15 +73,14 @@ def run_python(*words: object, input: str = "", timeout_s: int = 500, env: Mappi
 
 def run_ranks(count: int, *words: object, env: Mapping[str, str]) -> None:
     """`run_python` for each of several processes that train together, as the launcher would start them."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    meeting = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
 
     def run(rank: int) -> None:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
         run_python(*words, env=os.environ | env | meeting | place)
 
-    with ThreadPoolExecutor(count) as ranks:
+    with reserved_ports(1) as [port], ThreadPoolExecutor(count) as ranks:
+        meeting["MASTER_PORT"] = str(port)
         list(ranks.map(run, range(count)))
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from engine.runs.supervisor import free_port
+from tests import hold
 from tests.find_slurm import missing, program
+from tests.ports import reserved_ports
 from tests.preloaded import PROJECT, REAL_POPEN
 
 CONFIGURATION = """\
@@ -98,14 +99,14 @@ class Cluster:
         """Stop a daemon. A slurmctld saves its jobs first; without that, it would not know those of the last seconds
         when it is started again, and end them."""
         self.daemons[name].terminate()
-        self.daemons.pop(name).wait(60)
+        self.daemons.pop(name).wait(120)
 
     def command(self, *words: str) -> str:
         """What one of Slurm's commands prints."""
         done = subprocess.run(words, env=os.environ | self.variables, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    def wait_until_idle(self, limit_s: float = 30) -> None:
+    def wait_until_idle(self, limit_s: float = 120) -> None:
         """Wait until both nodes can take a job."""
         deadline = time.monotonic() + limit_s
         while True:
@@ -135,16 +136,16 @@ def running_cluster(folder: Path, cores: int = 2) -> Iterator[Cluster]:
     assert not missing(), f"Slurm is not installed ({', '.join(missing())}): python -m tests.find_slurm"
     for name in ("state", "spool-n1", "spool-n2", "start"):
         (folder / name).mkdir()
-    (folder / "start" / "sitecustomize.py").write_text(START, encoding="utf-8")
+    (folder / "start" / "sitecustomize.py").write_text(START + hold.START, encoding="utf-8")
     cluster = Cluster(folder)
-    ports = [free_port() for _ in range(3)]
-    values = {"user": getpass.getuser(), "folder": folder, "port": ports[0], "ports": ports[1:], "cores": cores}
     (folder / "gres.conf").write_text(GPUS, encoding="utf-8")
-    cluster.configuration.write_text(CONFIGURATION.format(**values), encoding="utf-8")
-    try:
-        for name in ("slurmctld", "n1", "n2"):
-            cluster.start(name)
-        cluster.wait_until_idle()
-        yield cluster
-    finally:
-        cluster.end()
+    with reserved_ports(3) as ports:
+        values = {"user": getpass.getuser(), "folder": folder, "port": ports[0], "ports": ports[1:], "cores": cores}
+        cluster.configuration.write_text(CONFIGURATION.format(**values), encoding="utf-8")
+        try:
+            for name in ("slurmctld", "n1", "n2"):
+                cluster.start(name)
+            cluster.wait_until_idle()
+            yield cluster
+        finally:
+            cluster.end()

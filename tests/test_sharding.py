@@ -22,11 +22,12 @@ from engine.launch.accelerate_config import configuration, is_fsdp
 from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
 from engine.preflight.strategy import write_configuration
-from engine.runs import failures
+from engine.runs import failures, queue
 from engine.runs import runs as submitted
 from engine.spec.hardware_settings import Ddp, TrainingHardware
 from engine.spec.run_spec import RunSpec
 from tests.conftest import short_training, wait_until
+from tests.hold import release
 from tests.preloaded import run_ranks
 from tests.train_many import lay_out, train_many
 from webui.runs_tab import output_html
@@ -237,12 +238,17 @@ def test_a_model_that_is_divided_among_others_than_the_spec_says_ends_the_run(
 
 @pytest.mark.usefixtures("forked")
 def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
-    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    hold: Callable[[RunDir, int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(command.SHARD_ON_CPU_VARIABLE, "1")
     hardware = {"device": "cpu", "num_processes": 2, "strategy": "fsdp2"}
     changes = {"training__max_steps": 18, "logging__save_steps": 6, "method__lora_dropout": 0.1, "hardware": hardware}
-    whole, broken = (submitted.submit(make_spec(**changes), workplace) for _ in range(2))
+    whole, broken = (submitted.submit(make_spec(**changes), workplace, start=False) for _ in range(2))
+    hold(broken.dir, 10)  # it must not end before it is killed
+    queue.advance(workplace.saves)
     wait_until(broken.dir.checkpoints, every=0.01)
     ranks = [process for process in find_processes(broken.path) if process.environ().get("RANK") == "1"]
     ranks[-1].kill()
@@ -254,8 +260,9 @@ def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
     assert why.values["signal"] == "SIGKILL"
     assert find_processes(broken.path) == []
     reached = len(logged(broken.dir, "loss"))
-    assert 6 <= reached < 18
+    assert 6 <= reached <= 10
 
+    release(broken.dir)
     submitted.resume(submitted.get(workplace.saves, broken.id))
     wait_until(broken.dir.exit.exists)
     assert {read_json(run.dir.exit)["outcome"] for run in (whole, broken)} == {"finished"}

@@ -102,15 +102,19 @@ def test_a_limit_of_nothing_is_no_limit(tmp_path: Path) -> None:
     assert read_warnings(RunDir(tmp_path)) == []
 
 
+def stacks(run: RunDir) -> str:
+    return run.stalled.read_text(encoding="utf-8") if run.stalled.exists() else ""
+
+
 def test_a_training_that_hangs_says_where_and_goes_on_hanging(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, HANGING))
     run = runs.submit(make_spec(logging__stall_minutes=0.01), workplace)
-    stalled = wait_until(lambda: run.dir.stalled.exists() and run.dir.stalled.read_text(encoding="utf-8"), 30)
-    assert "in wait_for_a_card_that_never_answers" in stalled
-    assert "threading.py" in stalled  # what the main thread waits in
-    assert [warning.problem.code for warning in read_warnings(run.dir)] == ["run-stalled"]
+    # On a busy machine, it may have stalled before its first step, too.
+    wait_until(lambda: "in wait_for_a_card_that_never_answers" in stacks(run.dir))
+    assert "threading.py" in stacks(run.dir)  # what the main thread waits in
+    assert {warning.problem.code for warning in read_warnings(run.dir)} == {"run-stalled"}
     assert runs.read(run.path, workplace.saves).state == "running"
 
 
@@ -123,6 +127,5 @@ def test_a_process_that_offers_no_stack_is_not_ended_by_being_asked(
         lambda folder: stand_in.supervisor_command(folder, "import time; time.sleep(600)"),
     )
     run = runs.submit(make_spec(logging__stall_minutes=0.005), workplace)
-    stalled = wait_until(lambda: run.dir.stalled.exists() and run.dir.stalled.read_text(encoding="utf-8"), 30)
-    assert "process " not in stalled.split("\n\n", 1)[1]
+    assert "process " not in wait_until(lambda: stacks(run.dir)).split("\n\n", 1)[1]
     assert run.dir.alive()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +28,8 @@ from engine.runs import queue, runs, standby, standby_launcher, supervisor
 from engine.runs.runs import Run
 from engine.runs.standby_launcher import StandbyLauncher
 from engine.spec.run_spec import RunSpec
-from tests.conftest import command_line, wait_until
+from tests.conftest import command_line, gone, wait_until
+from tests.hold import release
 from tests.living import living
 
 slow = pytest.mark.slow
@@ -48,15 +49,20 @@ def launcher(mark: str) -> Callable[[], psutil.Process]:
     """Finds the launcher of the standby, once it is there."""
 
     def look() -> psutil.Process | None:
-        pids = [
+        pids = {
             process.pid
             for process in living(mark)
             if handover.PLACE in process.words and "engine.worker.launch" in process.words
-        ]
-        assert len(pids) < 2
-        return psutil.Process(pids[0]) if pids else None
+        }
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launchers = [psutil.Process(pid) for pid in pids]
+            # What one starts has its command line until it is another program.
+            launchers = [process for process in launchers if process.ppid() not in pids]
+            assert len(launchers) < 2
+            return launchers[0] if launchers else None
+        return None
 
-    return lambda: wait_until(look, 20)
+    return lambda: wait_until(look)
 
 
 @pytest.fixture
@@ -65,6 +71,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, workplace: Workplace) -> Iterator[Cal
     monkeypatch.setattr(standby, "_enabled", True)
     monkeypatch.setattr(standby, "_standby", None)
     monkeypatch.setattr(standby, "_not_before", 0.0)
+    monkeypatch.setattr(standby.hardware, "memory", lambda: (16 << 30, 64 << 30))  # with little, there is none
     yield lambda spec, viewer="": standby.offer(spec, workplace, viewer)
     if standby._standby:
         standby._standby.end()
@@ -75,17 +82,16 @@ def short(make_spec: Callable[..., RunSpec]) -> RunSpec:
     return make_spec(training__max_steps=3, method__lora_dropout=0.1)
 
 
+def wait_for_end(*processes: psutil.Process) -> None:
+    """Until they have ended, but not as long as until they would because nobody has looked."""
+    wait_until(lambda: all(map(gone, processes)), seconds=90)
+
+
 def supervisor_process() -> psutil.Process:
     return standby._standby._reported()
 
 
-def gone(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the two questions
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    return True
-
-
-def ended(run: Run, seconds: float = 60) -> Run:
+def ended(run: Run, seconds: float = 120) -> Run:
     return wait_until(lambda: (now := runs.read(run.path, queue.saves_of(run.path))).final and now, seconds)
 
 
@@ -120,14 +126,18 @@ def test_without_a_run_it_ends_with_its_studio(
     child = launcher()
     studio.kill()
     studio.wait()
-    assert wait_until(lambda: gone(first) and gone(child), 5)
+    wait_for_end(first, child)
 
 
 @slow
 def test_a_run_that_is_handed_over_is_the_same_run_and_survives_its_studio(
-    workplace: Workplace, short: RunSpec, tmp_path: Path, launcher: Callable[[], psutil.Process]
+    workplace: Workplace,
+    short: RunSpec,
+    tmp_path: Path,
+    launcher: Callable[[], psutil.Process],
+    hold: Callable[[RunDir, int], None],
 ) -> None:
-    """Real processes, which import while the run begins."""
+    """Real processes, which import while the run begins. It waits at its second step while they are looked at."""
     as_ever = ended(runs.submit(short, workplace))
     studio = start_studio(short, workplace, tmp_path)
     first = psutil.Process(int(studio.stdout.readline()))
@@ -143,6 +153,7 @@ def test_a_run_that_is_handed_over_is_the_same_run_and_survives_its_studio(
     words = wait_until(lambda: str(run.path) in command_line(imported) and command_line(imported))
     assert words[: words.index(str(run.path))][-2:] == ["--module", "engine.worker.train"]
     assert imported in find_processes(run.path)
+    release(run.dir)
     assert ended(run).state == "finished"
     assert losses(run) == losses(as_ever)
     assert len(losses(run)) == 3
@@ -176,14 +187,10 @@ def assert_detached(process: psutil.Process, run: Run, studio: int) -> None:
 def test_it_ends_after_a_while_in_which_nobody_has_looked(
     short: RunSpec, offer: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standby, "IDLE_SECONDS", 1.5)
+    monkeypatch.setattr(standby, "IDLE_SECONDS", 1.0)
     offer(short)
     first = supervisor_process()
-    for _ in range(2):
-        time.sleep(0.9)
-        offer(short)
-        assert supervisor_process() == first
-    wait_until(lambda: gone(first), 5)
+    wait_until(lambda: gone(first))
 
 
 @slow
@@ -207,6 +214,7 @@ def test_a_run_that_cannot_be_handed_over_has_another_supervisor(
     how: str,
 ) -> None:
     monkeypatch.setattr(standby, "ANSWER_SECONDS", 1.0)
+    short = short.change("training.max_steps", 100_000)  # it must not end while it is looked at
     offer(short)
     processes = {"supervisor": supervisor_process(), "launcher": launcher()}
     if whom in processes:
@@ -218,7 +226,7 @@ def test_a_run_that_cannot_be_handed_over_has_another_supervisor(
     run = runs.submit(short, workplace)
     assert keeper(run) != processes["supervisor"].pid
     assert run.dir.alive()
-    wait_until(lambda: all(map(gone, processes.values())), 5)  # the run needs the memory
+    wait_for_end(*processes.values())  # the run needs the memory
 
 
 # ------------------------------------------------------------------------------- whom it waits for, and how long
@@ -267,7 +275,7 @@ def test_a_standby_prevents_no_start(
     assert started == [run.path]
     assert ("UnicodeDecodeError" if fault == "spec" else "a fault") in capfd.readouterr().err
     assert standby._standby is None
-    wait_until(lambda: gone(first), 5)
+    wait_for_end(first)
 
 
 def test_none_is_started_while_a_run_waits(
@@ -279,7 +287,7 @@ def test_none_is_started_while_a_run_waits(
     assert offer(short)
     assert current() == first  # it may be about to be handed that run
     standby._standby.end()
-    wait_until(lambda: gone(first), 5)
+    wait_for_end(first)
     standby._standby = None
     assert not offer(short)
     runs.stop(run, "kill")
@@ -294,7 +302,7 @@ def test_it_ends_when_a_run_is_started_elsewhere(
     lock = try_lock(run.dir.lock, ALIVE_BYTE, shared=True)
     standby.tick(workplace.saves)
     assert standby._standby is None
-    wait_until(lambda: gone(first), 5)
+    wait_for_end(first)
     assert not offer(short)
     os.close(lock)
 
@@ -331,7 +339,7 @@ def test_two_people_do_not_end_each_others(
     monkeypatch.setattr(standby, "LOOK_SECONDS", 0.0)  # Ann has not looked for longer
     assert offer(dpo, "Bob")
     assert current() != first
-    wait_until(lambda: gone(first), 5)
+    wait_for_end(first)
 
 
 def test_who_changes_the_form_has_another(
@@ -366,8 +374,32 @@ def test_one_that_has_ended_is_replaced_if_it_was_idle(
     offer(short)
     first = current()
     first.kill()
-    wait_until(lambda: gone(first), 5)
+    wait_for_end(first)
     assert offer(short) == (idle_seconds == 0)
+
+
+def test_each_look_lets_it_wait_as_long_again(
+    short: RunSpec, offer: Callable[..., bool], stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, object]] = []
+    send, wait = handover.send, select.select
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "send", lambda channel, message: sent.append(message) or send(channel, message))
+        assert [offer(short) for _ in range(3)] == [True] * 3
+    assert sent[1:] == [{"look": True}] * 2
+    launcher = StandbyLauncher(Step(["sleep", "600"], waits=True, saves=True))
+    studio, end = socket.socketpair()
+    for message in sent[1:]:
+        send(studio, message)
+    send(studio, {"run": "folder", "gpus": ["GPU-0"]}, [studio.fileno()])
+    waits: list[float] = []
+    monkeypatch.setattr(select, "select", lambda *sockets: waits.append(sockets[-1]) or wait(*sockets))
+    folder, uuids, lock = launcher.wait_for_run(end, 100.0)
+    os.close(lock)
+    assert (folder, uuids, waits) == ("folder", ["GPU-0"], [100.0] * 3)
+    with pytest.raises(TimeoutError):
+        launcher.wait_for_run(end, 0.01)
+    launcher.end()
 
 
 def test_preparation_does_not_wait_for_a_launcher_that_hangs(
@@ -385,12 +417,12 @@ def test_preparation_does_not_wait_for_a_launcher_that_hangs(
     )
     monkeypatch.setattr(standby_launcher, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(StandbyLauncher, "fits", lambda *_: True)
-    hanging = StandbyLauncher(Step(["sleep", "60"], waits=True, saves=True))
+    hanging = StandbyLauncher(Step(["sleep", "600"], waits=True, saves=True))
     before = hanging.end
     seen = []
-    monkeypatch.setattr(hanging, "end", lambda: seen.append(done.exists()) or before())
+    monkeypatch.setattr(hanging, "end", lambda: seen.append(wait_until(done.exists)) or before())
     supervisor.supervise(RunDir(run.path), launcher=hanging)
-    assert seen == [True]
+    assert seen == [True]  # the supervisor does nothing else until it has been ended
     assert done.read_text() == "prepared\nbegin\n"
     assert capfd.readouterr().out.splitlines() == [f"$ {' '.join(step.arguments)}" for step in steps]
     assert hanging.process.poll() == -signal.SIGKILL

@@ -185,7 +185,7 @@ def test_what_was_submitted_before_an_error_is_taken_back(
 SLOW_AT_16 = """
 import time
 rank = int((folder / "spec.yaml").read_text().split(" r: ")[1].split()[0])
-for step in range(1, 200):
+for step in range(1, 100_000 if rank == 16 else 200):  # what is to be stopped does not end by itself
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "epoch": 0, "time": step, "loss": rank / step ** 0.5}) + "\\n")
     if step < 6 or rank < 16:
@@ -204,8 +204,8 @@ def test_the_supervisor_of_a_hopeless_run_stops_it(
     monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, SLOW_AT_16))
     variants = sweeps.variants(make_spec(), {RANK: ["2", "4", "8", "16"]}, "grid")
     members = sweeps.submit(variants, workplace, early_stop=True)
-    last: Any = wait_until(lambda: (run := runs.read(members[-1].path, workplace.saves)).final and run, 60)
+    last: Any = wait_until(lambda: (run := runs.read(members[-1].path, workplace.saves)).final and run)
     assert [runs.read(run.path, workplace.saves).state for run in members[:3]] == ["finished"] * 3
     assert "median rule" in read_warnings(last.dir)[0].problem.text()
     assert last.request["stop"]["how"] == "save"
-    assert len(last.dir.metrics.read_text().splitlines()) < 199
+    assert len(last.dir.metrics.read_text().splitlines()) < 99_999
