@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, quote_plus, urlencode, urlsplit
 
@@ -26,8 +27,8 @@ from starlette.testclient import TestClient
 from engine.core import audit, users
 from engine.core.problems import Refusal
 from engine.core.sockets import listen
-from engine.runs.supervisor import free_port
 from tests.no_space import no_space
+from tests.ports import reserved_ports
 from webui.login import LoginRequired
 from webui.oidc import Oidc, Provider
 
@@ -114,9 +115,9 @@ class Issuer:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Issuer]:
-    issuer = Issuer(free_port())
+    socket = listen("127.0.0.1", 0)
+    issuer = Issuer(socket.getsockname()[1])
     server = uvicorn.Server(uvicorn.Config(issuer.app(), log_level="warning"))
-    socket = listen("127.0.0.1", issuer.port)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     yield issuer
@@ -150,7 +151,7 @@ def studio(issuer: Issuer, tmp_path: Path) -> TestClient:
 
 def at_provider(address: str) -> httpx.URL:
     """Where the provider sends a browser that comes from the studio."""
-    answer = httpx.get(address, trust_env=False)
+    answer = httpx.get(address, trust_env=False, timeout=60)
     return httpx.URL(answer.headers["location"])
 
 
@@ -256,8 +257,9 @@ def test_a_name_of_somebody_with_a_password_is_not_taken_from_the_provider(
 
 
 def test_strangers_cause_few_requests_and_no_lines_in_the_audit(
-    studio: TestClient, issuer: Issuer, tmp_path: Path
+    studio: TestClient, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("webui.login.time", SimpleNamespace(monotonic=lambda: 1000.0))  # however slow this machine is
     for _ in range(20):
         assert studio.get("/login/oidc/back?state=x&code=y").status_code == 403
     begun = studio.get("/login/oidc")
@@ -319,10 +321,10 @@ def test_a_provider_that_is_away_or_another_is_named(studio: TestClient, issuer:
     answer = studio.get("/login/oidc")
     assert (answer.status_code, "https://other.example" in answer.text) == (502, True)
     assert (studio.get("/login/oidc").status_code, issuer.requests) == (502, Counter(discover=1))
-    nowhere = Oidc(Provider(f"http://127.0.0.1:{free_port()}", CLIENT, SECRET), b"k" * 32)
     app = LoginRequired(None, *(tmp_path / name for name in ("users", "secret", "ended")))
-    app.oidc = nowhere
-    answer = TestClient(app, follow_redirects=False).get("/login/oidc")
+    with reserved_ports(1) as [port]:  # where nobody listens
+        app.oidc = Oidc(Provider(f"http://127.0.0.1:{port}", CLIENT, SECRET), b"k" * 32)
+        answer = TestClient(app, follow_redirects=False).get("/login/oidc")
     assert (answer.status_code, "does not answer" in answer.text) == (502, True)
     for address in ("http://idp.example", "ftp://127.0.0.1", "idp.example", ""):
         with pytest.raises(Refusal):

@@ -21,7 +21,7 @@ from gradio.state_holder import SessionState
 
 from engine.launch.workspace import Workplace
 from webui import page_sessions
-from webui.page_blocks import PageBlocks
+from webui.page_blocks import EVENT_POLL_SECONDS, PageBlocks
 from webui.page_sessions import PageSession
 from webui.studio import page
 from webui.studio.application import _mounted
@@ -232,16 +232,15 @@ def test_without_events_nobody_looks_for_them_all_the_time(monkeypatch: pytest.M
 
     async def count(seconds: float) -> None:
         naps.append(seconds)
-        await sleep(seconds)
+        queue.stopped = len(naps) == 5
+        await sleep(0)
 
     async def wait_for_events() -> None:
-        queue = Controls().blocks._queue
         monkeypatch.setattr(asyncio, "sleep", count)
-        looking = asyncio.create_task(queue.start_processing())
-        await sleep(0.3)
-        queue.stopped = True
-        await looking
+        await queue.start_processing()
+
+    queue = Controls().blocks._queue
 
     with ThreadPoolExecutor(1) as thread:  # Playwright, in a test before, leaves a running loop in this one
         thread.submit(lambda: asyncio.run(wait_for_events())).result()
-    assert 1 < len(naps) < 40  # every millisecond, there would be hundreds
+    assert naps == [EVENT_POLL_SECONDS] * 5  # gradio looks every millisecond

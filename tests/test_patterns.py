@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 
 import pytest
 
 from engine.core.problems import Refusal
+from engine.spec import contradictions
 from engine.spec.contradictions import spec_problems
 from engine.spec.patterns import MAX_STATES, pattern_states
 from engine.spec.run_spec import RunSpec
@@ -39,11 +41,12 @@ def grpo(**stage: object) -> RunSpec:
         "(?:" * 90 + "a{9}" + "){9}" * 90,
     ],
 )
-def test_a_pattern_that_would_take_all_memory_is_refused_before_it_is_compiled(pattern: str) -> None:
-    begun = time.monotonic()
-    codes = [problem.code for problem in spec_problems(grpo(reward_pattern=pattern))]
-    assert "pattern-too-large" in codes
-    assert time.monotonic() - begun < 1
+def test_a_pattern_that_would_take_all_memory_is_refused_before_it_is_compiled(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = grpo(reward_pattern=pattern)
+    monkeypatch.setattr(contradictions.regex, "compile", lambda text: pytest.fail(f"{text} is compiled"))
+    assert "pattern-too-large" in [problem.code for problem in spec_problems(spec)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_the_sizes_that_are_offered_fit_and_none_is_nearer(batch: int, accumulat
 
 
 def test_sizes_of_billions_are_judged_at_once() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     try:
         spec = grpo(num_generations=64)
         spec = spec.change("training.per_device_train_batch_size", 65_521)
@@ -80,18 +83,20 @@ def test_sizes_of_billions_are_judged_at_once() -> None:
         spec_problems(spec)
     except Refusal:
         pass  # limits of the numbers themselves
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 20  # a hundredth of a second; if every divisor were tried, many minutes
 
 
-def test_ten_thousand_unknown_keys_are_answered_at_once() -> None:
-    begun = time.monotonic()
+def test_ten_thousand_unknown_keys_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: set[str] = set()  # keys with the names that they may mean: what takes the time
+    closest = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda key, *others: compared.add(key) or closest(key, *others))
     with pytest.raises(Refusal) as refused:
         RunSpec.read({f"learning_rat{number}": 1 for number in range(10_000)})
     with pytest.raises(Refusal, match="too many entries"):
         grpo().change("extra", {f"adam_bet{number}": 1 for number in range(10_000)})
     spec = grpo().change("extra", {f"adam_bet{number}": 1 for number in range(1_000)})
     extra = [problem for problem in spec_problems(spec) if problem.field.startswith("extra")]
-    assert time.monotonic() - begun < 3
+    assert 0 < len(compared) <= 100  # those that are named
     for problems, more in ((list(refused.value.problems), 9_950), (extra, 950)):
         assert len(problems) == 51
         assert (problems[-1].code, problems[-1].values["count"]) == ("spec-more-problems", more)

@@ -39,7 +39,7 @@ def sessions(file: Path) -> Sessions:
     return Sessions(file, KEY, file.with_name("ended"))
 
 
-@pytest.mark.parametrize(("age", "name"), [(30 * DAY - 2, "李雷"), (30 * DAY + 2, None)])
+@pytest.mark.parametrize(("age", "name"), [(30 * DAY - 60, "李雷"), (30 * DAY + 60, None)])
 def test_a_session_lasts_thirty_days(sessions, monkeypatch, age, name):
     token, now = sessions.begin("李雷"), time.time()
     monkeypatch.setattr("itsdangerous.timed.time.time", lambda: now + age)
@@ -164,7 +164,7 @@ def start(tmp_path: Path, file: Path) -> Iterator[Start]:
         place = Workplace(models=(tmp_path / "models",), data=tmp_path / "data", saves=tmp_path / "saves")
         process, address = start_studio(place, "--auth", str(file), *flags)
         running.append(process)
-        return httpx.Client(base_url=address, trust_env=False)
+        return httpx.Client(base_url=address, trust_env=False, timeout=60)
 
     yield begin
     stop()
@@ -173,6 +173,15 @@ def start(tmp_path: Path, file: Path) -> Iterator[Start]:
 def log_in(client: httpx.Client, password: str, address: str = "") -> int:
     headers = {"X-Forwarded-For": address} if address else {}
     return client.post("/login", data={"name": "han", "password": password}, headers=headers).status_code
+
+
+def tries_until_refused(client: httpx.Client, address: str) -> list[int]:
+    """The statuses of wrong passwords from ever other addresses, up to the first that is to wait. On a busy machine the
+    first waits, of a second or two, may be over before the next try."""
+    tries: list[int] = []
+    while 429 not in tries and len(tries) < FREE_TRIES + 7:
+        tries.append(log_in(client, "wrong", address.format(len(tries))))
+    return tries
 
 
 def session_of(client: httpx.Client) -> dict[str, str]:
@@ -201,10 +210,10 @@ def test_who_signed_out_stays_out_and_who_did_not_stays_in_when_the_studio_resta
 @pytest.mark.slow
 def test_nobody_guesses_faster_by_saying_to_be_somebody_else(start: Start) -> None:
     client = start()
-    tries = [log_in(client, "wrong", f"10.0.0.{number}") for number in range(FREE_TRIES + 1)]
-    assert tries == [401] * FREE_TRIES + [429]
+    tries = tries_until_refused(client, "10.0.0.{}")
+    assert (tries[:FREE_TRIES], tries[-1]) == ([401] * FREE_TRIES, 429)
     client = start("--trusted-proxy", "127.0.0.1")
     tries = [log_in(client, "wrong", f"10.0.0.{number}") for number in range(FREE_TRIES + 1)]
     assert tries == [401] * (FREE_TRIES + 1)
-    tries = [log_in(client, "wrong", f"10.9.9.{number}, 10.0.1.1") for number in range(FREE_TRIES + 1)]
-    assert tries == [401] * FREE_TRIES + [429]  # what the proxy has added counts
+    tries = tries_until_refused(client, "10.9.9.{}, 10.0.1.1")  # what the proxy has added counts
+    assert (tries[:FREE_TRIES], tries[-1]) == ([401] * FREE_TRIES, 429)

@@ -45,7 +45,7 @@ def at_once(act: Callable[[], Updates]) -> list[Updates]:
 
 
 def test_pages_that_ask_at_once_get_one_answer(answer: Counted) -> None:
-    shared = SharedAnswers()
+    shared = SharedAnswers(seconds=600)
     assert at_once(lambda: shared.get("run", answer)) == [{answer.box: gr.update(value="1")}] * PAGES
     assert answer.made == 1
 
@@ -64,7 +64,7 @@ def test_an_answer_is_made_again_when_it_is_old(answer: Counted) -> None:
 
 
 def test_an_answer_that_somebody_takes_apart_is_whole_for_others(answer: Counted) -> None:
-    shared = SharedAnswers()
+    shared = SharedAnswers(seconds=600)
     shared.get("run", answer)[answer.box].pop("value")
     assert shared.get("run", answer) == {answer.box: gr.update(value="1")}
 

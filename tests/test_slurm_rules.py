@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -70,13 +71,21 @@ def test_a_squeue_that_hangs_is_waited_for_once(
     run.dir.keeper.write_text("{}", encoding="utf-8")  # as if it had been started
     run.dir.heartbeat.touch()
     slurm.forget()
-    waits = []
-    for _ in range(30):
-        began = time.monotonic()
-        assert runs.read(run.path, workplace.saves).state == "preparing"  # and not dead
-        waits.append(time.monotonic() - began)
-        time.sleep(0.05)
-    assert sum(wait > 0.1 for wait in waits) == 1, waits  # the first look only, though one call after the other hangs
+    waits: list[tuple[threading.Thread, float]] = []  # calls, and for how long a look was ready to wait for them
+    join = threading.Thread.join
+
+    def note_and_join(call: threading.Thread, timeout: float) -> None:
+        waits.append((call, timeout))
+        join(call, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", note_and_join)
+        for _ in range(30):
+            assert runs.read(run.path, workplace.saves).state == "preparing"  # and not dead
+            time.sleep(0.05)
+    assert waits[0][1] == pytest.approx(0.2)
+    waited_for = [call for call, wait in waits if wait > 0.01]
+    assert len(waited_for) == len({*waited_for}), waits  # each once, though one call after the other hangs
     assert "no answer" in engines.doubt(run).text()
     os.utime(run.dir.heartbeat, (0, 0))
     assert runs.read(run.path, workplace.saves).state == "preparing"  # only Slurm can say that it has ended

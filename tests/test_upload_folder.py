@@ -22,13 +22,14 @@ from tests.conftest import start_studio, wait_until
 pytestmark = pytest.mark.usefixtures("forked")
 
 Put = Callable[..., Path]
-DAY = 24 * 3600  # seconds
+HOUR = 3600  # seconds
+DAY = 24 * HOUR
 
 
 @pytest.fixture
 def put(tmp_path: Path) -> Put:
     """Writes a file below the folder of the test, which is the data folder with
-    saves in it; `old`: a little more than a day."""
+    saves in it; `old`: an hour more than a day, otherwise an hour less."""
 
     def write(name: str, *, old: bool) -> Path:
         file = tmp_path / name
@@ -41,7 +42,7 @@ def put(tmp_path: Path) -> Put:
 
 
 def age(path: Path, old: bool = True) -> None:
-    then = time.time() - DAY + (-60 if old else 60)
+    then = time.time() - DAY + (-HOUR if old else HOUR)
     os.utime(path, (then, then))
 
 
@@ -104,7 +105,7 @@ def test_a_studio_removes_what_is_old_when_it_starts(tmp_path: Path, put: Put) -
     old, new = put("saves/.tmp/a/old.csv", old=True), put("saves/.tmp/a/new.csv", old=False)
     studio, _ = start_studio(Workplace(models=(tmp_path / "models",), data=tmp_path / "data", saves=tmp_path / "saves"))
     try:
-        wait_until(lambda: not old.exists(), 10)
+        wait_until(lambda: not old.exists())
     finally:
         studio.terminate()
         studio.wait()
