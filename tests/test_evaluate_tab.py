@@ -298,13 +298,19 @@ def test_a_form_that_a_spec_has_filled_reads_as_that_spec(tab: Tab, trained: Run
     assert frozen(tab.form.read(values), place) == frozen(spec, place)
 
 
-def test_a_judge_and_ratings_that_are_gone_are_named(tab: Tab) -> None:
-    spec = EvaluationSpec.read({"judge": {"model": "x/y/<b>gone", "ratings": ["pairs", "old"]}})
+def test_whatever_a_form_leaves_out_because_it_is_gone_is_named(tab: Tab) -> None:
+    spec = EvaluationSpec.read(
+        {
+            "results": ["x/lora/deleted", str(tab.context.workplace.saves / "x/lora/too/adapter")],
+            "data": {"datasets": ["chat", "removed"]},
+            "harness": {"tasks": ["near", "far"]},
+            "judge": {"model": "x/y/<b>gone", "ratings": ["pairs", "old"]},
+        }
+    )
     filled = tab.form.fill(spec)
     assert filled[tab.judge.model]["value"] == ""
-    note = filled[tab.form.problems]
-    assert "&lt;b&gt;gone, old." in note
-    assert "pairs" not in note
+    names = "x/lora/deleted, x/lora/too/adapter, removed, near, far, x/y/&lt;b&gt;gone, old"
+    assert f"left out of the form: {names}." in filled[tab.form.problems]
 
 
 def test_without_a_result_that_is_here_the_base_is_measured(tab: Tab) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import gradio as gr
 from gradio.blocks import Block
@@ -10,6 +12,7 @@ from gradio.blocks import Block
 from engine.core.problems import Refusal, problem
 from engine.evaluation import evaluation_memory
 from engine.evaluation.evaluation_spec import EvaluationSpec, frozen
+from engine.launch.workspace import is_inside
 from engine.runs import runs
 from webui import boxes, notices
 from webui.evaluate_tab.judge_panel import JudgePanel
@@ -99,14 +102,26 @@ class FormPanel(Panel):
         return [*self.inputs, self.problems]
 
     def fill(self, spec: EvaluationSpec) -> Updates:
-        """Set the form to a spec, and say what of its judge does not exist here."""
+        """Set the form to a spec, and say what of it does not exist here."""
         spec = frozen(spec, self.workplace)
-        gone = self.judge.gone(spec)
-        notes = [problem("evaluate-judge-gone", names=", ".join(gone))] if gone else []
-        updates: Updates = {self.problems: notices.noted(notes, self.words)}
+        updates: Updates = {}
         for part in (self.measured, self.questions, self.tasks, self.judge, self.sampling):
             updates |= part.fill(spec)
-        return updates
+        missing = self._missing(spec, updates)
+        notes = [problem("evaluate-missing", names=", ".join(missing))] if missing else []
+        return updates | {self.problems: notices.noted(notes, self.words)}
+
+    def _missing(self, spec: EvaluationSpec, updates: Updates) -> list[str]:
+        """What a spec chooses and a list does not offer: a result or a model in the runs' folder by its path there."""
+        chosen = {
+            self.measured.results: spec.results,
+            self.questions.datasets: spec.data.datasets,
+            self.tasks.tasks: spec.harness.tasks,
+            self.judge.model: [spec.judge.model],
+            self.judge.ratings: spec.judge.ratings,
+        }
+        missing = [name for control, names in chosen.items() for name in names if name not in updates[control]["value"]]
+        return [os.path.relpath(name, self.saves) if is_inside(Path(name), (self.saves,)) else name for name in missing]
 
     def start(self, values: Values, request: gr.Request) -> Updates:
         return self._start(self.read, values, request)

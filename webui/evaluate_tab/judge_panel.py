@@ -134,13 +134,6 @@ class JudgePanel(Panel):
             raise Refusal(problem("judge-nothing-rated", RATINGS_FIELD))
         return {"judge": judge}
 
-    def gone(self, spec: EvaluationSpec) -> list[str]:
-        """The judge and the ratings of a spec that do not exist here, so that `fill` leaves them out."""
-        rated = rated_datasets(read_dataset_info(self.data)[0])
-        judges = [folder for _, folder in [self._without, *self.models.judges()]]
-        judge = [] if spec.judge.model in judges else [spec.judge.model]
-        return judge + [name for name in spec.judge.ratings if name not in rated]
-
     def fill(self, spec: EvaluationSpec) -> Updates:
         """Set the controls to a spec. A judge that does not exist here is left out."""
         judge = spec.judge if spec.judge.model else Judge.read({"language": self.words.language})
