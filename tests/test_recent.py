@@ -12,7 +12,7 @@ import pytest
 
 from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
 from engine.evaluation.evaluation_spec import EvaluationSpec
-from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, Workplace
 from engine.runs import plan, recent, runs
 from engine.spec.run_spec import RunSpec
 from webui.studio import page
@@ -93,6 +93,8 @@ def test_the_form_begins_with_it_in_settings_for_any_model(place: Workplace) -> 
     assert spec.model.model_name_or_path == DEMO
     used(place, DEMO, "b", 2.0)
     assert there.opens()["preset"] == "demo"
+    used(place, str(DEMO_VISION_MODEL), "c", 3.0)
+    assert plan.first_preset(dataclasses.replace(place, models=(*place.models, DEMO_VISION_MODEL))) == "demo_images"
     assert Page(place).opens()["preset"] == "demo"
 
 

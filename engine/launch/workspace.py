@@ -7,6 +7,7 @@ command line use the same folders.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import sys
@@ -55,10 +56,7 @@ class Workplace:
 
     def presets(self) -> dict[str, Mapping[str, Any]]:
         """Presets: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
-        return {
-            path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-            for path in sorted(PRESETS.glob("*.yaml"))
-        }
+        return _presets()
 
     def default_spec(self) -> RunSpec:
         """What the form shows at first: the demo, whose model and data are always available."""
@@ -106,6 +104,14 @@ class Workplace:
                 code = "reward-file-not-allowed" if field == "stage.reward_file" else "path-outside"
                 problems.append(problem(code, field, path=path, roots=", ".join(map(str, allowed)) or "—"))
         return problems
+
+
+@functools.cache
+def _presets() -> dict[str, Mapping[str, Any]]:
+    return {
+        path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        for path in sorted(PRESETS.glob("*.yaml"))
+    }
 
 
 def _stage_setting(spec: RunSpec, name: str) -> str | None:

@@ -13,6 +13,7 @@ from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
 from engine.launch import command
 from engine.launch.workspace import Workplace
+from engine.models.discovery import identity
 from engine.models.facts import inspect_model
 from engine.preflight import doctor, limits, memory, memory_savers
 from engine.preflight.checks import preflight_problems
@@ -62,10 +63,14 @@ class Summary:
 
 
 def first_preset(workplace: Workplace) -> str:
-    """The initial preset of the form: one for any model, combined with the model used last; or the demo, whose model
-    and data are always available, if that was used last or nothing was used yet."""
+    """The initial preset of the form: the first for the model used last, otherwise one for any model; the demo, whose
+    model and data are always available, if nothing was used yet."""
     used = recent.model_used_last(workplace, recent.models(workplace))
-    return "demo" if recent.is_demo(used) else "lora_7b"
+    if used is None:
+        return "demo"
+    model = identity(str(used.path))
+    own = (name for name in workplace.presets() if identity(workplace.preset(name).model.model_name_or_path) == model)
+    return next(own, "lora_7b")
 
 
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
