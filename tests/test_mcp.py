@@ -151,6 +151,7 @@ def test_a_user_looks_starts_stops_and_resumes_with_the_rights_and_the_audit_of_
         assert not checked["ready"]
         assert {issue["code"] for issue in checked["problems"]} == {"data-unknown"}
         assert (await ask("start_run", spec=spec.replace("chat", "nothing")))[0] == ["data-unknown"]
+        run_maker(studio.place.saves)("mine", falling(3))  # what has ended is never stopped nor resumed
         started = await ask("start_run", spec=spec)
         assert (started["by"], started["name"]) == ("ada", "mine")
         with anyio.fail_after(60):

@@ -27,10 +27,10 @@ class Call:
     caller: Caller
     language: str = "en"
 
-    def run(self, name: str, *, whole: bool = False) -> Run:
-        """The run with this ID or name; unless it must be the `whole` one, the beginning or end is enough. Raises
-        Refusal."""
-        return runs.get(self.workplace.saves, name, abbreviated=not whole)
+    def run(self, name: str, fits: Callable[[Run], bool] = lambda _: True, *, whole: bool = False) -> Run:
+        """The run with this ID or name, of several with that name the one that `fits`; unless it must be the `whole`
+        one, the beginning or end is enough. Raises Refusal."""
+        return runs.get(self.workplace.saves, name, fits, abbreviated=not whole)
 
     def acting(self, action: str, what: str, owner: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Do an action of `engine.core.rights`, if the caller may; it is recorded in the audit. Raises Refusal."""

@@ -10,6 +10,7 @@ from engine.core.problems import Refusal
 from engine.data.dataset_info import read_dataset_info
 from engine.mcp.call import ASK, READ, Arguments, Call, NoArguments, Tool
 from engine.runs import recent, results
+from engine.runs.run import Run
 from engine.serving import chat_client, servers
 
 
@@ -73,7 +74,7 @@ def ask_model(call: Call, arguments: Question) -> dict[str, Any]:
     """An answer of a run's result, or of a base model. The first question loads the model, which may take minutes; it
     is unloaded after a quarter of an hour without one."""
     workplace = call.workplace
-    ids = [call.run(arguments.run, whole=True).id] if arguments.run else []
+    ids = [call.run(arguments.run, _has_result, whole=True).id] if arguments.run else []
     choice = servers.choose_loaded(workplace, "" if ids else arguments.base, ids)
     name = next(iter(choice.adapters), choice.name)
     with call.acting("ask", name):
@@ -90,6 +91,10 @@ def ask_model(call: Call, arguments: Question) -> dict[str, Any]:
         if answer.problem:
             raise Refusal(answer.problem)
     return {"model": name, "answer": answer.text, "ended_by": answer.finish, "tokens": answer.tokens}
+
+
+def _has_result(run: Run) -> bool:
+    return results.result_of(run) is not None
 
 
 TOOLS = {

@@ -178,7 +178,7 @@ def start_run(call: Call, arguments: OfSpec) -> dict[str, Any]:
 def stop_run(call: Call, arguments: Stopping) -> dict[str, Any]:
     """Stop a run after it has saved a checkpoint, from which it can be resumed; or end it at once. A run that waits
     leaves the queue."""
-    run = call.run(arguments.run, whole=True)
+    run = call.run(arguments.run, lambda run: "kill" in run.can, whole=True)
     # A waiting run has nothing to save.
     how = "kill" if arguments.kill or run.state == "queued" else "save"
     with call.acting("kill" if how == "kill" else "stop", run.id, run.by):
@@ -188,7 +188,7 @@ def stop_run(call: Call, arguments: Stopping) -> dict[str, Any]:
 
 def resume_run(call: Call, arguments: OfWhole) -> dict[str, Any]:
     """Queue a stopped, failed or interrupted run again; it continues from its newest checkpoint."""
-    run = call.run(arguments.run, whole=True)
+    run = call.run(arguments.run, lambda run: "resume" in run.can, whole=True)
     with call.acting("resume", run.id, run.by):
         runs.resume(run, by=call.caller.name, data=call.workplace.data)
     return _brief(call.run(run.id))
