@@ -174,14 +174,19 @@ def short_training(model: Path, data: Path, /, **changes: Any) -> RunSpec:
     return spec
 
 
-def wait_until(what: Callable[[], Any], seconds: float = 180, every: float = 0.1) -> Any:
-    """The first true answer of `what`; fails the test if there is none in time."""
+def wait_until(what: Callable[[], Any], seconds: float = 300, every: float = 0.1) -> Any:
+    """The first true answer of `what`; fails the test if there is none in time.
+
+    The time is for a machine that does much else: only what never comes needs all of it. `what` is asked once more
+    after it, as this process may have been what had to wait.
+    """
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while True:
+        late = time.monotonic() > deadline
         if answer := what():
             return answer
+        assert not late, f"waited {seconds} s in vain"
         time.sleep(every)
-    raise AssertionError(f"waited {seconds} s in vain")
 
 
 def by_hand(model: Path, *adapters: Path | None, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -203,6 +208,14 @@ def gone(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):  # it may end between the two questions
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     return True
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """Its variables; none if it has ended meanwhile."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 def flags_of(workplace: Workplace) -> list[str]:

@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+# Variables for the clients of both: on a machine that does much else, this hub may be slow to answer.
+PATIENCE = {
+    "HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DOWNLOAD_TIMEOUT": "600",
+    "MODELSCOPE_API_TIMEOUT": "600", "MODELSCOPE_DOWNLOAD_TIMEOUT": "600",
+    "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "600", "MODELSCOPE_DOWNLOAD_MIN_BYTES_PER_SECOND": "0",
+}  # fmt: skip
+
 
 class Hub(ThreadingHTTPServer):
     """A server on a free port of this machine, in a thread, from `with` to its end."""
@@ -147,7 +154,7 @@ class _Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return None
         if name in self.server.held:
-            self.server.held[name].wait(60)
+            self.server.held[name].wait(600)
         if name == self.server.dies_in:
             while len(self.server.sent) + 1 < len(files(folder)):
                 time.sleep(0.05)  # all that is not cut off is whole

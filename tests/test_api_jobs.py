@@ -129,8 +129,8 @@ COMPARES = {"name": "g", "input": "{{sample.output_text}}", "reference": "{{item
 
 
 def bytes_read() -> int:
-    """How much this process has read so far."""
-    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+    """How much this thread has read so far."""
+    return int(Path("/proc/thread-self/io").read_text().split("rchar: ")[1].split()[0])
 
 
 def test_a_page_of_the_events_of_a_long_job_reads_no_more_than_it_shows(tmp_path: Path) -> None:

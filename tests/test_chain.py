@@ -30,7 +30,7 @@ def submitted(workplace: Workplace, yaml: str) -> runs.Run:
     """The run of a spec, at its end."""
     done = engine(workplace, "submit", "-", input=yaml)
     assert done.returncode == 0, done.stderr
-    return wait_until(lambda: ended(workplace, done.stdout.strip()), seconds=180)
+    return wait_until(lambda: ended(workplace, done.stdout.strip()))
 
 
 def ended(workplace: Workplace, id: str) -> runs.Run | None:

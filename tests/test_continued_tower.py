@@ -71,6 +71,6 @@ def test_processes_do_not_wait_for_gradients_of_a_tower_that_no_row_uses(root: P
     workplace = Workplace(models=(root,), data=root, saves=root / "saves", reward_files=(root,))
     workplace.saves.mkdir(exist_ok=True)
     run = runs.submit(spec, workplace)
-    run = wait_until(lambda: (now := runs.read(run.path, queue.saves_of(run.path))).final and now, 180)
+    run = wait_until(lambda: (now := runs.read(run.path, queue.saves_of(run.path))).final and now)
     assert run.state == "finished", run.dir.log.read_text(encoding="utf-8")[-3000:]
     assert [line["step"] for line in read_lines(run.dir.metrics) if "loss" in line] == [1, 2, 3]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import gradio as gr
@@ -12,6 +11,7 @@ import pytest
 from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
 from engine.spec.run_spec import RunSpec
+from tests.conftest import wait_until
 from webui.data_tab.check_panel import CheckPanel
 from webui.data_tab.columns_panel import ColumnsPanel
 from webui.data_tab.data_folder import DataFolder
@@ -209,11 +209,7 @@ def test_columns_stay_when_the_kind_changes_and_the_others_are_guessed(place: Wo
 
 
 def watched_to_its_end(tab: Tab, job_id: str, id: str) -> dict:
-    deadline = time.monotonic() + 60
-    while tab.jobs.timer not in (updates := tab.jobs.watch(job_id, id)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return updates
+    return wait_until(lambda: tab.jobs.timer in (updates := tab.jobs.watch(job_id, id)) and updates)
 
 
 def test_a_check_is_shown_where_it_was_begun_and_remembered(tab: Tab) -> None:

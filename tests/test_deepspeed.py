@@ -30,7 +30,7 @@ from engine.runs import failures, resumption
 from engine.runs import runs as submitted
 from engine.spec.run_spec import RunSpec
 from engine.worker.training.zero import ZeroCheck
-from tests.conftest import short_training, wait_until
+from tests.conftest import environment_of, short_training, wait_until
 from tests.test_sharding import FULL, copied, cut_back, divided, learned, logged, together, with_own_head, write_data
 from tests.train_many import lay_out, train_many
 
@@ -157,10 +157,10 @@ def test_a_killed_rank_ends_the_run_which_resumes_with_as_many_processes(
     hardware = {"device": "cpu", "num_processes": 2, "strategy": "zero3"}
     changes = {"training__max_steps": 18, "logging__save_steps": 6, "method__lora_dropout": 0.1, "hardware": hardware}
     whole, broken = (submitted.submit(make_spec(**changes), workplace) for _ in range(2))
-    wait_until(broken.dir.checkpoints, 300, every=0.01)  # each process imports DeepSpeed
-    ranks = [process for process in find_processes(broken.path) if process.environ().get("RANK") == "1"]
+    wait_until(broken.dir.checkpoints, every=0.01)  # each process imports DeepSpeed
+    ranks = [process for process in find_processes(broken.path) if environment_of(process).get("RANK") == "1"]
     ranks[-1].kill()
-    wait_until(broken.dir.exit.exists, 300)
+    wait_until(broken.dir.exit.exists)
     why = failures.explain(submitted.get(workplace.saves, broken.id))
     assert why
     assert why.code in ("killed", "rank-killed")
@@ -170,8 +170,8 @@ def test_a_killed_rank_ends_the_run_which_resumes_with_as_many_processes(
     assert [problem.code for problem in refused.value.problems] == ["resume-deepspeed"]
 
     submitted.resume(submitted.get(workplace.saves, broken.id))
-    wait_until(broken.dir.exit.exists, 300)
-    wait_until(whole.dir.exit.exists, 300)
+    wait_until(broken.dir.exit.exists)
+    wait_until(whole.dir.exit.exists)
     assert {read_json(run.dir.exit)["outcome"] for run in (whole, broken)} == {"finished"}
     losses = {line["step"]: line["loss"] for line in read_lines(broken.dir.metrics)}
     assert list(losses.values()) == logged(whole.dir, "loss")

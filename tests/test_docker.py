@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import yaml
 
 from engine.core import users
 from engine.launch.workspace import PROJECT
-from engine.runs.supervisor import free_port
 from tests.conftest import wait_until
+from tests.ports import reserved_ports
 
 DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 IGNORED = [
@@ -67,8 +68,16 @@ def test_what_is_copied_is_there_and_what_is_private_or_large_is_not(context: Pa
         assert ignored(PROJECT / name), name
 
 
+@pytest.fixture
+def port() -> Iterator[str]:
+    with reserved_ports(1) as [number]:
+        yield str(number)
+
+
 @pytest.mark.slow
-def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(context: Path, tmp_path: Path) -> None:
+def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(
+    context: Path, port: str, tmp_path: Path
+) -> None:
     places = {name: str(tmp_path / name.strip("/")) for name in ("/models", "/data", "/saves", "/config")}
     shutil.copytree(context / "data", places["/data"])  # as the image does, for a new volume
     for folder in ("/models", "/saves", "/config"):
@@ -80,7 +89,6 @@ def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(context:
 
     settings = dict(one.split("=", 1) for one in " ".join(instructions("ENV")).split())
     environment = {name: here(value) for name, value in settings.items() if name != "PATH"}
-    port = str(free_port())
     command = [port if word == "7860" else here(word) for word in json.loads(instructions("CMD")[-1])]
     # HEALTHCHECK's own CMD stands behind its flags.
     check = json.loads(instructions("HEALTHCHECK")[0].split("CMD", 1)[1])
@@ -93,7 +101,7 @@ def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(context:
     assert not healthy()
     studio = subprocess.Popen([sys.executable, *command[1:]], cwd=context, env=os.environ | environment)
     try:
-        wait_until(healthy, 60, every=0.5)
+        wait_until(healthy, every=0.5)
     finally:
         studio.kill()
         studio.wait()

@@ -13,7 +13,7 @@ from engine.core.problems import Refusal
 from engine.data import data_jobs
 from engine.data.datasets import examples, find, rows
 from engine.worker.data.download import load_rows
-from tests.hub import Hub
+from tests.hub import PATIENCE, Hub
 
 pytestmark = pytest.mark.slow
 QUESTIONS = [{"question": f"What comes after {n}?", "answer": f"Then {n + 1}."} for n in range(30)]
@@ -40,6 +40,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
         monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "ms"))
+        for name, value in PATIENCE.items():
+            monkeypatch.setenv(name, value)
         yield server
 
 
@@ -52,7 +54,7 @@ def fetch(tmp_path: Path, data: Path, id: str, **given: Any) -> dict[str, Any]:
         "split": "train",
         "into": "",
     } | given
-    return data_jobs.wait(data_jobs.start(tmp_path / "saves", "download", asked), 120)
+    return data_jobs.wait(data_jobs.start(tmp_path / "saves", "download", asked))
 
 
 def test_messages_of_uneven_keys_are_not_filled_up(tmp_path, data, hub):

@@ -68,7 +68,7 @@ class Script:
             self.questions.append(match[1])
             waits = len(self.questions) > self.without_waiting
         if waits:
-            self.may_go_on.wait(60)
+            self.may_go_on.wait(600)
         if self.unloaded:
             raise Refusal(problem("chat-was-unloaded", name="it"))
         return "I am happy to help! What is it?" if self.rubbish else self.about(match[1])
@@ -126,7 +126,7 @@ def make(place: Workplace, settings: DraftSettings = SETTINGS, by: str = "ada") 
 
 
 def ended(draft: Draft) -> str:
-    wait_until(lambda: draft.state != "working", 60)
+    wait_until(lambda: draft.state != "working")
     return draft.state
 
 
@@ -200,7 +200,7 @@ def test_a_draft_continues_after_a_stop_and_a_kill_and_asks_about_each_passage_o
     script.without_waiting = 2
     script.may_go_on.clear()  # what is stopped here cannot end by itself
     draft = make(place)
-    wait_until(lambda: len(draft.records()) == 2, 60)
+    wait_until(lambda: len(draft.records()) == 2 and len(script.questions) == len(SUBJECTS))
     assert draft.state == "working"
     for process in find_processes(draft.path):
         os.kill(process.pid, signal.SIGKILL)
@@ -210,7 +210,7 @@ def test_a_draft_continues_after_a_stop_and_a_kill_and_asks_about_each_passage_o
     script.questions.clear()
     script.without_waiting = 1
     drafts.proceed(draft)
-    wait_until(lambda: len(draft.records()) == 3, 60)
+    wait_until(lambda: len(draft.records()) == 3 and len(script.questions) == len(SUBJECTS) - 2)
     drafts.stop(draft)
     assert ended(draft) == "stopped"
     kept = draft.records()

@@ -2,7 +2,7 @@
 
 import copy
 import re
-import time
+import signal
 
 import pytest
 
@@ -372,18 +372,18 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 
 
 def test_a_template_without_an_end_is_refused_in_seconds_and_asked_no_more(monkeypatch):
-    monkeypatch.setattr(time_limit, "RENDER_SECONDS", 0.2)
-    tok, begun = tokenizer("chatml"), time.monotonic()
-    for _ in range(3):
-        with pytest.raises(Refusal, match=r"more than 0\.2 seconds"):
-            encode(tok, talk("q", "a"), chat_template=ENDLESS)
-    assert time.monotonic() - begun < 10  # hours, if nobody stopped it
+    tok = tokenizer("chatml")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(time_limit, "RENDER_SECONDS", 0.2)
+        for _ in range(3):
+            with pytest.raises(Refusal, match=r"more than 0\.2 seconds"):  # it takes hours, if nobody stops it
+                encode(tok, talk("q", "a"), chat_template=ENDLESS)
+    assert time_limit._timeouts[ENDLESS] == time_limit.MAX_TIMEOUTS  # and not three times
     assert encode(tok, talk("q", "a"))  # of another template nothing is left over
 
 
-def test_no_alarm_is_left_behind_by_a_rendering(monkeypatch):
-    monkeypatch.setattr(time_limit, "RENDER_SECONDS", 0.05)
+def test_no_alarm_is_left_behind_by_a_rendering():
+    before = signal.getsignal(signal.SIGVTALRM)
     assert encode(tokenizer("chatml"), talk("q", "a"))
-    ends = time.process_time() + 0.2
-    while time.process_time() < ends:  # an alarm that is still set would raise here
-        pass
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) == before

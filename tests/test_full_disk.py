@@ -66,7 +66,7 @@ def test_a_disk_that_fills_up_during_a_run_is_named_as_the_reason(
     )
     monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, source))
     run = runs.submit(make_spec(), workplace)
-    run = wait_until(lambda: (now := runs.get(workplace.saves, run.id)).final and now, 30)
+    run = wait_until(lambda: (now := runs.get(workplace.saves, run.id)).final and now)
     why = failures.explain(run)
     assert (run.state, why.code) == ("failed", "disk-full")
     assert "磁盘" in why.what("zh")
@@ -88,7 +88,7 @@ def test_a_disk_of_runs_that_is_full_to_the_last_byte_is_the_reason_too(
         if not is_real:
             pytest.skip("no file system may be mounted")
         run = runs.submit(make_spec(), dataclasses.replace(workplace, saves=saves))
-        run = wait_until(lambda: (now := runs.get(saves, run.id)).state not in ALIVE_STATES and now, 30)
+        run = wait_until(lambda: (now := runs.get(saves, run.id)).state not in ALIVE_STATES and now)
         assert (run.state, failures.explain(run).code) == ("failed", "disk-full")
         assert not run.dir.reserve.exists()
         assert "resume" in run.can
@@ -123,12 +123,12 @@ def test_a_run_waits_for_space_on_a_disk_that_is_nearly_full(
             while hardware.free_disk(saves) > 32_768:
                 filler.write(b"x" * 4096)
         queue.advance(saves)
-        wait_until(lambda: not run.dir.alive(), 30)
+        wait_until(lambda: not run.dir.alive())
         assert runs.get(saves, run.id).state == "queued"
         assert not started.exists()
         (saves / "filler").unlink()
         queue.advance(saves)
-        wait_until(lambda: runs.get(saves, run.id).final, 30)
+        wait_until(lambda: runs.get(saves, run.id).final)
         assert started.exists()
 
 

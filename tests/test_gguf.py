@@ -142,7 +142,7 @@ def test_an_export_without_its_gguf_file_is_finished_and_resume_makes_that_file_
     id = runs.submit(spec, here).id
 
     def ended() -> runs.Run:
-        return wait_until(lambda: (now := runs.get(here.saves, id)).final and now, 180)
+        return wait_until(lambda: (now := runs.get(here.saves, id)).final and now)
 
     run = ended()
     assert run.state == "finished", run.dir.log.read_text()

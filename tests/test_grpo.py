@@ -435,4 +435,4 @@ def fresh(run: runs.Run) -> runs.Run:
 
 
 def ended(run: runs.Run) -> runs.Run:
-    return wait_until(lambda: (now := fresh(run)).final and now, 120)
+    return wait_until(lambda: (now := fresh(run)).final and now)

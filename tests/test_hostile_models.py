@@ -82,7 +82,7 @@ def test_a_model_that_cannot_be_read_harms_no_other(tmp_path: Path, data: Path, 
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "good" in done.stdout.split()

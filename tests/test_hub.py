@@ -23,7 +23,7 @@ from engine.runs import failures, runs
 from engine.runs.progress import progress
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
-from tests.hub import Hub, files
+from tests.hub import PATIENCE, Hub, files
 from webui.runs_tab import head_html
 from webui.words import Words
 
@@ -45,6 +45,8 @@ def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             monkeypatch.setenv(home, str(tmp_path / "hub home"))
         monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "hub home"))
         monkeypatch.setenv("MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS", "1")
+        for name, value in PATIENCE.items():
+            monkeypatch.setenv(name, value)
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, "127.0.0.1")
         yield hub
@@ -76,7 +78,7 @@ def fetch(make_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., Fe
         write_text(run.spec, make_spec(model__model_name_or_path=name, **changes).to_yaml())
         words = [sys.executable, "-m", "tests.fetch", str(run.path)]
         soon = os.environ | {"MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "1"}  # it waits seven seconds for four
-        done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=120, env=soon)
+        done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, env=soon)
         problems = (read_json(run.error) or {}).get("problems", [])
         assert problems or done.returncode == 0, done.stderr[-3000:]
         return Fetched(Path(done.stdout.strip()) if not problems else None, problems)
