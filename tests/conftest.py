@@ -53,10 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection() -> None:
+    gc.disable()  # until all is collected
+
+
 def pytest_collection_finish() -> None:
     """What has been imported and collected stays to the end: a million objects that no garbage collection finds."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, module: str, *words: str) -> Path:

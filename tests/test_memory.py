@@ -23,6 +23,8 @@ from engine.spec.steps import examples_per_step
 from webui.train_tab import plan_html
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 GIB = 2**30
 # bench/RESULTS.md: held by torch, and in use on the card, in GiB. Quantized
 # models were seen there with embeddings in fp32 only, which they no longer have.

@@ -33,6 +33,8 @@ from webui.train_tab import plan_html, strategy_html
 from webui.train_tab.strategy_html import disabled_choices_css, excluded_choices
 from webui.words import Words
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 GIB = 2**30
 # A choice that a limit excludes, where it is not one of a list.
 EXCLUDED: dict[str, Any] = {
