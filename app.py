@@ -241,6 +241,7 @@ def serve(options: argparse.Namespace) -> None:
 
     settle_environment(workplace)
     settle_memory()
+    gc.disable()  # what is imported and built now stays; the collector would search it again and again
     import uvicorn
 
     from engine.api.app import Api
@@ -268,6 +269,7 @@ def serve(options: argparse.Namespace) -> None:
     # The components of the page are never freed; a garbage collection that visited them would stall all pages.
     gc.collect()
     gc.freeze()
+    gc.enable()
     config = uvicorn.Config(
         page,
         root_path=options.root_path,

@@ -3,11 +3,13 @@ and that it holds what it begins with."""
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from engine.launch.workspace import PROJECT, Workplace
@@ -17,9 +19,22 @@ MANY = 2  # components that an event may tell of its progress
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
     saves: Path = tmp_path_factory.mktemp("saves")
-    return page(Workplace(saves=saves), "en").get_config_file()
+    return page(Workplace(saves=saves), "en")
+
+
+@pytest.fixture(scope="module")
+def config(blocks: gr.Blocks) -> dict[str, Any]:
+    return blocks.get_config_file()
+
+
+def test_the_page_is_not_described_before_it_is_served_nor_a_class_for_each_of_its_components(
+    blocks: gr.Blocks,
+) -> None:
+    assert blocks.config == {}
+    for kind in (gr.Textbox, gr.Dropdown, gr.Column):
+        assert inspect.signature(kind.__init__) is inspect.signature(kind.__init__)
 
 
 def test_no_event_tells_its_progress_to_all_that_it_changes(config: dict[str, Any]) -> None:
@@ -48,6 +63,7 @@ def note_stub(event, args):
 sys.addaudithook(note_stub)
 import {module}
 opened = len(stubs)
+has_mcp = "mcp" in sys.modules
 import gradio
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -56,18 +72,19 @@ with gradio.Blocks() as blocks:
     box.change(lambda text: text + "!", box, box, api_name="same", queue=False)
 client = TestClient(gradio.mount_gradio_app(FastAPI(), blocks, "/"))
 told = client.post("/gradio_api/run/same", json={{"data": ["x"]}}).json()["data"]
-print(told, opened > 0, "matplotlib" in sys.modules)
+import mcp
+print(told, opened > 0, "matplotlib" in sys.modules, has_mcp, mcp.__name__)
 """
 
 
 @pytest.mark.parametrize(("module", "own_ways"), [("webui", False), ("gradio", True)])
-def test_gradio_writes_no_stubs_and_imports_no_matplotlib_where_the_page_imports_it(
+def test_gradio_writes_no_stubs_and_imports_neither_matplotlib_nor_mcp_where_the_page_imports_it(
     module: str, own_ways: bool
 ) -> None:
     """Did it neither without the page either, `webui.gradio_import` would have nothing left to do."""
     code = IMPORT_AND_EVENT.format(module=module)
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["['x!']", str(own_ways), str(own_ways)]
+    assert done.stdout.split() == ["['x!']", *[str(own_ways)] * 3, "mcp"]
 
 
 def test_other_programs_find_the_endpoints_by_their_names(config: dict[str, Any]) -> None:

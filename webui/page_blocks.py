@@ -3,7 +3,7 @@
 Gradio hands each value of an event to a thread, 119 times for a refresh of the form, and creates each output's
 component again for each page, changed or not: half of the time of a tick, and most of the memory of a page. Here plain
 values are processed directly, unchanged outputs are skipped, and equal components are shared. The browser receives the
-same; events that are not plain are left to gradio.
+same; events that are not plain are left to gradio. The page is described only once it is complete.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class PageBlocks(gr.Blocks):
         super().__init__(**settings)
         self.changed_components: WeakValueDictionary[tuple[int, str], Block] = WeakValueDictionary()
         self._queue.sleep_when_free = EVENT_POLL_SECONDS
+
+    def get_config_file(self) -> Any:
+        """The description of the page for the browser. Gradio asks for it twice while the page is not yet complete, and
+        again when it is served."""
+        return super().get_config_file() if getattr(self, "exited", False) else {}
 
     async def call_function(
         self, block_fn: BlockFunction | int, processed_input: list[Any], iterator: Any = None, requests: Any = None,
