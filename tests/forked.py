@@ -50,7 +50,7 @@ LIGHT_PROGRAMS = (
     "engine.worker.prepare",
     "engine.worker.check_ranks", "engine.worker.data.preview", "engine.worker.models.convert",
     "engine.worker.models.image_values", "engine.worker.models.skeleton", "engine.worker.write_script",
-    "bench.matrix_rate",
+    "bench.matrix_rate", "tests.stand_in",
 )  # fmt: skip
 # Programs that may need bitsandbytes, by the file in their folder that says so.
 HEAVY_PROGRAMS = {
@@ -157,7 +157,7 @@ def main() -> None:
     optional_packages.hide_unused_packages(quantizes=False)
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False"}
     subprocess.Popen = Popen  # type: ignore[misc]
-    serve([*LIBRARIES, *OUR_MODULES])
+    serve([*LIBRARIES, *OUR_MODULES, "tests.tables"])
 
 
 if __name__ == "__main__":

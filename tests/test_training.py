@@ -209,6 +209,7 @@ def test_the_spec_decides_what_is_in_the_result(trained: dict[str, RunDir]) -> N
     assert {min(shape) for shape in lora.values()} == {16}
     assert (trained["full"].model / "model.safetensors").exists()
     assert read_json(trained["rslora"].adapter / "adapter_config.json")["use_rslora"]
+    assert [*trained["lora"].path.rglob("README.md")] == []  # of peft, with placeholders
 
 
 def test_lora_plus_learns_faster_at_the_same_learning_rate(trained: dict[str, RunDir]) -> None:

@@ -155,7 +155,6 @@ def save_adapter(spec: ExportSpec, model: PeftModel, folder: Path) -> None:
         if f".{ADAPTER_NAME}." in name or name.endswith(f".{ADAPTER_NAME}"):
             weight.data = rounded(name, weight.data, dtype)
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER_NAME])
-    (folder / "README.md").unlink(missing_ok=True)  # peft's own model card, with placeholders
 
 
 WRITE: dict[str, Callable[[ExportSpec, Any, Path], None]] = {

@@ -55,6 +55,9 @@ def precision(spec: RunSpec) -> str:
     return auto_precision() if spec.training.precision == "auto" else spec.training.precision
 
 
+# A page of placeholders in each checkpoint, which takes as long to make as several steps of a small model.
+PeftModel.create_or_update_model_card = lambda *_: None  # type: ignore[method-assign]
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SCORE_HEAD = "score"  # transformers' name for the head of a model that scores a text
 
