@@ -99,13 +99,15 @@ def forking_process(module: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_served(address):
             address.unlink(missing_ok=True)
+            # What a test lets programs do at their start is done by the forks of that test alone (`starts_of`).
+            variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             # It outlives the program that starts it, and must not hold its pipes, whose end somebody waits for.
             with (folder / "errors.txt").open("w") as errors:
                 process = REAL_POPEN(
                     [sys.executable, "-m", module, str(address), "x" * ROOM_BYTES],
                     cwd=PROJECT,
                     # Threads wait for each other without keeping a core busy that another test has in use.
-                    env=os.environ | {"ROOM": "x" * ROOM_BYTES, "OMP_WAIT_POLICY": "PASSIVE"},
+                    env=variables | {"ROOM": "x" * ROOM_BYTES, "OMP_WAIT_POLICY": "PASSIVE"},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,

@@ -27,7 +27,7 @@ def bench(tiny: Path, tmp_path: Path) -> Bench:
     results = tmp_path / "RESULTS.md"
     results.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     shapes = {name: shape | TINY for name, shape in SHAPES.items()}
-    return Bench(tmp_path, Report(results, "here"), time.monotonic() + 300, "cpu", shapes)
+    return Bench(tmp_path, Report(results, "here"), time.monotonic() + 3600, "cpu", shapes)
 
 
 @pytest.mark.slow
@@ -37,11 +37,11 @@ def test_it_measures_and_profiles_a_training_and_names_what_it_leaves_out(
 ) -> None:
     monkeypatch.setattr(gpu, "STEPS", WARMUP_STEPS + PROFILED_STEPS + 1)
     assert run_all(bench, [MIXED], tests=False, servers=False) == 0
-    bench.deadline = time.monotonic() + 1
-    with bench.part("something long", 60) as there_is_time:
-        assert not there_is_time
     with bench.part("something broken", 0):
         raise RuntimeError("no memory")
+    bench.deadline = time.monotonic()
+    with bench.part("something long", 60) as there_is_time:
+        assert not there_is_time
     text = bench.report.file.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{BEGIN}\nhere\nProducts of large matrices: ")
     assert text.endswith(f"\n{END}\nafter\n")
@@ -55,7 +55,7 @@ def test_it_measures_and_profiles_a_training_and_names_what_it_leaves_out(
     assert "products" in profiled
     parts = [int(part.split()[-1].rstrip("%")) for part in profiled.split("profiler: ")[1].split(", ")]
     assert 90 <= sum(parts) <= 110
-    assert "- something long: 1 s were left" in text
+    assert "- something long: 0 s were left" in text
     assert "- something broken: RuntimeError: no memory" in text
     assert runs.find(bench.workplace.saves) == []
 

@@ -11,6 +11,8 @@ from engine.core.problems import Refusal
 from engine.data import browse, derive, row_files
 from engine.data.datasets import Dataset, count_rows, find, rows
 
+LONG = 600  # seconds, so that a search does not come back before its end
+
 
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
@@ -52,12 +54,12 @@ def test_only_the_first_rows_are_shown_of_a_set_that_is_only_those(numbers, tmp_
 
 
 def test_a_search_finds_every_word_whatever_its_case_and_goes_on_where_it_stopped(numbers):
-    hits, after = browse.search(numbers, "nummer 第77", 0, 3)
+    hits, after = browse.search(numbers, "nummer 第77", 0, 3, LONG)
     assert said(hits) == ["What is 77?", "What is 770?", "What is 771?"]
-    more, after = browse.search(numbers, "nummer 第77", after, 20)
+    more, after = browse.search(numbers, "nummer 第77", after, 20, LONG)
     assert said(more) == [f"What is {n}?" for n in range(772, 780)]
     assert after is None
-    assert browse.search(numbers, "no such thing", 0, 10) == ([], None)
+    assert browse.search(numbers, "no such thing", 0, 10, LONG) == ([], None)
 
 
 def test_a_search_comes_back_after_its_time(numbers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -44,10 +45,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(disk: Path, free_mb: float) -> None:
     """Leave so much free, by a file that is made or cut to what that takes."""
-    ballast = disk / "ballast"
-    ballast.unlink(missing_ok=True)
-    free = disk_space.hardware.free_disk(disk)
-    ballast.write_bytes(b"\1" * max(free - int(free_mb * MB), 0))
+    with (disk / "ballast").open("wb") as ballast:
+        size = max(disk_space.hardware.free_disk(disk) - int(free_mb * MB), 0)
+        if size:
+            os.posix_fallocate(ballast.fileno(), 0, size)  # at once, as a run may be writing
 
 
 def checkpoint(run: RunDir, step: int, size_mb: int = 8) -> str:
@@ -187,18 +188,21 @@ def test_a_training_waits_for_the_disk_goes_on_and_stops_when_told_to(
         reported = progress.progress(now())
         return reported.done if reported.phase == "waiting for space" else 0
 
-    run = runs.submit(make_spec(training__max_steps=100_000, logging__save_steps=20), place)
+    # A single checkpoint: its size is all that can be made free.
+    spec = make_spec(training__max_steps=100_000, logging__save_steps=20, logging__save_total_limit=1)
+    run = runs.submit(spec, place, start=False)
     try:
         fill(disk, 3)
+        runs.queue.advance(place.saves)
         assert wait_until(waits_at) == 20
         assert (now().state, run.dir.checkpoints()) == ("running", [])
         (disk / "ballast").unlink()
-        wait_until(lambda: run.dir.checkpoints() and not waits_at(), 30)
+        wait_until(lambda: run.dir.checkpoints() and not waits_at())
         fill(disk, 3)
-        assert wait_until(waits_at, 30) > 20
+        assert wait_until(waits_at) > 20
         saved = [folder.name for folder in run.dir.checkpoints()]
         runs.stop(now())
-        ended = wait_until(lambda: (last := now()).final and last, 60)
+        ended = wait_until(lambda: (last := now()).final and last)
         assert ended.state == "stopped"
         assert [folder.name for folder in run.dir.checkpoints()] == saved[-1:]
         assert read_json(run.dir.result() / "result.json")["complete"] is False

@@ -28,6 +28,7 @@ from engine.runs.progress import curves
 from engine.runs.results import result_of
 from engine.spec.run_spec import RunSpec
 from tests.conftest import end_runs, engine, short_training, wait_until
+from tests.sleeping import sleep_after
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -128,16 +129,21 @@ def test_what_was_found_is_read_row_by_row_as_a_table_and_in_the_shell(learned: 
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_asks_nothing_twice_and_finds_the_same(learned: Learned) -> None:
+def test_a_killed_evaluation_asks_nothing_twice_and_finds_the_same(
+    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_answer = 'path.name == "answers.jsonl" and "answer" in content[0]'
+    sleep_after(monkeypatch, tmp_path / "start", "append_lines", an_answer, count=40)  # of 60
     run = runs.submit(learned.spec, learned.workplace)
     answers = run.dir.report / "answers.jsonl"
-    wait_until(lambda: answers.exists() and b'"answer"' in answers.read_bytes(), every=0.01)
+    wait_until(lambda: answer_counts(answers).total() == 40)
     for process in find_processes(run.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     run = ended(learned.workplace, run)
     assert (run.state, run.exit["signal"]) == ("failed", "SIGKILL")
-    assert 0 < answer_counts(answers).total() < 60
+    assert answer_counts(answers).total() == 40
+    monkeypatch.undo()
     runs.resume(run)
     run = ended(learned.workplace, run)
     assert run.state == "finished", failures.explain(run)

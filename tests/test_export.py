@@ -35,6 +35,7 @@ from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, engine, wait_until
 from tests.preloaded import run_python
+from tests.sleeping import sleep_after
 from webui.train_tab.choices import models_and_results
 from webui.words import Words
 
@@ -84,7 +85,7 @@ def submit(workplace: Workplace, ids: Mapping[str, float] | list[str], **setting
 
 
 def ended(workplace: Workplace, run: Run) -> Run:
-    return wait_until(lambda: (now := runs.get(workplace.saves, run.id)).final and now, 180)
+    return wait_until(lambda: (now := runs.get(workplace.saves, run.id)).final and now)
 
 
 # ------------------------------------------------------------------------------------------ the weights
@@ -265,10 +266,14 @@ def test_merged_and_adapter_say_the_same_to_all_demo_prompts(here: Workplace) ->
 
 
 @pytest.mark.slow
-def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(here: Workplace) -> None:
-    run = submit(here, ["demo_model/lora/one"], check_prompts=64)  # seconds in which it can be killed
+def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(
+    here: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep_after(monkeypatch, tmp_path / "start", "write_json", 'path.name == "comparison.json"')
+    run = submit(here, ["demo_model/lora/one"], check_prompts=1)
     partial = run.path / ".model.partial"
-    wait_until(lambda: (partial / "model.safetensors").exists(), 120, every=0.02)
+    wait_until((partial / "comparison.json").exists)
+    assert (partial / "model.safetensors").exists()
     for process in find_processes(run.path):
         process.send_signal(signal.SIGSTOP)
     for process in [*find_processes(run.path), *keepers(run.path)]:
@@ -279,6 +284,7 @@ def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(here
     (partial / "left-over").touch()
 
     wait_until(lambda: not find_processes(run.path))
+    monkeypatch.undo()
     runs.resume(runs.get(here.saves, run.id))
     done = ended(here, run)
     assert done.state == "finished", done.dir.log.read_text()

@@ -24,6 +24,7 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import failures, runs
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
+from tests.sleeping import sleep_after
 from tests.test_evaluate import asking, ended, finished_run, told
 from webui import reports
 from webui.words import Words
@@ -175,7 +176,7 @@ def test_the_measures_that_are_known_are_those_of_the_package() -> None:
 @real
 @pytest.mark.slow
 def test_what_was_learned_shows_in_tasks_and_a_killed_evaluation_measures_none_twice(
-    tasks: Workplace, make_spec: Callable[..., RunSpec]
+    tasks: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"instruction": f"Is {n} a number?", "output": "Yes, it is."} for n in range(40)]
     (tasks.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -194,14 +195,16 @@ def test_what_was_learned_shows_in_tasks_and_a_killed_evaluation_measures_none_t
     )
     assert trained.state == "finished", failures.explain(trained)
     spec = asking(results=[trained.id], data__max_samples=10, harness__tasks=["number", "written"], harness__limit=16)
+    sleep_after(monkeypatch, tmp_path / "start", "append_lines", 'path.name == "tasks.jsonl"')
     run = runs.submit(spec, workplace)
     lines = run.dir.report / "tasks.jsonl"
-    wait_until(lambda: read_lines(lines), every=0.01)
+    wait_until(lambda: read_lines(lines))
     for process in find_processes(run.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     assert ended(workplace, run).state == "failed"
     assert 0 < len(read_lines(lines)) < 4
+    monkeypatch.undo()
     runs.resume(run)
     run = ended(workplace, run)
     assert run.state == "finished", failures.explain(run)

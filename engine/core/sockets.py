@@ -32,6 +32,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def reserve_port() -> socket.socket:
+    """A socket on a free port of this machine, which is given to nobody else until the socket is closed.
+
+    It does not listen. A server that is told the number still can: like nearly all servers, it binds with SO_REUSEADDR.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
 def is_loopback(host: str) -> bool:
     """Whether the address can be reached from this machine only."""
     with contextlib.suppress(ValueError):

@@ -66,9 +66,10 @@ class DataJob:
     @property
     def state(self) -> Literal["working", "done", "failed"]:
         """ "failed" includes a process that ended without a result: killed, or out of memory."""
+        alive = is_locked(self.path / "lock", ALIVE_BYTE)  # looked at first: it may end with its result in between
         if (self.path / "result.json").exists():
             return "done"
-        return "working" if is_locked(self.path / "lock", ALIVE_BYTE) else "failed"
+        return "working" if alive else "failed"
 
     @property
     def arguments(self) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from engine.core.locks import try_lock
 from engine.core.problems import Refusal
 from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, read_object, write_json
+from engine.core.sockets import reserve_port
 from engine.launch import command, handover
 from engine.launch.command import Step
 from engine.launch.processes import end_processes, start_ticks
@@ -53,10 +54,9 @@ FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago, so that no two runs use accelerate's default."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port that was free a moment ago."""
+    with reserve_port() as reserved:
+        return reserved.getsockname()[1]
 
 
 def supervise(
@@ -69,7 +69,10 @@ def supervise(
     lock and the leases, and writes exit.json. A `launcher` that exists already is used if it fits; `record`: what else
     keeper.json says."""
     spec = kinds.read(regular_files.read_text(run.spec))
-    gpus, port = leased.gpus(spec), free_port()
+    gpus = leased.gpus(spec)
+    # Kept from other programs until the processes meet there, which may be an hour of preparation later.
+    reserved = reserve_port()
+    port = reserved.getsockname()[1]
     with hardware.limited_to(gpus):
         steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
     steps = [leased.adapted(step, spec) for step in steps]
@@ -105,6 +108,7 @@ def supervise(
             later = [other for place, other in children.items() if place > number]
             code = _wait_for_child(step, child, later, run, watches)
     end_processes(run.path)
+    reserved.close()
     return code
 
 

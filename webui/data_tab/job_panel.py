@@ -68,12 +68,13 @@ class JobPanel(Panel):
     def watch(self, job_id: str, id: str) -> Updates:
         """The progress of the job, and its result when it is done; `id` is what is open now."""
         job = data_jobs.get(self.workplace.saves, job_id)
-        if job is not None and job.state == "working":
-            return {self.progress: findings_html.working(job.progress, self.words)}
         ended: Updates = {self.timer: gr.Timer(active=False), self.progress: ""}
         if job is None:
             return ended
-        if job.state == "failed":  # read again: it may have finished successfully since
+        state = job.state
+        if state == "working":
+            return {self.progress: findings_html.working(job.progress, self.words)}
+        if state == "failed":
             return ended | {self.message: notices.refused(job.problems, self.words)}
         # Readers who have opened another set stay there.
         here = job.arguments.get("name") in (None, name_of(id))
