@@ -199,7 +199,7 @@ def answers(root: Path, family: str) -> dict[str, Any]:
             )
         )  # fmt: skip
     loaded.generator.submit_all(batch)
-    assert {ended.get(timeout=60) for _ in rows} == {"length"}
+    assert {ended.get(timeout=300) for _ in rows} == {"length"}
     questions = [Question(n, "seen", "", row["messages"][:1], chat=row) for n, row in enumerate(rows)]
     losses = {question.row: loss for made in loaded.losses("base", questions) for question, loss, _ in made}
     image = base64.b64encode((root / "red.png").read_bytes()).decode()

@@ -19,7 +19,7 @@ from engine.runs.run import ALIVE_STATES, FINAL_STATES, Run
 
 LOOK_SECONDS = 0.05  # between two looks
 LOOKS_PER_PAGE = 10  # looks at the folders for each look at the page
-ORPHAN_SECONDS = 20.0  # that a process without the run's lock may take to follow the others
+ORPHAN_SECONDS = 60.0  # that a process without the run's lock may take to follow the others
 
 
 @dataclass(frozen=True)

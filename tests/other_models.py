@@ -217,7 +217,7 @@ def written(loaded: LoadedModels, name: str, prompts: list[list[int]]) -> list[l
         for prompt in prompts
     ]  # fmt: skip
     loaded.generator.submit_all(batch)
-    assert {ended.get(timeout=60) for _ in prompts} == {"length"}
+    assert {ended.get(timeout=300) for _ in prompts} == {"length"}
     return [answer.written for answer in batch]
 
 

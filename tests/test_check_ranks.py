@@ -21,13 +21,13 @@ from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
 from engine.runs import failures, runs
-from engine.runs.supervisor import free_port
 from engine.spec.run_spec import RunSpec
 from engine.worker.check_ranks import LIMIT_VARIABLE
 from engine.worker.runtime.all_reduce import INDIRECT
 from tests.conftest import wait_until
 from tests.forked import start_forking_process
 from tests.nvml import Nvml
+from tests.ports import reserved_ports
 from tests.preloaded import run_python
 from tests.train_many import lay_out
 from webui.runs_tab import head_html
@@ -182,15 +182,16 @@ def test_the_processes_of_several_machines_try_it_together_and_agree(
         start.mkdir(parents=True)
         (start / "sitecustomize.py").write_text(fault, encoding="utf-8")
         variables = {"PYTHONPATH": f"{PROJECT}:{start}", "CUDA_VISIBLE_DEVICES": gpus, "ACCELERATE_USE_CPU": "true"}
-        port, words = free_port(), [sys.executable, "-m", "engine.worker.check_ranks"]
-        machines = [
-            subprocess.Popen(
-                [*words, f"--machine_rank={rank}", f"--main_process_port={port}", str(run.path)],
-                cwd=PROJECT, env=os.environ | variables,
-            )
-            for rank in range(2)
-        ]  # fmt: skip
-        codes = [machine.wait(60) for machine in machines]
+        words = [sys.executable, "-m", "engine.worker.check_ranks"]
+        with reserved_ports(1) as [port]:
+            machines = [
+                subprocess.Popen(
+                    [*words, f"--machine_rank={rank}", f"--main_process_port={port}", str(run.path)],
+                    cwd=PROJECT, env=os.environ | variables,
+                )
+                for rank in range(2)
+            ]  # fmt: skip
+            codes = [machine.wait(300) for machine in machines]
         assert codes == [int(run.error.exists()), 0]  # the first speaks for all
         return run
 

@@ -192,6 +192,7 @@ def linked(folder: Path) -> None:
 
 def in_progress(folder: Path) -> None:
     (folder / "train_results.json").unlink()
+    os.utime(folder / "trainer_log.jsonl")
 
 
 def piped(folder: Path) -> None:

@@ -300,7 +300,7 @@ def test_hundreds_of_models_are_found_in_a_moment(root):
         make_model(root / str(number))
     start = time.process_time()
     assert len(find_models([root])) == 300
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 6
 
 
 # ------------------------------------------------------------------------------- what can be wrong

@@ -102,7 +102,7 @@ def test_a_set_without_similar_rows_is_made_and_says_which_were_removed(tmp_path
     ]
     write(tmp_path, "texts", [{"text": text} for text in texts] + [{"nothing": 1}], columns={"prompt": "text"})
     arguments = {"data": str(tmp_path), "name": "texts", "similarity": 0.9}
-    result = data_jobs.wait(data_jobs.start(tmp_path / "saves", "deduplicate", arguments), 60)
+    result = data_jobs.wait(data_jobs.start(tmp_path / "saves", "deduplicate", arguments), 300)
     assert result["made"] == ["texts-unique"]
     rows = [json.loads(line) for line in (tmp_path / "texts-unique.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row.get("text") for row in rows] == [texts[0], texts[4], None]

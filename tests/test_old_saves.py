@@ -65,7 +65,7 @@ def test_the_shell_knows_them(workplace: Workplace) -> None:
 def test_a_run_that_was_cut_off_is_resumed_to_the_weights_of_the_finished_one(workplace: Workplace) -> None:
     run = run_called(workplace.saves, "training", CUT_OFF)
     runs.resume(run)
-    wait_until(lambda: runs.read(run.path, workplace.saves).final, 120)
+    wait_until(lambda: runs.read(run.path, workplace.saves).final, 300)
     assert runs.read(run.path, workplace.saves).state == "finished"
     there = load_file(RunDir(run.path).adapter / "adapter_model.safetensors")
     before = load_file(run_called(workplace.saves, "training", TRAINED).dir.adapter / "adapter_model.safetensors")

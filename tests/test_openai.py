@@ -512,13 +512,11 @@ def test_an_upload_that_is_none_is_refused_and_leaves_nothing(
             error_of(response)
         [refused] = audit.read(place.saves, 1)
         assert (refused.action, refused.what, refused.outcome) == ("ask", BASE, "failed")
-    with httpx.Client(base_url=f"{studio}/v1") as stranger:
-        statuses = []
-        for number in range(7):
-            guess = f"Bearer {tokens.PREFIX}{number:012x}-{'x' * 43}"
-            statuses.append(stranger.get("/models", headers={"Authorization": guess}).status_code)
-        free = statuses.count(401)  # fewer than five if this address has had a wrong token before
-        assert statuses == [401] * free + [429] * (7 - free)
-        assert 0 < free <= 5
-        assert error_of(stranger.post("/files", content=b"--x"))["code"] == "rate_limit_exceeded"
+    with httpx.Client(base_url=f"{studio}/v1", timeout=60) as stranger:
+        codes: list[str] = []
+        while "rate_limit_exceeded" not in codes and len(codes) < 12:  # the first waits are short
+            guess = f"Bearer {tokens.PREFIX}{len(codes):012x}-{'x' * 43}"
+            answer = stranger.post("/files", content=b"--x", headers={"Authorization": guess})
+            codes.append(error_of(answer)["code"])
+        assert (codes[0], codes[-1], answer.status_code) == ("invalid_api_key", "rate_limit_exceeded", 429)
     assert ada.models.retrieve(BASE).id == BASE  # who has a token does not wait for those who guess

@@ -228,7 +228,7 @@ def make_ppo(workplace: Workplace, make_spec: Callable[..., RunSpec], judge: Pat
 
 
 def ended(run: runs.Run) -> runs.Run:
-    return wait_until(lambda: (now := runs.read(run.path, queue.saves_of(run.path))).final and now, 120)
+    return wait_until(lambda: (now := runs.read(run.path, queue.saves_of(run.path))).final and now)
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_the_child_ends_with_its_parent(look):
     look("page", "chat")
     child = preview_client._child
     child.stdin.close()
-    assert child.wait(20) == 0
+    assert child.wait(120) == 0
 
 
 @pytest.mark.usefixtures("not_forked")

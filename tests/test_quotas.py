@@ -233,7 +233,7 @@ def test_a_real_training_saves_a_checkpoint_and_stops_at_the_end_of_the_hours(
     (workplace.saves / QUOTAS_FILE).write_text("users: {ada: {gpu_hours: 2.0e-7}}\nwhen_used_up: stop\n")
     spec = make_spec(training__max_steps=10_000_000)
     run = runs.submit(spec, workplace, by="ada")
-    wait_until(lambda: runs.read(run.path, workplace.saves).final, 120)
+    wait_until(lambda: runs.read(run.path, workplace.saves).final, 300)
     run = runs.read(run.path, workplace.saves)
     assert run.state == "stopped"
     assert [warning.problem.code for warning in read_warnings(run.dir)] == ["quota-hours-stopped"]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -24,9 +25,9 @@ from engine.core import users
 from engine.core.sockets import KEEP_ALIVE_SECONDS
 from engine.data.uploads import MAX_UPLOAD_BYTES
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
-from engine.runs.supervisor import free_port
 from tests.conftest import start_studio, wait_until
 from tests.find_nginx import nginx
+from tests.ports import reserved_ports
 from webui.body_limit import MAX_BODY_BYTES, MULTIPART_BYTES
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -77,7 +78,7 @@ class Site:
 
     def client(self) -> httpx.Client:
         """Somebody's browser before the login."""
-        return httpx.Client(base_url=self.origin + self.root, verify=self.trust, trust_env=False)
+        return httpx.Client(base_url=self.origin + self.root, verify=self.trust, trust_env=False, timeout=60)
 
     @contextmanager
     def login(self) -> Iterator[httpx.Client]:
@@ -128,16 +129,14 @@ def start_nginx(folder: Path, root: str, studio: int, plain: int, port: int) -> 
     return subprocess.Popen(command)
 
 
-def start_site(folder: Path, root: str) -> tuple[Site, subprocess.Popen[bytes]]:
+def start_site(folder: Path, root: str, plain: int, secure: int) -> tuple[Site, subprocess.Popen[bytes]]:
     folder.mkdir()
     (folder / "saves").mkdir()
     users.add_user(folder / "users.txt", "ada", "correct horse")
     workplace = Workplace(models=(DEMO_MODEL,), data=PROJECT / "data", saves=folder / "saves")
     flags = ["--trusted-proxy", "127.0.0.1", "--auth", str(folder / "users.txt")]
-    port = free_port()
-    studio, _ = start_studio(workplace, *flags, *(["--root-path", root] if root else []), port=port)
-    plain, secure = free_port(), free_port()
-    proxy = start_nginx(folder, root, port, plain, secure)
+    studio, address = start_studio(workplace, *flags, *(["--root-path", root] if root else []))
+    proxy = start_nginx(folder, root, urlsplit(address).port, plain, secure)
     trust = ssl.create_default_context(cafile=str(folder / "certificate.pem"))
     return Site(root, plain, secure, workplace.saves, trust, studio), proxy
 
@@ -149,17 +148,21 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Site]]
     if not shutil.which("openssl"):
         pytest.skip("openssl is not there: it makes the certificate of the test")
     folder = tmp_path_factory.mktemp("sites")
-    with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(start_site, folder / name, root) for name, root in (("own", ""), ("sub", "/studio"))]
-    started = [job.result() for job in jobs]
-    try:
-        wait_until(lambda: all((folder / name / "pid").exists() for name in ("own", "sub")), 10)
-        yield {site.root: site for site, _ in started}
-    finally:
-        for site, proxy in started:
-            for process in (proxy, site.studio):
-                process.terminate()
-                process.wait(20)
+    roots = {"own": "", "sub": "/studio"}
+    with reserved_ports(2 * len(roots)) as ports:
+        with ThreadPoolExecutor() as pool:
+            jobs = [
+                pool.submit(start_site, folder / name, root, ports.pop(), ports.pop()) for name, root in roots.items()
+            ]
+        started = [job.result() for job in jobs]
+        try:
+            wait_until(lambda: all((folder / name / "pid").exists() for name in roots))
+            yield {site.root: site for site, _ in started}
+        finally:
+            for site, proxy in started:
+                for process in (proxy, site.studio):
+                    process.terminate()
+                    process.wait(120)
 
 
 @pytest.fixture(params=["", "/studio"])
@@ -169,10 +172,10 @@ def site(request: pytest.FixtureRequest, sites: dict[str, Site]) -> Site:
 
 @pytest.mark.slow
 def test_plain_http_is_sent_to_tls(site: Site) -> None:
-    answer = httpx.get(f"http://localhost:{site.plain}{site.root}/?run=a/b", trust_env=False)
+    answer = httpx.get(f"http://localhost:{site.plain}{site.root}/?run=a/b", trust_env=False, timeout=60)
     assert (answer.status_code, answer.headers["location"]) == (301, f"https://localhost{site.root}/?run=a/b")
     if site.root:
-        answer = httpx.get(f"{site.origin}/studio", verify=site.trust, trust_env=False)
+        answer = httpx.get(f"{site.origin}/studio", verify=site.trust, trust_env=False, timeout=60)
         assert (answer.status_code, answer.headers["location"]) == (301, "/studio/")
 
 
@@ -209,13 +212,14 @@ def test_an_event_is_answered(site: Site) -> None:
         ssl_verify=site.trust,
         verbose=False,
         analytics_enabled=False,
+        httpx_kwargs={"timeout": 60},
     )
     assert program.predict(api_name="/runs") == []
 
 
 @pytest.mark.slow
 def test_a_stream_is_passed_on_as_it_comes(site: Site) -> None:
-    with site.login() as browser, browser.stream("GET", "/gradio_api/heartbeat/abc", timeout=3) as stream:
+    with site.login() as browser, browser.stream("GET", "/gradio_api/heartbeat/abc", timeout=30) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert "ALIVE" in next(stream.iter_text())
 
@@ -231,7 +235,7 @@ def test_an_upload_arrives_and_one_that_is_too_large_is_refused(site: Site) -> N
         browser.headers["Content-Type"] = "application/json"
         assert browser.post("/gradio_api/call/runs", content=form).status_code == 200
         assert browser.post("/gradio_api/call/runs", content=form + b" ").status_code == 413
-    request = http.client.HTTPSConnection("localhost", site.port, context=site.trust, timeout=5)
+    request = http.client.HTTPSConnection("localhost", site.port, context=site.trust, timeout=60)
     request.putrequest("POST", f"{site.root}/gradio_api/upload")
     request.putheader("Content-Length", str(MAX_UPLOAD_BYTES + MULTIPART_BYTES + 1))
     request.endheaders()

@@ -121,9 +121,9 @@ def address(workplace) -> Iterator[str]:
 @pytest.mark.slow
 def test_the_real_studio_is_guarded(address: str) -> None:
     port = address.rsplit(":", 1)[1]
-    assert httpx.get(address).status_code == 200
-    assert httpx.get(address, headers={"Host": f"evil.example:{port}"}).status_code == 403
+    assert httpx.get(address, timeout=60).status_code == 200
+    assert httpx.get(address, headers={"Host": f"evil.example:{port}"}, timeout=60).status_code == 403
     for origin in (address, "http://localhost:3000", "https://evil.example"):
-        answer = httpx.post(f"{address}/gradio_api/upload", headers={"Origin": origin})
+        answer = httpx.post(f"{address}/gradio_api/upload", headers={"Origin": origin}, timeout=60)
         assert (answer.status_code == 403) == (origin != address), origin
         assert origin == address or "access-control-allow-origin" not in answer.headers

@@ -248,7 +248,7 @@ def test_the_studio_says_that_it_made_a_folder_and_why_it_does_not_start(elsewhe
     taken.saves.write_text("")
     chinese = os.environ | {"LC_ALL": "zh_CN.UTF-8", "PYTHONUTF8": "1"}
     words = [sys.executable, "app.py", "--port", "0", *flags_of(taken)]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, env=chinese, timeout=60)
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, env=chinese, timeout=300)
     assert done.returncode == 2
     assert "Errno" not in done.stderr
     assert f"无法写入运行目录 {taken.saves}：已有同名文件" in done.stderr

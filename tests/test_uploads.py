@@ -239,7 +239,7 @@ def read_within(file: Path, memory: int, written: int = 1 << 40) -> tuple[Any, i
     ran = subprocess.run(
         [sys.executable, "-c", READ, str(file), str(memory), str(written)],
         cwd=PROJECT,
-        timeout=60,
+        timeout=300,
         capture_output=True,
         text=True,
         check=True,

@@ -140,7 +140,7 @@ def test_an_answer_is_stopped_that_has_no_token_yet(server: servers.Server) -> N
         told = pool.submit(lambda: list(asked))
         wait_until(lambda: chat_client._call(server, "GET", "/health")["answering"] == 1)
         chat_client.cancel(server, "early")
-        [last] = told.result(20)[-1]
+        [last] = told.result(120)[-1]
     finally:
         inner.resume()
         pool.shutdown()
@@ -188,14 +188,14 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     # Ctrl-C reaches the group of the server; vLLM has a group of its own, and is ended by the server.
     assert os.getpgid(_inner(folder).pid) == _inner(folder).pid
     serving.send_signal(signal.SIGTERM)
-    assert serving.wait(20) == 0
+    assert serving.wait(120) == 0
     assert find_processes(folder) == []
 
     # Killed without a word, it takes vLLM with it; vLLM killed, the server says so and ends.
     serving, folder = begun()
     worker = next(one for one in find_processes(folder) if "engine.worker.serve" in one.cmdline())
     worker.kill()
-    serving.wait(20)
+    serving.wait(120)
     wait_until(lambda: find_processes(folder) == [])
     # By nobody but the server itself: also what vLLM has left behind.
     alone = servers.Server(tmp_path / "alone")
