@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +276,8 @@ def test_a_reward_looks_behind_the_reasoning(reward: str, reference: str, text: 
 @pytest.mark.slow
 def test_an_evaluation_lets_a_model_think_or_not(workplace: Workplace, tiny: Path, tmp_path: Path) -> None:
     """Random weights never end a thought that the template has opened."""
-    thinker = workplace.models[0] / "thinker"
-    shutil.copytree(tiny, thinker)
+    thinker = shutil.copytree(tiny, tmp_path / "others" / "thinker")
+    workplace = replace(workplace, models=(*workplace.models, thinker.parent))
     file = thinker / "chat_template.jinja"
     opening = (
         "{{- '<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '<think>\\n' }}"

@@ -333,17 +333,15 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
 
 
 def test_a_server_without_questions_ends_and_a_broken_model_says_why(
-    tiny: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "IDLE_S", 1.0)
     server = servers.start(workplace, servers.choose(workplace, str(tiny)))
     wait_until(lambda: server.state == "ended")
     assert server.problems == []
     assert find_processes(server.path) == []
-    broken = workplace.models[0] / "broken"
-    broken.mkdir()
-    for file in tiny.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
+    broken = shutil.copytree(tiny, tmp_path / "others" / "broken")
+    workplace = dataclasses.replace(workplace, models=(broken.parent,))
     (broken / "model.safetensors").write_bytes(b"not one")
     failed = servers.start(workplace, servers.choose(workplace, str(broken)))
     with pytest.raises(Refusal, match="broken could not be loaded"):
