@@ -305,7 +305,7 @@ def test_a_question_is_answered_by_the_base_and_the_run(tab: Tab, server: StandI
     assert "plain/lora/one heard 2." in live[-1][tab.answers.live]
     assert "<b>plain (base)</b>" in live[-1][tab.answers.live]
     assert ended[tab.answers.live] == ""
-    assert ended[tab.question.send]["visible"] is True
+    assert tab.question.send not in ended  # the page shows it after the end, since before it would drop a click
     assert "Loaded" in ended[tab.model.status]
     assert tab.context.message not in ended
     assert tab.question.prompt not in ended  # something may have been typed meanwhile
@@ -498,7 +498,6 @@ def test_a_refused_question_is_back_in_its_box_and_nothing_is_kept(tab: Tab, pla
         assert reason in updates[tab.context.message]
         assert updates[tab.question.prompt] == "Who?"
         assert tab.read(updates) == Conversation()
-        assert updates[tab.question.send]["visible"] is True
     assert servers.servers(place.saves) == []
 
 

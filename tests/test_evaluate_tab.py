@@ -392,9 +392,7 @@ def test_a_poll_answers_only_what_has_changed(tab: Tab, evaluation: Run) -> None
 
 def test_a_click_opens_an_evaluation_at_its_first_page(tab: Tab, evaluation: Run) -> None:
     with_more_rows(evaluation, 45)
-    click = gr.EventData(None, {"run": evaluation.id})
-    updates = tab.report.open_clicked(click, "asked", "", "3")
-    assert updates[tab.context.opened] == evaluation.id
+    updates = tab.report.catch_up(evaluation.id, "another|", "asked", "", "3")
     assert updates[tab.rows.where] == "1"
     assert f'data-run="{evaluation.id}" class="on"' in updates[tab.listing.html]
 

@@ -116,6 +116,30 @@ def test_plain_answers_are_not_left_to_gradio(controls: Controls, monkeypatch: p
     assert run(controls.blocks.preprocess_data(controls.event, held, session)) == held
 
 
+def test_a_value_that_comes_back_as_it_was_sent_is_not_sent_over_a_newer_one(controls: Controls) -> None:
+    async def answer_to(held: list[Any], answer: dict[Any, Any]) -> dict[Any, Any]:
+        session = PageSession(controls.blocks)
+        await controls.blocks.preprocess_data(controls.event, held, session)
+        sent = await controls.blocks.postprocess_data(controls.event, answer, session)
+        return {block: value for block, value in zip(controls.all, sent, strict=True) if value != gr.skip()}
+
+    held = ["typed", "a", [], "1", 5, True]
+    same = {controls.text: "typed", controls.number: 5, controls.on: True, controls.html: "after"}
+    assert run(answer_to(held, same)) == {controls.html: "after"}
+    other = {controls.text: "", controls.number: 6, controls.on: False}
+    assert run(answer_to(held, other)) == other
+    lists = {
+        controls.choice: gr.update(choices=["a", "b"], value="a"),
+        controls.several: gr.update(choices=["x", "y"], value=[]),
+        controls.kind: gr.update(value="2"),
+    }
+    assert run(answer_to(held, lists)) == {
+        controls.choice: {"choices": [("a", "a"), ("b", "b")], "__type__": "update"},
+        controls.several: {"choices": [("x", "x"), ("y", "y")], "__type__": "update"},
+        controls.kind: {"value": "2", "__type__": "update"},
+    }
+
+
 @pytest.mark.parametrize(
     "held",
     [
@@ -153,8 +177,8 @@ def test_a_choice_that_an_event_has_offered_is_valid_on_that_page_alone(controls
 def test_whole_tabs_are_answered_as_gradio_would(workplace: Workplace) -> None:
     blocks = page(workplace, "en")
     events = {getattr(event.fn, "__qualname__", ""): event for event in blocks.fns.values()}
-    arrive = events["Navigation.open_run"]
-    answer, same = (arrive.fn("", "step", 0.6, False, "", "", "100") for _ in range(2))
+    arrive = events["Navigation.show_run"]
+    answer, same = (arrive.fn("", "", "step", 0.6, False, "", "", "100") for _ in range(2))
     expected = of_gradio(blocks, arrive, answer, SessionState(blocks))
     sent = run(blocks.postprocess_data(arrive, same, PageSession(blocks)))
     assert as_sent(sent) == as_sent(expected)
@@ -166,7 +190,7 @@ class Visits:
     def __init__(self, workplace: Workplace):
         self.blocks = page(workplace, "en")
         self.transport = httpx.ASGITransport(_mounted(self.blocks, ""))
-        self.event = next(event for event in self.blocks.fns.values() if event.name == "open_run")
+        self.event = next(event for event in self.blocks.fns.values() if event.name == "show_run")
         self.sessions = self.blocks.state_holder
 
     def come_and_go(self, names: Iterable[str]) -> None:
@@ -176,7 +200,7 @@ class Visits:
     async def _ask(self, names: Iterable[str]) -> None:
         async with httpx.AsyncClient(transport=self.transport, base_url="http://127.0.0.1") as client:
             for name in names:
-                held = ["", "step", 0.6, False, "", "", "100"]
+                held = ["", "", "step", 0.6, False, "", "", "100"]
                 body = {"data": held, "fn_index": self.event._id, "session_hash": name}
                 answer = await client.post(f"/gradio_api/run/{self.event.api_name}", json=body)
                 assert answer.status_code == 200, answer.text

@@ -112,7 +112,8 @@ class Page:
 
     def does(self, source: int, event: str, *given: Any) -> dict[str, Any]:
         """What the first handler of an event of a component answers, by the elem_id of each output."""
-        [one, *_] = [one for one in self.config["dependencies"] if [source, event] in map(list, one["targets"])]
+        events = [one for one in self.config["dependencies"] if one["backend_fn"]]
+        [one, *_] = [one for one in events if [source, event] in map(list, one["targets"])]
         return self._answered(one, self.blocks.fns[one["id"]].fn(*given))
 
     def _answered(self, event: dict[str, Any], answers: Any) -> dict[str, Any]:

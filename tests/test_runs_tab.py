@@ -68,7 +68,7 @@ class Tab:
             for panel in (self.table, self.view, *self.panels):
                 panel.layout()
             self.head.layout_of_findings()
-            for panel in (self.table, self.view, self.head, self.buttons, self.curves, self.actions):
+            for panel in (self.table, self.head, self.buttons, self.curves, self.actions):
                 panel.wire()
             self.queue.wire_actions(self.actions)
             self.resume.wire_actions(self.actions)
@@ -229,6 +229,20 @@ def test_a_look_at_a_run_answers_only_what_has_changed(tab: Tab, past: Callable[
     assert updates.keys() <= set(tab.view.moving)
     assert updates[tab.view.stamp] != stamp
     assert "0.125" in updates[tab.curves.html]
+
+
+def test_the_page_catches_up_with_the_open_run_and_opens_another_in_full(tab: Tab, past: Callable[..., Run]) -> None:
+    one, two = past("one"), past("one two")
+    opened = tab.view.catch_up(one.id, "", *VIEW)
+    assert visible(opened, tab.view.column)
+    stamp = opened[tab.view.stamp]
+    assert tab.view.catch_up(one.id, stamp, *VIEW) == gr.skip()
+    other = tab.view.catch_up(two.id, stamp, *VIEW)
+    assert visible(other, tab.view.column)
+    assert "<h1>one two</h1>" in other[tab.head.head]
+    assert visible(tab.view.catch_up(one.id, other[tab.view.stamp], *VIEW), tab.view.column)
+    closed = tab.view.catch_up("", stamp, *VIEW)
+    assert (visible(closed, tab.view.column), closed[tab.view.stamp]) == (False, "")  # to be opened in full again
 
 
 def test_a_run_that_was_deleted_elsewhere_says_so_and_offers_nothing(tab: Tab, past: Callable[..., Run]) -> None:

@@ -27,7 +27,7 @@ from tests.past_runs import past_run
 from webui.panels import Updates
 from webui.studio.first_steps import known_of, routes
 from webui.studio.header import header
-from webui.studio.navigation import Navigation
+from webui.studio.navigation import PAUSE_JS, Navigation
 from webui.studio.tabs import Frame, Tabs, lay_out_frame, lay_out_tabs
 from webui.studio.transfers import FromLoaded, FromRun, IntoForm
 from webui.words import Words
@@ -150,10 +150,10 @@ def test_who_is_done_with_the_first_steps_is_so_in_every_browser(place: Workplac
 def test_a_run_that_is_opened_brings_its_tab_to_the_front(page: Page, trained: Callable[..., Run]) -> None:
     run = trained("first")
     view = [control.value for control in page.tabs.runs.view]
-    opened = page.navigation.open_run(run.id, *view)
+    opened = page.navigation.show_run(run.id, page.tabs.runs.stamp.value, *view)
     assert page.shows(opened) == "runs"
     assert "<h1>first</h1>" in "".join(value for value in opened.values() if isinstance(value, str))
-    assert page.shows(page.navigation.open_run("", *view)) is None
+    assert page.shows(page.navigation.show_run("", "", *view)) is None
 
 
 def test_a_run_is_cloned_into_the_form(page: Page, trained: Callable[..., Run]) -> None:
@@ -248,6 +248,5 @@ def test_timers_of_tabs_that_are_not_looked_at_rest(place: Workplace) -> None:
             for event in blocks.fns.values()
             if (item._id, "select") in event.targets and set(event.outputs) <= set().union(*timers.values())
         ]
-        updates = pause.fn()
-        assert updates.keys() == set().union(*(own for other, own in timers.items() if other != id))
-        assert not any(update.active for update in updates.values())
+        assert set(pause.outputs) == set().union(*(own for other, own in timers.items() if other != id))
+        assert (pause.fn, pause.js) == (None, PAUSE_JS % len(pause.outputs))

@@ -128,17 +128,20 @@ def test_a_model_that_has_to_be_converted_is_offered_for_it_and_the_result_is_ch
     monkeypatch.setattr(data_jobs, "start", lambda *asked: started.append(asked) or job)
     panel = tab.settings.conversion
     answer = panel.start(str(folder))
-    assert answer[panel.job_id] == "convert-1"
+    assert (answer[panel.job_id], answer[panel.source]) == ("convert-1", str(folder))
     target = str(folder.parent / "packed-safetensors")
     paths = {"file": str(folder / "packed.Q4_K.gguf"), "target": target}
     assert started == [(place.saves, "convert", paths)]
     write_json(job.path / "request.json", {"given": paths})
     write_json(job.path / "result.json", {"folder": target, "made": True})
-    done = panel.watch("convert-1")
+    done = panel.watch("convert-1", str(folder), str(folder))
     assert (done[tab.control(MODEL)], done[panel.timer].active) == (target, False)
+    elsewhere = panel.watch("convert-1", str(folder), "another model")
+    assert tab.control(MODEL) not in elsewhere
+    assert "chosen meanwhile stays" in elsewhere[panel.message]
     (job.path / "result.json").unlink()
     write_json(job.path / "error.json", [{"code": "convert-gguf", "field": "", "values": {"file": "f", "why": "w"}}])
-    assert "transformers" in panel.watch("convert-1")[panel.message]
+    assert "transformers" in panel.watch("convert-1", str(folder), str(folder))[panel.message]
     refused = panel.start(str(tmp_path))  # outside of the model folders
     assert refused.keys() == {panel.message}
 

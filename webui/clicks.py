@@ -1,13 +1,19 @@
-"""Scripts for clicks in HTML components: they tell the server which row was clicked, and keep open what a reader has
-opened."""
+"""Scripts for clicks in HTML components: they say which row was clicked, and keep open what a reader has opened."""
 
 from __future__ import annotations
 
+import gradio as gr
+
+from webui.events import QUIET
+
 ROW_CLICK_JS = """
 element.addEventListener('click', (event) => {
-  const row = event.target.closest('[data-WHAT]');
-  if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  // If the list was updated while the button was down, the click is only one on the list, and the row is a new one.
+  const here = event.detail ? document.elementFromPoint(event.clientX, event.clientY) : null;
+  const row = event.target.closest('[data-WHAT]') ?? here?.closest('[data-WHAT]');
+  if (!row || !element.contains(row) || event.metaKey || event.ctrlKey || event.shiftKey) return;
   event.preventDefault();
+  window.athanorClicked = row.dataset.WHAT;
   trigger('select', { WHAT: row.dataset.WHAT });
 });
 """
@@ -16,6 +22,12 @@ element.addEventListener('click', (event) => {
 def row_click_js(what: str) -> str:
     """For elements with `data-<what>`. With a modifier key a click keeps its usual effect, such as a new tab."""
     return ROW_CLICK_JS.replace("WHAT", what)
+
+
+def on_row_click(rows: gr.HTML, opened: gr.Textbox, prefix: str = "") -> None:
+    """The id of a clicked row, after a prefix, becomes the value of `opened`. The browser does it alone: if the server
+    was asked, a second click would be lost during the first, or undone by a late answer."""
+    rows.select(None, None, opened, js=f"() => ['{prefix}' + window.athanorClicked]", **QUIET)
 
 
 KEEP_SCROLL_JS = """

@@ -20,6 +20,7 @@ class EventOptions(TypedDict, total=False):
     queue: bool
     concurrency_limit: int
     concurrency_id: str
+    trigger_mode: Literal["once", "multiple", "always_last"]
 
 
 # The page has its own progress display. Gradio's notifies every output of an event at its beginning and end, and each
@@ -35,6 +36,10 @@ SILENT: EventOptions = {
 }
 
 QUIET: EventOptions = SILENT | {"queue": False}
+
+# For whatever depends on a choice. While an event is being answered, gradio drops the next one. That is right for a
+# button that starts something; but here the answer would be for what is no longer chosen, so it is asked again.
+LATEST: EventOptions = QUIET | {"trigger_mode": "always_last"}
 
 
 def concurrent(name: str, most: int) -> EventOptions:
@@ -67,7 +72,7 @@ def on_settled(
     """
     # `change` and not `input`: a text box sends `input` for typed letters, but not for pasting and deleting.
     gr.on(changes(inputs), None, js=f"() => athanorSettled('{trigger.elem_id}')", **QUIET)
-    trigger.click(handler, inputs, outputs, trigger_mode="always_last", js=js, **QUIET)
+    trigger.click(handler, inputs, outputs, js=js, **LATEST)
 
 
 def on_chosen(dropdown: Any, handler: Callable[..., Any], inputs: Sequence[Block], outputs: Sequence[Block]) -> Any:
@@ -82,4 +87,4 @@ def on_chosen(dropdown: Any, handler: Callable[..., Any], inputs: Sequence[Block
     dropdown.focus(None, dropdown, None, js=f"(value) => athanorOpened('{id}', value)", **QUIET)
     js = f"(value) => athanorLeft('{id}', value, '{trigger.elem_id}')"
     dropdown.input(None, dropdown, dropdown, js=js, **QUIET)
-    return trigger.click(handler, inputs, outputs, **QUIET)
+    return trigger.click(handler, inputs, outputs, **LATEST)

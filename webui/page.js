@@ -203,10 +203,15 @@
     root.classList.add('arriving');
     setTimeout(show, 10_000); // should the studio not answer
   }
+  // nor can anything be typed or chosen before that: the page would be filled in over it
+  const free = () => { root.inert = false; };
+  root.inert = true;
+  setTimeout(free, 60_000);
   window.athanorArrived = () => {
     const early = filled ?? [];
     filled = true;
     for (const id of early) athanorSettled(id);
+    free();
     requestAnimationFrame(show); requestAnimationFrame(watchRights); requestAnimationFrame(athanorFirstSteps); requestAnimationFrame(athanorSearchKey);
     return [];
   };

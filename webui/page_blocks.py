@@ -4,6 +4,9 @@ Gradio hands each value of an event to a thread, 119 times for a refresh of the 
 component again for each page, changed or not: half of the time of a tick, and most of the memory of a page. Here plain
 values are processed directly, unchanged outputs are skipped, and equal components are shared. The browser receives the
 same; events that are not plain are left to gradio. The page is described only once it is complete.
+
+One thing it does not receive: a value that comes back as it was sent. The browser has it already, or has a newer one,
+which the reader has chosen while the answer was on its way, and which must stay.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -26,6 +30,8 @@ from webui.people import note_person
 SCALARS = (str, int, float, bool, type(None))
 # Between two looks for events. Gradio looks every millisecond, which takes a twentieth of a core at all times.
 EVENT_POLL_SECONDS = 0.01
+# What the browser has sent with the event of this task, by the id of the component.
+_sent: ContextVar[Mapping[int, Any]] = ContextVar("sent")
 
 
 class PageBlocks(gr.Blocks):
@@ -53,6 +59,9 @@ class PageBlocks(gr.Blocks):
         self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
     ) -> list[Any]:  # fmt: skip
         """The inputs of the handler from the values sent by the browser."""
+        # A handler that answers several times may return to a value that it has replaced before.
+        sent = {} if block_fn.types_generator else dict(zip(block_fn.inputs, inputs, strict=False))
+        _sent.set({block._id: value for block, value in sent.items()})
         if state is not None and not explicit_call and _takes_plain(block_fn, inputs):
             with contextlib.suppress(Exception):  # gradio processes it again, and reports the error
                 return [
@@ -76,13 +85,17 @@ class PageBlocks(gr.Blocks):
 
     def _answer(self, block: Block, value: Any, state: SessionState) -> Any:
         if not _is_update(value):
-            return state.get(block._id, block).postprocess(value)
+            answer = state.get(block._id, block).postprocess(value)
+            return gr.skip() if _was_sent(block, answer) else answer
         changes = (
             value.constructor_args.copy() if isinstance(value, Block) else delete_none(value.copy(), skip_value=True)
         )
         component = self._changed(block._id, state.get(block._id, block), changes)
         state[block._id] = component
-        return postprocess_update_dict(component, changes)  # type: ignore[arg-type]  # nothing else is ever an output
+        update = postprocess_update_dict(component, changes)  # type: ignore[arg-type]  # nothing else is ever an output
+        if "value" in update and _was_sent(block, update["value"]):
+            del update["value"]
+        return update
 
     def _changed(self, id: int, component: Block, changes: Mapping[str, Any]) -> Block:
         """The component with these arguments in addition to its own; shared with another page that has the same."""
@@ -128,6 +141,12 @@ def _updates_by_place(block_fn: BlockFunction, predictions: Any) -> dict[int, An
             return None
         updates[places[block._id]] = value
     return updates
+
+
+def _was_sent(block: Block, value: Any) -> bool:
+    """Whether the browser has sent just this value of the component."""
+    sent = _sent.get({}).get(block._id, ...)
+    return type(sent) is type(value) and sent == value
 
 
 def _holds_plain(block: Block) -> bool:

@@ -39,6 +39,8 @@ from webui.panels import Updates
 from webui.people import acting
 
 MAX_CONCURRENT_ANSWERS = 12  # of all users together; each occupies a thread
+# Send in place of Stop.
+ANSWERED_JS = "() => [true, false].map((visible) => ({ __type__: 'update', visible }))"
 # Keeps the end of the page in view while it grows, if the reader is there.
 FOLLOW_END_JS = """
 watch('value', () => {
@@ -75,8 +77,11 @@ class AnswersPanel(Panel):
             *self.model.inputs,
             *self.settings.inputs,
         }
-        gr.on([question.send.click, question.prompt.submit], self.ask, inputs, self.outputs, **answers)
-        question.again.click(self.ask_again, inputs, self.outputs, **answers)
+        event = gr.on([question.send.click, question.prompt.submit], self.ask, inputs, self.outputs, **answers)
+        again = question.again.click(self.ask_again, inputs, self.outputs, **answers)
+        # The page drops a question while one is being answered, so Send is shown only after the last piece was taken.
+        for answered in (event, again):
+            answered.then(None, None, [question.send, question.stop], js=ANSWERED_JS, **QUIET)
         question.stop.click(self.stop, None, None, **QUIET)
 
     @property
@@ -189,7 +194,8 @@ class AnswersPanel(Panel):
             self.live: self._waiting(exchange, None),
             **self.current.saved(exchange.stored, exchange.request, asked_so_far),
             **self.conversation.show(exchange.before, exchange.selection, answering=True),
-            **self.question.buttons(answering=True),
+            self.question.send: gr.update(visible=False),
+            self.question.stop: gr.update(visible=True),
             **self.model.memory(server),
         }
 
@@ -208,7 +214,6 @@ class AnswersPanel(Panel):
             **refused,
             **self.current.saved(exchange.stored, exchange.request, conversation),
             **self.conversation.show(conversation, exchange.selection),
-            **self.question.buttons(answering=False),
             **memory,
         }
 

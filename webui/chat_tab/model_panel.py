@@ -21,7 +21,7 @@ from webui.chat_tab.chat_models import MAX_ADAPTERS_ASKED, ModelSelection
 from webui.chat_tab.panel import Context, Panel
 from webui.chat_tab.question_panel import QuestionPanel
 from webui.chat_tab.settings_panel import SettingsPanel
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates, refusal_as_message
 from webui.people import acting, hindrance
 from webui.pickers import picker
@@ -81,11 +81,11 @@ class ModelPanel(Panel):
     def wire(self, timer: gr.Timer) -> None:
         """`timer` ticks while the tab is open."""
         acted = [self.message, *self.memory_outputs]
-        gr.on([self.base.input, self.engine.input], self.show, self.inputs, self.outputs, **QUIET).then(
-            self.show_memory, self.inputs, self.memory_outputs, **QUIET
+        gr.on([self.base.input, self.engine.input], self.show, self.inputs, self.outputs, **LATEST).then(
+            self.show_memory, self.inputs, self.memory_outputs, **LATEST
         )
-        self.adapters.input(self.choose_adapters, self.inputs, self.outputs, **QUIET).then(
-            self.show_memory, self.inputs, self.memory_outputs, **QUIET
+        self.adapters.input(self.choose_adapters, self.inputs, self.outputs, **LATEST).then(
+            self.show_memory, self.inputs, self.memory_outputs, **LATEST
         )
         timer.tick(self.show_memory, self.inputs, self.memory_outputs, **QUIET)
         self.load.click(self.load_model, self.inputs, acted, **QUIET)

@@ -73,7 +73,3 @@ class QuestionPanel(Panel):
         """Put a question back into the box, with its images."""
         files = [save_bytes_to_cache(image_bytes(url), "image.jpg", UPLOADS) for url in turn.images]
         return {self.prompt: turn.question, self.images: gr.update(value=files or None)}
-
-    def buttons(self, answering: bool) -> Updates:
-        """Show Stop while a question is being answered, else Send."""
-        return {self.send: gr.update(visible=not answering), self.stop: gr.update(visible=answering)}

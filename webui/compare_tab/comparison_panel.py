@@ -17,7 +17,7 @@ from webui.compare_tab.comparison import compared
 from webui.compare_tab.runs_panel import RunsPanel
 from webui.compare_tab.view import View
 from webui.compare_tab.view_panel import ViewPanel
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Panel, Updates, hidden_value
 from webui.shared_answers import SharedAnswers
 from webui.words import Words
@@ -52,7 +52,7 @@ class ComparisonPanel(Panel):
             view.smoothing.input,
             view.zoom.input,
         ]
-        gr.on(changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, trigger_mode="always_last", **QUIET)
+        gr.on(changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, **LATEST)
         self.timer.tick(self.tick, [self.stamp, *self.inputs], self.outputs, **QUIET)
 
     @property

@@ -34,7 +34,7 @@ from webui.data_tab.set_entry import (
     known_kind,
 )
 from webui.data_tab.set_list import SetList
-from webui.events import QUIET, on_chosen
+from webui.events import LATEST, QUIET, on_chosen
 from webui.panels import Updates, refusal_as_message
 from webui.people import acting, asking
 
@@ -106,18 +106,17 @@ class ColumnsPanel(Panel):
         read = [self.message, self.head.title, self.kind, *roles]
         # Leaving the list unchanged keeps the columns that were chosen.
         on_chosen(self.encoding, self.change_encoding, [self.chosen, self.encoding], read).then(
-            self.show_mapped, described, self.mapped, **QUIET
+            self.show_mapped, described, self.mapped, **LATEST
         )
-        self.kind.input(self.change_kind, [self.chosen, self.kind, self.encoding, *roles], roles, **QUIET).then(
-            self.show_mapped, described, self.mapped, **QUIET
+        self.kind.input(self.change_kind, [self.chosen, self.kind, self.encoding, *roles], roles, **LATEST).then(
+            self.show_mapped, described, self.mapped, **LATEST
         )
         gr.on(
             [role.input for role in roles],
             self.show_mapped,
             described,
             self.mapped,
-            trigger_mode="always_last",
-            **QUIET,
+            **LATEST,
         )
         self.save_button.click(self.save, described, [self.message, self.chosen, self.sets.html], **QUIET)
 

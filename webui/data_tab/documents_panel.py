@@ -67,7 +67,7 @@ class DocumentsPanel(Panel):
 
     def wire(self) -> None:
         self.accordion.expand(self.offer, [self.model, self.chosen], [self.model, self.list], **QUIET)
-        self.list.select(clicked_draft, None, self.chosen, **QUIET)
+        clicks.on_row_click(self.list, self.chosen, draft_id(""))
         settings = [self.files, self.model, self.language, self.rows, self.instruction, self.name]
         self.start.click(self.make, settings, [self.message, self.chosen, self.files, self.name], **QUIET)
 
@@ -129,8 +129,3 @@ class DocumentsPanel(Panel):
         for file, _ in documents:
             file.unlink(missing_ok=True)
         return {self.chosen: draft_id(draft.id), self.files: None, self.name: ""}
-
-
-def clicked_draft(event: gr.EventData) -> str:
-    """What is to be opened."""
-    return draft_id(str(event._data.get("draft", "")))

@@ -12,7 +12,7 @@ from engine.data.datasets import Dataset
 from webui.data_tab import rows_html
 from webui.data_tab.data_folder import Selection
 from webui.data_tab.panel import Context, Panel, row_number
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates, hidden_value, refusal_as_message
 
 ROWS_PER_PAGE = 10
@@ -54,8 +54,8 @@ class RowsPanel(Panel):
     def wire(self) -> None:
         page = [self.message, self.first, self.searched_to, self.where, self.html, self.further]
         turned_from = [self.chosen, self.first, self.searched_to, self.text]
-        self.text.submit(self.search, [self.chosen, self.text], page, **QUIET)
-        self.where.submit(self.show, [self.chosen, self.where, self.text], page, **QUIET)
+        self.text.submit(self.search, [self.chosen, self.text], page, **LATEST)
+        self.where.submit(self.show, [self.chosen, self.where, self.text], page, **LATEST)
         self.back.click(self.previous_page, turned_from, page, **QUIET)
         gr.on([self.on.click, self.further.click], self.next_page, turned_from, page, **QUIET)
 

@@ -12,7 +12,6 @@ from webui import clicks, notices
 from webui.data_tab import set_html
 from webui.data_tab.data_folder import Selection, row_count
 from webui.data_tab.panel import Panel
-from webui.events import QUIET
 from webui.panels import Updates, hidden_value
 
 
@@ -22,7 +21,7 @@ class SetList(Panel):
         self.first = hidden_value()  # the set that the tab opens if nothing is open
 
     def wire(self) -> None:
-        self.html.select(clicked_id, None, self.chosen, **QUIET)
+        clicks.on_row_click(self.html, self.chosen)
 
     @property
     def outputs(self) -> list[Block]:
@@ -63,8 +62,3 @@ class SetList(Panel):
         )
         updates = self.opening(set_id(names[0])) if here else self.marking("")
         return updates | {self.message: notices.toast(f"{text} {more}".strip())}
-
-
-def clicked_id(event: gr.EventData) -> str:
-    """The id of the clicked set or file."""
-    return str(event._data.get("set", ""))

@@ -15,7 +15,7 @@ from webui.data_tab.documents_panel import DocumentsPanel
 from webui.data_tab.draft_panel import DraftPanel
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.panel import Context, Panel
-from webui.events import QUIET, on_chosen
+from webui.events import LATEST, on_chosen
 from webui.panels import Updates, refusal_as_message
 from webui.people import acting
 
@@ -38,9 +38,7 @@ class SetView(Panel):
         self.panels = [head, draft, documents, *panels]
 
     def wire(self, sheet: gr.Dropdown) -> None:
-        self.chosen.change(
-            self.open, self.chosen, self.outputs, js="(id) => athanorSet(id)", trigger_mode="always_last", **QUIET
-        )
+        self.chosen.change(self.open, self.chosen, self.outputs, js="(id) => athanorSet(id)", **LATEST)
         on_chosen(sheet, self.choose_sheet, [self.chosen, sheet], self.outputs)
 
     @property

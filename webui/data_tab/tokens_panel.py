@@ -20,7 +20,7 @@ from webui.data_tab.data_folder import Selection
 from webui.data_tab.dataset_specs import preview_spec, stages_for
 from webui.data_tab.panel import Context, Panel, row_number
 from webui.data_tab.token_facts import token_facts
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates, hidden_value
 
 ROWS_PER_PAGE = 5
@@ -101,9 +101,9 @@ class TokensPanel(Panel):
         asked_with = [*settings, *self.form_inputs]
         of_page = [self.chosen, self.first, *asked_with]
         of_set = [self.chosen, *asked_with]
-        tab.select(self.show_settings, [self.chosen, *self.form_inputs], settings, **QUIET).then(
-            self.show_rows, of_page, page, **QUIET
-        ).then(self.show_numbers, of_set, self.numbers, **QUIET)
+        tab.select(self.show_settings, [self.chosen, *self.form_inputs], settings, **LATEST).then(
+            self.show_rows, of_page, page, **LATEST
+        ).then(self.show_numbers, of_set, self.numbers, **LATEST)
         changes = [
             self.model.input,
             self.stage.input,
@@ -112,10 +112,8 @@ class TokensPanel(Panel):
             self.template.submit,
             self.template.blur,
         ]
-        gr.on(changes, self.show_rows, of_page, page, trigger_mode="always_last", **QUIET).then(
-            self.show_numbers, of_set, self.numbers, **QUIET
-        )
-        self.where.submit(self.show_rows, [self.chosen, self.where, *asked_with], page, **QUIET)
+        gr.on(changes, self.show_rows, of_page, page, **LATEST).then(self.show_numbers, of_set, self.numbers, **LATEST)
+        self.where.submit(self.show_rows, [self.chosen, self.where, *asked_with], page, **LATEST)
         self.back.click(self.previous_page, of_page, page, **QUIET)
         self.on.click(self.next_page, of_page, page, **QUIET)
 

@@ -12,7 +12,7 @@ from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.evaluation.trained_results import model_part_of_base, trained_result
 from webui.evaluate_tab.panel import Context, Panel, Values
 from webui.evaluate_tab.questions_panel import QuestionsPanel
-from webui.events import QUIET
+from webui.events import LATEST
 from webui.panels import Updates
 from webui.pickers import picker
 
@@ -53,8 +53,8 @@ class ModelsPanel(Panel):
     def wire(self) -> None:
         chosen = [self.base, self.results, self.questions.datasets]
         dependent = [self.results, self.with_base, self.questions.datasets]
-        self.base.input(self.show_results, chosen, dependent, **QUIET)
-        self.results.input(self.choose_results, chosen, [self.base, *dependent], **QUIET)
+        self.base.input(self.show_results, chosen, dependent, **LATEST)
+        self.results.input(self.choose_results, chosen, [self.base, *dependent], **LATEST)
 
     @property
     def inputs(self) -> list[Block]:

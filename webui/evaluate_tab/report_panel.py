@@ -14,12 +14,12 @@ from engine.core.problems import Refusal
 from engine.evaluation import report
 from engine.runs import evaluations, runs
 from engine.runs.runs import Run
-from webui import reports
+from webui import clicks, reports
 from webui.evaluate_tab.list_panel import ListPanel
 from webui.evaluate_tab.panel import Context, Panel
 from webui.evaluate_tab.right_answers_panel import RightAnswersPanel
 from webui.evaluate_tab.rows_panel import RowsPanel
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates, hidden_value
 
 EVALUATION_POLL_SECONDS = 2  # how often a running evaluation is refreshed
@@ -29,7 +29,7 @@ class ReportPanel(Panel):
     def __init__(self, context: Context, listing: ListPanel, rows: RowsPanel, right_answers: RightAnswersPanel):
         super().__init__(context)
         self.listing, self.rows, self.right_answers = listing, rows, right_answers
-        self.stamp = hidden_value()  # identifies the state of the evaluation that is shown
+        self.stamp = hidden_value("")  # identifies the state of the evaluation that is shown
         self.timer = gr.Timer(EVALUATION_POLL_SECONDS, active=False)
 
     def layout(self) -> None:
@@ -41,11 +41,11 @@ class ReportPanel(Panel):
 
     def wire(self) -> None:
         listed = [self.listing.html, *self.outputs]
-        self.listing.html.select(self.open_clicked, self.rows.view, [self.opened, *listed], **QUIET)
-        self.timer.tick(self.tick, [self.opened, self.stamp, *self.rows.view], listed, **QUIET)
-        self.opened.change(
-            lambda id: None, self.opened, None, js="(id) => { athanorReport(id); return [id]; }", **QUIET
-        )
+        clicks.on_row_click(self.listing.html, self.opened)
+        self.opened.change(None, self.opened, None, js="(id) => { athanorReport(id); return []; }", **QUIET)
+        # One event: the late answer of a refresh would show the evaluation that was open before.
+        shown = [self.opened, self.stamp, *self.rows.view]
+        gr.on([self.opened.change, self.timer.tick], self.catch_up, shown, listed, **LATEST)
 
     @property
     def outputs(self) -> list[Block]:
@@ -119,10 +119,12 @@ class ReportPanel(Panel):
         except FileNotFoundError:  # it was deleted meanwhile
             return gr.skip()
 
-    def open_clicked(self, event: gr.EventData, order: str, text: str, _number: str) -> Updates:
-        """Open the evaluation that was clicked, at its first page."""
-        id = str(event._data.get("run", ""))
-        return {self.opened: id} | self.listing.show(id) | self.open(id, order, text, "1")
+    def catch_up(self, id: str, stamp: str, order: str, text: str, number: str) -> Updates:
+        """What is shown is brought up to date, as `stamp` says what that is: the evaluation with the id, or another,
+        which is opened at its first page."""
+        if id and stamp.startswith(f"{id}|"):
+            return self.tick(id, stamp, order, text, number)
+        return self.listing.show(id) | self.open(id, order, text, "1")
 
 
 def stamp_of(run: Run) -> str:

@@ -12,7 +12,7 @@ from engine.evaluation import report
 from engine.runs import runs
 from webui import reports
 from webui.evaluate_tab.panel import Panel
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates
 
 
@@ -64,10 +64,9 @@ class RowsPanel(Panel):
             self.show,
             [self.opened, self.order, self.text],
             page,
-            trigger_mode="always_last",
-            **QUIET,
+            **LATEST,
         )
-        self.where.submit(self.show, at, page, **QUIET)
+        self.where.submit(self.show, at, page, **LATEST)
         self.back.click(self.previous_page, at, page, **QUIET)
         self.on.click(self.next_page, at, page, **QUIET)
 

@@ -39,8 +39,12 @@ class RunsTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     open: Callable[..., Updates]  # the run with an id, or the table; its output is `outputs`
-    view: list[Block]  # inputs of `open` in addition to the id
+    catch_up: Callable[..., Updates]  # the same, if that is not what is shown; otherwise only what has changed of it
+    stamp: gr.Textbox  # of what is shown: input of `catch_up` after the id
+    view: list[Block]  # inputs of both after these
     outputs: list[Block]
+    column: gr.Column  # with the open run; an update of it opens or closes one
+    timer: gr.Timer  # when the open run has to be looked at again
     timers: list[gr.Timer]
     clone: gr.Button
     clone_changed: gr.Button  # with the change that would have helped
@@ -79,14 +83,18 @@ def build(
         curves.layout()
         output.layout()
 
-    for panel in (run_view, table, imports, curves, head, buttons, actions):
+    for panel in (table, imports, curves, head, buttons, actions):
         panel.wire()
     queue.wire_actions(actions)
     resume.wire_actions(actions)
     return RunsTab(
         run_view.open,
+        run_view.catch_up,
+        run_view.stamp,
         run_view.view,
         run_view.outputs,
+        run_view.column,
+        run_view.timer,
         [run_view.timer, table.timer],
         buttons.clone,
         buttons.clone_changed,

@@ -13,7 +13,7 @@ from engine.core.stages import STAGES
 from engine.runs import progress, runs
 from engine.runs.runs import Run
 from webui import charts
-from webui.events import QUIET, changes
+from webui.events import LATEST, changes
 from webui.panels import Updates, hidden_value
 from webui.runs_tab.panel import CurveView, Panel
 from webui.runs_tab.run_facts import run_facts
@@ -43,9 +43,7 @@ class CurvesPanel(Panel):
         return [self.x, self.smoothing, self.log, self.zoom]
 
     def wire(self) -> None:
-        gr.on(
-            changes(self.view), self.redraw, [self.selected, *self.view], self.html, trigger_mode="always_last", **QUIET
-        )
+        gr.on(changes(self.view), self.redraw, [self.selected, *self.view], self.html, **LATEST)
 
     @property
     def moving(self) -> list[Block]:

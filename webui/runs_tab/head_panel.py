@@ -7,11 +7,9 @@ from gradio.blocks import Block
 
 from engine.runs.runs import Run
 from webui import clicks
-from webui.events import QUIET
 from webui.panels import Updates
 from webui.runs_tab import head_html
 from webui.runs_tab.panel import CurveView, Panel
-from webui.runs_tab.table_panel import clicked_run
 
 
 class HeadPanel(Panel):
@@ -26,7 +24,7 @@ class HeadPanel(Panel):
         self.findings = gr.HTML(elem_id="found-out")
 
     def wire(self) -> None:
-        self.head.select(clicked_run, None, self.selected, **QUIET)
+        clicks.on_row_click(self.head, self.selected)
 
     @property
     def moving(self) -> list[Block]:

@@ -12,7 +12,7 @@ from engine.core.problems import Refusal
 from engine.runs import resumption, runs
 from engine.runs.runs import Run
 from webui import notices
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates
 from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.panel import Context, CurveView, Panel
@@ -56,7 +56,7 @@ class ResumePanel(Panel):
         shown = [self.row, self.machines, self.processes, self.gpus, self.message]
         self.buttons.resume_elsewhere.click(self.ask, self.selected, shown, **QUIET)
         numbers = [self.machines, self.processes]
-        self.machines.input(self.for_machines, [self.selected, *numbers], [self.processes, self.message], **QUIET)
+        self.machines.input(self.for_machines, [self.selected, *numbers], [self.processes, self.message], **LATEST)
         self.no.click(lambda: gr.update(visible=False), None, self.row, **QUIET)
         inputs = [self.selected, *numbers, self.gpus, *actions.run_view.view]
         self.yes.click(self.resume, inputs, actions.run_view.outputs, **QUIET)

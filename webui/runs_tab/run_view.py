@@ -14,7 +14,6 @@ from engine.runs import engines, runs
 from engine.runs.outcome import disk_is_full
 from engine.runs.runs import Run
 from webui import notices
-from webui.events import QUIET
 from webui.panels import Updates, hidden_value
 from webui.runs_tab.buttons_panel import ButtonsPanel
 from webui.runs_tab.curves_panel import CurvesPanel
@@ -35,7 +34,7 @@ class RunView(Panel):
     ):
         super().__init__(context)
         self.table, self.buttons, self.curves, self.panels = table, buttons, curves, panels
-        self.stamp = hidden_value()  # of what is shown of the run
+        self.stamp = hidden_value("")  # of what is shown of the run
         self.timer = gr.Timer(POLL_SECONDS, active=False)
         self.shared = SharedAnswers()
 
@@ -43,10 +42,6 @@ class RunView(Panel):
         """The column that contains the panels."""
         self.column = gr.Column(visible=False, elem_classes="one-run")
         return self.column
-
-    def wire(self) -> None:
-        inputs = [self.selected, self.stamp, *self.curves.view]
-        self.timer.tick(self.tick, inputs, [*self.moving, *self.still], **QUIET)
 
     @property
     def view(self) -> list[Block]:
@@ -84,7 +79,7 @@ class RunView(Panel):
 
     def closed(self, text: str | None, limit: str) -> Updates:
         """Show the table in place of a run."""
-        away = {self.column: gr.update(visible=False), self.timer: gr.Timer(active=False)}
+        away = {self.column: gr.update(visible=False), self.timer: gr.Timer(active=False), self.stamp: ""}
         return away | self.buttons.without_questions() | self.table.shown(text, limit)
 
     def now(self, run: Run, view: CurveView) -> Updates:
@@ -99,6 +94,13 @@ class RunView(Panel):
         for panel in self.panels:
             updates |= panel.gone(run_id)
         return updates
+
+    def catch_up(self, run_id: str, known: str, *view: Any) -> Updates:
+        """What is shown is brought up to date, as the stamp `known` says what that is: the run with that id, or
+        another."""
+        if not run_id or not known.startswith(f"{run_id}//"):
+            return self.open(run_id, *view)
+        return self.tick(run_id, known, *view[: len(self.curves.view)])
 
     def tick(self, run_id: str, known: str, *view: Any) -> Updates:
         """What has changed since the stamp was `known`; nothing if nothing has."""
@@ -136,4 +138,4 @@ def stamp_of(run: Run) -> str:
     waits_for_space = run.state == "queued" and disk_is_full(here)
     place = engines.place(run)
     waits = f"{place.number} {place.decision.text()}" if place else ""
-    return f"{run.state} {waits} {engines.doubt(run) is None} {waits_for_space} {rundir.stamp(files)}"
+    return f"{run.id}//{run.state} {waits} {engines.doubt(run) is None} {waits_for_space} {rundir.stamp(files)}"

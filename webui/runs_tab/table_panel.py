@@ -9,7 +9,7 @@ from gradio.blocks import Block
 
 from engine.runs import runs
 from webui import clicks
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates, hidden_value
 from webui.runs_tab import table_html
 from webui.runs_tab.panel import Context, Panel
@@ -44,10 +44,10 @@ class TablePanel(Panel):
 
     def wire(self) -> None:
         view = [self.search, self.limit]
-        self.timer.tick(self.refresh, [self.stamp, *view], self.listed, **QUIET)
-        self.search.change(self.list_runs, view, self.listed, trigger_mode="always_last", **QUIET)
+        # The same event, so that a late refresh is not of what was searched for before.
+        gr.on([self.timer.tick, self.search.change], self.refresh, [self.stamp, *view], self.listed, **LATEST)
         self.more.click(self.list_more, view, [self.limit, *self.listed], **QUIET)
-        self.table.select(clicked_run, None, self.selected, **QUIET)
+        clicks.on_row_click(self.table, self.selected)
 
     @property
     def listed(self) -> list[Block]:
@@ -96,8 +96,3 @@ class TablePanel(Panel):
 def row_limit(limit: str) -> int:
     """The number of rows to show; the page's default if the value is invalid."""
     return min(int(limit), 100_000) if limit.isdecimal() and len(limit) < 9 else TABLE_ROWS
-
-
-def clicked_run(event: gr.EventData) -> str:
-    """The id of the clicked row."""
-    return str(event._data.get("run", ""))

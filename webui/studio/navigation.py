@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -11,7 +10,7 @@ import gradio as gr
 from engine.core import hardware
 from engine.data import preview_client
 from webui import people
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.panels import Updates
 from webui.studio.first_steps import known_of
 from webui.studio.header import header
@@ -20,12 +19,14 @@ from webui.studio.tabs import Frame, Tabs
 # The open run is in the page's address, so that a reload or a link shows the same.
 ARRIVE_JS = "() => athanorArrive()"
 ARRIVED_JS = "() => athanorArrived()"
+SELECTED_JS = "(run) => { athanorAddress(run, 'runs'); return []; }"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
 COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompare(held); }"
 EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
 EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[1]); return held; }"
+PAUSE_JS = "() => Array(%d).fill({ __type__: 'update', active: false })"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 FIRST_SET_JS = "(set, first) => [set || first]"
 
@@ -41,30 +42,38 @@ class Navigation:
         if hardware.may_have_gpus():
             gpus = self.tabs.gpus["train"]
             blocks.load(gpus.now, None, gpus.shown, **QUIET)
-        self._wire_tabs()
         self._wire_timers()
+        self._wire_tabs()
 
     def _wire_arrival(self, blocks: gr.Blocks) -> None:
         frame, tabs = self.frame, self.tabs
-        train, evaluate = tabs.train, tabs.evaluate
-        inputs = [frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened, frame.form]
+        train = tabs.train
         outputs = [
             frame.head,
             frame.selected,
             tabs.data.chosen,
-            evaluate.opened,
+            tabs.evaluate.opened,
             *train.begins,
             *tabs.compare.chosen,
             tabs.tabs,
         ]
         loaded = blocks.load(train.list_choices, None, train.lists, **QUIET)
-        arrived = loaded.then(self.arrive, inputs, outputs, js=ARRIVE_JS, **QUIET)
+        arrived = loaded.then(self.arrive, [*frame.address, frame.form], outputs, js=ARRIVE_JS, **QUIET)
         arrived.then(None, js=ARRIVED_JS, **QUIET)
 
     def _wire_tabs(self) -> None:
         frame, tabs, items = self.frame, self.tabs, self.tabs.items
         run = [frame.selected, *tabs.runs.view]
-        frame.selected.change(self.open_run, run, [tabs.tabs, *tabs.runs.outputs], js=RUNS_JS, **QUIET)
+        followed = [frame.selected, tabs.runs.stamp, *tabs.runs.view]
+        frame.selected.change(None, frame.selected, None, js=SELECTED_JS, **QUIET)
+        # One event: the late answer of a refresh would show the run that was open before.
+        gr.on(
+            [frame.selected.change, tabs.runs.timer.tick],
+            self.show_run,
+            followed,
+            [tabs.tabs, *tabs.runs.outputs],
+            **LATEST,
+        )
         items["train"].select(tabs.train.list_choices, None, tabs.train.lists, js=TRAIN_JS, **QUIET)
         items["runs"].select(tabs.runs.open, run, tabs.runs.outputs, js=RUNS_JS, **QUIET)
         shown = items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
@@ -87,7 +96,8 @@ class Navigation:
         timers |= {id: [panel.timer] for id, panel in tabs.gpus.items()}
         for id, item in tabs.items.items():
             others = [timer for other, own in timers.items() if other != id for timer in own]
-            item.select(partial(paused, others), None, others, **QUIET)
+            # In the browser alone, and before the tab is filled: a late answer would stop its own timers.
+            item.select(None, None, others, js=PAUSE_JS % len(others), **QUIET)
 
     def arrive(
         self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str, form: str
@@ -108,9 +118,11 @@ class Navigation:
         known = tab in tabs.items and tab != "train"
         return updates | ({tabs.tabs: gr.Tabs(selected=tab)} if known else {})
 
-    def open_run(self, run_id: str, *view: Any) -> Updates:
-        shown = {self.tabs.tabs: gr.Tabs(selected="runs")} if run_id else {}
-        return shown | self.tabs.runs.open(run_id, *view)
+    def show_run(self, run_id: str, known: str, *view: Any) -> Updates:
+        """The open run. Its tab is shown if it has just been opened."""
+        updates = self.tabs.runs.catch_up(run_id, known, *view)
+        opened = run_id and self.tabs.runs.column in updates
+        return updates | ({self.tabs.tabs: gr.Tabs(selected="runs")} if opened else {})
 
     def open_export(self, run_id: str, chosen: Sequence[str] | None, *held: Any) -> Updates:
         """The form begins with the open run."""
@@ -119,7 +131,3 @@ class Navigation:
     def open_data(self, chosen: str) -> Updates:
         preview_client.start_child()  # whoever comes here will want to see tokens
         return self.tabs.data.arrive(chosen)
-
-
-def paused(timers: list[gr.Timer]) -> Updates:
-    return dict.fromkeys(timers, gr.Timer(active=False))

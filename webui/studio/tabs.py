@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
+from gradio.blocks import Block
 
 from engine.launch.workspace import Workplace
 from webui import chat_tab, compare_tab, data_tab, evaluate_tab, export_tab, people, runs_tab, system_tab, train_tab
@@ -34,8 +36,7 @@ class Frame:
     head: gr.HTML
     message: gr.HTML  # shows that something was done, or why it was not
     selected: gr.Textbox  # id of the open run; "" = none
-    address_tab: gr.Textbox  # the tab in the address
-    address_query: gr.Textbox  # the rest of the address
+    address: Sequence[Block]  # what it says: the run, the tab, the data set, the query of a comparison, the report
     form: gr.Textbox  # the form as the browser has kept it
 
 
@@ -58,9 +59,9 @@ class Tabs:
 def lay_out_frame(words: Words, workplace: Workplace, root: str, users_file: Path | None = None) -> Frame:
     """The frame in the current context, above the tabs."""
     head = gr.HTML(header(words, people.asking(), root), elem_id="head")
-    selected, address_tab, address_query, form = (hidden_value() for _ in range(4))
+    selected, form, *address = (hidden_value() for _ in range(7))
     message = gr.HTML(elem_id="told")
-    return Frame(words, workplace, root, users_file, head, message, selected, address_tab, address_query, form)
+    return Frame(words, workplace, root, users_file, head, message, selected, address, form)
 
 
 def lay_out_tabs(frame: Frame) -> Tabs:

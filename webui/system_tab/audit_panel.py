@@ -11,7 +11,7 @@ from engine.core.audit import Entry
 from engine.core.rights import RIGHTS
 from engine.launch.workspace import Workplace
 from webui import notices
-from webui.events import QUIET
+from webui.events import LATEST, QUIET
 from webui.numbers import moment
 from webui.panels import Panel, Updates
 from webui.people import hindrance
@@ -44,7 +44,7 @@ class AuditPanel(Panel):
 
     def wire(self) -> None:
         self.part.expand(self.show, self.text, self.lines, **QUIET)
-        self.text.change(self.show, self.text, self.lines, trigger_mode="always_last", **QUIET)
+        self.text.change(self.show, self.text, self.lines, **LATEST)
 
     def show(self, text: str | None) -> Updates:
         if problem := hindrance("read-audit"):

@@ -26,7 +26,7 @@ class ConversionPanel(Panel):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self.job_id = hidden_value()
+        self.job_id, self.source = hidden_value(), hidden_value()  # the job, and the model that it converts
         self.timer = gr.Timer(POLL_SECONDS, active=False)
 
     def layout(self) -> None:
@@ -37,9 +37,10 @@ class ConversionPanel(Panel):
     def wire(self, model: Any) -> None:
         """`model` is the control for the model, which is set to the result."""
         self.model = model
-        outputs: list[Block] = [self.message, self.job_id, self.timer, self.progress]
+        outputs: list[Block] = [self.message, self.job_id, self.source, self.timer, self.progress]
         self.button.click(self.start, model, outputs, **QUIET)
-        self.timer.tick(self.watch, self.job_id, [self.message, self.timer, self.progress, model], **QUIET)
+        watched = [self.job_id, self.source, model]
+        self.timer.tick(self.watch, watched, [self.message, self.timer, self.progress, model], **QUIET)
 
     def offer(self, model: Model) -> Updates:
         """Show the button if the chosen model can be converted, and has to be for what is chosen next to it."""
@@ -59,10 +60,12 @@ class ConversionPanel(Panel):
         paths = {"file": str(source.file), "target": str(source.target)}
         with acting(self.workplace.saves, "convert", source.file.name):
             job = data_jobs.start(self.workplace.saves, "convert", paths)
-        return {self.job_id: job.id, self.timer: gr.Timer(active=True), self.progress: self._working({})}
+        started = {self.job_id: job.id, self.source: name_or_path}
+        return started | {self.timer: gr.Timer(active=True), self.progress: self._working({})}
 
-    def watch(self, job_id: str) -> Updates:
-        """The progress of the conversion; when it is done, its result as the chosen model."""
+    def watch(self, job_id: str, source: str, chosen: str) -> Updates:
+        """The progress of the conversion; when it is done, its result as the chosen model, unless another one has been
+        chosen meanwhile."""
         job = data_jobs.get(self.workplace.saves, job_id)
         if job is not None and job.state == "working":
             return {self.progress: self._working(job.progress)}
@@ -72,6 +75,8 @@ class ConversionPanel(Panel):
         if job.state == "failed":
             return ended | {self.message: notices.refused(job.problems, self.words)}
         folder = job.result["folder"]
+        if chosen != source:
+            return ended | {self.message: notices.toast(self.words("converted-only", folder=folder))}
         return ended | {self.model: folder, self.message: notices.toast(self.words("converted", folder=folder))}
 
     def _working(self, progress: Any) -> str:

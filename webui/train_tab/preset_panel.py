@@ -12,7 +12,7 @@ from engine.core import kept_forms
 from engine.runs.plan import first_preset, refitted, start_from
 from engine.spec.run_spec import RunSpec
 from webui import notices
-from webui.events import QUIET, on_chosen
+from webui.events import LATEST, on_chosen
 from webui.form import kept, reading
 from webui.form.kept import KeptForm
 from webui.form.settings import DATASETS
@@ -36,7 +36,7 @@ class PresetPanel(Panel):
         controls = self.settings.form.controls
         datasets = [controls[path] for path in DATASET_CONTROLS]
         stage: Any = controls["stage"]
-        stage.input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **QUIET)
+        stage.input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **LATEST)
         inputs = [self.settings.preset, *self.settings.inputs]
         on_chosen(self.settings.preset, self.choose_preset, inputs, self.begins)
 

@@ -16,7 +16,7 @@ from engine.runs.own_presets import OwnPreset
 from engine.runs.plan import start_from
 from engine.runs.results import results
 from engine.spec.run_spec import RunSpec, fields
-from webui.events import QUIET
+from webui.events import LATEST
 from webui.form import reading
 from webui.form.controls import Form
 from webui.form.settings import (
@@ -119,7 +119,7 @@ class SettingsPanel(Panel):
         event one after another, and an overtaken call of that handler never ends."""
         model: Any = self.form.controls[MODEL]
         named = [self.form.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)]
-        model.change(self.list_modules, model, named, trigger_mode="always_last", **QUIET)
+        model.change(self.list_modules, model, named, **LATEST)
         self.conversion.wire(model)
 
     @property

@@ -11,7 +11,7 @@ from gradio.blocks import Block
 from engine.core.problems import Refusal
 from engine.runs import sweeps
 from webui import notices
-from webui.events import QUIET, changes
+from webui.events import LATEST, QUIET, changes
 from webui.panels import Updates
 from webui.people import acting
 from webui.train_tab.panel import Context, Panel
@@ -71,7 +71,7 @@ class SweepPanel(Panel):
 
     def wire(self) -> None:
         shown = [self.start, self.count]
-        gr.on(changes(self.inputs), self.look, self.inputs, shown, trigger_mode="always_last", **QUIET)
+        gr.on(changes(self.inputs), self.look, self.inputs, shown, **LATEST)
         self.start.click(
             self.submit,
             [*self.inputs, self.budget, self.early_stop, *self.settings.inputs],
