@@ -16,7 +16,9 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from tests.browser.find_chromium import ARGUMENTS, chromium
 from tests.conftest import start_studio
 
-expect.set_options(timeout=20_000)  # patience with a machine that has other things to do
+PATIENCE_MS = 60_000  # with a machine that has other things to do
+WORK_MS = 300_000  # for what a process of its own loads, trains, measures or exports there
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,7 +64,7 @@ def open_page(browser: Browser, outside: Outside) -> Iterator[Callable[..., Page
         contexts.append(context)
         context.route(ELSEWHERE, refuse)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.goto(address)
         return page
 
@@ -71,19 +73,11 @@ def open_page(browser: Browser, outside: Outside) -> Iterator[Callable[..., Page
         context.close()
 
 
-def insist(act: Callable[[], None], seen: Callable[[float], None]) -> None:
-    """Do it again until it is seen: a click that comes while what the last one brought still ends is not taken by the
-    page. `seen` raises AssertionError if it is not within so many milliseconds."""
-    for patience in (5_000, 5_000):
-        act()
-        with contextlib.suppress(AssertionError):
-            return seen(patience)
-    act()
-    return seen(20_000)
-
-
-def click_until_told(button: Locator, place: Locator, sentence: str) -> None:
-    insist(button.click, lambda patience: expect(place).to_contain_text(sentence, timeout=patience))
+def click_and_hear(button: Locator, place: Locator, sentence: str | re.Pattern[str]) -> None:
+    """Click, and wait for a sentence that only the answer to this click contains: until then, the page drops another
+    click on the same button."""
+    button.click()
+    expect(place).to_contain_text(sentence)
 
 
 @pytest.fixture

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
 from engine.core import users
 from engine.data.datasets import count_rows, find
 from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
 from engine.serving import conversation_tree, servers
-from tests.browser.conftest import Outside, click_until_told, insist
+from tests.browser.conftest import WORK_MS, Outside
 from tests.conftest import start_studio, wait_until
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -29,12 +30,13 @@ def send(page: Page, text: str) -> None:
     """A question that is taken leaves the box empty."""
     prompt = page.locator("#prompt textarea")
     prompt.fill(text)
-    insist(page.locator("#send").click, lambda patience: expect(prompt).to_have_value("", timeout=patience))
+    page.locator("#send").click()
+    expect(prompt).to_have_value("")
 
 
 def ask(page: Page, text: str, turns: int) -> None:
     send(page, text)
-    expect(page.locator("#talk .question").last).to_have_text(text, timeout=90_000)
+    expect(page.locator("#talk .question").last).to_have_text(text, timeout=WORK_MS)
     expect(page.locator("#talk .turn")).to_have_count(turns)
 
 
@@ -49,6 +51,23 @@ def studio_with_servers(workplace: Workplace, *flags: str, **environment: str) -
         studio.wait()
         for server in servers.servers(workplace.saves):
             servers.end(server)
+
+
+@contextlib.contextmanager
+def whole_answer(page: Page) -> Iterator[None]:
+    """Wait until the stream of an answer has ended: the page drops a question before that."""
+    ended: list[str] = []
+
+    def note(request: Request) -> None:
+        ended.extend([request.url] if "/queue/data" in request.url else [])
+
+    events = ("requestfinished", "requestfailed")  # whoever of the two closes it first
+    for event in events:
+        page.on(event, note)
+    yield
+    wait_until(lambda: page.title() and ended)
+    for event in events:
+        page.remove_listener(event, note)
 
 
 def type_numbers_out_of_bounds(page: Page) -> None:
@@ -66,7 +85,9 @@ def type_numbers_out_of_bounds(page: Page) -> None:
         field = page.locator(f"#chat-{box} input")
         held = field.input_value()
         field.fill(value)
-        click_until_told(page.locator("#send"), page.locator("#told .toast.bad"), f"{called} must be")
+        with whole_answer(page):
+            page.locator("#send").click()
+        expect(page.locator("#told .toast.bad")).to_contain_text(re.compile(f"{called} must be.*{re.escape(value)}"))
         expect(page.locator("#prompt textarea")).to_have_value("What is wrong?")
         field.fill(held)
     page.locator("#chat-greedy input").check()
@@ -156,7 +177,7 @@ def kill_and_restart_the_server(page: Page, saves: Path) -> None:
     expect(page.locator("#held")).to_contain_text("was killed")
     expect(page.locator("#chat-load")).to_have_text("Restart")
     page.locator("#chat-load").click()
-    expect(page.locator("#held")).to_contain_text("Loaded", timeout=90_000)
+    expect(page.locator("#held")).to_contain_text("Loaded", timeout=WORK_MS)
 
 
 def edit_a_question_into_another_branch(page: Page) -> None:
@@ -194,7 +215,7 @@ def unload_and_clear(page: Page, saves: Path) -> None:
     [server] = servers.servers(saves)
     page.locator("#chat-unload").click()
     expect(page.locator("#held")).to_contain_text("Not loaded")
-    wait_until(lambda: not find_processes(server.path), 20)
+    wait_until(lambda: not find_processes(server.path))
     page.locator("#chat-clear").click()
     expect(page.locator("#talk .empty")).to_be_visible()
 

@@ -38,7 +38,7 @@ def test_a_model_is_converted_by_the_button_below_it_and_then_chosen(
         expect(page.locator("#summary")).to_contain_text("a pickle file")
         expect(button).to_be_visible()
         button.click()
-        expect(model).to_have_value(str(root / "mine-safetensors"), timeout=60_000)
+        expect(model).to_have_value(str(root / "mine-safetensors"))
         expect(button).to_be_hidden()
         expect(page.locator("#summary")).not_to_contain_text("a pickle file")
     assert model_problems(root / "mine-safetensors", [root]) == []

@@ -142,7 +142,7 @@ def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
     part(page, 1)
     expect(page.locator("#found .stats")).to_contain_text("40")
     page.locator("#split-off").click()
-    expect(page.locator("#set-head h1")).to_have_text("identity-train", timeout=30_000)
+    expect(page.locator("#set-head h1")).to_have_text("identity-train")
     expect(page.locator("#set-head .chips")).to_contain_text("36 行")
     assert "set=identity-train" in page.url
     page.locator("#remove-set").click()

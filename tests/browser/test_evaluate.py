@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.launch.workspace import Workplace
-from tests.browser.conftest import Outside, click_until_told
+from tests.browser.conftest import WORK_MS, Outside, click_and_hear
 from tests.conftest import start_studio
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -30,7 +30,7 @@ def look_at_unusable_tasks(page: Page) -> None:
     page.locator("#tasks-fold button").first.click()
     expect(page.locator("#evaluate-unfit")).to_contain_text("takes its data from a hub (cais/mmlu)")
     page.locator("#evaluate-limit input").fill("none")
-    click_until_told(start, wrong, "Questions must be")
+    click_and_hear(start, wrong, "Questions must be")
     page.locator("#evaluate-limit input").fill("")
 
 
@@ -42,7 +42,7 @@ def check_a_judge_before_anything_was_rated(page: Page) -> None:
     page.get_by_role("option", name="中文").click()
     expect(criterion).to_have_attribute("placeholder", re.compile("正确、完整"))
     wrong = page.locator("#evaluate-wrong")
-    click_until_told(page.locator("#evaluate-judge-check"), wrong, "no rated answers yet")
+    click_and_hear(page.locator("#evaluate-judge-check"), wrong, "no rated answers yet")
 
 
 def upload_questions(page: Page, file: Path) -> None:
@@ -52,7 +52,7 @@ def upload_questions(page: Page, file: Path) -> None:
         page.locator("#evaluate-upload").click()
     chooser.value.set_files(file)
     expect(page.locator("#evaluate-data")).to_contain_text("mine")
-    click_until_told(page.locator("#evaluate-start"), page.locator("#evaluate-wrong"), "no reference answers")
+    click_and_hear(page.locator("#evaluate-start"), page.locator("#evaluate-wrong"), "no reference answers")
 
 
 def type_numbers_out_of_bounds(page: Page) -> None:
@@ -61,7 +61,7 @@ def type_numbers_out_of_bounds(page: Page) -> None:
         for value in ("-5", "1e99", "<b>many</b>"):
             held = page.locator(f"#evaluate-{box} input").input_value()
             page.locator(f"#evaluate-{box} input").fill(value)
-            click_until_told(start, wrong, f"{called} must be")
+            click_and_hear(start, wrong, re.compile(f"{called} must be.*{re.escape(value)}"))
             page.locator(f"#evaluate-{box} input").fill(held)
 
 
@@ -69,8 +69,8 @@ def evaluate_to_a_verdict(page: Page) -> None:
     choose(page, "#evaluate-data", "chat")
     page.locator("#evaluate-alone input").check()
     page.locator("#evaluate-longest input").fill("16")
-    click_until_told(page.locator("#evaluate-start"), page.locator("#report-head"), "mine")
-    expect(page.locator("#report table.report")).to_be_visible(timeout=120_000)
+    click_and_hear(page.locator("#evaluate-start"), page.locator("#report-head"), "mine")
+    expect(page.locator("#report table.report")).to_be_visible(timeout=WORK_MS)
     expect(page.locator("#report")).to_contain_text("65 rows")
     expect(page.locator("#report .verdict")).to_contain_text("than the base in")
     expect(page.locator("#report-rows article")).to_have_count(20)
@@ -94,7 +94,7 @@ def make_a_data_set_of_right_answers(page: Page) -> None:
     panel = page.locator("#right-answers")
     panel.get_by_role("button", name="Make a data set").click()
     choose(page, "#right-answers-by", "its last number equals the reference's")
-    click_until_told(page.locator("#right-answers-save"), page.locator(".toast"), "right")
+    click_and_hear(page.locator("#right-answers-save"), page.locator(".toast"), "right")
 
 
 def find_the_report_again(page: Page) -> None:
@@ -118,7 +118,7 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         page.locator("#evaluate-it").click()
         expect(page.locator("#evaluate-results")).to_contain_text("one")
         start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
-        click_until_told(start, wrong, "No data set or task is chosen")
+        click_and_hear(start, wrong, "No data set or task is chosen")
         look_at_unusable_tasks(page)
         check_a_judge_before_anything_was_rated(page)
         upload_questions(page, tmp_path / "mine.jsonl")

@@ -15,7 +15,7 @@ from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import runs
 from engine.runs.runs import Run
-from tests.browser.conftest import Outside
+from tests.browser.conftest import WORK_MS, Outside
 from tests.conftest import start_studio
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -59,7 +59,7 @@ def export_with_a_licence(page: Page, trained: Workplace) -> Run:
     page.locator("#export-start").click()
     made = exports_on(page)
     expect(made).to_have_count(1)
-    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are identical", timeout=120_000)
+    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are identical", timeout=WORK_MS)
     [run] = runs.find(trained.saves, "export")
     # What libraries tell their developers, and of which a reader can do nothing, is not in the log.
     assert not re.search("Warning|kernels", run.dir.log.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def export_the_adapter_beside(page: Page, trained: Workplace) -> None:
     expect(made).to_have_count(2)
     expect(made.nth(1).get_by_text("model/SHA256SUMS")).to_be_visible()
     made.nth(1).get_by_text("Modelfile", exact=True).click()
-    expect(made.first.locator(".state.right")).to_be_visible(timeout=120_000)
+    expect(made.first.locator(".state.right")).to_be_visible(timeout=WORK_MS)
     expect(made.nth(1).get_by_text("model/SHA256SUMS")).to_be_visible()
     expect(made.nth(1).locator("#modelfile-1")).not_to_be_visible()
     adapter, _ = runs.find(trained.saves, "export")
@@ -143,7 +143,7 @@ def test_a_gguf_file_that_failed_is_tried_again_by_a_click(
         expect(made).to_contain_text("The merged model is complete")
         page.get_by_role("button", name="Try GGUF again").click()
         # There is still no converter: now it says so, and the model is still there.
-        expect(made).to_contain_text(nowhere, timeout=90_000)
+        expect(made).to_contain_text(nowhere, timeout=WORK_MS)
         expect(made.get_by_role("button", name="Use it as the model in the form")).to_be_visible()
         assert runs.get(trained.saves, "demo_model/export/small").request["attempt"] == 2
     finally:

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, Route, expect
 from engine.evaluation import report
 from engine.launch.workspace import DEMO_MODEL, DEMO_VISION_MODEL, Workplace
 from engine.runs import runs
-from tests.browser.conftest import Outside, insist, studio_on
+from tests.browser.conftest import WORK_MS, Outside, studio_on
 from tests.browser.test_data import part
 from tests.browser.test_evaluate import choose
 from tests.conftest import wait_until
@@ -57,7 +57,8 @@ def look_at_data(page: Page) -> None:
     page.get_by_role("tab", name="Data").click()
     wait_until(lambda: page.title() and waiting)
     entry, title = page.locator("#sets a[data-set='set:shapes']"), page.locator("#set-head h1")
-    insist(entry.click, lambda patience: expect(title).to_have_text("shapes", timeout=patience))
+    entry.click()
+    expect(title).to_have_text("shapes")
     page.unroute("**/gradio_api/run/**")  # which lets them go
     for route in waiting:
         route.request.response()
@@ -77,7 +78,7 @@ def hold(route: Route, waiting: list[Route]) -> None:
 
 def train(page: Page) -> None:
     page.locator("#start").click()
-    expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=120_000)
+    expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=WORK_MS)
 
 
 def evaluate(page: Page) -> None:
@@ -85,7 +86,7 @@ def evaluate(page: Page) -> None:
     choose(page, "#evaluate-data", "shapes_test")
     page.locator("#evaluate-longest input").fill("12")
     page.locator("#evaluate-start").click()
-    expect(page.locator("#report .verdict.better")).to_contain_text("is better than the base", timeout=120_000)
+    expect(page.locator("#report .verdict.better")).to_contain_text("is better than the base", timeout=WORK_MS)
     expect(page.locator("#report")).to_contain_text("60 rows")
     expect(page.locator("#report-rows .thumbnail")).to_have_count(20)
     assert page.locator("#report-rows .thumbnail").first.evaluate("image => image.naturalWidth") > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Outside, click_until_told
+from tests.browser.conftest import Outside, click_and_hear
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -24,9 +24,9 @@ EXPORT = "model_name_or_path: demo_model\nadapter_name_or_path: elsewhere/adapte
 
 
 def paste(page: Page, text: str, place: str, sentence: str) -> None:
-    """Paste and load until `place` says what it should."""
+    """Paste and load; then `place` says what it should."""
     page.locator("#paste textarea").fill(text)
-    click_until_told(page.get_by_role("button", name="Load into the form"), page.locator(place), sentence)
+    click_and_hear(page.get_by_role("button", name="Load into the form"), page.locator(place), sentence)
 
 
 def test_what_is_pasted_fills_the_tab_that_it_is_for(

@@ -22,7 +22,7 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import progress, runs
 from engine.runs.runs import Run
 from engine.serving import conversation_tree, servers
-from tests.browser.conftest import Outside
+from tests.browser.conftest import WORK_MS, Outside
 from tests.conftest import by_hand, flags_of, start_studio, wait_until
 from tests.living import living
 from webui.studio import first_steps
@@ -52,7 +52,7 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
         expect(page.locator("#summary")).to_contain_text("240")  # optimizer steps
         standby = looks_at_the_form(page)
         page.locator("#start").click()
-        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"), timeout=60_000)
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"))
         expect(page.locator("#curves svg").first).to_be_visible()
         expect(page.locator("#tour li.now")).to_have_text("Watch it learn")
         run_address = page.url
@@ -66,11 +66,11 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
     studio, _ = start_studio(fresh, port=int(address.rsplit(":", 1)[-1]))
     try:
         page.reload()
-        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running|Finished"), timeout=30_000)
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running|Finished"))
         other = open_page(run_address, locale="zh-CN", width=800)
-        expect(other.locator("#run-head .badge")).to_have_text(re.compile("运行中|已完成"), timeout=30_000)
-        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=180_000)
-        expect(other.locator("#run-head .badge")).to_have_text(re.compile("已完成"), timeout=30_000)
+        expect(other.locator("#run-head .badge")).to_have_text(re.compile("运行中|已完成"))
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=WORK_MS)
+        expect(other.locator("#run-head .badge")).to_have_text(re.compile("已完成"))
         expect(other.locator("#tour")).to_have_count(0)  # there is a run by now
         other.close()
         [run] = runs.find(fresh.saves)
@@ -123,7 +123,7 @@ def looks_at_the_form(page: Page) -> int:
     assert not standbys()  # a page may be open that nobody looks at
     page.mouse.move(300, 300)
     page.mouse.move(310, 310)
-    (supervisor,) = wait_until(standbys, 10)
+    (supervisor,) = wait_until(standbys)
     return supervisor
 
 
@@ -156,7 +156,7 @@ def talks(page: Page, workplace: Workplace) -> None:
     expect(page.locator("#prompt textarea")).to_have_value(first_steps.QUESTION)
     page.locator("#prompt textarea").fill(QUESTION)
     page.locator("#prompt textarea").press("Enter")
-    expect(page.locator("#talk .turn")).to_have_count(1, timeout=90_000)
+    expect(page.locator("#talk .turn")).to_have_count(1, timeout=WORK_MS)
     base, tuned = page.locator("#talk .said").all_inner_texts()
     assert tuned == ANSWER
     assert base != ANSWER
@@ -177,7 +177,7 @@ def measures(page: Page) -> None:
     page.keyboard.press("Escape")
     page.locator("#evaluate-longest input").fill("24")
     page.locator("#evaluate-start").click()
-    expect(page.locator("#report .verdict.better")).to_contain_text("is better than the base", timeout=120_000)
+    expect(page.locator("#report .verdict.better")).to_contain_text("is better than the base", timeout=WORK_MS)
     expect(page.locator("#report .verdict.caution")).to_contain_text("was trained on alpaca_translate_zh")
     expect(page.locator("#report .verdict.better")).to_contain_text("Exact match")
 
@@ -188,7 +188,7 @@ def exports(page: Page, workplace: Workplace) -> None:
     expect(page.locator("#export-card")).to_contain_text("Ready to start")
     page.locator("#export-start").click()
     made = page.locator("#exports details.export")
-    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are identical", timeout=120_000)
+    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are identical", timeout=WORK_MS)
     made.locator("[data-use]").click()
     expect(page.locator("#summary .state.right")).to_be_visible()
     page.get_by_role("button", name="Settings as YAML").click()
