@@ -255,8 +255,10 @@
     }
     return held;
   };
-  window.athanorReport = (id) => {
+  window.athanorReport = (id, opened) => {
     const url = new URL(location.href);
+    const head = document.querySelector('#report-head');  // on a narrow page it is below the form
+    if (opened && id && head?.getBoundingClientRect().top > innerHeight) head.scrollIntoView();
     if (!arrived || url.searchParams.get('tab') !== 'evaluate') return;
     if (id) url.searchParams.set('report', id); else url.searchParams.delete('report');
     history.replaceState({}, '', url);

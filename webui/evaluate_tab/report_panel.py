@@ -42,7 +42,7 @@ class ReportPanel(Panel):
     def wire(self) -> None:
         listed = [self.listing.html, *self.outputs]
         clicks.on_row_click(self.listing.html, self.opened)
-        self.opened.change(None, self.opened, None, js="(id) => { athanorReport(id); return []; }", **QUIET)
+        self.opened.change(None, self.opened, None, js="(id) => { athanorReport(id, true); return []; }", **QUIET)
         # One event: the late answer of a refresh would show the evaluation that was open before.
         shown = [self.opened, self.stamp, *self.rows.view]
         gr.on([self.opened.change, self.timer.tick], self.catch_up, shown, listed, **LATEST)
