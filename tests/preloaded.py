@@ -39,7 +39,7 @@ from tests.ports import reserved_ports
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = (
     "torch", "pandas", "datasets", "accelerate", "peft", "transformers.trainer",
-    "transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.auto.modeling_auto", "transformers.models.qwen2.modeling_qwen2", "tests.weight_names",
 )  # fmt: skip
 REAL_POPEN = subprocess.Popen
 OWNER = "ATHANOR_TEST_OWNER"  # a variable: the process with which forking processes end
