@@ -23,6 +23,7 @@ from engine.launch.workspace import Workplace
 from webui import page_sessions
 from webui.page_blocks import EVENT_POLL_SECONDS, PageBlocks
 from webui.page_sessions import PageSession
+from webui.panels import hidden_value
 from webui.studio import page
 from webui.studio.application import _mounted
 
@@ -116,15 +117,20 @@ def test_plain_answers_are_not_left_to_gradio(controls: Controls, monkeypatch: p
     assert run(controls.blocks.preprocess_data(controls.event, held, session)) == held
 
 
+async def answer_of(blocks: PageBlocks, event: BlockFunction, held: list[Any], answer: Any) -> dict[Any, Any]:
+    """What the browser is sent for an answer to an event with these values, without what stays as it is."""
+    session = PageSession(blocks)
+    await blocks.preprocess_data(event, held, session)
+    sent = await blocks.postprocess_data(event, answer, session)
+    return {block: value for block, value in zip(event.outputs, sent, strict=True) if value != gr.skip()}
+
+
 def test_a_value_that_comes_back_as_it_was_sent_is_not_sent_over_a_newer_one(controls: Controls) -> None:
-    async def answer_to(held: list[Any], answer: dict[Any, Any]) -> dict[Any, Any]:
-        session = PageSession(controls.blocks)
-        await controls.blocks.preprocess_data(controls.event, held, session)
-        sent = await controls.blocks.postprocess_data(controls.event, answer, session)
-        return {block: value for block, value in zip(controls.all, sent, strict=True) if value != gr.skip()}
+    def answer_to(held: list[Any], answer: dict[Any, Any]) -> Coroutine[Any, Any, dict[Any, Any]]:
+        return answer_of(controls.blocks, controls.event, held, answer)
 
     held = ["typed", "a", [], "1", 5, True]
-    same = {controls.text: "typed", controls.number: 5, controls.on: True, controls.html: "after"}
+    same = {controls.text: "typed", controls.number: 5.0, controls.on: True, controls.html: "after"}
     assert run(answer_to(held, same)) == {controls.html: "after"}
     other = {controls.text: "", controls.number: 6, controls.on: False}
     assert run(answer_to(held, other)) == other
@@ -138,6 +144,20 @@ def test_a_value_that_comes_back_as_it_was_sent_is_not_sent_over_a_newer_one(con
         controls.several: {"choices": [("x", "x"), ("y", "y")], "__type__": "update"},
         controls.kind: {"value": "2", "__type__": "update"},
     }
+
+
+def test_what_only_handlers_change_and_answers_in_pieces_are_sent_in_any_case() -> None:
+    def pieces(*_: str) -> Iterator[str]:
+        yield "1"
+
+    with PageBlocks() as blocks:
+        first, chosen = hidden_value("1"), hidden_value("a", by_reader=True)
+        first.change(lambda *_: None, [first, chosen], [first, chosen])
+        chosen.change(pieces, [first, chosen], [first, chosen])
+    once, several = blocks.fns.values()
+    same = {first: "1", chosen: "a"}
+    assert run(answer_of(blocks, once, ["1", "a"], same)) == {first: "1"}  # it says which rows are shown
+    assert run(answer_of(blocks, several, ["1", "a"], same)) == same
 
 
 @pytest.mark.parametrize(

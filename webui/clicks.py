@@ -7,10 +7,14 @@ import gradio as gr
 from webui.events import QUIET
 
 ROW_CLICK_JS = """
+let pressed;
+const rowAt = (target) => target?.closest('[data-WHAT]');
+element.addEventListener('pointerdown', (event) => { pressed = rowAt(event.target)?.dataset.WHAT; });
 element.addEventListener('click', (event) => {
-  // If the list was updated while the button was down, the click is only one on the list, and the row is a new one.
-  const here = event.detail ? document.elementFromPoint(event.clientX, event.clientY) : null;
-  const row = event.target.closest('[data-WHAT]') ?? here?.closest('[data-WHAT]');
+  // If the list was updated while the button was down, the click is only one on the list, and the row is a new one;
+  // but a drag from one row to another is no click.
+  const here = event.detail ? rowAt(document.elementFromPoint(event.clientX, event.clientY)) : null;
+  const row = rowAt(event.target) ?? (here?.dataset.WHAT === pressed ? here : null);
   if (!row || !element.contains(row) || event.metaKey || event.ctrlKey || event.shiftKey) return;
   event.preventDefault();
   window.athanorClicked = row.dataset.WHAT;

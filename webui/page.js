@@ -203,10 +203,10 @@
     root.classList.add('arriving');
     setTimeout(show, 10_000); // should the studio not answer
   }
-  // nor can anything be typed or chosen before that: the page would be filled in over it
+  // Nothing can be typed or chosen before the page has arrived, since it would be filled in over that.
   const free = () => { root.inert = false; };
   root.inert = true;
-  setTimeout(free, 60_000);
+  setTimeout(free, 30_000);
   window.athanorArrived = () => {
     const early = filled ?? [];
     filled = true;

@@ -6,7 +6,8 @@ values are processed directly, unchanged outputs are skipped, and equal componen
 same; events that are not plain are left to gradio. The page is described only once it is complete.
 
 One thing it does not receive: a value that comes back as it was sent. The browser has it already, or has a newer one,
-which the reader has chosen while the answer was on its way, and which must stay.
+which the reader has chosen while the answer was on its way, and which must stay. Excepted are hidden values that only
+handlers change, handlers that answer several times, and what is left to gradio.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gradio.components import Component
 from gradio.state_holder import SessionState
 from gradio.utils import delete_none, is_prop_update
 
+from webui.panels import is_of_reader
 from webui.people import note_person
 
 SCALARS = (str, int, float, bool, type(None))
@@ -144,9 +146,9 @@ def _updates_by_place(block_fn: BlockFunction, predictions: Any) -> dict[int, An
 
 
 def _was_sent(block: Block, value: Any) -> bool:
-    """Whether the browser has sent just this value of the component."""
+    """Whether the browser has sent just this value of a component that the reader can change."""
     sent = _sent.get({}).get(block._id, ...)
-    return type(sent) is type(value) and sent == value
+    return isinstance(sent, bool) == isinstance(value, bool) and sent == value and is_of_reader(block)
 
 
 def _holds_plain(block: Block) -> bool:

@@ -53,6 +53,16 @@ def refusal_as_message(handler: Callable[..., Updates]) -> Callable[..., Updates
     return answer
 
 
-def hidden_value(value: str | None = None, elem_id: str | None = None) -> gr.Textbox:
-    """A value that the page remembers for a handler. To be built outside tabs that may never be shown."""
-    return gr.Textbox(value, elem_classes="unseen", container=False, elem_id=elem_id)
+BY_READER = "by-reader"  # the class of a hidden value that a click changes, and not only handlers
+
+
+def hidden_value(value: str | None = None, elem_id: str | None = None, by_reader: bool = False) -> gr.Textbox:
+    """A value that the page remembers for a handler; `by_reader`: a click in the browser changes it, too. To be built
+    outside tabs that may never be shown."""
+    return gr.Textbox(value, elem_classes=["unseen", *[BY_READER] * by_reader], container=False, elem_id=elem_id)
+
+
+def is_of_reader(block: Block) -> bool:
+    """Whether the reader can change its value; a hidden value that only handlers change describes what is shown."""
+    classes = getattr(block, "elem_classes", None) or ()
+    return "unseen" not in classes or BY_READER in classes

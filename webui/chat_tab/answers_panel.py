@@ -80,8 +80,8 @@ class AnswersPanel(Panel):
         event = gr.on([question.send.click, question.prompt.submit], self.ask, inputs, self.outputs, **answers)
         again = question.again.click(self.ask_again, inputs, self.outputs, **answers)
         # The page drops a question while one is being answered, so Send is shown only after the last piece was taken.
-        for answered in (event, again):
-            answered.then(None, None, [question.send, question.stop], js=ANSWERED_JS, **QUIET)
+        for ended in (event.then, event.failure, again.then, again.failure):
+            ended(None, None, [question.send, question.stop], js=ANSWERED_JS, **QUIET)
         question.stop.click(self.stop, None, None, **QUIET)
 
     @property

@@ -42,7 +42,7 @@ class ViewPanel(Panel):
             self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=120, elem_id="compare-log")
 
         # page.js writes the part of the axis into it that the user drags over.
-        self.zoom = hidden_value("", elem_id="compare-zoom")
+        self.zoom = hidden_value("", elem_id="compare-zoom", by_reader=True)
 
     @property
     def inputs(self) -> list[Block]:

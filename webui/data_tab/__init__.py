@@ -67,7 +67,7 @@ def build(
 ) -> DataTab:
     """The tab in the current context. The form of the Train tab determines what a model would see; `models_and_results`
     can be asked for rows."""
-    context = Context(words, workplace, root, message, chosen=hidden_value())
+    context = Context(words, workplace, root, message, chosen=hidden_value(by_reader=True))
     sets, jobs, rows = SetList(context), JobPanel(context), RowsPanel(context)
     upload, hub, head = UploadPanel(context, sets), HubPanel(context, sets, jobs), HeadPanel(context, sets)
     check, derive = CheckPanel(context, jobs), DerivePanel(context, sets, jobs)

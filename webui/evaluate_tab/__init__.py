@@ -65,7 +65,7 @@ def build(
     """The tab in the current context. `bases` lists the possible bases as (label, folder); `progress_of` returns the
     progress, the state and the failure of a run as HTML."""
     models = EvaluationModels(words, workplace, bases)
-    context = Context(words, workplace, root, message, user, progress_of, models, opened=hidden_value())
+    context = Context(words, workplace, root, message, user, progress_of, models, opened=hidden_value(by_reader=True))
     listing, rows, right_answers = ListPanel(context), RowsPanel(context), RightAnswersPanel(context)
     report = ReportPanel(context, listing, rows, right_answers)
     questions, tasks, sampling = QuestionsPanel(context), TasksPanel(context), SamplingPanel(context)

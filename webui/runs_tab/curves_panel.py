@@ -35,7 +35,7 @@ class CurvesPanel(Panel):
             self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
         self.html = gr.HTML(elem_id="curves")
         # page.js writes the selected part of the axis into it.
-        self.zoom = hidden_value("", elem_id="curves-zoom")
+        self.zoom = hidden_value("", elem_id="curves-zoom", by_reader=True)
 
     @property
     def view(self) -> list[Block]:

@@ -59,7 +59,8 @@ class Navigation:
         ]
         loaded = blocks.load(train.list_choices, None, train.lists, **QUIET)
         arrived = loaded.then(self.arrive, [*frame.address, frame.form], outputs, js=ARRIVE_JS, **QUIET)
-        arrived.then(None, js=ARRIVED_JS, **QUIET)
+        for ended in (loaded.failure, arrived.then, arrived.failure):
+            ended(None, js=ARRIVED_JS, **QUIET)
 
     def _wire_tabs(self) -> None:
         frame, tabs, items = self.frame, self.tabs, self.tabs.items

@@ -59,7 +59,7 @@ class Tabs:
 def lay_out_frame(words: Words, workplace: Workplace, root: str, users_file: Path | None = None) -> Frame:
     """The frame in the current context, above the tabs."""
     head = gr.HTML(header(words, people.asking(), root), elem_id="head")
-    selected, form, *address = (hidden_value() for _ in range(7))
+    selected, form, *address = (hidden_value(by_reader=True) for _ in range(7))
     message = gr.HTML(elem_id="told")
     return Frame(words, workplace, root, users_file, head, message, selected, address, form)
 
