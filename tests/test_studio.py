@@ -27,7 +27,7 @@ from tests.past_runs import past_run
 from webui.panels import Updates
 from webui.studio.first_steps import known_of, routes
 from webui.studio.header import header
-from webui.studio.navigation import PAUSE_JS, Navigation
+from webui.studio.navigation import Navigation
 from webui.studio.tabs import Frame, Tabs, lay_out_frame, lay_out_tabs
 from webui.studio.transfers import FromLoaded, FromRun, IntoForm
 from webui.words import Words
@@ -249,4 +249,5 @@ def test_timers_of_tabs_that_are_not_looked_at_rest(place: Workplace) -> None:
             if (item._id, "select") in event.targets and set(event.outputs) <= set().union(*timers.values())
         ]
         assert set(pause.outputs) == set().union(*(own for other, own in timers.items() if other != id))
-        assert (pause.fn, pause.js) == (None, PAUSE_JS % len(pause.outputs))
+        all_rest = f"() => Array({len(pause.outputs)}).fill({{ __type__: 'update', active: false }})"
+        assert (pause.fn, pause.js) == (None, all_rest)
