@@ -43,6 +43,9 @@ class ReportPanel(Panel):
         listed = [self.listing.html, *self.outputs]
         clicks.on_row_click(self.listing.html, self.opened)
         self.opened.change(None, self.opened, None, js="(id) => { athanorReport(id, true); return []; }", **QUIET)
+        # A click on the one that is open changes nothing, and is to bring it into view again.
+        show_js = "() => { athanorReport(window.athanorClicked, true); return []; }"
+        self.listing.html.select(None, None, None, js=show_js, **QUIET)
         # One event: the late answer of a refresh would show the evaluation that was open before.
         shown = [self.opened, self.stamp, *self.rows.view]
         gr.on([self.opened.change, self.timer.tick], self.catch_up, shown, listed, **LATEST)
