@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
+
+from engine.core.sockets import reserve_port
 
 
 @contextlib.contextmanager
 def reserved_ports(count: int) -> Iterator[list[int]]:
-    """As many TCP ports, reserved as long as the context lasts.
-
-    Each is bound, so that the system gives it to nobody, and does not listen: connections are refused until a server
-    listens there, as one can that permits its address to be used again (SO_REUSEADDR), which all servers do.
-    """
+    """As many TCP ports, reserved while the context lasts; connections are refused until a server listens there."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for reserving in sockets:
-            reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserving.bind(("127.0.0.1", 0))
-        yield [reserving.getsockname()[1] for reserving in sockets]
+        yield [stack.enter_context(reserve_port()).getsockname()[1] for _ in range(count)]

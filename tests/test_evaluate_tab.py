@@ -309,7 +309,7 @@ def test_whatever_a_form_leaves_out_because_it_is_gone_is_named(tab: Tab) -> Non
     )
     filled = tab.form.fill(spec)
     assert filled[tab.judge.model]["value"] == ""
-    names = "x/lora/deleted, x/lora/too/adapter, removed, near, far, x/y/&lt;b&gt;gone, old"
+    names = "x/lora/deleted, x/lora/too/adapter, removed, near, far, old, x/y/&lt;b&gt;gone"
     assert f"left out of the form: {names}." in filled[tab.form.problems]
 
 

@@ -55,7 +55,7 @@ class Workplace:
         return (*self.models, self.saves)
 
     def presets(self) -> dict[str, Mapping[str, Any]]:
-        """Presets: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
+        """Presets: name → {"title": {"en", "zh"}, "spec": part of a spec}. They are shared, so not to be changed."""
         return _presets()
 
     def default_spec(self) -> RunSpec:

@@ -68,6 +68,6 @@ def matching_folder(folder: str, bases: Iterable[str]) -> str:
     return next((base for base in bases if identity(base) == identity(folder)), folder)
 
 
-def is_demo(model: ModelFacts | None) -> bool:
+def is_demo(model: ModelFacts) -> bool:
     """Whether this is a model that comes with Athanor, for which the demo presets are."""
-    return model is None or os.path.realpath(model.path) in map(os.path.realpath, (DEMO_MODEL, DEMO_VISION_MODEL))
+    return os.path.realpath(model.path) in map(os.path.realpath, (DEMO_MODEL, DEMO_VISION_MODEL))

@@ -53,12 +53,6 @@ RESERVED_BYTES = 64 << 10  # for exit.json
 FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with reserve_port() as reserved:
-        return reserved.getsockname()[1]
-
-
 def supervise(
     run: RunDir,
     leased: Allotted = NO_GPUS,

@@ -117,11 +117,16 @@ class FormPanel(Panel):
             self.measured.results: spec.results,
             self.questions.datasets: spec.data.datasets,
             self.tasks.tasks: spec.harness.tasks,
-            self.judge.model: [spec.judge.model],
             self.judge.ratings: spec.judge.ratings,
         }
         missing = [name for control, names in chosen.items() for name in names if name not in updates[control]["value"]]
-        return [os.path.relpath(name, self.saves) if is_inside(Path(name), (self.saves,)) else name for name in missing]
+        if spec.judge.model != updates[self.judge.model]["value"]:
+            missing.append(spec.judge.model)
+        return [self._place(name) for name in missing]
+
+    def _place(self, name: str) -> str:
+        inside = os.path.isabs(name) and is_inside(Path(name), (self.saves,))
+        return os.path.relpath(name, self.saves) if inside else name
 
     def start(self, values: Values, request: gr.Request) -> Updates:
         return self._start(self.read, values, request)

@@ -56,6 +56,7 @@ def precision(spec: RunSpec) -> str:
 
 
 # A page of placeholders in each checkpoint, which takes as long to make as several steps of a small model.
+assert hasattr(PeftModel, "create_or_update_model_card")
 PeftModel.create_or_update_model_card = lambda *_: None  # type: ignore[method-assign]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
