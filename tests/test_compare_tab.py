@@ -166,6 +166,8 @@ def test_the_timer_goes_while_a_run_does(past: Make, tab: Tab) -> None:
     for ids, active in (([finished.id], False), ([finished.id, waiting.id], True), ([], False)):
         updates = tab.comparison.draw(ids, "", "step", 0.6, False, "")
         assert updates[tab.timer].active is active
+        ticked = tab.comparison.tick("of before", ids, "", "step", 0.6, False, "")
+        assert (tab.timer in ticked) is not active  # a tick ends it, and never sets it going: its tab may be left
 
 
 def test_nothing_is_shown_where_nothing_is_chosen(tab: Tab) -> None:

@@ -227,6 +227,7 @@ def test_a_look_at_a_run_answers_only_what_has_changed(tab: Tab, past: Callable[
         file.write(json.dumps({"step": 21, "epoch": 1.05, "time": 10.5, "loss": 0.125}) + "\n")
     updates = tab.view.tick(run.id, stamp, *CURVES)
     assert updates.keys() <= set(tab.view.moving)
+    assert "active" not in updates[tab.view.timer]  # if the tab was left meanwhile, its timer rests
     assert updates[tab.view.stamp] != stamp
     assert "0.125" in updates[tab.curves.html]
 

@@ -53,6 +53,13 @@ def changes(controls: Iterable[Any]) -> list[Any]:
     return [control.change for control in controls]
 
 
+def of_tick(timer: gr.Timer, updates: dict[Any, Any]) -> dict[Any, Any]:
+    """The answer to a tick, which may end its timer but not set it going: the reader may have left the tab meanwhile,
+    where it rests."""
+    going = timer in updates and updates[timer].active
+    return {block: value for block, value in updates.items() if not (going and block is timer)}
+
+
 def settled_trigger(name: str) -> gr.Button:
     """An invisible button for `on_settled`, which page.js presses; `name` is its element's id."""
     return gr.Button(elem_id=name, elem_classes="unseen")

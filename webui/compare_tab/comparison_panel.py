@@ -17,7 +17,7 @@ from webui.compare_tab.comparison import compared
 from webui.compare_tab.runs_panel import RunsPanel
 from webui.compare_tab.view import View
 from webui.compare_tab.view_panel import ViewPanel
-from webui.events import LATEST, QUIET
+from webui.events import LATEST, QUIET, of_tick
 from webui.panels import Panel, Updates, hidden_value
 from webui.shared_answers import SharedAnswers
 from webui.words import Words
@@ -101,7 +101,8 @@ class ComparisonPanel(Panel):
             runs, _ = compare.select_runs(self.saves, ids or ())
             if (now := compare.stamp(runs)) == stamp:
                 return gr.skip()
-            return self.shared.get((now, repr(ids), repr(controls)), lambda: self.draw(ids, *controls))
+            updates = self.shared.get((now, repr(ids), repr(controls)), lambda: self.draw(ids, *controls))
+            return of_tick(self.timer, updates)
         except FileNotFoundError:  # a file was deleted meanwhile; the next tick will see what is left
             return gr.skip()
 

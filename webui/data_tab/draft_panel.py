@@ -25,7 +25,7 @@ from webui.data_tab.data_folder import Selection, is_draft, name_of
 from webui.data_tab.draft_script import REVIEW_JS
 from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
-from webui.events import QUIET
+from webui.events import QUIET, of_tick
 from webui.panels import Updates, hidden_value, refusal_as_message
 from webui.people import acting, asking, hindrance
 
@@ -115,7 +115,8 @@ class DraftPanel(Panel):
         if not view:
             return gr.skip()
         try:
-            return self.shown(self._draft(id), View.read(view)) if is_draft(id) else self.closed()
+            updates = self.shown(self._draft(id), View.read(view)) if is_draft(id) else self.closed()
+            return of_tick(self.timer, updates)
         except Refusal as refusal:
             return self.closed() | {self.message: notices.refused(refusal.problems, self.words)}
 

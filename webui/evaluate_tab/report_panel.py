@@ -19,7 +19,7 @@ from webui.evaluate_tab.list_panel import ListPanel
 from webui.evaluate_tab.panel import Context, Panel
 from webui.evaluate_tab.right_answers_panel import RightAnswersPanel
 from webui.evaluate_tab.rows_panel import RowsPanel
-from webui.events import LATEST, QUIET
+from webui.events import LATEST, QUIET, of_tick
 from webui.panels import Updates, hidden_value
 
 EVALUATION_POLL_SECONDS = 2  # how often a running evaluation is refreshed
@@ -116,7 +116,7 @@ class ReportPanel(Panel):
         try:
             if stamp_of(runs.get(self.saves, id)) == stamp:
                 return gr.skip()
-            return self.listing.show(id) | self.open(id, *view)
+            return self.listing.show(id) | of_tick(self.timer, self.open(id, *view))
         except Refusal:
             return self._closed()
         except FileNotFoundError:  # it was deleted meanwhile

@@ -11,7 +11,7 @@ from engine.core.problems import Refusal
 from engine.export.export_spec import ExportSpec
 from engine.runs import runs
 from webui import clicks, notices
-from webui.events import QUIET
+from webui.events import QUIET, of_tick
 from webui.export_tab import exports_html
 from webui.export_tab.panel import Context, Panel
 from webui.export_tab.upload_panel import UploadPanel
@@ -66,7 +66,7 @@ class ExportList(Panel):
             updates = self.listed()
         except FileNotFoundError:  # a file was deleted meanwhile; the next refresh shows what is left
             return gr.skip()
-        return gr.skip() if updates[self.stamp] == known else updates
+        return gr.skip() if updates[self.stamp] == known else of_tick(self.timer, updates)
 
     def retry(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Repeat the failed step of an export. Clicks on other buttons are ignored."""

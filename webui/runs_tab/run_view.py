@@ -75,7 +75,8 @@ class RunView(Panel):
         updates = {self.column: gr.update(visible=True)} | self.table.hidden()
         for panel in self.panels:
             updates |= panel.opened(run)
-        return updates | self.now(run, CurveView(x, smoothing, log, zoom))
+        updates |= self.now(run, CurveView(x, smoothing, log, zoom))
+        return updates | {self.timer: gr.Timer(poll_seconds(run), active=True)}
 
     def closed(self, text: str | None, limit: str) -> Updates:
         """Show the table in place of a run."""
@@ -83,7 +84,8 @@ class RunView(Panel):
         return away | self.buttons.without_questions() | self.table.shown(text, limit)
 
     def now(self, run: Run, view: CurveView) -> Updates:
-        updates: Updates = {self.stamp: stamp_of(run), self.timer: timer_for(run)}
+        # Its timer is not set going: the reader may have left the tab meanwhile, where it rests.
+        updates: Updates = {self.stamp: stamp_of(run), self.timer: gr.update(value=poll_seconds(run))}
         for panel in self.panels:
             updates |= panel.now(run, view)
         return updates
@@ -116,8 +118,8 @@ class RunView(Panel):
             return gr.skip()
 
 
-def timer_for(run: Run) -> gr.Timer:
-    return gr.Timer(ENDED_POLL_SECONDS if run.final else POLL_SECONDS, active=True)
+def poll_seconds(run: Run) -> int:
+    return ENDED_POLL_SECONDS if run.final else POLL_SECONDS
 
 
 def stamp_of(run: Run) -> str:
