@@ -197,7 +197,7 @@ def test_a_choice_that_an_event_has_offered_is_valid_on_that_page_alone(controls
 def test_whole_tabs_are_answered_as_gradio_would(workplace: Workplace) -> None:
     blocks = page(workplace, "en")
     events = {getattr(event.fn, "__qualname__", ""): event for event in blocks.fns.values()}
-    arrive = events["Navigation.show_run"]
+    arrive = events["RunView.catch_up"]
     answer, same = (arrive.fn("", "", "step", 0.6, False, "", "", "100") for _ in range(2))
     expected = of_gradio(blocks, arrive, answer, SessionState(blocks))
     sent = run(blocks.postprocess_data(arrive, same, PageSession(blocks)))
@@ -210,7 +210,8 @@ class Visits:
     def __init__(self, workplace: Workplace):
         self.blocks = page(workplace, "en")
         self.transport = httpx.ASGITransport(_mounted(self.blocks, ""))
-        self.event = next(event for event in self.blocks.fns.values() if event.name == "show_run")
+        by_name = {getattr(event.fn, "__qualname__", ""): event for event in self.blocks.fns.values()}
+        self.event = by_name["RunView.catch_up"]
         self.sessions = self.blocks.state_holder
 
     def come_and_go(self, names: Iterable[str]) -> None:

@@ -147,15 +147,6 @@ def test_who_is_done_with_the_first_steps_is_so_in_every_browser(place: Workplac
     assert say("bob", over="1") == ["first", "first", "first"]
 
 
-def test_a_run_that_is_opened_brings_its_tab_to_the_front(page: Page, trained: Callable[..., Run]) -> None:
-    run = trained("first")
-    view = [control.value for control in page.tabs.runs.view]
-    opened = page.navigation.show_run(run.id, page.tabs.runs.stamp.value, *view)
-    assert page.shows(opened) == "runs"
-    assert "<h1>first</h1>" in "".join(value for value in opened.values() if isinstance(value, str))
-    assert page.shows(page.navigation.show_run("", "", *view)) is None
-
-
 def test_a_run_is_cloned_into_the_form(page: Page, trained: Callable[..., Run]) -> None:
     run = trained("first", training={"learning_rate": 0.125})
     updates = page.into_form.clone(run.id)

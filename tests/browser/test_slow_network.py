@@ -75,11 +75,15 @@ def test_nothing_is_lost_or_undone_while_answers_are_on_their_way(
     for run in (one, two):
         page.locator(f"#runs [data-run='{run.id}']").click()
     page.wait_for_url(f"**run={quote(two.id, safe='')}*")
+
+    # Whoever goes to another tab before the answer is not brought back by it.
+    evaluate = page.get_by_role("tab", name="Evaluate")
+    evaluate.click()
     held.end()
     expect(page.locator("#run-head h1")).to_have_text("two")
+    expect(evaluate).to_have_attribute("aria-selected", "true")
 
     # Of two choices, both count, also if the answer to the first comes after the second.
-    page.get_by_role("tab", name="Evaluate").click()
     results = page.locator("#evaluate-results")
     expect(results).to_contain_text("two")
     held = Held(page, text=str(one.dir.adapter))

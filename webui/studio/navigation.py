@@ -19,7 +19,14 @@ from webui.studio.tabs import Frame, Tabs
 # The open run is in the page's address, so that a reload or a link shows the same.
 ARRIVE_JS = "() => athanorArrive()"
 ARRIVED_JS = "() => athanorArrived()"
-SELECTED_JS = "(run) => { athanorAddress(run, 'runs'); return []; }"
+# A run that is opened is shown by the browser at once: by the late answer, the reader may be at another tab. When
+# gradio asks again, it sends the change again, to all that listen to it.
+SELECTED_JS = """(run) => {
+  if (run === window.athanorSelected) return [{ __type__: 'update' }];
+  window.athanorSelected = run;
+  athanorAddress(run, 'runs');
+  return [{ __type__: 'update', ...(run && { selected: 'runs' }) }];
+}"""
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
@@ -66,13 +73,13 @@ class Navigation:
         frame, tabs, items = self.frame, self.tabs, self.tabs.items
         run = [frame.selected, *tabs.runs.view]
         followed = [frame.selected, tabs.runs.stamp, *tabs.runs.view]
-        frame.selected.change(None, frame.selected, None, js=SELECTED_JS, **QUIET)
+        frame.selected.change(None, frame.selected, tabs.tabs, js=SELECTED_JS, **QUIET)
         # One event: the late answer of a refresh would show the run that was open before.
         gr.on(
             [frame.selected.change, tabs.runs.timer.tick],
-            self.show_run,
+            tabs.runs.catch_up,
             followed,
-            [tabs.tabs, *tabs.runs.outputs],
+            tabs.runs.outputs,
             **LATEST,
         )
         items["train"].select(tabs.train.list_choices, None, tabs.train.lists, js=TRAIN_JS, **QUIET)
@@ -118,12 +125,6 @@ class Navigation:
         updates |= tabs.train.begin(form) | tabs.compare.from_address(query)
         known = tab in tabs.items and tab != "train"
         return updates | ({tabs.tabs: gr.Tabs(selected=tab)} if known else {})
-
-    def show_run(self, run_id: str, known: str, *view: Any) -> Updates:
-        """The open run. Its tab is shown if it has just been opened."""
-        updates = self.tabs.runs.catch_up(run_id, known, *view)
-        opened = run_id and self.tabs.runs.column in updates
-        return updates | ({self.tabs.tabs: gr.Tabs(selected="runs")} if opened else {})
 
     def open_export(self, run_id: str, chosen: Sequence[str] | None, *held: Any) -> Updates:
         """The form begins with the open run."""
