@@ -148,9 +148,9 @@ def test_a_run_that_is_handed_over_is_the_same_run_and_survives_its_studio(
     studio.kill()
     studio.wait()
     assert keeper(run) == first.pid
+    words = wait_until(lambda: str(run.path) in command_line(imported) and command_line(imported))
     assert_detached(first, run, studio.pid)
     assert str(run.path) in command_line(first)
-    words = wait_until(lambda: str(run.path) in command_line(imported) and command_line(imported))
     assert words[: words.index(str(run.path))][-2:] == ["--module", "engine.worker.train"]
     assert imported in find_processes(run.path)
     release(run.dir)
@@ -179,8 +179,8 @@ def assert_detached(process: psutil.Process, run: Run, studio: int) -> None:
     assert places == [os.devnull, str(run.dir.log), str(run.dir.log)]
     assert str(run.dir.lock) in opened()
     assert not any(path.endswith(".queue.lock") for path in opened())
-    # The socket to its launcher is closed when the launcher may begin.
-    wait_until(lambda: not any(path.startswith("socket:") for path in opened()), every=0.02)
+    # The socket to its launcher is closed when the launcher may begin; another one reserves the port of the run.
+    wait_until(lambda: sum(path.startswith("socket:") for path in opened()) == 1, every=0.02)
 
 
 @slow
