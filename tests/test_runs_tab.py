@@ -233,15 +233,15 @@ def test_a_look_at_a_run_answers_only_what_has_changed(tab: Tab, past: Callable[
 
 
 def test_the_page_catches_up_with_the_open_run_and_opens_another_in_full(tab: Tab, past: Callable[..., Run]) -> None:
-    one, two = past("one"), past("one two")
-    opened = tab.view.catch_up(one.id, "", *VIEW)
+    opened_run, other_run = past("one"), past("one two")
+    opened = tab.view.catch_up(opened_run.id, "", *VIEW)
     assert visible(opened, tab.view.column)
     stamp = opened[tab.view.stamp]
-    assert tab.view.catch_up(one.id, stamp, *VIEW) == gr.skip()
-    other = tab.view.catch_up(two.id, stamp, *VIEW)
+    assert tab.view.catch_up(opened_run.id, stamp, *VIEW) == gr.skip()
+    other = tab.view.catch_up(other_run.id, stamp, *VIEW)
     assert visible(other, tab.view.column)
     assert "<h1>one two</h1>" in other[tab.head.head]
-    assert visible(tab.view.catch_up(one.id, other[tab.view.stamp], *VIEW), tab.view.column)
+    assert visible(tab.view.catch_up(opened_run.id, other[tab.view.stamp], *VIEW), tab.view.column)
     closed = tab.view.catch_up("", stamp, *VIEW)
     assert (visible(closed, tab.view.column), closed[tab.view.stamp]) == (False, "")  # to be opened in full again
 

@@ -190,7 +190,7 @@ def test_it_ends_after_a_while_in_which_nobody_has_looked(
     monkeypatch.setattr(standby, "IDLE_SECONDS", 1.0)
     offer(short)
     first = supervisor_process()
-    wait_until(lambda: gone(first))
+    assert wait_until(lambda: gone(first))
 
 
 @slow

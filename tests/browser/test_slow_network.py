@@ -48,7 +48,7 @@ def test_nothing_is_lost_or_undone_while_answers_are_on_their_way(
 ) -> None:
     address, workplace = refilled
     spec = workplace.default_spec()
-    one, two = (
+    first_run, second_run = (
         past_run(workplace.saves, spec.change("name", name), at=at) for name, at in (("one", 1e9), ("two", 2e9))
     )
     page = open_page("about:blank")
@@ -72,9 +72,9 @@ def test_nothing_is_lost_or_undone_while_answers_are_on_their_way(
 
     # Of two clicks, the second counts, also if the first has not been answered.
     held = Held(page)
-    for run in (one, two):
+    for run in (first_run, second_run):
         page.locator(f"#runs [data-run='{run.id}']").click()
-    page.wait_for_url(f"**run={quote(two.id, safe='')}*")
+    page.wait_for_url(f"**run={quote(second_run.id, safe='')}*")
 
     # Whoever goes to another tab before the answer is not brought back by it.
     evaluate = page.get_by_role("tab", name="Evaluate")
@@ -86,14 +86,14 @@ def test_nothing_is_lost_or_undone_while_answers_are_on_their_way(
     # Of two choices, both count, also if the answer to the first comes after the second.
     results = page.locator("#evaluate-results")
     expect(results).to_contain_text("two")
-    held = Held(page, text=str(one.dir.adapter))
+    held = Held(page, text=str(first_run.dir.adapter))
     results.locator("input").click()
     page.get_by_role("option", name="one").click()
     question = held.next()
     results.locator(".token", has_text="two").locator(".token-remove").click()
     question.continue_()
     later = held.next()
-    assert str(two.dir.adapter) not in later.request.post_data
+    assert str(second_run.dir.adapter) not in later.request.post_data
     later.continue_()
     held.end()
     expect(results).to_contain_text("one")
