@@ -261,7 +261,7 @@ def serve(options: argparse.Namespace) -> None:
     page = behind_proxies(page, options)
     repeat(lambda: standby.tick(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors, too, let the queue move on
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
-    servers.hold_studio_lock(workplace.saves)
+    servers.attend(workplace.saves)
     if not options.no_standby:
         standby.enable()
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -31,7 +31,7 @@ from engine.runs import engines, evaluations, failures, gpu_use, kinds, prune, r
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.runs.run import sweep_of
-from engine.serving import servers
+from engine.serving import server_process, servers
 from engine.spec.run_spec import RunSpec
 
 
@@ -322,7 +322,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     )
     settings |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
     server = servers.Server(workplace.saves / servers.SERVERS_FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
-    child = servers.begin(server, settings, key, foreground=True)
+    child = server_process.begin(server, settings, key, foreground=True)
     # Ctrl-C reaches both; the server ends its answers, and its folder is deleted when it has ended.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())

@@ -1,7 +1,7 @@
 """A chat server in a thread of the test: it answers at once, and what it answers says what it was asked.
 
 The folder, the lock, the address and the requests over loopback are as of a real one, so that `engine.serving` is not
-replaced but for the child process: give `StandInServer.begin` to monkeypatch in place of `servers.begin`.
+replaced but for the child process: give `StandInServer.begin` to monkeypatch in place of `server_process.begin`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from engine.data.datasets import count_rows, find
 from engine.data.images import decode, image_in_file, image_in_url
 from engine.launch.workspace import Workplace
 from engine.runs import runs
-from engine.serving import chat_client, conversation_tree, servers
+from engine.serving import chat_client, conversation_tree, server_process, servers
 from engine.serving.attachments import attached_images
 from engine.serving.conversation_tree import Conversation, Reply, Turn
 from engine.spec.run_spec import RunSpec
@@ -124,7 +124,7 @@ def tab(place: Workplace) -> Tab:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInServer]:
     stand_in = StandInServer()
-    monkeypatch.setattr(servers, "begin", stand_in.begin)
+    monkeypatch.setattr(server_process, "begin", stand_in.begin)
     yield stand_in
     stand_in.die()
 
@@ -247,7 +247,7 @@ def test_a_question_whose_model_waits_for_slurm_says_why_and_can_be_taken_back(
     commands(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1")
     begun = tab.answers.ask(tab.values(selection, "Who?"), ADA)
     assert "does not accept the job that would serve plain: invalid partition" in [*begun][-1][tab.context.message]
-    assert servers.servers(place.saves) == []
+    assert "invalid partition" in tab.model.show_memory(*selected)[tab.model.status]
     commands(sbatch="echo 7", squeue="echo '7|PENDING|Resources|x'")
     asking = tab.answers.ask(tab.values(selection, "Who?"), ADA)
     begun, shown = next(asking), next(asking)

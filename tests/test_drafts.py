@@ -30,7 +30,7 @@ from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import quota_use
 from engine.runs.quotas import QUOTAS_FILE
-from engine.serving import servers
+from engine.serving import server_process, servers
 from tests.conftest import wait_until
 from tests.stand_in_server import StandInServer
 from tests.written_documents import pdf
@@ -109,7 +109,7 @@ def place(tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> It
     (workplace.data / "dataset_info.json").write_text("{}")
     stand_in = StandInServer()
     stand_in.answer = script
-    monkeypatch.setattr(servers, "begin", stand_in.begin)
+    monkeypatch.setattr(server_process, "begin", stand_in.begin)
     servers.start(workplace, servers.choose(workplace, str(DEMO_MODEL)))
     yield workplace
     script.may_go_on.set()

@@ -26,7 +26,7 @@ from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
 from engine.runs import queue, queue_order, runs
 from engine.runs.run import Run
-from engine.serving import servers
+from engine.serving import server_process, servers
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, end_runs, gone, wait_until
 from tests.nvml import Nvml
@@ -308,7 +308,9 @@ def test_a_server_that_cannot_be_started_keeps_nothing(
 ) -> None:
     choice = servers.choose(workplace, str(tiny))
     with monkeypatch.context() as patch:
-        patch.setattr(servers, "write_json", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device")))
+        patch.setattr(
+            server_process, "write_json", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device"))
+        )
         with pytest.raises(Refusal, match="No space left"):
             servers.start(workplace, choice)
     assert leases.holders() == {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -39,8 +38,6 @@ from engine.runs import (
 )
 from engine.runs.plan import summary
 from engine.runs.run import Run
-from engine.serving import slurm_batch as slurm_batch_chat
-from engine.serving import slurm_jobs
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from tests.preloaded import run_python
@@ -499,52 +496,6 @@ def test_how_an_earlier_attempt_communicated_says_nothing_of_this_one(tmp_path: 
     assert command.connection_variables(run) == {}
     write_json(run.connection, {"attempt": 2, "variables": {"NCCL_P2P_DISABLE": "1"}})
     assert command.connection_variables(run) == {"NCCL_P2P_DISABLE": "1"}
-
-
-def test_a_chat_job_gets_what_the_operator_chose_and_no_weights_that_cannot_fit(tmp_path: Path, tiny: Path) -> None:
-    choice = EngineChoice(
-        engine="slurm", gpus_per_machine=8, sbatch=["--qos=high"], chat_sbatch=["--partition=chat", "--time=1:00:00"]
-    )
-    folder = RunDir(tmp_path / "a%b")
-    submitted = slurm_jobs.options(folder, {"slurm": slurm_jobs.slurm_settings(choice, str(tiny), {})}, choice)
-    assert submitted[-3:] == ["--qos=high", "--partition=chat", "--time=1:00:00"]
-    assert {"--gres=gpu:1", "--no-requeue", f"--output={tmp_path}/a%%b/log.txt"} <= {*submitted}
-    quantized = {"quantization": {"kind": "4bit"}}
-    with pytest.raises(Refusal, match=r"weights of tiny take at least .* GB"):
-        slurm_jobs.slurm_settings(choice.model_copy(update={"gpu_memory_gb": 1e-6}), str(tiny), quantized)
-    on_cpus = EngineChoice(engine="slurm", gpu_memory_gb=1e-6)
-    assert slurm_jobs.slurm_settings(on_cpus, str(tiny), {}) == {"gpus": 0}
-
-
-def test_a_chat_server_listens_where_other_machines_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert slurm_batch_chat.address_to_bind("10.0.0.7") == "10.0.0.7"
-    assert slurm_batch_chat.address_to_bind("::1") == "::1"
-    assert slurm_batch_chat.address_to_bind("localhost") == "0.0.0.0"  # as a name in /etc/hosts may be
-    names = {"node1": [(2, 1, 6, "", ("127.0.1.1", 0)), (2, 1, 6, "", ("10.0.0.8", 0))]}
-    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *_, **__: names[name])
-    assert slurm_batch_chat.address_to_bind("node1") == "10.0.0.8"
-
-
-@pytest.mark.parametrize(
-    ("line", "cause"),
-    [
-        ("slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-30T13:00:00 ***", "CANCELLED"),
-        ("slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-30T13:00:00 DUE TO TIME LIMIT ***", "TIMEOUT"),
-        ("*** JOB 7 ON n1 CANCELLED AT 2026-11-30T13:00:00 DUE TO NODE FAILURE, SEE SLURMCTLD LOG ***", "NODE_FAIL"),
-        ("Killed", None),
-    ],
-)
-def test_why_a_chat_job_ended_is_known_after_squeue_has_forgotten_it(
-    answering: Callable[..., None], tmp_path: Path, line: str, cause: str | None
-) -> None:
-    folder = RunDir(tmp_path / "server")
-    folder.path.mkdir()
-    write_json(folder.slurm, {"job": "7", "user": "0", "submitted": 1.0})
-    folder.log.write_text(f"loading\n{line}\n", encoding="utf-8")
-    why = slurm_jobs.why_ended(folder, "tiny")
-    assert (why.values["why"] if why else None) == cause
-    answering(squeue="echo '7|TIMEOUT|TimeLimit|x'")
-    assert "time limit was over" in slurm_jobs.why_ended(folder, "tiny").text()
 
 
 def test_a_shell_shows_the_output_of_every_machine(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

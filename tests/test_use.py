@@ -22,7 +22,7 @@ from engine.launch.engine_choice import EngineChoice
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import failures, runs
 from engine.runs.results import new_export_spec
-from engine.serving import servers
+from engine.serving import server_process, servers
 from engine.spec.run_spec import RunSpec
 from tests.conftest import by_hand, wait_until
 from tests.past_runs import past_run
@@ -158,7 +158,7 @@ def test_a_server_goes_to_the_card_with_the_most_room_and_says_when_there_is_too
     monkeypatch.setattr(hardware, "gpus", lambda: cards)
     folder = workplace.saves / servers.SERVERS_FOLDER / "one"
     given = servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
-    assert servers._environment(given, folder)["CUDA_VISIBLE_DEVICES"] == "1"
+    assert server_process._environment(given, folder)["CUDA_VISIBLE_DEVICES"] == "1"
     folder.mkdir(parents=True)
     write_json(folder / "serve.json", given)
     write_json(folder / "error.json", {"type": "OutOfMemoryError", "message": "CUDA out of memory.", "problems": []})

@@ -27,7 +27,7 @@ from engine.core.rundir import write_json
 from engine.export.vllm_command import MAX_LORA_RANKS
 from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
-from engine.serving import chat_client, servers, vllm
+from engine.serving import chat_client, server_process, servers, vllm
 from tests.conftest import flags_of, wait_until
 from tests.served import client_of, serving
 from tests.test_serve import BASE, ON_AND_ON, ONE, QUESTIONS, TWO, ask, said
@@ -74,7 +74,7 @@ def test_every_voice_says_what_it_says_with_transformers(
     with pytest.raises(Refusal, match=r"demo_model is loaded with vllm\. Unload it first"):
         servers.start(trained, choice)
     plain = servers.Server(tmp_path / "plain")
-    servers.begin(plain, servers.serve_settings(trained, choice, ""), "key")
+    server_process.begin(plain, servers.serve_settings(trained, choice, ""), "key")
     servers.wait(plain)
     chat_client.add(server, choice.adapters)  # the second adapter, while it serves
     assert [one["id"] for one in chat_client.served_models(server)] == [BASE, ONE, TWO]
@@ -199,7 +199,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     wait_until(lambda: find_processes(folder) == [])
     # By nobody but the server itself: also what vLLM has left behind.
     alone = servers.Server(tmp_path / "alone")
-    servers.begin(alone, servers.serve_settings(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key")
+    server_process.begin(alone, servers.serve_settings(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key")
     servers.wait(alone)
     _inner(alone.path).kill()
     wait_until(lambda: not alone.alive)

@@ -26,7 +26,7 @@ def serve(
     """Answer requests until the process is told to end. Runs and chat servers go on without it, as without a studio.
     `proxies`: addresses whose X-Forwarded-For is believed."""
     repeat(lambda: engines.advance(workplace.saves), QUEUE_POLL_SECONDS)
-    servers.hold_studio_lock(workplace.saves)
+    servers.attend(workplace.saves)
     config = uvicorn.Config(
         application(Api(workplace, Gate(users_file), table)),
         log_level="warning",

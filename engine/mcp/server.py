@@ -115,7 +115,7 @@ def serve_stdio(workplace: Workplace, user: str) -> None:
             await server.run(incoming, outgoing, server.create_initialization_options())
 
     repeat(lambda: engines.advance(workplace.saves), QUEUE_POLL_SECONDS)
-    servers.hold_studio_lock(workplace.saves)
+    servers.attend(workplace.saves)
     anyio.run(serve)
 
 

@@ -139,6 +139,18 @@ def requeue(id: str) -> str:
     return run(["scontrol", "requeue", id], COMMAND_LIMIT_SECONDS)[1]
 
 
+def accounted_state(id: str) -> str:
+    """The state of a job that squeue has forgotten, as Slurm's accounting has it; "" if it does not know, or there is
+    none."""
+    words = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=State", f"--jobs={id}"]
+    return parse_state(run(words, COMMAND_LIMIT_SECONDS)[0])
+
+
+def parse_state(text: str) -> str:
+    """The state in the last line of sacct's output, without who has cancelled the job; "" if there is none."""
+    return next(iter(text.strip().rpartition("\n")[2].split()), "")
+
+
 def address_of(node: str) -> str:
     """The address of a node as Slurm has it; "" if it does not tell."""
     return parse_address(run(["scontrol", "--oneliner", "show", "node", node], COMMAND_LIMIT_SECONDS)[0])

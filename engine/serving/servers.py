@@ -1,14 +1,16 @@
 """The studio's side of the chat servers: start one, find it again, end it. Requests to it:
 `engine.serving.chat_client`.
 
-A server is a folder `saves/.chat/<id>/` and a process (`engine.worker.serve`) with one base model in memory and any
-number of its adapters: a child process here, or a job of Slurm. As with a run, the folder is the truth: a restarted
-studio finds its servers, and it is noticed if one is killed (`engine.serving.server`).
+A server is a folder `saves/.chat/<base>-<number>/` and a process (`engine.worker.serve`) with one base model in memory
+and any number of its adapters: a child process here, or a job of Slurm. As with a run, the folder is the truth: a
+restarted studio finds its servers, and it is noticed if one is killed (`engine.serving.server`). Every start has a
+folder of its own, so that what is left of one that has ended touches no other.
 
     serve.json     what to serve             lock           held while the process lives
     key            the API key               address.json   where it listens, once it has loaded
     log.txt        what it printed           ended.json or error.json, last
     slurm.json     its job, with Slurm       keeper.json    where that computes, once it has begun
+    slurm_ended.json   how Slurm has ended the job
 """
 
 from __future__ import annotations
@@ -19,34 +21,32 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.core import hardware, leases
+from engine.core import hardware
 from engine.core.locks import try_lock, wait_for_lock
 from engine.core.problems import LANGUAGES, Problem, Refusal, problem
-from engine.core.rundir import ALIVE_BYTE, write_json
-from engine.launch import command
+from engine.core.repetition import repeat
+from engine.core.rundir import ALIVE_BYTE
 from engine.launch.engine_choice import EngineChoice, read_choice
 from engine.launch.processes import end_processes
-from engine.launch.workspace import PROJECT, Workplace, is_inside
+from engine.launch.workspace import Workplace, is_inside
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import may_need_bitsandbytes
 from engine.runs.results import Result, base_of, checkpoint, results
-from engine.serving import server_gpu, slurm_jobs, vllm
+from engine.serving import server_gpu, server_process, slurm_jobs, vllm
 from engine.serving.server import Server
 from engine.spec.model_settings import Model, NoRopeScaling
-from engine.spec.run_spec import RunSpec
 
 SERVERS_FOLDER = ".chat"
 IDLE_S = 900.0  # time without a question after which a studio's server ends
 LOADING_S = 1800.0
 QUEUE_S = 120.0  # for which a question waits for Slurm to start the server
+LOOK_S = 5.0  # between two looks at jobs that Slurm may have ended; it forgets them after some minutes
 
 
 # ------------------------------------------------------------------------------------------ what can be asked
@@ -170,55 +170,111 @@ def hold_studio_lock(saves: Path) -> int | None:
     return None
 
 
-def servers(saves: Path) -> list[Server]:
-    """All servers that still have their folder, newest last."""
-    known = [Server(path.parent) for path in (saves / SERVERS_FOLDER).glob("[!.]*/serve.json")]
+def attend(saves: Path) -> None:
+    """Be a studio for the servers as long as this process lives: show that it is alive, and note how Slurm has ended
+    their jobs."""
+    hold_studio_lock(saves)
+    repeat(lambda: note_ends(saves), LOOK_S)
+
+
+def note_ends(saves: Path) -> None:
+    """Note in the folders of the servers how Slurm has ended their jobs."""
+    for server in servers(saves):
+        if server.on_slurm:
+            slurm_jobs.note_end(server.folder)
+
+
+def servers(saves: Path, pattern: str = "[!.]*") -> list[Server]:
+    """All servers that still have their folder, newest last. `pattern`: of the folders' names."""
+    known = [Server(path.parent) for path in (saves / SERVERS_FOLDER).glob(f"{pattern}/serve.json")]
     return sorted((server for server in known if server.settings), key=lambda server: server.settings["started"])
 
 
 def find(saves: Path, choice: Choice) -> Server | None:
     """The studio's server of the chosen base, alive or not, with any engine."""
-    server = Server(saves / SERVERS_FOLDER / _id(choice))
-    return server if server.settings else None
+    return max(reversed(_of_base(saves, choice)), key=lambda server: server.alive, default=None)
 
 
 def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
-    """The server of the chosen base: the one that is alive, or a new one. Returns immediately; it may still be loading.
+    """The server of the chosen base: the one that is alive, or a new one. Returns without waiting for it to load.
 
-    Raises Refusal if it is alive with another engine, if as many others are alive as engine.yaml permits, if no GPU is
-    left for it, or if Slurm does not accept its job.
+    Only the decision is made in turn with others, once more: the first time, Slurm may take long to answer. What else
+    may take long comes before it or, like the submission of a job, after it; the folder keeps its place. Raises Refusal
+    if the server is alive with another engine, if as many others are alive as engine.yaml permits, if no GPU is left
+    for it, if Slurm does not accept its job, or if it is unloaded meanwhile.
     """
     saves, where = workplace.saves, read_choice(workplace.saves)
+    if alive := _decide(saves, choice, where):
+        return alive
+    try:
+        _clear_away(saves, choice)
+        settings = _common_settings(workplace, choice, by)
+        if where.chats_on_slurm:
+            settings["slurm"] = slurm_jobs.slurm_settings(where, settings["base"], settings["model"])
+        else:
+            hardware.gpu_failure()  # the driver may take long to answer; what it says is kept for some seconds
+        with _turn(saves):
+            if alive := _decide(saves, choice, where):
+                return alive
+            server = Server(saves / SERVERS_FOLDER / f"{_id(choice)}-{secrets.token_hex(4)}")
+            key, settings["started"] = secrets.token_urlsafe(24), time.time()
+            if not where.chats_on_slurm:
+                server_process.begin(server, _placed_here(settings) | {"studios": str(_studios(saves))}, key)
+                return Server(server.path)
+            with server_process.new_folder(server):
+                server_process.write_settings(server, settings, key)
+        return _submitted(Server(server.path), where)
+    except OSError as error:
+        raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
+
+
+def _of_base(saves: Path, choice: Choice) -> list[Server]:
+    """The studio's servers of a base: the newest is the last, and at most one of them is alive."""
+    return servers(saves, f"{_id(choice)}*")
+
+
+def _decide(saves: Path, choice: Choice, where: EngineChoice) -> Server | None:
+    """The server of the chosen base that is alive; None if a new one can be started. Raises Refusal."""
+    server = find(saves, choice)
+    if server and server.alive:
+        if server.engine != choice.engine:
+            raise Refusal(problem("chat-other-engine", name=server.name, engine=server.engine))
+        return server
+    others = [other for other in servers(saves) if other.alive and not other.settings.get("shell")]
+    if len(others) >= where.chat_servers:
+        who = "; ".join(f"{other.name} ({other.settings['by'] or '—'})" for other in others)
+        raise Refusal(problem("chat-too-many", most=where.chat_servers, who=who))
+    return None
+
+
+@contextlib.contextmanager
+def _turn(saves: Path) -> Iterator[None]:
+    """Decide in turn with the others that start servers. Nothing that may take long belongs in it."""
     (saves / SERVERS_FOLDER).mkdir(exist_ok=True)
     closed = wait_for_lock(saves / SERVERS_FOLDER / ".lock")
     try:
-        server = Server(saves / SERVERS_FOLDER / _id(choice))
-        if server.alive:
-            if server.engine != choice.engine:
-                raise Refusal(problem("chat-other-engine", name=server.name, engine=server.engine))
-            return server
-        others = [other for other in servers(saves) if other.alive and not other.settings.get("shell")]
-        if len(others) >= where.chat_servers:
-            who = "; ".join(f"{other.name} ({other.settings['by'] or '—'})" for other in others)
-            raise Refusal(problem("chat-too-many", most=where.chat_servers, who=who))
-        end(server)
-        key = secrets.token_urlsafe(24)
-        if where.chats_on_slurm:
-            _begin_on_slurm(server, _common_settings(workplace, choice, by), key, where)
-        else:
-            begin(server, serve_settings(workplace, choice, by) | {"studios": str(_studios(saves))}, key)
-        return Server(server.path)
-    except OSError as error:
-        raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
+        yield
     finally:
         os.close(closed)
 
 
+def _clear_away(saves: Path, choice: Choice) -> None:
+    """Remove servers of the base that have ended, and what may be left of their processes."""
+    for server in _of_base(saves, choice):
+        if not server.alive:
+            with contextlib.suppress(Refusal):  # Slurm does not cancel its job: a later start tries again
+                end(server, waits=False)
+
+
 def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
     """The content of serve.json for a server on this machine. Raises Refusal if no GPU is left for it."""
-    gpu = server_gpu.free_gpu(choice.engine)
+    return _placed_here(_common_settings(workplace, choice, by))
+
+
+def _placed_here(settings: Mapping[str, Any]) -> dict[str, Any]:
+    gpu = server_gpu.free_gpu(settings["engine"])
     device = {"card": gpu.index, "gpu": gpu.uuid} if gpu else {}
-    return _common_settings(workplace, choice, by) | {"host": "127.0.0.1"} | device
+    return {**settings, "host": "127.0.0.1", **device}
 
 
 def _common_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
@@ -244,88 +300,24 @@ def _common_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str,
     }
 
 
-def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False) -> subprocess.Popen[bytes]:
-    """Start the process of a server with a new folder. In the `foreground` it prints to this terminal and ends with it;
-    otherwise it prints to its log and outlives the process that started it. Raises Refusal if its GPU is taken."""
-    with contextlib.ExitStack() as closing:
-        leased = _lease(server, settings)
-        for descriptor in leased:
-            closing.callback(os.close, descriptor)
-        with _new_folder(server):
-            # The lock is passed on: the server is alive before it has imported anything.
-            lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
-            assert lock is not None  # nobody locks this byte exclusively
-            closing.callback(os.close, lock)
-            _write(server, settings, key)
-            log = None if foreground else closing.enter_context((server.path / "log.txt").open("ab"))
-            return subprocess.Popen(
-                [sys.executable, "-m", "engine.worker.serve", str(server.path)],
-                cwd=PROJECT,
-                env=_environment(settings, server.path),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=not foreground,
-                pass_fds=(lock, *leased),
-            )
-
-
-def _begin_on_slurm(server: Server, settings: Mapping[str, Any], key: str, where: EngineChoice) -> None:
-    """Submit the job of a server with a new folder. Its machine has no locks of studios, so that it ends only when it
-    has been idle. Raises Refusal if Slurm does not accept it."""
-    settings = {**settings, "slurm": slurm_jobs.slurm_settings(where, settings["base"], settings["model"])}
-    with _new_folder(server):
-        _write(server, settings, key)
-        slurm_jobs.submit(server.folder, settings, where)
-
-
-@contextlib.contextmanager
-def _new_folder(server: Server) -> Iterator[None]:
-    """The folder of a server that is being started; it is removed if that fails."""
-    server.path.mkdir(parents=True)
+def _submitted(server: Server, where: EngineChoice) -> Server:
+    """Submit the job of a server. Its machine has no locks of studios, so that it ends only when it has been idle.
+    Raises Refusal, whose reason others find in the folder, or OSError."""
     try:
-        yield
+        slurm_jobs.submit(server.folder, server.settings, where)
+    except Refusal:
+        raise
     except BaseException:
         shutil.rmtree(server.path, ignore_errors=True)
         raise
+    return server
 
 
-def _write(server: Server, settings: Mapping[str, Any], key: str) -> None:
-    if key:
-        (server.path / "key").touch(0o600)
-        (server.path / "key").write_text(key, encoding="utf-8")
-    write_json(server.path / "serve.json", settings, durable=False)
-
-
-def _lease(server: Server, settings: Mapping[str, Any]) -> list[int]:
-    """The descriptors that hold the lease of its GPU, if it has one."""
-    if not settings["gpu"]:
-        return []
-    saves = server.path.parents[1]
-    kind = server_gpu.KINDS[settings["engine"]]
-    holder = leases.Holder(settings["name"], kind, by=settings["by"], saves=str(saves))
-    return server_gpu.lease(settings["gpu"], settings["engine"], holder)
-
-
-def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Its environment, as for a run on one device: its GPU, or the CPU if there is none."""
-    spec = RunSpec.read({"model": settings["model"]})
-    gpus = [gpu for gpu in hardware.gpus() if gpu.uuid == settings["gpu"]]
-    if settings["gpu"] and not gpus:  # without one, the model would be loaded on the CPU
-        raise Refusal(hardware.gpu_failure() or problem("gpu-gone", uuid=settings["gpu"]))
-    return (
-        command.inherited_environment()
-        | command.environment(spec, folder, gpus, hardware.threads())
-        | command.OFFLINE_VARIABLES
-        | {leases.HELD_VARIABLE: settings["gpu"] or ""}
-    )
-
-
-def end(server: Server) -> None:
-    """End the process of a server, and wait until it has completely ended; then delete its folder. Raises Refusal if
-    Slurm does not end its job."""
+def end(server: Server, waits: bool = True) -> None:
+    """End the process of a server, and wait until it has completely ended; then delete its folder. A job of Slurm is
+    not waited for unless it `waits`. Raises Refusal if Slurm does not end it."""
     if server.on_slurm:
-        slurm_jobs.cancel(server.folder, server.name)
+        slurm_jobs.cancel(server.folder, server.name, waits)
     else:
         end_processes(server.path, kill_timeout_s=3)
     shutil.rmtree(server.path, ignore_errors=True)

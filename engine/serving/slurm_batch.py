@@ -39,7 +39,7 @@ END_SECONDS = 5.0  # for its processes to end by themselves
 def serve(server: Server, job: str) -> int:
     """The whole life of the job → its exit code. Does nothing if the server has been unloaded, or has another job."""
     folder = server.folder
-    if not server.settings or not slurm_queue.claim(folder, job):
+    if not _is_wanted(server, job):
         print(f"Job {job} is not needed: {folder.path.name} was unloaded, or has another job.", flush=True)
         return 0
     keep_beating(folder)
@@ -53,6 +53,12 @@ def serve(server: Server, job: str) -> int:
         return 1
     code = process.wait()
     return code if code >= 0 else 128 - code
+
+
+def _is_wanted(server: Server, job: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # unloaded at this moment
+        return bool(server.settings) and slurm_queue.claim(server.folder, job)
+    return False
 
 
 def _start(server: Server, job: str) -> subprocess.Popen[bytes]:

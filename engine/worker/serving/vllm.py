@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,11 +55,14 @@ class VllmGenerator:
 
     @classmethod
     def start(cls, run: RunDir, settings: dict[str, Any], spec: RunSpec, closing: ExitStack) -> VllmGenerator:
-        """The engine, once it responds; `closing` ends it. Raises Refusal with its last output if it ends before."""
+        """The engine, once it responds; `closing` ends it. Raises Refusal if its program is not on this machine, or if
+        it ends before, with its last output."""
         with listen("127.0.0.1", 0) as door:  # a free port, which vLLM will use in a moment
             port = door.getsockname()[1]
         key, log = secrets.token_urlsafe(24), run.path / "vllm.log"
         options = settings["vllm"]
+        if not shutil.which(options["command"][0]):  # as on a machine of a cluster that does not share its folder
+            raise Refusal(problem("vllm-not-there", machine=socket.gethostname(), program=options["command"][0]))
         command = vllm.command(
             options["command"],
             settings["base"],
