@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -46,14 +47,25 @@ class Part(BaseModel):
 
 def _booleans_as_numbers(plain: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
     """Every number given as true or false, which Python, and so pydantic, treats as 1 or 0."""
-    for path, info in fields_of(whole).items():
+    for path, steps, code in _numbers_of(whole):
         value: Any = plain
-        for step in path.split("."):
+        for step in steps:
             value = value.get(step) if isinstance(value, dict) else None
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        numbers = _plain_types(info.annotation) & {int, float}
-        if numbers and any(isinstance(number, bool) for number in values):
-            yield problem("spec-type-int" if int in numbers else "spec-type-float", path, given=shortened(value))
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else (value,)
+        if any(isinstance(number, bool) for number in values):
+            yield problem(code, path, given=shortened(value))
+
+
+@cache
+def _numbers_of(whole: type[Part]) -> list[tuple[str, list[str], str]]:
+    """Every setting of a whole that is a number, or contains numbers: its path, the steps of it, and the code of the
+    problem if it is something else."""
+    numbers = ((path, _plain_types(info.annotation) & {int, float}) for path, info in fields_of(whole).items())
+    return [
+        (path, path.split("."), "spec-type-int" if int in types else "spec-type-float")
+        for path, types in numbers
+        if types
+    ]
 
 
 def _plain_types(annotation: Any) -> set[type]:
