@@ -224,8 +224,8 @@ def no_converter() -> Problem:
 
 
 def _device_problems(spec: ExportSpec) -> list[Problem]:
-    if spec.hardware.device != "cpu" and (failure := hardware.planned_gpu_failure()):
-        return [failure]
+    if failed := checks.driver_problems(spec.hardware):
+        return failed
     return [] if on_cpu(spec, len(hardware.planned_gpus())) else checks.missing_gpus(spec.hardware)
 
 

@@ -75,12 +75,18 @@ def engine_problems(chosen: Hardware, saves: Path) -> list[Problem]:
     return []
 
 
+def driver_problems(chosen: Hardware) -> list[Problem]:
+    """That the driver does not list the GPUs: a run that may use them would get none."""
+    failure = None if chosen.device == "cpu" else hardware.planned_gpu_failure()
+    return [failure] if failure else []
+
+
 def device_problems(spec: RunSpec) -> list[Problem]:
     """What prevents a training on the devices that it names: missing ones, or settings that they do not support."""
     chosen, gpus = spec.hardware, hardware.planned_gpus()
     attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(gpus))
-    if chosen.device != "cpu" and (failure := hardware.planned_gpu_failure()):
-        return [failure]
+    if failed := driver_problems(chosen):
+        return failed
     if cpu and attention == "flash_attention_2":
         return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
     if cpu and attention == "flex_attention":

@@ -22,6 +22,13 @@ def put_aside(run: RunDir, number: int, *others: Path) -> None:
             file.rename(past / file.name)
 
 
+def ended_number(run: RunDir) -> int:
+    """The number of the attempt whose files are in the folder of a run that has ended. The request may be ahead of it,
+    if whoever resumed the run was killed before the files were put aside."""
+    written = (read_object(file).get("attempt") for file in (run.exit, run.keeper))
+    return next((number for number in written if isinstance(number, int) and number > 0), run.attempt())
+
+
 def decided_precision(run: RunDir) -> str:
     """What the precision "auto" means in a training that goes on from a checkpoint: what it meant before, whatever the
     GPUs of this attempt are. "" if there is no checkpoint, or that is unknown."""

@@ -137,6 +137,12 @@ def is_for_cpu(run: RunDir, spec: Spec) -> bool:
     return (_valid(read_object(run.request).get("devices")) or demand_fields(spec, 0))["count"] == 0
 
 
+def counted_gpus(fields: Any) -> int | None:
+    """The number of GPUs in what `demand_fields` has written, 0 for the CPU; None if it is damaged, or missing."""
+    valid = _valid(fields)
+    return int(valid["count"]) if valid else None
+
+
 def demand(run: Run) -> Demand:
     """What a waiting run needs."""
     request = run.request

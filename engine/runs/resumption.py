@@ -24,7 +24,7 @@ from engine.preflight.checks import device_problems, engine_problems
 from engine.runs import attempts, kinds, queue
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import RunSpec, Spec
 from engine.spec.steps import examples_per_step
 
 # Stages in which the loss of a step is a mean over its examples, whichever of them a process has at a time.
@@ -135,14 +135,17 @@ def _counts(spec: RunSpec, machines: int) -> list[int]:
     return [count for count in range(machines, min(batches, 1024) + 1, machines) if batches % count == 0]
 
 
-def request_fields(run: Run, spec: RunSpec) -> Mapping[str, Any]:
-    """What request.json says of a run that continues with another `spec`. `processes`: those for which the order of its
-    rows was made, which stays."""
+def request_fields(run: Run, spec: Spec) -> Mapping[str, Any]:
+    """What request.json says of a run that continues with `spec`, its own or another. Its devices are those that there
+    are now: since it was submitted, the studio may have been given others. `processes`: those for which the order of
+    its rows was made, which stays; recorded from the first time on that it continues with others."""
+    kind = kinds.KINDS[spec.kind]
+    fields: dict[str, Any] = {"devices": queue.demand_fields(spec, kind.memory(spec), kind.capability(spec))}
+    count = spec.hardware.num_processes
     before = run.request.get("processes", run.spec.hardware.num_processes)
-    return {
-        "devices": queue.demand_fields(spec, kinds.training_memory(spec), kinds.training_capability(spec)),
-        "processes": before if run.dir.checkpoints() else spec.hardware.num_processes,
-    }
+    if "processes" in run.request or count != before:
+        fields["processes"] = before if run.dir.checkpoints() else count
+    return fields
 
 
 def with_precision(run: Run, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,12 +158,23 @@ def with_precision(run: Run, request: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, "devices": devices | {"capability": BF16_CAPABILITY}}
 
 
+def change_of_device(run: Run, request: Mapping[str, Any]) -> Problem | None:
+    """What the page of a run is to say if it continues on GPUs and was on the CPU before, or the other way round."""
+    before, now = (queue.counted_gpus(fields.get("devices")) for fields in (run.request, request))
+    if before is None or now is None or bool(before) == bool(now):
+        return None
+    return problem("resumed-on-gpus" if now else "resumed-on-cpu", "hardware.device")
+
+
 def change_spec(run: RunDir, before: RunSpec, spec: RunSpec) -> Problem | None:
-    """Let the folder of a run have another spec for its next attempt. Returns what its page is to say about it."""
+    """Let the folder of a run have this spec, its own or another, for its next attempt. Returns what its page is to say
+    about it. It may be killed at any place: the next time, accelerate.yaml follows the spec again."""
     past = run.attempts / str(run.attempt() - 1)
-    for file in (run.spec, run.accelerate):
-        if file.exists():
-            write_text(past / file.name, file.read_text(encoding="utf-8"))
+    if spec != before:
+        for file in (run.spec, run.accelerate):
+            if file.exists():
+                write_text(past / file.name, file.read_text(encoding="utf-8"))
+        write_text(run.spec, spec.to_yaml())
     count, checkpoints = spec.hardware.num_processes, run.checkpoints()
     if run.accelerate.exists():
         # From the first checkpoint on it stays, with the strategy on which that depends.
@@ -169,7 +183,6 @@ def change_spec(run: RunDir, before: RunSpec, spec: RunSpec) -> Problem | None:
             write_text(run.accelerate, with_processes(text, count, spec.hardware.num_machines))
         else:
             run.accelerate.unlink()
-    write_text(run.spec, spec.to_yaml())
     if count == before.hardware.num_processes or not checkpoints:
         return None
     values = {

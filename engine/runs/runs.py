@@ -179,11 +179,12 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | Non
             raise Refusal(problem("run-cannot-resume", state=run.state))
         if reached := quota_use.excess(saves, data, run.by):
             raise Refusal(reached)
-        if obstacles := checks.engine_problems((spec or run.spec).hardware, saves):
+        continued = spec or run.spec
+        if obstacles := checks.engine_problems(continued.hardware, saves) or checks.driver_problems(continued.hardware):
             raise Refusal(obstacles)
         if left := engines.engine_of(run.dir).left(run.dir):
             raise Refusal(left)
-        number, checkpoints = run.dir.attempt(), run.dir.checkpoints()
+        number, checkpoints = attempts.ended_number(run.dir), run.dir.checkpoints()
         (run.dir.attempts / str(number)).mkdir(parents=True, exist_ok=True)
         request = run.request | {
             "attempt": number + 1,
@@ -193,11 +194,14 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | Non
             "now": False,
             "resumed_by": by,
             "resumed_from": step_of(checkpoints[-1]) if checkpoints else 0,
-            **(resumption.request_fields(run, spec) if spec else {}),
+            **resumption.request_fields(run, continued),
         }
         write_json(run.dir.request, resumption.with_precision(run, request))
-        if spec and (notice := resumption.change_spec(run.dir, run.spec, spec)):
-            write_warning(run.dir, notice, notice.values["step"])
+        notices = [resumption.change_of_device(run, request)]
+        if isinstance(continued, RunSpec):
+            notices.append(resumption.change_spec(run.dir, run.spec, continued))
+        for notice in filter(None, notices):
+            write_warning(run.dir, notice, request["resumed_from"])
         # exit.json is removed last: until then the state of the run does not change.
         attempts.put_aside(run.dir, number, run.dir.slurm, run.dir.exit)
     engines.advance(saves)
