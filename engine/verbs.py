@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from engine import flags, following, importer
@@ -266,6 +266,8 @@ def doctor(arguments: argparse.Namespace, workplace: Workplace) -> int:
     for finding in machine.findings(workplace, hub=arguments.hub):
         broken |= finding.level == "broken"
         print(machine.as_text([finding], language), flush=True)
+    with suppress(OSError, Refusal):
+        engines.advance(workplace.saves)  # a run may have waited for a GPU that was leased for the tests
     return int(broken)
 
 

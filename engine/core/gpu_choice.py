@@ -1,4 +1,5 @@
-"""Which GPUs a run can use, and which of them it gets. Pure; the schedule and the checks before a start share it."""
+"""Which GPUs a run can use, which of them it gets, and which are used by programs without a lease. Pure; the schedule
+and the checks before a start share it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from engine.core.hardware import Gpu
 
 BF16_CAPABILITY = 8.0  # compute capability of the first GPUs with bf16
 ALIKE_BYTES = 1 << 30  # GPUs whose free memory differs by less are taken in their order
+OTHERS_BYTES = 256 << 20  # a process with less of a GPU's memory has no computation there
+UNSEEN_BYTES = 2 << 30  # of used memory that belongs to no visible process; drivers themselves take up to a gigabyte
 
 
 def eligible(
@@ -44,3 +47,13 @@ def lacks(gpu: Gpu, capability: float) -> bool:
 def emptiest(gpus: Sequence[Gpu], count: int) -> list[Gpu]:
     """The `count` GPUs with the most free memory."""
     return sorted(gpus, key=lambda gpu: -(gpu.free // ALIKE_BYTES))[:count]
+
+
+def others_bytes(gpu: Gpu) -> int | None:
+    """The memory in bytes that processes other than runs and servers use on a GPU without a lease; None if there are
+    none. Processes that cannot be seen, as from a container, are recognized by what they use."""
+    large = [process for process in gpu.processes if process.memory is None or process.memory >= OTHERS_BYTES]
+    used = gpu.memory - gpu.free
+    if large:
+        return sum(process.memory or 0 for process in large) or used
+    return used if gpu.memory and used > UNSEEN_BYTES else None

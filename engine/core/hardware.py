@@ -200,6 +200,13 @@ def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
         return _last_query[1]
 
 
+def ask_driver_again() -> None:
+    """Forget the last answer about the GPUs: who has asked for it knows that it is out of date."""
+    global _last_query
+    with _turn:
+        _last_query = None
+
+
 def _query_gpus() -> tuple[tuple[Gpu, ...], Problem | None]:
     """The GPUs of this machine, or why they cannot be listed. A machine without a driver has none."""
     driver = any(os.path.exists(trace) for trace in DRIVER_TRACES)

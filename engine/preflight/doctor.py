@@ -19,18 +19,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from engine.core import hardware
+from engine.core.hardware import Gpu
 from engine.core.locks import wait_for_lock
 from engine.core.problems import Problem, problem
 from engine.core.rundir import read_json, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
+from engine.preflight import idle_gpus
 from engine.preflight.suitable_gpus import likely_gpus
 from engine.spec.run_spec import Spec
 
@@ -56,16 +58,16 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Device:
-    """Where a package is tried: a GPU by its index in nvidia-smi, or the CPU."""
+    """Where a package is tried: a GPU by its name in CUDA_VISIBLE_DEVICES and its UUID, or the CPU."""
 
-    index: int | None = None
+    cuda_name: str = ""
     name: str = "CPU"
     identity: str = "cpu"
     elsewhere: bool = False  # on other machines, where nothing can be tried
 
     @property
     def kind(self) -> str:
-        return "cpu" if self.index is None else "cuda"
+        return "cuda" if self.cuda_name else "cpu"
 
 
 def device_of(spec: Spec) -> Device:
@@ -74,7 +76,12 @@ def device_of(spec: Spec) -> Device:
     if not gpus or command.on_cpu(spec, len(gpus)):
         return Device()
     gpu = (likely_gpus(spec) or gpus)[0]
-    return Device(gpu.index, gpu.name, gpu.uuid, hardware.plans_elsewhere())
+    return device_for(gpu, elsewhere=hardware.plans_elsewhere())
+
+
+def device_for(gpu: Gpu, *, elsewhere: bool = False) -> Device:
+    """A GPU, or a slice of one, as a place for trials."""
+    return Device(gpu.cuda_name, gpu.name, gpu.uuid, elsewhere)
 
 
 _lock = threading.Lock()
@@ -85,12 +92,14 @@ _uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and the u
 def trial_result(module: str, device: Device, *, wait: bool) -> TrialResult | None:
     """The result of trying `module` on `device`: from the cache if the environment is the same, otherwise from a new
     trial. Without `wait`, a new trial runs in the background, and None is returned until it has ended. None, too, for a
-    device of another machine."""
+    device of another machine. On a GPU that somebody uses nothing is tried: the result is uncertain."""
     if device.elsewhere:
         return None
     file = _folder() / f"{_key(module, device)}.json"
     if known := _saved_result(file):
         return known
+    if any((use := idle_gpus.use_of(gpu)) and not _is_check(use) for gpu in _gpus(device)):
+        return TrialResult(module, certain=False)
     if wait:
         return _try_once(module, device, file)
     with _lock:
@@ -116,25 +125,41 @@ def _try_once(module: str, device: Device, file: Path) -> TrialResult:
     try:
         if known := _saved_result(file):
             return known
-        seen = _try_in_child(module, device)
+        with idle_gpus.leased(_gpus(device), "engine doctor") as idle:
+            if idle.in_use:
+                return TrialResult(module, certain=False)
+            seen = _try_in_child(module, device, idle.descriptors)
         if seen.certain:
             with contextlib.suppress(OSError):  # on a full disk it is tried again next time
                 write_json(file, vars(seen), durable=False)
         else:
             _uncertain[file.name] = (time.monotonic(), seen)
         return seen
+    except OSError:  # no lease can be taken: the queue and the report say why
+        return TrialResult(module, certain=False)
     finally:
         os.close(turn)
 
 
-def _try_in_child(module: str, device: Device) -> TrialResult:
+def _gpus(device: Device) -> list[Gpu]:
+    """The GPU that has to be leased for a trial, if there is one."""
+    return [gpu for gpu in hardware.all_gpus() if gpu.uuid == device.identity]
+
+
+def _is_check(use: idle_gpus.Use) -> bool:
+    """Whether it may be this very trial, for whose result another caller can wait."""
+    return use.holder is not None and use.holder.kind == idle_gpus.CHECK
+
+
+def _try_in_child(module: str, device: Device, descriptors: Sequence[int] = ()) -> TrialResult:
+    """`descriptors`: what holds the lease of the device, for as long as the child lives."""
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         variables = {
             "PYTHONPATH": command.python_path(),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "PYTHONUTF8": "1",
-            "CUDA_VISIBLE_DEVICES": "" if device.index is None else str(device.index),
+            "CUDA_VISIBLE_DEVICES": device.cuda_name,
         }
         with Path(scratch, "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
             child = subprocess.Popen(
@@ -145,6 +170,7 @@ def _try_in_child(module: str, device: Device) -> TrialResult:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=tuple(descriptors),
             )
             try:
                 code = child.wait(TRIAL_LIMIT_S)
@@ -172,6 +198,7 @@ def _key(module: str, device: Device) -> str:
     parts = [
         sys.executable,
         device.identity,
+        device.cuda_name,
         *(f"{name}={os.environ.get(name)}" for name in LIBRARY_VARIABLES),
     ]
     parts += [*_package_state(module), *_package_state("torch"), _driver_version()]

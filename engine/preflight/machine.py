@@ -19,16 +19,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.core import hardware
-from engine.core.problems import Problem, say, sentences
+from engine.core import hardware, leases
+from engine.core.hardware import Gpu
+from engine.core.problems import NOTHING, Problem, say, sentences
 from engine.launch import command
 from engine.launch.workspace import PROJECT, Workplace
-from engine.preflight import doctor
+from engine.preflight import doctor, idle_gpus
 from engine.preflight.package_checks import DEEPSPEED, bitsandbytes_problems, deepspeed_installed
 
 Level = Literal["good", "doubtful", "broken"]
@@ -206,20 +207,39 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _in_child(hub: bool) -> Iterator[Finding]:
-    """The findings of a child process that imports PyTorch, as they come in."""
+    """The findings of child processes that import PyTorch, as they come in. GPUs that somebody uses are left alone, and
+    nobody else uses the others meanwhile. A process sees only one slice of a GPU, so each slice has its own."""
     gpus = hardware.gpus()
+    if gpus and (unusable := leases.obstacle()):
+        yield Finding("broken", unusable.code, problem=unusable)
+        gpus = ()
+    with idle_gpus.leased(gpus, "engine doctor") as idle:
+        yield from map(_not_tried, idle.in_use)
+        whole = [gpu for gpu in idle.gpus if not gpu.is_slice]
+        yield from _of_child(whole, {"gpus": [gpu.index for gpu in whole], "hub": hub}, idle.descriptors)
+        for gpu in idle.gpus:
+            if gpu.is_slice:
+                yield from _of_child([gpu], {"slice": gpu.index}, idle.descriptors)
+    hardware.ask_driver_again()  # somebody may have asked while the children computed
+
+
+def _not_tried(use: idle_gpus.Use) -> Finding:
+    if use.holder:
+        return Finding("doubtful", "machine-gpu-leased", {"index": use.gpu.index, "who": use.holder.text})
+    pids = ", ".join(str(process.pid) for process in use.gpu.processes) or NOTHING
+    values = {"index": use.gpu.index, "size": _size(use.others), "pids": pids}
+    return Finding("doubtful", "machine-gpu-others", values)
+
+
+def _of_child(gpus: Sequence[Gpu], arguments: Mapping[str, Any], descriptors: Sequence[int]) -> Iterator[Finding]:
+    """The findings of one child on these GPUs, whose leases the `descriptors` hold."""
     variables = {
         "PYTHONPATH": command.python_path(),
         "PYTHONUTF8": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(gpu.cuda_name for gpu in gpus),
     }
-    words = [
-        sys.executable,
-        "-m",
-        "engine.worker.runtime.machine",
-        json.dumps({"gpus": [gpu.index for gpu in gpus], "hub": hub}),
-    ]
+    words = [sys.executable, "-m", "engine.worker.runtime.machine", json.dumps(arguments)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
             words,
@@ -230,6 +250,7 @@ def _in_child(hub: bool) -> Iterator[Finding]:
             stderr=log,
             text=True,
             start_new_session=True,
+            pass_fds=tuple(descriptors),
         )
         limit = threading.Timer(CHILD_LIMIT_SECONDS, _end_session, [child])
         limit.start()
@@ -261,7 +282,7 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[Finding]:
 
 
 def _bitsandbytes() -> Iterator[Finding]:
-    for device in [doctor.Device(gpu.index, gpu.name, gpu.uuid) for gpu in hardware.gpus()] or [doctor.Device()]:
+    for device in list(map(doctor.device_for, hardware.gpus())) or [doctor.Device()]:
         problems = bitsandbytes_problems(device, wait=True) or {}
         trial = doctor.trial_result("bitsandbytes", device, wait=True)
         if trial and not trial.certain:

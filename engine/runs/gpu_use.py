@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import psutil
 
 from engine.core import hardware, leases
+from engine.core.gpu_choice import others_bytes
 from engine.core.hardware import Gpu
 from engine.core.leases import Holder, plain
-from engine.runs.schedule import others_bytes
 
 MAX_COMMAND_CHARACTERS = 60
 

@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.core.gpu_choice import ALIKE_BYTES, eligible, emptiest
+from engine.core.gpu_choice import ALIKE_BYTES, eligible, emptiest, others_bytes
 from engine.core.hardware import Gpu
 from engine.core.problems import NOTHING, Problem, problem
 
-OTHERS_BYTES = 256 << 20  # a process with less of a GPU's memory has no computation there
-UNSEEN_BYTES = 2 << 30  # of used memory that belongs to no visible process; drivers themselves take up to a gigabyte
 MAX_NAMED = 3  # runs in a sentence
 
 
@@ -186,16 +184,6 @@ def _reserved(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], res
         return []
     unfit = {gpu.uuid: _obstacle(gpu, demand, {}, {}) is not None for gpu in free}
     return sorted(free, key=lambda gpu: (unfit[gpu.uuid], -(gpu.free // ALIKE_BYTES)))[: demand.count]
-
-
-def others_bytes(gpu: Gpu) -> int | None:
-    """The memory in bytes that processes other than runs and servers use on a GPU without a lease; None if there are
-    none. Processes that cannot be seen, as from a container, are recognized by what they use."""
-    large = [process for process in gpu.processes if process.memory is None or process.memory >= OTHERS_BYTES]
-    used = gpu.memory - gpu.free
-    if large:
-        return sum(process.memory or 0 for process in large) or used
-    return used if gpu.memory and used > UNSEEN_BYTES else None
 
 
 def _size(count: int) -> str:

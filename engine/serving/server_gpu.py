@@ -7,10 +7,10 @@ GPU and has it alone.
 from __future__ import annotations
 
 from engine.core import hardware, leases
+from engine.core.gpu_choice import others_bytes
 from engine.core.hardware import Gpu
 from engine.core.leases import Holder
 from engine.core.problems import Problem, Refusal, problem
-from engine.runs.schedule import others_bytes
 
 KINDS = {"transformers": "chat", "vllm": "vllm"}  # inference engines → the kind of a lease
 

@@ -1,7 +1,7 @@
 """Test what PyTorch can do on this machine: `python -m engine.worker.runtime.machine '{"gpus": [0], "hub": false}'`.
 
-A child of `engine.preflight.machine`. Prints a line of JSON for each finding: its level, the code of its sentence, and
-values.
+With `{"slice": 100}`, it tests only a slice of a GPU. A child of `engine.preflight.machine`. Prints a line of JSON for
+each finding: its level, the code of its sentence, and values.
 """
 
 from __future__ import annotations
@@ -53,6 +53,19 @@ def main(gpus: list[int], hub: bool) -> None:
         try_hubs()
 
 
+def try_slice(index: int) -> None:
+    """Try a slice of a GPU, the only one that this process sees. `main` has told of PyTorch itself."""
+    silence_warnings()
+    try:
+        import torch
+    except Exception:
+        return
+    if torch.cuda.is_available():
+        try_gpu(0, index)
+    else:
+        say("broken", "machine-gpu-fails", index=index, why=_why_no_cuda())
+
+
 def say(level: str, code: str, **values: Any) -> None:
     print(json.dumps({"level": level, "code": code, "values": values}), flush=True)
 
@@ -100,8 +113,11 @@ def try_gpu(place: int, index: int) -> None:
     """`place` is PyTorch's index of the GPU, `index` nvidia-smi's."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability(place)
-    built = torch.cuda.get_arch_list()
+    try:
+        major, minor = torch.cuda.get_device_capability(place)
+        built = torch.cuda.get_arch_list()
+    except Exception as error:
+        return say("broken", "machine-gpu-fails", index=index, why=reason(error))
     if not _is_built_for(major, minor, built):
         return say(
             "broken",
@@ -177,4 +193,8 @@ def try_hubs() -> None:
 
 
 if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
+    arguments = json.loads(sys.argv[1])
+    if "slice" in arguments:
+        try_slice(arguments["slice"])
+    else:
+        main(**arguments)
