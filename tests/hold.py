@@ -1,4 +1,5 @@
-"""Trainings that wait at a step until a test lets them go on: they cannot end by themselves before it stops them.
+"""Trainings that wait at a step until a test lets them go on: they cannot end by themselves before it stops them. So
+can their preparation.
 
 The processes of a run find `sitecustomize.py` in PYTHONPATH. Python runs it when it starts; so do forked programs.
 """
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.rundir import RunDir
+from engine.core.rundir import RunDir, write_text
 from tests.preloaded import PROJECT
 
-HOLD_FILE = "hold-at-step"  # in the folder of a run: the number of the step
+HOLD_FILE = "hold-at-step"  # in the folder of a run: the phase, and the number of the step
 START = f"""\
 import time
 from engine.worker.runtime.process_lifecycle import ProgressReport
@@ -22,7 +23,8 @@ report = ProgressReport.__call__
 def report_and_wait(self, phase, done=0, *others, **details):
     def holds():
         try:
-            return phase == "training" and done >= int((self.run.path / "{HOLD_FILE}").read_text())
+            held, step = (self.run.path / "{HOLD_FILE}").read_text().split()
+            return phase == held and done >= int(step)
         except (FileNotFoundError, ValueError):
             return False
     if holds():
@@ -34,9 +36,10 @@ ProgressReport.__call__ = report_and_wait
 """
 
 
-def hold_at(run: RunDir, step: int) -> None:
-    """Let every process of a training wait once it has taken so many steps; to be said before it starts."""
-    (run.path / HOLD_FILE).write_text(str(step), encoding="utf-8")
+def hold_at(run: RunDir, step: int, phase: str = "training") -> None:
+    """Let every process of a training wait once it has taken so many steps of a phase; to be said before that begins,
+    or while the run is held in another."""
+    write_text(run.path / HOLD_FILE, f"{phase} {step}")
 
 
 def release(run: RunDir) -> None:

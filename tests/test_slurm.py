@@ -93,18 +93,24 @@ def reason(run: Run, language: str = "en") -> str:
     return place.decision.text(language) if place else ""
 
 
-def test_two_machines_train_like_one_pause_for_the_time_limit_and_go_on_by_themselves(
+def test_two_machines_train_like_one_make_room_pause_for_the_time_limit_and_go_on_by_themselves(
     cluster: Cluster, on_slurm: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
     spec = make_spec(training__max_steps=30, logging__save_steps=15, hardware__num_processes=2)
     run = runs.submit(spec.change("hardware.num_machines", 2), on_slurm, by="ada", start=False)
-    hold_at(run.dir, 4)  # it must not end before it is paused
+    hold_at(run.dir, 0, "preparing")
+    run.dir.pause.write_text("{}", encoding="utf-8")  # of an attempt that Slurm has ended before it began
     engines.advance(on_slurm.saves)
     run = runs.read(run.path, on_slurm.saves)
     job = read_object(run.dir.slurm)["job"]
     assert run.state in ("queued", "preparing")
-    at_step(run, 4)
-    cluster.command("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
+    wait_until(run.dir.progress.exists)
+    assert not run.dir.pause.exists()
+    cluster.command("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before a preemption
+    wait_until(lambda: "BeginTime" in reason(run))
+    hold_at(run.dir, 4)  # it must not end before it is paused
+    at_step(run, 4, attempt=2)
+    cluster.command("scancel", "--batch", "--signal=USR1", job)
     wait_until(run.dir.pause.exists)
     release(run.dir)
     wait_until(lambda: "BeginTime" in reason(run))
@@ -122,10 +128,9 @@ def test_two_machines_train_like_one_pause_for_the_time_limit_and_go_on_by_thems
     assert run.state == "finished", run.dir.log.read_text(encoding="utf-8")[-3000:]
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
     assert read_object(run.dir.slurm)["job"] == job
-    assert (run.dir.attempt(), attempts.resumed_from(run), run.dir.pause.exists()) == (2, paused_at, False)
-    first = RunDir(run.dir.attempts / "1")
-    assert first.keeper.exists()
-    assert first.pause.exists()
+    assert (run.dir.attempt(), attempts.resumed_from(run), run.dir.pause.exists()) == (3, paused_at, False)
+    earlier = [RunDir(run.dir.attempts / number) for number in ("1", "2")]
+    assert [read_object(attempt.keeper)["attempt"] for attempt in earlier if attempt.pause.exists()] == [1, 2]
     assert attempts.seconds_before(run) > 0
     assert "Loading weights" in (run.path / "log-2.txt").read_text(encoding="utf-8")
     assert "step 30" in run.dir.log.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -99,6 +100,11 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     run.path.mkdir(parents=True)
     run.request.write_text('{"submitted": 1, "attempt": 1, "kind": "training"}', encoding="utf-8")
     run.pause.write_text("{}", encoding="utf-8")
+    left = [3600.0, 100.0, 3600.0]
+    monkeypatch.setattr(slurm, "seconds_left", lambda _job: left.pop(0))
+    slurm_batch._conclude(run, "7", 0, before=0)  # preempted: the next attempt has the whole time again
+    assert (run.exit.exists(), started) == (False, ["7"])
+    started.clear()
     slurm_batch._conclude(run, "7", 0, before=0)
     ended_run = runs.read(run.path, tmp_path / "saves")
     assert (ended_run.state, started) == ("failed", [])
@@ -118,6 +124,32 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     run.request.write_text('{"submitted": 1, "attempt": 1, "stop": {"how": "save"}}', encoding="utf-8")
     slurm_batch._conclude(run, "7", 0, before=0)  # somebody has stopped it in the meantime
     assert (read_object(run.exit)["outcome"], started) == ("stopped", ["7"])
+    run.exit.unlink()
+    run.request.write_text('{"submitted": 1, "attempt": 1}', encoding="utf-8")
+    monkeypatch.setattr(slurm, "requeue", lambda _job: "slurmctld is gone")
+    slurm_batch._conclude(run, "7", 0, before=4)
+    assert (read_object(run.exit)["outcome"], left) == ("failed", [])  # nothing was saved, and it cannot start again
+
+
+def test_only_a_training_is_told_that_its_time_is_nearly_over(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for kind, pauses in (("evaluation", False), ("export", False), ("training", True)):
+        write_json(run.request, {"submitted": 1, "attempt": 1, "kind": kind})
+        slurm_batch._pause(run)
+        assert run.pause.exists() == pauses
+
+
+def test_an_attempt_that_slurm_has_ended_is_put_aside_under_its_own_number(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write_json(run.request, {"submitted": 1, "attempt": 1, "kind": "training"})
+    write_json(run.keeper, {"attempt": 1})
+    (run.attempts / "1").mkdir(parents=True)  # the machine has failed while its files were put there
+    write_json(RunDir(run.attempts / "1").pause, {})
+    slurm_batch.put_last_aside(run)
+    assert (run.attempt(), RunDir(run.attempts / "1").keeper.exists()) == (2, True)
+    write_json(run.pause, {})  # before the next had begun
+    slurm_batch.put_last_aside(run)
+    assert (run.attempt(), run.pause.exists()) == (2, False)
 
 
 def test_one_of_two_submissions_wins(tmp_path: Path) -> None:
@@ -136,6 +168,8 @@ def test_the_answers_of_the_commands_are_parsed() -> None:
     assert (jobs["13"].waits, jobs["13"].alive) == (False, True)
     assert [slurm.parse_submitted(text) for text in ("4\n", "warning\n5;cluster\n", "", "x")] == ["4", "5", None, None]
     assert slurm.complaint("sbatch: error: A\nsbatch: error: B\n") == "A; B"
+    times = [slurm.parse_time_left(text) for text in ("1-02:00:05\n", "2:00:00", "4:05", "UNLIMITED", "INVALID", "")]
+    assert times == [93605, 7200, 245, math.inf, 0, 0]
     assert slurm.parse_address("NodeName=n1 NodeAddr=10.0.0.7 NodeHostName=x") == "10.0.0.7"
     kept = slurm.environment({"SLURM_CONF": "f", "SLURM_JOB_ID": "1", "SBATCH_PARTITION": "p", "HOME": "h"})
     assert kept == {"SLURM_CONF": "f", "HOME": "h"}

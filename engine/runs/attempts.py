@@ -14,10 +14,11 @@ from engine.runs.run import ALIVE_STATES, Run
 
 
 def put_aside(run: RunDir, number: int, *others: Path) -> None:
-    """Move the files of attempt `number` to their place among the earlier ones, `others` last."""
+    """Move the files of attempt `number` to their place among the earlier ones, `others` last. The one that says whose
+    they are comes after them, so that this can be repeated if it was interrupted."""
     past = run.attempts / str(number)
     past.mkdir(parents=True, exist_ok=True)
-    for file in (run.error, run.progress, run.keeper, run.pause, *others):
+    for file in (run.error, run.progress, run.pause, run.keeper, *others):
         if file.exists():
             file.rename(past / file.name)
 

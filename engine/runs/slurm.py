@@ -6,7 +6,9 @@ hangs keeps nobody waiting for long. What the commands print is parsed by pure f
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -149,6 +151,21 @@ def accounted_state(id: str) -> str:
 def parse_state(text: str) -> str:
     """The state in the last line of sacct's output, without who has cancelled the job; "" if there is none."""
     return next(iter(text.strip().rpartition("\n")[2].split()), "")
+
+
+def seconds_left(id: str) -> float:
+    """For how long a job may still run by its time limit, whoever wants to end it sooner; infinite without a limit, 0
+    if Slurm does not tell."""
+    return parse_time_left(run(["squeue", f"--jobs={id}", "--noheader", "--format=%L"], COMMAND_LIMIT_SECONDS)[0])
+
+
+def parse_time_left(text: str) -> float:
+    """Seconds from squeue's days-hours:minutes:seconds."""
+    if text.strip() in ("UNLIMITED", "NOT_SET"):
+        return math.inf
+    parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0, 0)
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def address_of(node: str) -> str:

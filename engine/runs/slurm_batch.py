@@ -6,6 +6,7 @@ It does what the local one does, but is started by Slurm, takes no lock, and use
 several machines is launched on each of them by srun. Shortly before its time is over (SIGUSR1), it lets the training
 save a checkpoint and asks Slurm to start the job again, which then is another attempt of the same run. If Slurm itself
 does so, because a machine has failed or to make room for others, the next attempt continues from the last checkpoint.
+Evaluations and exports have nothing to save: they use all the time that they have.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from engine.runs import attempts, queue, slurm, slurm_queue, supervisor
 from engine.runs.allotment import start_child
 from engine.runs.life import keep_beating
 from engine.runs.outcome import requested_stop
-from engine.spec.run_spec import Spec
+from engine.spec.run_spec import RunSpec, Spec
 
 END_SECONDS = 5.0  # for processes to end by themselves once Slurm ends the job
 REQUEUE_SECONDS = 60.0  # until Slurm has ended a job that it was asked to start again
+EARLY_SECONDS = 60  # by which Slurm may send the signal sooner than it was asked to
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,7 @@ def keep(run: RunDir, job: str) -> None:
     if not slurm_queue.claim(run, job) or run.exit.exists():
         print(f"Job {job} is not needed: {run.path.name} has ended, or has another job.", flush=True)
         return
-    if run.keeper.exists():  # of an attempt that Slurm has ended
-        attempts.put_aside(run, run.attempt())
+    put_last_aside(run)
     keep_beating(run)
     signal.signal(signal.SIGUSR1, functools.partial(_pause, run))
     signal.signal(signal.SIGTERM, functools.partial(_end, run))
@@ -105,21 +106,31 @@ def keep(run: RunDir, job: str) -> None:
         supervisor.give_up(run, error)
 
 
+def put_last_aside(run: RunDir) -> None:
+    """Put the files of an attempt that Slurm has ended among those of the earlier ones. A warning for one that had not
+    begun means nothing to the next."""
+    if run.keeper.exists():
+        attempts.put_aside(run, read_object(run.keeper).get("attempt") or run.attempt())
+    run.pause.unlink(missing_ok=True)
+
+
 def newest_step(run: RunDir) -> int:
     """The step of the newest complete checkpoint, 0 if there is none."""
     return max(map(step_of, run.checkpoints()), default=0)
 
 
 def _conclude(run: RunDir, job: str, code: int, before: int) -> None:
-    """Write exit.json; or, if only the time was over, let Slurm start the job again. Not if the attempt has saved
-    nothing, or has failed: the next one would get no further."""
+    """Write exit.json; or, if only the time was over, let Slurm start the job again. Not if the attempt has failed, or
+    saved nothing until its time limit: the next one would get no further. After a preemption, it would."""
     if not run.pause.exists() or run.error.exists() or _stop_asked(run) or _is_complete(run):
         supervisor.write_exit(run, code)
-    elif newest_step(run) <= before:
-        supervisor.write_exit(run, code, outcome="failed", reason="slurm-time")
+        return
+    unsaved = {"outcome": "failed", "reason": "slurm-time"} if newest_step(run) <= before else {}
+    if unsaved and slurm.seconds_left(job) <= slurm_queue.WARNING_SECONDS + EARLY_SECONDS:
+        supervisor.write_exit(run, code, **unsaved)
     elif failure := slurm.requeue(job):
         print(f"Slurm does not start the job again: {failure}", flush=True)
-        supervisor.write_exit(run, code)  # stopped, with a checkpoint: it can be resumed
+        supervisor.write_exit(run, code, **unsaved)  # with a checkpoint, it is stopped: it can be resumed
     else:
         time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
 
@@ -137,8 +148,9 @@ def _is_complete(run: RunDir) -> bool:
 
 def _pause(run: RunDir, *_: Any) -> None:
     """The time is nearly over."""
-    with contextlib.suppress(OSError):
-        write_json(run.pause, {"at": time.time()})
+    if read_object(run.request).get("kind") == RunSpec.kind:
+        with contextlib.suppress(OSError):
+            write_json(run.pause, {"at": time.time()})
 
 
 def _end(run: RunDir, *_: Any) -> None:

@@ -127,8 +127,10 @@ def _note(run: RunDir, job: str) -> None:
 
 
 def script(folder: Path) -> str:
-    """The batch script: Slurm's signals reach the supervisor itself."""
-    return f"#!/bin/sh\nexec {shlex.join([sys.executable, '-m', 'engine.runs.slurm_batch', str(folder)])}\n"
+    """The batch script: Slurm's signals reach the supervisor itself. A warning that comes before it can obey must not
+    end it."""
+    program = shlex.join([sys.executable, "-m", "engine.runs.slurm_batch", str(folder)])
+    return f"#!/bin/sh\ntrap '' USR1\nexec {program}\n"
 
 
 def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
