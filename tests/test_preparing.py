@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from engine.core import locks
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_json, write_json, write_text
 from engine.data import preview_client
@@ -308,6 +310,39 @@ def test_what_a_kill_left_half_is_removed_and_what_somebody_works_on_is_not(tmp_
         assert mine.exists()
         write_json(mine / "summary.json", {"splits": []})
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_where_locks_say_nothing_rows_are_prepared_and_only_what_is_long_abandoned_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, hours_ago = tmp_path / "saves" / ".prepared", time.time() - 3600
+    old, young = store / ".partial-old", store / ".partial-young"  # of other machines
+
+    def leave_two() -> None:
+        for folder, at in ((old, 0.0), (young, hours_ago)):
+            folder.mkdir(parents=True)
+            (folder / "lock").touch()
+            os.utime(folder, (at, at))
+
+    leave_two()
+    (tmp_path / "saves" / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
+    cache.prune(store)
+    assert (old.exists(), young.exists()) == (False, True)
+    young.joinpath("lock").unlink()
+    young.rmdir()
+    (tmp_path / "saves" / "engine.yaml").unlink()
+    leave_two()
+    with monkeypatch.context() as patch:
+        patch.setattr(locks.fcntl, "fcntl", no_locks)
+        with cache.new_cache_entry(store, "key") as mine:
+            write_json(mine / "summary.json", {"splits": []})
+    assert (old.exists(), young.exists(), (store / "key").exists()) == (False, True, True)
+    cache.prune(store)
+    assert not young.exists()  # here the lock counts
+
+
+def no_locks(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_a_resumed_run_keeps_its_rows_though_its_model_was_moved_and_its_data_edited(

@@ -199,7 +199,7 @@ def test_a_training_is_warned_near_the_end_of_the_hours_and_stopped_where_that_i
         return [warning.problem.code for warning in read_warnings(run.dir)]
 
     def stops() -> list[bool]:
-        return [bool(runs.read(each.path, workplace.saves).request.get("stop")) for each in (run, other)]
+        return [runs.read(each.path, workplace.saves).state == "stopping" for each in (run, other)]
 
     assert after(1) == []  # there is no limit
     quotas.write_text("default: {gpu_hours: 20}")

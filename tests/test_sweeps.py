@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -15,10 +15,12 @@ import pytest
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import ALIVE_BYTE, write_json
+from engine.core.rundir import ALIVE_BYTE, read_object, write_json
 from engine.launch.workspace import Workplace
-from engine.runs import queue, runs, sweeps
+from engine.runs import queue, runs, sweep_watch, sweeps
+from engine.runs.outcome import ends_for_good, requested_stop
 from engine.runs.run import Run, sweep_of
+from engine.runs.slurm_queue import claim
 from engine.runs.sweep_watch import SweepWatch
 from engine.runs.sweeps import Objective
 from engine.spec.run_spec import RunSpec
@@ -118,6 +120,10 @@ def write_metrics(run: Run, *values: float) -> None:
     run.dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def failing(*_: Any, **__: Any) -> NoReturn:
+    raise OSError("a full disk")
+
+
 def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
@@ -133,9 +139,15 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     watch = SweepWatch(members[3], lambda: now)
 
     def stopping() -> list[bool]:
-        return [bool(runs.read(run.path, workplace.saves).request.get("stop")) for run in members]
+        return [bool(requested_stop(run.dir)) for run in members]
 
-    watch.look()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_watch, "pause", failing)
+        watch.look()
+    assert stopping() == [False] * 5
+    assert read_warnings(members[3].dir) == []
+    now += 10
+    watch.look()  # again, as it has stopped nothing
     assert stopping() == [False, False, False, True, False]
     [warning] = read_warnings(members[3].dir)
     assert (
@@ -143,7 +155,7 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     )
 
     watch = SweepWatch(members[0], lambda: now)
-    now += 1700 / 4  # four runs on two GPUs each, for 525 s: 1.17 hours
+    now += 415  # four runs on two GPUs each, for 525 s: 1.17 hours
     training = [runs.read(run.path, workplace.saves) for run in members]
     assert sweeps.hours_used(training, now) == pytest.approx(4 * 2 * 525 / 3600)
     watch.look()
@@ -158,6 +170,11 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     resumed = dataclasses.replace(members[2], request=members[2].request | {"attempt": 2})
     SweepWatch(resumed, lambda: now).look()
     assert read_warnings(resumed.dir) == []
+    # On Slurm, each supervisor stops its own run.
+    members[4].dir.request.write_text(json.dumps(read_object(members[4].dir.request) | {"stop": None}))
+    claim(members[4].dir, "7")
+    SweepWatch(members[4], lambda: now).look()
+    assert (read_object(members[4].dir.request)["stop"], ends_for_good(members[4].dir)) == (None, True)
     for lock in alive:
         os.close(lock)
     # Without a process, and without an end: interrupted. What counts is until when it reported progress.

@@ -12,16 +12,29 @@ import time
 from typing import Any
 
 from engine.core import hardware
-from engine.core.rundir import RESULT_FILE, RunDir, read_object
+from engine.core.rundir import RESULT_FILE, RunDir, read_object, write_json
 from engine.runs.logs import log_ends
 
 FULL_BYTES = 1 << 20  # a disk with less space left is full
 
 
 def requested_stop(run: RunDir) -> str | None:
-    """ "save", "kill", or None: the request to stop the run. "save", too, if the time that Slurm gives it is over."""
+    """ "save", "kill", or None: the request to stop the run. "save", too, if its own supervisor wants it to end."""
     how = (read_object(run.request).get("stop") or {}).get("how")
     return how or ("save" if run.pause.exists() else None)
+
+
+def pause(run: RunDir, *, again: bool) -> None:
+    """Let the run that this process supervises save a checkpoint and end, to be started `again` or not. A file of its
+    own: request.json belongs to whoever holds the lock of the queue, and no lock can be trusted on a machine of a
+    cluster. Raises OSError."""
+    if not (again and run.pause.exists()):  # it may be meant to end for good
+        write_json(run.pause, {"at": time.time(), "again": again})
+
+
+def ends_for_good(run: RunDir) -> bool:
+    """Whether somebody has stopped the run, or its own supervisor has, other than to be started again."""
+    return bool(read_object(run.request).get("stop")) or read_object(run.pause).get("again") is False
 
 
 def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@ or, if the operator has chosen that, let the training save a checkpoint and stop
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_warnings import write_warning
 from engine.core.rundir import read_object
 from engine.runs import queue
+from engine.runs.outcome import pause
 from engine.runs.quotas import read_quotas
 from engine.runs.run import Run
 
@@ -53,11 +53,8 @@ class QuotaWatch:
         if used < limit:
             self._note(problem("quota-hours-stop-near" if quotas.stops else "quota-hours-near", **values))
         elif quotas.stops:
-            from engine.runs import runs  # likewise
-
+            pause(self.run.dir, again=False)
             self._note(problem("quota-hours-stopped", **values))
-            with contextlib.suppress(Refusal):  # it has been stopped already
-                runs.stop(runs.read(self.run.path, self.saves), "save")
         else:
             self._note(problem("quota-hours-over", **values))
 

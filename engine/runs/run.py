@@ -165,7 +165,7 @@ def _observed(run: RunDir) -> tuple[str, dict[str, Any] | None, bool]:
 
 
 def _state_alive(run: RunDir) -> str:
-    if read_object(run.request).get("stop"):
+    if read_object(run.request).get("stop") or os.path.lexists(run.pause):
         return "stopping"
     phase = read_object(run.progress).get("phase")
     working = ("training", "evaluating", "tasks", "judging", "exporting", "saving", "converting", WAITING_FOR_SPACE)

@@ -26,7 +26,7 @@ from typing import Any
 from engine.core import hardware
 from engine.core.hardware import Gpu
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT_FILE, RunDir, read_object, step_of, write_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_object, step_of
 from engine.launch import command
 from engine.launch.command import Step
 from engine.launch.machine import missing_gpus
@@ -34,7 +34,7 @@ from engine.launch.processes import end_processes
 from engine.runs import attempts, queue, slurm, slurm_queue, supervisor
 from engine.runs.allotment import start_child
 from engine.runs.life import keep_beating
-from engine.runs.outcome import requested_stop
+from engine.runs.outcome import ends_for_good, pause, requested_stop
 from engine.spec.run_spec import RunSpec, Spec
 
 END_SECONDS = 5.0  # for processes to end by themselves once Slurm ends the job
@@ -122,7 +122,7 @@ def newest_step(run: RunDir) -> int:
 def _conclude(run: RunDir, job: str, code: int, before: int) -> None:
     """Write exit.json; or, if only the time was over, let Slurm start the job again. Not if the attempt has failed, or
     saved nothing until its time limit: the next one would get no further. After a preemption, it would."""
-    if not run.pause.exists() or run.error.exists() or _stop_asked(run) or _is_complete(run):
+    if not run.pause.exists() or run.error.exists() or ends_for_good(run) or _is_complete(run):
         supervisor.write_exit(run, code)
         return
     unsaved = {"outcome": "failed", "reason": "slurm-time"} if newest_step(run) <= before else {}
@@ -133,10 +133,6 @@ def _conclude(run: RunDir, job: str, code: int, before: int) -> None:
         supervisor.write_exit(run, code, **unsaved)  # with a checkpoint, it is stopped: it can be resumed
     else:
         time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
-
-
-def _stop_asked(run: RunDir) -> bool:
-    return bool(read_object(run.request).get("stop"))
 
 
 def _is_complete(run: RunDir) -> bool:
@@ -150,7 +146,7 @@ def _pause(run: RunDir, *_: Any) -> None:
     """The time is nearly over."""
     if read_object(run.request).get("kind") == RunSpec.kind:
         with contextlib.suppress(OSError):
-            write_json(run.pause, {"at": time.time()})
+            pause(run, again=True)
 
 
 def _end(run: RunDir, *_: Any) -> None:

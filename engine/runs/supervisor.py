@@ -81,6 +81,7 @@ def supervise(
         from engine.runs.sweep_watch import SweepWatch  # other runs need not wait for what it imports
 
         watches.append(SweepWatch(read(run.path, queue.saves_of(run.path))).look)
+        watches[-1]()  # Slurm starts it even if the sweep has no budget left
     if read_object(run.request).get("by"):
         watches.append(QuotaWatch(read(run.path, queue.saves_of(run.path))).look)
     if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpus)):
@@ -91,7 +92,7 @@ def supervise(
     children = {
         number: _start(step, environment, run, leased, launcher if step.waits else None)
         for number, step in enumerate(steps)
-        if number == 0 or step.waits
+        if (number == 0 or step.waits) and not requested_stop(run)
     }
     for number, step in enumerate(steps):
         if code == 0:

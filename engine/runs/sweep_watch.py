@@ -1,15 +1,19 @@
-"""What the supervisor of a run in a sweep does: stop the run if it is hopeless, and all runs if the budget is used."""
+"""What the supervisor of a run in a sweep does: stop the run if it is hopeless, and all runs if the budget is used.
+
+On Slurm, each supervisor stops its own run only: from the machine that it is on, it could stop others only under a lock
+that may not be trusted there.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
 from collections.abc import Callable
 
-from engine.core.problems import Problem, Refusal, problem
+from engine.core.problems import Problem, problem
 from engine.core.run_warnings import write_warning
-from engine.runs import queue, runs, sweeps
+from engine.runs import queue, sweeps
+from engine.runs.outcome import pause
 from engine.runs.run import Run, sweep_of
 
 LOOK_SECONDS = 10.0
@@ -40,8 +44,11 @@ class SweepWatch:
         members = sweeps.members(self.saves, self.sweep["id"])
         budget = self.sweep.get("budget_hours")
         if isinstance(budget, (int, float)) and sweeps.hours_used(members, self.clock()) >= budget:
+            if self.run.dir.on_slurm():
+                pause(self.run.dir, again=False)
+            else:
+                sweeps.stop(self.saves, self.sweep["id"])
             self._note(problem("sweep-budget", hours=f"{budget:g}"))
-            sweeps.stop(self.saves, self.sweep["id"])
         elif self.sweep.get("early_stop"):
             self._stop_if_hopeless([run for run in members if run.path != self.run.path])
 
@@ -51,9 +58,8 @@ class SweepWatch:
         if own and verdict:
             step, value, median = verdict
             values = {"curve": own.name, "step": f"{step:g}", "value": f"{value:.4g}", "median": f"{median:.4g}"}
+            pause(self.run.dir, again=False)
             self._note(problem("sweep-hopeless", **values))
-            with contextlib.suppress(Refusal):  # somebody has stopped it already
-                runs.stop(runs.read(self.run.path, self.saves), "save")
 
     def _note(self, warning: Problem) -> None:
         self.done = True

@@ -26,6 +26,7 @@ from engine.core.permissions import apply_umask
 from engine.core.rundir import ALIVE_BYTE, read_object, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
+from engine.launch.engine_choice import is_local
 from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATE_FOLDER
 from engine.models.processor_files import PROCESSOR_FILES
@@ -35,6 +36,7 @@ from engine.spec.run_spec import RunSpec
 # truncation). tests/test_mask_fingerprints.py fails if the mask has changed and this has not.
 PREPARATION_VERSION = 5
 MAX_CACHE_BYTES = 20 * 10**9  # the least recently used are deleted first
+LEFT_SECONDS, ABANDONED_SECONDS = 60.0, 86400.0  # in which nothing was added to a folder whose process may have ended
 SUMMARY_FILE = "summary.json"
 # The files of a tokenizer in a model's folder.
 TOKENIZER_FILES = (
@@ -131,11 +133,12 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
     fails."""
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
-    lock = try_lock(partial / "lock", ALIVE_BYTE, shared=False)
-    assert lock is not None  # nobody else knows the folder
+    lock = None
+    with contextlib.suppress(OSError):  # a file system of a cluster may have no locks
+        lock = try_lock(partial / "lock", ALIVE_BYTE, shared=False)
     try:
         yield partial
-        (partial / "lock").unlink()
+        (partial / "lock").unlink(missing_ok=True)
         apply_umask(partial)
         if (cache / key).exists() and not (cache / key / SUMMARY_FILE).exists():
             shutil.rmtree(cache / key)  # someone has removed parts of it
@@ -143,7 +146,8 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
             partial.rename(cache / key)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
     prune(cache)
 
 
@@ -166,7 +170,7 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
     """Delete the least recently used, until the rest has `most` bytes; and leftovers of kills."""
     for folder in cache.glob(".partial-*"):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > 60 and not is_locked(folder / "lock", ALIVE_BYTE):
+            if _is_left_over(folder):
                 shutil.rmtree(folder)
     used = []
     for folder in cache.glob("[!.]*/"):
@@ -179,6 +183,17 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
         if total > most:
             with contextlib.suppress(OSError):
                 _remove(folder)
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether the process that prepares there was killed. Where runs are on several machines, or there are no locks,
+    the lock says nothing, but a day in which nothing was added does."""
+    age = time.time() - folder.stat().st_mtime
+    try:
+        locked = is_locked(folder / "lock", ALIVE_BYTE)
+    except OSError:
+        return age > ABANDONED_SECONDS
+    return not locked and age > (LEFT_SECONDS if is_local(folder.parents[1]) else ABANDONED_SECONDS)
 
 
 def _remove(folder: Path) -> None:
