@@ -22,7 +22,7 @@ WAIT_VARIABLE = "ATHANOR_WAITS"  # told to a child that should wait for a line o
 STANDBY_VARIABLE = "ATHANOR_STANDBY"  # told to a launcher that has no run yet: what it should import, as JSON
 OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
-SHARD_ON_CPU_VARIABLE = "ATHANOR_TEST_SHARD_ON_CPU"  # lets tests divide weights without GPUs
+SHARD_ON_CPU_VARIABLE = "ATHANOR_TEST_SHARD_ON_CPU"  # lets processes divide weights without GPUs, to try it out
 PRECISION_VARIABLE = "ATHANOR_PRECISION"  # what the precision "auto" means in all processes of a run
 
 
@@ -30,6 +30,11 @@ def on_cpu(spec: Spec, gpu_count: int) -> bool:
     """Whether the run uses the CPU on a machine with this many GPUs. A run with explicit GPUs does not."""
     chosen = spec.hardware
     return chosen.device == "cpu" or (chosen.device == "auto" and gpu_count == 0 and not chosen.devices)
+
+
+def can_divide_weights(spec: Spec, gpu_count: int) -> bool:
+    """Whether the devices of the run can divide a model (FSDP2, ZeRO) on a machine with this many GPUs."""
+    return not on_cpu(spec, gpu_count) or bool(os.environ.get(SHARD_ON_CPU_VARIABLE))
 
 
 @dataclass(frozen=True)

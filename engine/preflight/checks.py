@@ -95,7 +95,7 @@ def device_problems(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
-    if cpu and chosen.strategy.kind in NAMES and not os.environ.get(command.SHARD_ON_CPU_VARIABLE):
+    if chosen.strategy.kind in NAMES and not command.can_divide_weights(spec, len(gpus)):
         return [problem("strategy-needs-gpus", "hardware.strategy", strategy=NAMES[chosen.strategy.kind])]
     if chosen.device == "auto" and cpu and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.core import hardware
-from engine.launch.command import on_cpu
+from engine.launch.command import can_divide_weights
 from engine.preflight.package_checks import deepspeed_installed
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
@@ -35,8 +35,8 @@ def excluded_choices(spec: RunSpec) -> Iterator[tuple[str, Any]]:
             yield from ((limit.path, value) for value in values if value not in (*limit.allowed, current))
     if isinstance(strategy, Fsdp2) and strategy.sharding != "hybrid" and not spec.hardware.can_be_hybrid:
         yield f"{STRATEGY}.sharding", "hybrid"
-    cpu = on_cpu(spec, len(hardware.planned_gpus()))
-    divided = [kind for kind in LIMITS if cpu or limit_problems(spec, kind)]
+    possible = can_divide_weights(spec, len(hardware.planned_gpus()))
+    divided = [kind for kind in LIMITS if not possible or limit_problems(spec, kind)]
     excluded = ["ddp", *LIMITS] if processes == 1 else ["single", *divided]
     yield from ((STRATEGY, kind) for kind in excluded if kind != chosen)
 
