@@ -233,7 +233,7 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
         (80, 2, "full", 1, "among the GPUs of all machines, as set."),
         (80, 16, "auto", 1, "since each of them uses a single GPU."),
         (0, 2, "auto", 1, "it is not known whether a copy on each machine (HSDP) would fit."),
-        (80, 1, "auto", 1, "Strategy: fsdp2, as set."),
+        (80, 1, "auto", 1, "Strategy: FSDP2, as set."),
     ],
 )
 def test_several_machines_have_copies_where_these_fit(

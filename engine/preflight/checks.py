@@ -25,7 +25,7 @@ from engine.preflight.suitable_gpus import gpu_without_bf16
 from engine.spec.hardware_settings import Hardware
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import COMPARING_REWARDS
-from engine.spec.strategies import NAMES
+from engine.spec.strategies import LIMITS, NAMES
 
 NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 
@@ -95,7 +95,7 @@ def device_problems(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
-    if chosen.strategy.kind in NAMES and not command.can_divide_weights(spec, len(gpus)):
+    if chosen.strategy.kind in LIMITS and not command.can_divide_weights(spec, len(gpus)):
         return [problem("strategy-needs-gpus", "hardware.strategy", strategy=NAMES[chosen.strategy.kind])]
     if chosen.device == "auto" and cpu and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]

@@ -8,7 +8,7 @@ from engine.models.facts import ModelFacts
 from engine.models.structure import structure_of
 from engine.preflight.suitable_gpus import gpu_without_bf16
 from engine.spec.run_spec import RunSpec
-from engine.spec.strategies import NAMES, ZERO_STAGES, limit_problems
+from engine.spec.strategies import LIMITS, NAMES, ZERO_STAGES, limit_problems
 
 
 def fsdp2_obstacles(spec: RunSpec, model: ModelFacts) -> list[Problem]:
@@ -20,7 +20,7 @@ def fsdp2_obstacles(spec: RunSpec, model: ModelFacts) -> list[Problem]:
 
 def machine_problems(spec: RunSpec, strategy: str) -> list[Problem]:
     """GPUs on which the precision "auto" means fp16, whose loss scaling has not been seen to work with the strategy."""
-    if strategy not in NAMES or spec.training.precision != "auto" or gpu_without_bf16(spec) is None:
+    if strategy not in LIMITS or spec.training.precision != "auto" or gpu_without_bf16(spec) is None:
         return []
     values = {"given": "auto (fp16)", "allowed": "fp32", "why": NOTHING}
     return [problem("strategy-not-with", "training.precision", strategy=NAMES[strategy], **values)]
@@ -28,7 +28,7 @@ def machine_problems(spec: RunSpec, strategy: str) -> list[Problem]:
 
 def model_problems(spec: RunSpec, model: ModelFacts, strategy: str) -> list[Problem]:
     """What of the model prevents the strategy."""
-    if strategy not in NAMES:
+    if strategy not in LIMITS:
         return []
     name = NAMES[strategy]
     if model.quantized:

@@ -16,6 +16,7 @@ from engine.preflight import memory
 from engine.preflight.division import fsdp2_obstacles
 from engine.spec.hardware_settings import Fsdp2
 from engine.spec.run_spec import RunSpec
+from engine.spec.strategies import NAMES
 
 FIELD = "hardware.strategy"
 
@@ -26,7 +27,7 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
     chosen = memory.with_strategy(spec, model, gpu_count)
     sharding = _sharding_reason(spec, chosen, model, gpu_count)
     if spec.hardware.strategy.kind != "auto":
-        return problem("strategy-as-set", FIELD, strategy=chosen.hardware.strategy.kind, sharding=sharding)
+        return problem("strategy-as-set", FIELD, strategy=NAMES[chosen.hardware.strategy.kind], sharding=sharding)
     if spec.hardware.num_processes == 1:
         return problem("strategy-one-process", FIELD)
     if on_cpu(spec, gpu_count):

@@ -56,7 +56,13 @@ ZERO_LIMITS = (
 )
 LIMITS = {"fsdp2": FSDP2_LIMITS, "zero2": ZERO_LIMITS, "zero3": ZERO_LIMITS}
 ZERO_STAGES = {"zero2": 2, "zero3": 3}  # the stages of DeepSpeed's ZeRO
-NAMES = {"fsdp2": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}  # in sentences
+NAMES: dict[str, Any] = {  # in sentences
+    "single": {"en": "single", "zh": "单进程"},
+    "ddp": "DDP",
+    "fsdp2": "FSDP2",
+    "zero2": "ZeRO-2",
+    "zero3": "ZeRO-3",
+}
 # Extra arguments that change how a model is computed, loaded or optimized.
 EXTRA_NOT_DIVIDED = (
     "activation_offloading", "auto_find_batch_size", "full_determinism", "liger_kernel_config", "sync_ref_model",
@@ -70,7 +76,7 @@ def strategy_problems(spec: RunSpec) -> list[Problem]:
     if kind == "single" and processes > 1:
         return [problem("strategy-single", "hardware.strategy", processes=processes)]
     if kind not in ("auto", "single") and processes == 1:
-        return [problem("strategy-needs-processes", "hardware.num_processes", strategy=kind)]
+        return [problem("strategy-needs-processes", "hardware.num_processes", strategy=NAMES[kind])]
     return _hybrid_problems(spec) + limit_problems(spec, kind)
 
 
