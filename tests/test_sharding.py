@@ -22,8 +22,9 @@ from engine.launch.accelerate_config import configuration, is_fsdp
 from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
 from engine.preflight.strategy import write_configuration
-from engine.runs import failures, queue
+from engine.runs import failures, progress, queue
 from engine.runs import runs as submitted
+from engine.runs.results import new_export_spec
 from engine.spec.hardware_settings import Ddp, TrainingHardware
 from engine.spec.run_spec import RunSpec
 from tests.conftest import short_training, wait_until
@@ -47,6 +48,8 @@ COMPARED: dict[str, dict[str, Any]] = {
 }
 # Which of these also by four processes on two machines, each with a copy of the model that its two processes divide.
 HYBRID = ("full", "qlora", "dpo")
+# Which of these, and of GRPO, go on from their checkpoint with FSDP2; a LoRA run does so after it was killed, below.
+RESUMED = ("full", "qlora", "dpo", "grpo")
 # Two processes generate other answers than one, but with FSDP2 the same as with DDP.
 GRPO = {
     "stage": {
@@ -138,6 +141,10 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     write_text(whole.accelerate, configuration(wrong, "another than that of the run"))
     runs["full"]["fsdp2, launched as ddp"] = whole
     together(2, *(run for kinds in runs.values() for name, run in kinds.items() if name != "single"))
+    for name in RESUMED:
+        again = cut_back(runs[name]["fsdp2"], folder / "resumed" / name, by_two(specs[name], "fsdp2"))
+        runs[name]["fsdp2, resumed"] = again
+    together(2, *(runs[name]["fsdp2, resumed"] for name in RESUMED))
 
     for name in HYBRID:
         runs[name]["hybrid"] = copied(single[name], folder / "hybrid" / name, by_four(specs[name]))
@@ -163,7 +170,7 @@ def without_copies(text: str) -> str:
 
 
 def cut_back(run: RunDir, folder: Path, spec: RunSpec) -> RunDir:
-    """A copy of a run with four processes, as if it had ended after its checkpoint."""
+    """A copy of a run, as if it had ended after its checkpoint."""
     rest = RunDir(shutil.copytree(run.path, folder))
     shutil.rmtree(rest.result())
     shutil.rmtree(rest.path / "checkpoint-3")
@@ -211,6 +218,18 @@ def test_grpo_generates_and_learns_with_fsdp2_as_with_ddp(trained: dict[str, dic
     assert len(set(logged(runs["ddp"], "loss"))) > 1
 
 
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_divided_training_goes_on_from_its_checkpoint_bit_for_bit(
+    trained: dict[str, dict[str, RunDir]], name: str
+) -> None:
+    whole, resumed = trained[name]["fsdp2"], trained[name]["fsdp2, resumed"]
+    assert logged(resumed, "loss") == logged(whole, "loss")[2:]
+    assert logged(resumed, "grad_norm") == logged(whole, "grad_norm")[2:]
+    expected = learned(whole)
+    assert all(np.array_equal(tensor, expected[key]) for key, tensor in learned(resumed).items())
+    assert learned(resumed).keys() == expected.keys()
+
+
 def test_weights_that_are_whole_although_the_spec_says_fsdp2_end_the_run(
     trained: dict[str, dict[str, RunDir]],
 ) -> None:
@@ -237,7 +256,7 @@ def test_a_model_that_is_divided_among_others_than_the_spec_says_ends_the_run(
 
 
 @pytest.mark.usefixtures("forked")
-def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
+def test_a_divided_run_that_is_killed_resumed_stopped_and_resumed_ends_bit_for_bit_and_is_exported(
     workplace: Workplace,
     make_spec: Callable[..., RunSpec],
     hold: Callable[[RunDir, int], None],
@@ -262,7 +281,15 @@ def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
     reached = len(logged(broken.dir, "loss"))
     assert 6 <= reached <= 10
 
+    hold(broken.dir, 14)
+    submitted.resume(submitted.get(workplace.saves, broken.id))
+    wait_until(lambda: progress.progress(again := submitted.get(workplace.saves, broken.id)).done == 14 and again)
+    submitted.stop(submitted.get(workplace.saves, broken.id), "save")
     release(broken.dir)
+    wait_until(broken.dir.exit.exists)
+    assert submitted.get(workplace.saves, broken.id).state == "stopped"
+    stopped_at = int(broken.dir.checkpoints()[-1].name.rpartition("-")[2])
+    assert stopped_at == 14
     submitted.resume(submitted.get(workplace.saves, broken.id))
     wait_until(broken.dir.exit.exists)
     assert {read_json(run.dir.exit)["outcome"] for run in (whole, broken)} == {"finished"}
@@ -272,3 +299,6 @@ def test_a_killed_rank_ends_the_run_and_resume_finishes_it_bit_for_bit(
     assert list(losses.values()) == logged(whole.dir, "loss")
     for tensor, expected in learned(whole.dir).items():
         assert np.array_equal(learned(broken.dir)[tensor], expected), tensor
+    merged = submitted.submit(new_export_spec(workplace, {broken.id: 1.0}), workplace)
+    wait_until(merged.dir.exit.exists)
+    assert submitted.get(workplace.saves, merged.id).state == "finished"
