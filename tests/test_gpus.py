@@ -296,7 +296,7 @@ def test_what_the_gpus_of_a_run_do_is_among_its_curves(say: Say, monkeypatch: py
     say(gpus=busy)
 
     def sampled(uuids: str) -> str:
-        monkeypatch.setenv("ATHANOR_HELD_LEASES", uuids)
+        monkeypatch.setenv("ATHANOR_GPU_UUIDS", uuids)
         words = [sys.executable, "-c", SAMPLES]
         return subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
 

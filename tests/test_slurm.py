@@ -205,15 +205,17 @@ def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
 
 
 def test_a_job_that_gets_no_gpu_says_so_and_does_not_compute_on_the_cpu(
-    on_slurm: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, on_slurm: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "torch_cuda", lambda: "13.0")
-    (on_slurm.saves / "engine.yaml").write_text("engine: slurm\ngpus_per_machine: 1\n", encoding="utf-8")
+    (on_slurm.saves / "engine.yaml").write_text("engine: slurm\ngpus_per_machine: 1\ncores: 2\n", encoding="utf-8")
     run = ended(runs.submit(make_spec(hardware__device="auto"), on_slurm))
     assert run.state == "failed"
     why = failures.explain(run)
     assert "submitted for 1 GPU per machine, but sees 0 on n" in why.what()
     assert not run.dir.prepared.exists()
+    job = read_object(run.dir.slurm)["job"]
+    assert cluster.command("squeue", "--states=all", "--noheader", "--jobs", job, "--format=%C") == "2"  # cores
 
 
 def test_a_run_that_slurm_does_not_accept_says_why_and_is_submitted_again(

@@ -29,6 +29,7 @@ from engine.runs import (
     engines,
     failures,
     kinds,
+    queue,
     queue_order,
     resumption,
     runs,
@@ -102,10 +103,10 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     run.pause.write_text("{}", encoding="utf-8")
     left = [3600.0, 100.0, 3600.0]
     monkeypatch.setattr(slurm, "seconds_left", lambda _job: left.pop(0))
-    slurm_batch._conclude(run, "7", 0, before=0)  # preempted: the next attempt has the whole time again
+    slurm_batch._conclude(run, "7", 0, 0, 120)  # preempted: the next attempt has the whole time again
     assert (run.exit.exists(), started) == (False, ["7"])
     started.clear()
-    slurm_batch._conclude(run, "7", 0, before=0)
+    slurm_batch._conclude(run, "7", 0, 0, 120)
     ended_run = runs.read(run.path, tmp_path / "saves")
     assert (ended_run.state, started) == ("failed", [])
     why = failures.explain(ended_run)
@@ -115,19 +116,19 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     (run.path / "checkpoint-4").mkdir()
     (run.path / "checkpoint-4" / "complete.json").write_text("{}", encoding="utf-8")
     run.error.write_text('{"type": "ValueError", "message": "m"}', encoding="utf-8")
-    slurm_batch._conclude(run, "7", 1, before=0)
+    slurm_batch._conclude(run, "7", 1, 0, 120)
     assert (read_object(run.exit)["outcome"], started) == ("failed", [])  # the next attempt would fail, too
     run.exit.unlink()
     run.error.unlink()
-    slurm_batch._conclude(run, "7", 0, before=0)
+    slurm_batch._conclude(run, "7", 0, 0, 120)
     assert (run.exit.exists(), started) == (False, ["7"])
     run.request.write_text('{"submitted": 1, "attempt": 1, "stop": {"how": "save"}}', encoding="utf-8")
-    slurm_batch._conclude(run, "7", 0, before=0)  # somebody has stopped it in the meantime
+    slurm_batch._conclude(run, "7", 0, 0, 120)  # somebody has stopped it in the meantime
     assert (read_object(run.exit)["outcome"], started) == ("stopped", ["7"])
     run.exit.unlink()
     run.request.write_text('{"submitted": 1, "attempt": 1}', encoding="utf-8")
     monkeypatch.setattr(slurm, "requeue", lambda _job: "slurmctld is gone")
-    slurm_batch._conclude(run, "7", 0, before=4)
+    slurm_batch._conclude(run, "7", 0, 4, 120)
     assert (read_object(run.exit)["outcome"], left) == ("failed", [])  # nothing was saved, and it cannot start again
 
 
@@ -197,6 +198,7 @@ def test_the_answers_of_the_commands_are_parsed() -> None:
         ('engine: slurm\nsbatch: ["--qos=a\\nb"]\n', "engine-sbatch-option", "qos"),
         ("engine: slurm\nchat_sbatch: [--export=NONE]\n", "engine-sbatch-option", "export"),
         ("chats: mars\n", "engine-file-wrong", "mars"),
+        ("warning_seconds: 70000\n", "engine-file-wrong", "≤ 65535"),
         ("chat_servers: 0\n", "engine-file-wrong", "≥ 1"),
         ("[", "engine-file-wrong", "Line 1, column 2"),
     ],
@@ -246,6 +248,15 @@ def test_machines_and_gpus_are_checked_against_the_engine(
         words = slurm_queue.options(run, make_spec(**two, hardware__device="auto"), choice)
         assert {"--nodes=2", "--gres=gpu:1", "--partition=gpu", f"--output={tmp_path}/50%%/log.txt"} <= {*words}
         assert words[-1] == "--qos=high"
+        assert "--signal=B:USR1@120" in words
+        assert not [word for word in words if "cpus" in word]  # nobody knows how many cores there are
+        choice = choice.model_copy(update={"cores": 100, "warning_seconds": 600})
+        words = slurm_queue.options(run, make_spec(**two, hardware__device="auto"), choice)
+        assert {"--cpus-per-gpu=12", "--signal=B:USR1@600"} <= {*words}
+        assert slurm_queue.script(run.path, choice).split()[-1] == "600"
+        choice = choice.model_copy(update={"sbatch": ["--cpus-per-task=3"]})
+        words = slurm_queue.options(run, make_spec(**two, hardware__device="auto"), choice)
+        assert [word for word in words if "cpus" in word] == ["--cpus-per-task=3"]
         assert "--cpus-per-task=2" in slurm_queue.options(run, make_spec(hardware__num_processes=2), choice)
     finally:
         hardware.plan_for(None)
@@ -487,7 +498,8 @@ def test_gpus_by_index_and_a_broken_engine_file_are_refused_before_anything_is_w
     assert runs.read(folder, workplace.saves).state == "failed"
     assert read_object(run.error)["problems"][0]["code"] == "devices-on-slurm"
     leased = hardware.Gpu(2, "GPU-2", "name", 1 << 30, 1 << 30, 9.0)
-    assert command.environment(spec, folder, [leased], 1)["CUDA_VISIBLE_DEVICES"] == leased.cuda_name
+    variables = command.environment(spec, folder, [leased], 1)
+    assert (variables["CUDA_VISIBLE_DEVICES"], variables[hardware.UUIDS_VARIABLE]) == (leased.cuda_name, "GPU-2")
 
 
 def test_each_attempt_counts_with_its_own_devices_and_not_while_it_waits_again(
@@ -521,6 +533,28 @@ def test_a_later_attempt_that_is_stopped_before_its_first_step_is_stopped(
     monkeypatch.setattr(supervisor, "_start", lambda *_: None)  # its children have nothing to do
     supervisor.write_exit(run, supervisor.supervise(run))
     assert read_object(run.exit)["outcome"] == "stopped"
+
+
+def test_runs_that_slurm_has_take_nothing_of_this_machine(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in_commands(tmp_path, monkeypatch)(squeue="echo '7|RUNNING|None|x'")
+    gpu = hardware.Gpu(0, "GPU-0", "H100", 1 << 40, 1 << 40, 9.0)
+    monkeypatch.setattr(hardware, "all_gpus", lambda: (gpu,))
+    monkeypatch.setattr(hardware, "cpu_runs", lambda: 1)
+    elsewhere = [runs.submit(make_spec(), workplace, start=False) for _ in range(2)]
+    for run, count in zip(elsewhere, (0, 1), strict=True):
+        devices = {"count": count, "indices": [], "memory": 0}
+        write_json(run.dir.request, read_object(run.dir.request) | {"devices": devices})
+        write_json(run.dir.keeper, {"devices": "0"})
+        run.dir.heartbeat.touch()
+        slurm_queue.claim(run.dir, "7")
+        assert run.dir.alive()
+    machine = queue._machine([runs.read(run.path, workplace.saves) for run in elsewhere])
+    assert (machine.taken, machine.on_cpu) == ({}, [])
+    waiting = runs.submit(make_spec(), workplace, start=False)
+    [(first, decision)] = queue.decisions(workplace.saves)
+    assert (first.path, decision.starts) == (waiting.path, True)
 
 
 def test_how_an_earlier_attempt_communicated_says_nothing_of_this_one(tmp_path: Path) -> None:

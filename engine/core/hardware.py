@@ -26,6 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")  # cgroup v2, as seen inside a container
 DRIVER_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0")
 WSL_TRACE = "/dev/dxg"  # GPUs of any vendor: without NVIDIA's library, none of them is NVIDIA's
 NO_CARDS = ("-1", "NoDevFiles", "none", "void")  # common values of CUDA_VISIBLE_DEVICES that hide all GPUs
+UUIDS_VARIABLE = "ATHANOR_GPU_UUIDS"  # of a run's processes: the GPUs of its machine, separated by commas
 GPUS_VARIABLE = "ATHANOR_GPUS"  # so many GPUs must be usable to a process, where nobody could try it before
 QUERY_LIMIT_SECONDS = 10.0  # time limit for the driver's answer
 QUERY_HOLDS_SECONDS, FAILURE_HOLDS_SECONDS = 5.0, 60.0

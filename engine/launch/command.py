@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.core.gpu_choice import BF16_CAPABILITY, lacks
-from engine.core.hardware import Gpu
+from engine.core.hardware import UUIDS_VARIABLE, Gpu
 from engine.core.rundir import RunDir, read_object
 from engine.launch.workspace import PROJECT
 from engine.models.discovery import is_hub_id
@@ -105,6 +105,7 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
         "PYTHONPATH": python_path(),
         "PYTHONUTF8": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as numbered by nvidia-smi
+        UUIDS_VARIABLE: "",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -129,6 +130,7 @@ def environment(spec: Spec, folder: Path | str, gpus: Sequence[Gpu], threads: in
         chosen = [by_index[index] for index in spec.hardware.devices if index in by_index]
         chosen = chosen or list(gpus)[: spec.hardware.processes_per_machine]
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.cuda_name for gpu in chosen)
+        variables[UUIDS_VARIABLE] = ",".join(gpu.uuid for gpu in chosen)
         if all(gpu.capability for gpu in chosen):  # otherwise the processes find it out
             old = any(lacks(gpu, BF16_CAPABILITY) for gpu in chosen)
             variables[PRECISION_VARIABLE] = "fp16" if old else "bf16"

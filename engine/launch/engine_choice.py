@@ -41,6 +41,8 @@ class EngineChoice(Part):
     gpu_name: str = "GPU"
     memory_gb: float = Field(default=0.0, ge=0.0, le=100_000.0)  # 0: unknown, like the cores
     cores: int = Field(default=0, ge=0, le=10_000)
+    # Before the time limit or a preemption: for a step, a validation and a checkpoint. Slurm has 16 bits for it.
+    warning_seconds: int = Field(default=120, ge=10, le=65535)
     chats: EngineName | None = None
     chat_sbatch: list[str] = Field(default_factory=list, max_length=100)  # of chat servers, after those of all jobs
     chat_servers: int = Field(default=2, ge=1, le=1000)  # at once: each holds a whole model

@@ -236,11 +236,13 @@ def without_hours(saves: Path, owners: Iterable[str]) -> set[str]:
 
 
 def _machine(alive: Sequence[Run]) -> Machine:
-    """The devices as they are now, and which runs use them."""
+    """The devices as they are now, and which runs use them; not those that Slurm has on other machines."""
     gpus, holders = hardware.all_gpus(), leases.holders()
     taken = {uuid: holder.text for uuid, holder in holders.items()}
     on_cpu = []
     for run in alive:
+        if run.dir.on_slurm():
+            continue
         if demand(run).on_cpu:
             on_cpu.append(run)
             continue

@@ -1,12 +1,12 @@
 """The supervisor of a run on Slurm: the batch step of its job, on the first of its machines.
 
-    python -m engine.runs.slurm_batch FOLDER
+    python -m engine.runs.slurm_batch FOLDER SECONDS
 
 It does what the local one does, but is started by Slurm, takes no lock, and uses the devices that it is given. A run of
-several machines is launched on each of them by srun. Shortly before its time is over (SIGUSR1), it lets the training
-save a checkpoint and asks Slurm to start the job again, which then is another attempt of the same run. If Slurm itself
-does so, because a machine has failed or to make room for others, the next attempt continues from the last checkpoint.
-Evaluations and exports have nothing to save: they use all the time that they have.
+several machines is launched on each of them by srun. So many seconds before its time is over (SIGUSR1), it lets the
+training save a checkpoint and asks Slurm to start the job again, which then is another attempt of the same run. If
+Slurm itself does so, because a machine has failed or to make room for others, the next attempt continues from the last
+checkpoint. Evaluations and exports have nothing to save: they use all the time that they have.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, RunDir, read_object, step_of
 from engine.launch import command
 from engine.launch.command import Step
+from engine.launch.engine_choice import EngineChoice
 from engine.launch.machine import missing_gpus
 from engine.launch.processes import end_processes
 from engine.runs import attempts, queue, slurm, slurm_queue, supervisor
@@ -84,8 +85,9 @@ def srun(machines: int) -> list[str]:
     ]  # fmt: skip
 
 
-def keep(run: RunDir, job: str) -> None:
-    """The whole life of one attempt. Does nothing if the run has ended, or if it has another job."""
+def keep(run: RunDir, job: str, warning_s: float) -> None:
+    """The whole life of one attempt, which is warned so long before its end. Does nothing if the run has ended, or if
+    it has another job."""
     if not slurm_queue.claim(run, job) or run.exit.exists():
         print(f"Job {job} is not needed: {run.path.name} has ended, or has another job.", flush=True)
         return
@@ -99,7 +101,7 @@ def keep(run: RunDir, job: str) -> None:
             raise OSError(supervisor.FULL_ERRORS[0], os.strerror(supervisor.FULL_ERRORS[0]))
         record: dict[str, Any] = {"job": job, "machines": os.environ.get("SLURM_JOB_NODELIST", "")}
         record |= {"resumed_from": before} if run.attempt() > 1 else {}
-        _conclude(run, job, supervisor.supervise(run, Allocation(run), record=record), before)
+        _conclude(run, job, supervisor.supervise(run, Allocation(run), record=record), before, warning_s)
     except Refusal as refusal:
         supervisor.write_exit(run, supervisor.note_refusal(run, refusal))
     except BaseException as error:
@@ -119,14 +121,14 @@ def newest_step(run: RunDir) -> int:
     return max(map(step_of, run.checkpoints()), default=0)
 
 
-def _conclude(run: RunDir, job: str, code: int, before: int) -> None:
+def _conclude(run: RunDir, job: str, code: int, before: int, warning_s: float) -> None:
     """Write exit.json; or, if only the time was over, let Slurm start the job again. Not if the attempt has failed, or
     saved nothing until its time limit: the next one would get no further. After a preemption, it would."""
     if not run.pause.exists() or run.error.exists() or ends_for_good(run) or _is_complete(run):
         supervisor.write_exit(run, code)
         return
     unsaved = {"outcome": "failed", "reason": "slurm-time"} if newest_step(run) <= before else {}
-    if unsaved and slurm.seconds_left(job) <= slurm_queue.WARNING_SECONDS + EARLY_SECONDS:
+    if unsaved and slurm.seconds_left(job) <= warning_s + EARLY_SECONDS:
         supervisor.write_exit(run, code, **unsaved)
     elif failure := slurm.requeue(job):
         print(f"Slurm does not start the job again: {failure}", flush=True)
@@ -158,7 +160,8 @@ def _end(run: RunDir, *_: Any) -> None:
 
 
 def _keep(folder: Path, job: str) -> int:
-    keep(RunDir(folder), job)
+    seconds = EngineChoice().warning_seconds if len(sys.argv) < 3 else int(sys.argv[2])  # a job of an older version
+    keep(RunDir(folder), job, seconds)
     return 0
 
 

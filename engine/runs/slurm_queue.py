@@ -33,7 +33,6 @@ from engine.runs.schedule import Decision, kept_back
 from engine.spec.run_spec import Spec
 
 RETRY_SECONDS = 15.0  # after sbatch has failed
-WARNING_SECONDS = 120  # before the time limit or a preemption: for a checkpoint
 
 
 def advance(saves: Path, _hand_over: queue.HandOver | None = None) -> None:
@@ -110,7 +109,7 @@ def _submit(run: Run, spec: Spec, choice: EngineChoice, after_failure: bool) -> 
         name = job_name(run)
         if known := [job for job in (answer.jobs or {}).values() if job.name == name and (job.waits or job.alive)]:
             return known[0].id, ""
-    return slurm.submit(script(run.path), options(run, spec, choice), queue.supervisor_environment())
+    return slurm.submit(script(run.path, choice), options(run, spec, choice), queue.supervisor_environment())
 
 
 def _note(run: RunDir, job: str) -> None:
@@ -126,29 +125,38 @@ def _note(run: RunDir, job: str) -> None:
     run.slurm_refused.unlink(missing_ok=True)
 
 
-def script(folder: Path) -> str:
+def script(folder: Path, choice: EngineChoice) -> str:
     """The batch script: Slurm's signals reach the supervisor itself. A warning that comes before it can obey must not
     end it."""
-    program = shlex.join([sys.executable, "-m", "engine.runs.slurm_batch", str(folder)])
+    program = shlex.join([sys.executable, "-m", "engine.runs.slurm_batch", str(folder), str(choice.warning_seconds)])
     return f"#!/bin/sh\ntrap '' USR1\nexec {program}\n"
 
 
 def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
     """The options of sbatch for a run. The operator's come last, and so override ours."""
     machines, each = spec.hardware.machines, spec.hardware.processes_per_machine
+    on_cpu = queue.is_for_cpu(run.dir, spec)
     return [
         f"--job-name={job_name(run)}",
         f"--nodes={machines}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={each}" if queue.is_for_cpu(run.dir, spec) else f"--gres=gpu:{each}",
+        *([f"--cpus-per-task={each}"] if on_cpu else [f"--gres=gpu:{each}", *_cores_of_gpus(choice)]),
         f"--chdir={PROJECT}",
         f"--output={str(run.dir.log).replace('%', '%%')}",
         "--open-mode=append",
         "--export=ALL",
         "--requeue",
-        f"--signal=B:USR1@{WARNING_SECONDS}",
+        f"--signal=B:USR1@{choice.warning_seconds}",
         *sbatch_options(choice),
     ]
+
+
+def _cores_of_gpus(choice: EngineChoice) -> list[str]:
+    """The share of a machine's cores that comes with each of its GPUs; nothing if it is unknown, or the operator asks
+    for cores in another way. Where the cluster has no default, a job would get one core for all processes."""
+    own = any(option.startswith("--cpus-per-") for option in choice.sbatch)
+    share = choice.cores // choice.gpus_per_machine if choice.gpus_per_machine else 0
+    return [f"--cpus-per-gpu={share}"] if share and not own else []
 
 
 def job_name(run: Run) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pynvml
 
-from engine.core.leases import HELD_VARIABLE
+from engine.core.hardware import UUIDS_VARIABLE
 
 EVERY_SECONDS = 2.0
 
 
 class GpuSampler:
-    """Asks the driver every few seconds about the GPUs that the run has leased.
+    """Asks the driver every few seconds about the GPUs that the run has on this machine.
 
     It does so in a thread, so that a driver that hangs does not hold up the training.
     """
@@ -26,8 +26,8 @@ class GpuSampler:
         self.memory = 0  # bytes, the most that was used on one GPU
 
     def start(self) -> None:
-        """Begin, if the run has leased GPUs."""
-        uuids = [uuid for uuid in os.environ.get(HELD_VARIABLE, "").split(",") if uuid]
+        """Begin, if the run has GPUs."""
+        uuids = [uuid for uuid in os.environ.get(UUIDS_VARIABLE, "").split(",") if uuid]
         if uuids:
             threading.Thread(target=self._sample, args=(uuids,), daemon=True, name="gpu sampler").start()
 
