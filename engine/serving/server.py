@@ -85,10 +85,11 @@ class Server:
             return []
         if not self.path.exists():
             return [problem("chat-was-unloaded", name=self.name)]
+        if self.on_slurm and (by_slurm := slurm_jobs.why_ended(self.folder, self.name)):
+            return [by_slurm]  # it explains any error, too: of two processes that are ended, one may miss the other
         error = read_json(self.folder.error)
         if error is None:
-            by_slurm = slurm_jobs.why_ended(self.folder, self.name) if self.on_slurm else None
-            return [by_slurm or problem("chat-died", name=self.name)]
+            return [problem("chat-died", name=self.name)]
         reported = [Problem(entry["code"], entry["field"], entry["values"]) for entry in error.get("problems", ())]
         if known := [entry for entry in reported if entry.code in sentences()]:
             return known

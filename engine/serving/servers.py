@@ -259,11 +259,13 @@ def _turn(saves: Path) -> Iterator[None]:
 
 
 def _clear_away(saves: Path, choice: Choice) -> None:
-    """Remove servers of the base that have ended, and what may be left of their processes."""
+    """Remove servers of the base that have ended, and what may be left of their processes and folders."""
     for server in _of_base(saves, choice):
         if not server.alive:
             with contextlib.suppress(Refusal):  # Slurm does not cancel its job: a later start tries again
                 end(server, waits=False)
+    for removed in (saves / SERVERS_FOLDER).glob(f".{_id(choice)}*"):  # by somebody who was killed meanwhile
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
@@ -320,7 +322,10 @@ def end(server: Server, waits: bool = True) -> None:
         slurm_jobs.cancel(server.folder, server.name, waits)
     else:
         end_processes(server.path, kill_timeout_s=3)
-    shutil.rmtree(server.path, ignore_errors=True)
+    removed = server.path.with_name(f".{server.path.name}")
+    with contextlib.suppress(OSError):  # unloaded by somebody else, too
+        server.path.rename(removed)  # all at once: nobody can claim half a folder
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _id(choice: Choice) -> str:

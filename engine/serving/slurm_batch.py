@@ -52,6 +52,7 @@ def serve(server: Server, job: str) -> int:
             write_error(folder, error)
         return 1
     code = process.wait()
+    end_processes(folder.path, END_SECONDS)  # what one that was killed has left, such as vLLM's
     return code if code >= 0 else 128 - code
 
 

@@ -141,14 +141,16 @@ def why_ended(folder: RunDir, name: str) -> Problem | None:
 def note_end(folder: RunDir) -> None:
     """Note how the job has ended, once it has. What squeue has forgotten, the job's output or Slurm's accounting may
     say; otherwise, that nobody knows is noted, so that nobody asks again. Raises OSError."""
-    if (folder.path / ENDED_FILE).exists() or not folder.on_slurm() or life(folder).phase != "gone":
+    id = str(read_object(folder.slurm).get("job", NO_JOB))
+    if id == NO_JOB or (folder.path / ENDED_FILE).exists() or life(folder).phase != "gone":
         return
-    job, _ = job_of(folder)
-    if job is None and heartbeat_age(folder) < HEARTBEAT_LOST_SECONDS:
-        return  # a file system may show late that it still beats
-    id = str(read_object(folder.slurm).get("job"))
+    job, answer = job_of(folder)
+    beats = heartbeat_age(folder) < HEARTBEAT_LOST_SECONDS  # as far as is seen: a file system may show it late
+    if answer.failure or (job.waits or job.alive if job else beats):
+        return
     state = job.state if job else _end_in_output(folder) or slurm.accounted_state(id)
-    write_json(folder.path / ENDED_FILE, {"job": id, "state": state, "at": time.time()})
+    with contextlib.suppress(FileNotFoundError):  # unloaded in the meantime
+        write_json(folder.path / ENDED_FILE, {"job": id, "state": state, "at": time.time()})
 
 
 def _end_in_output(folder: RunDir) -> str:
