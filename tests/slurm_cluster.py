@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import shutil
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from tests import hold
+from engine.core.rundir import write_json
+from tests import hold, nvml
 from tests.find_slurm import missing, program
 from tests.ports import reserved_ports
 from tests.preloaded import PROJECT, REAL_POPEN
@@ -56,6 +59,7 @@ NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={core
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 GPUS = "Name=gpu File=/dev/null\n"  # what Slurm takes for a GPU; the machine has none
+GPUS_SEEN = "ATHANOR_TEST_NODE_GPUS"  # a variable: the programs of a job see a GPU on its node (`tests.nvml`)
 # The supervisor on a node forks what it starts, as the tests do; and so do the programs of srun, which then only wait.
 START = """\
 import os, subprocess, sys
@@ -136,7 +140,10 @@ def running_cluster(folder: Path, cores: int = 2) -> Iterator[Cluster]:
     assert not missing(), f"Slurm is not installed ({', '.join(missing())}): python -m tests.find_slurm"
     for name in ("state", "spool-n1", "spool-n2", "start"):
         (folder / name).mkdir()
-    (folder / "start" / "sitecustomize.py").write_text(START + hold.START, encoding="utf-8")
+    seen = f"import os\nif {GPUS_SEEN!r} in os.environ:\n{textwrap.indent(nvml.AT_START, '    ')}"
+    (folder / "start" / "sitecustomize.py").write_text(seen + START + hold.START, encoding="utf-8")
+    shutil.copy(nvml.LIBRARY, folder / "start" / "pynvml.py")
+    write_json(folder / "start" / "answer.json", {"gpus": [{"uuid": "GPU-0", "memory": 80 << 30, "free": 79 << 30}]})
     cluster = Cluster(folder)
     (folder / "gres.conf").write_text(GPUS, encoding="utf-8")
     with reserved_ports(3) as ports:

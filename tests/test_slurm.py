@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from engine.api.base_models import BaseModel
 from engine.api.callers import Caller
 from engine.api.chat import Relay
 from engine.api.models import Model
-from engine.core import audit, hardware
+from engine.core import audit, hardware, leases
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_lines, read_object
 from engine.evaluation import report
@@ -31,13 +33,13 @@ from engine.preflight import doctor
 from engine.runs import attempts, engines, failures, progress, queue, queue_order, runs, slurm, slurm_queue
 from engine.runs.results import new_export_spec
 from engine.runs.run import Run
-from engine.serving import chat_client, servers
+from engine.serving import chat_client, servers, slurm_jobs
 from engine.serving.server import Server
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 from tests.forked import start_forking_process
 from tests.hold import hold_at, release
-from tests.slurm_cluster import Cluster, running_cluster
+from tests.slurm_cluster import GPUS_SEEN, Cluster, running_cluster
 from webui.chat_tab import server_html
 from webui.runs_tab import output_html
 from webui.words import Words
@@ -52,12 +54,31 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
+def use(cluster: Cluster, patch: pytest.MonkeyPatch) -> None:
+    """Let this process ask this Slurm."""
+    for name, value in cluster.variables.items():
+        patch.setenv(name, value)
+    slurm.forget()
+
+
+@pytest.fixture(scope="module")
+def timed_chat(cluster: Cluster, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A chat whose time limit is over while other tests run: Slurm looks at time limits every half a minute."""
+    saves = tmp_path_factory.mktemp("timed")
+    (saves / "engine.yaml").write_text("engine: slurm\nchat_sbatch: [--time=10]\n", encoding="utf-8")
+    place = Workplace(models=(tiny.parent,), data=saves, saves=saves)
+    with pytest.MonkeyPatch.context() as patch:
+        use(cluster, patch)
+        server = servers.start(place, servers.choose(place, str(tiny)))
+        wait_until(server.folder.keeper.exists)
+        cluster.command("scontrol", "update", f"jobid={read_object(server.folder.slurm)['job']}", "EndTime=now+5")
+    return server
+
+
 @pytest.fixture
 def on_slurm(cluster: Cluster, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workplace]:
     """A workplace whose runs Slurm starts."""
-    for name, value in cluster.variables.items():
-        monkeypatch.setenv(name, value)
-    slurm.forget()
+    use(cluster, monkeypatch)
     assert settle_choice(workplace.saves, "slurm").code == "engine-chosen"
     yield workplace
     hardware.plan_for(None)
@@ -93,6 +114,7 @@ def reason(run: Run, language: str = "en") -> str:
     return place.decision.text(language) if place else ""
 
 
+@pytest.mark.usefixtures("timed_chat")
 def test_two_machines_train_like_one_make_room_pause_for_the_time_limit_and_go_on_by_themselves(
     cluster: Cluster, on_slurm: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
@@ -142,6 +164,13 @@ def test_two_machines_train_like_one_make_room_pause_for_the_time_limit_and_go_o
         other = ended(other)
         assert (other.state, other.dir.on_slurm()) == ("finished", True)
     assert len(report.summary(other.dir)["voices"]) == 2  # the base and the run
+
+
+def test_a_chat_whose_time_is_over_says_so(on_slurm: Workplace, timed_chat: Server) -> None:
+    assert noted_end(timed_chat) == "TIMEOUT"
+    english, chinese = texts_of(timed_chat)
+    assert "TIMEOUT: its time limit was over" in english
+    assert "达到时间限制" in chinese
 
 
 def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
@@ -247,6 +276,31 @@ def texts_of(server: Server) -> list[str]:
     return [server_html.status(server, [], {}, 1.0, Words(language), elsewhere=False) for language in ("en", "zh")]
 
 
+def noted_end(server: Server) -> str:
+    """How Slurm has ended its job, as a studio notes it."""
+    noted = server.path / slurm_jobs.ENDED_FILE
+    wait_until(lambda: servers.note_ends(server.path.parents[1]) or noted.exists())
+    return read_object(noted)["state"]
+
+
+@contextlib.contextmanager
+def slow_sbatch(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Within it, sbatch waits before it does anything; whether it has been called."""
+    called, released, program = folder / "called", folder / "released", folder / "bin" / "sbatch"
+    waiting = f"touch {called}\nwhile test ! -e {released}; do sleep 0.05; done"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n{waiting}\nexec {shutil.which("sbatch")} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    with patch.context() as within:
+        within.setattr(slurm, "COMMAND_LIMIT_SECONDS", 600.0)  # however slow this machine is
+        within.setattr(slurm_jobs, "SUBMIT_SECONDS", 600.0)
+        within.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+        try:
+            yield called.exists
+        finally:
+            released.touch()
+
+
 def status_without_key(server: Server, path: str) -> int:
     address = read_object(server.path / "address.json")
     connection = http.client.HTTPConnection(address["host"], address["port"], timeout=120)
@@ -255,7 +309,7 @@ def status_without_key(server: Server, path: str) -> int:
         return connection.getresponse().status
 
 
-def test_a_chat_server_waits_answers_is_killed_restarted_and_unloaded(
+def test_a_chat_server_waits_answers_and_loses_its_machine(
     cluster: Cluster, chats: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocker = cluster.command(
@@ -297,18 +351,53 @@ def test_a_chat_server_waits_answers_is_killed_restarted_and_unloaded(
         assert (relay.status, json.loads(relay.line())["model"]) == (200, "demo")
     reply = ask_model(Call(chats, Caller(audit.shell("ada"))), Question(question="Hello!", run=TWO, max_tokens=4))
     assert (reply["model"], reply["tokens"] > 0) == (TWO, True)
-    cluster.command("scancel", job)
-    wait_until(lambda: server.state == "failed")
-    assert "somebody has cancelled it. Press Restart" in texts_of(server)[0]
-    with pytest.raises(Refusal, match="somebody has cancelled it"):
+    node = read_object(server.folder.keeper)["machines"]
+    cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    assert noted_end(server) == "NODE_FAIL"
+    assert "NODE_FAIL: its machine has failed. Press Restart" in texts_of(server)[0]
+    with pytest.raises(Refusal, match="its machine has failed"):
         chat_client.served_models(server)
-    server = servers.start(chats, choice, by="ada")
-    servers.wait(server)
-    restarted = read_object(server.folder.slurm)["job"]
-    assert restarted != job
-    servers.end(server)
-    assert cluster.command("squeue", "--noheader", "--jobs", restarted, "--format=%T") == ""
+    again = servers.start(chats, choice, by="ada")
+    assert read_object(again.folder.slurm)["job"] != job
     assert not server.path.exists()
+    servers.end(again)
+    assert not again.path.exists()
+
+
+def test_vllm_serves_in_a_job_and_one_that_is_unloaded_while_it_is_submitted_gets_none(
+    cluster: Cluster,
+    chats: Workplace,
+    vllm_path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", vllm_path)
+    monkeypatch.setenv(GPUS_SEEN, "1")
+    (chats.saves / "engine.yaml").write_text("engine: slurm\ngpus_per_machine: 1\n", encoding="utf-8")
+    choice = servers.choose(chats, "", [ONE], "vllm")
+    with ThreadPoolExecutor(1) as pool, slow_sbatch(tmp_path, monkeypatch) as is_called:
+        submitted = pool.submit(servers.start, chats, choice)
+        wait_until(is_called)
+        unloaded = servers.find(chats.saves, choice)
+        servers.end(unloaded)
+    with pytest.raises(Refusal, match="was unloaded in the meantime"):
+        submitted.result(300)
+    wait_until(lambda: cluster.command("squeue", "--noheader", f"--name=athanor-chat-{unloaded.id}") == "")
+
+    server = servers.start(chats, choice)
+    servers.wait(server)
+    job = read_object(server.folder.slurm)["job"]
+    chat_client.add(server, servers.choose(chats, "", [TWO]).adapters)
+    assert [model["id"] for model in chat_client.served_models(server)] == [server.name, ONE, TWO]
+    assert [status_without_key(server, path) for path in ("/v1/models", "/health")] == [401, 200]
+    [inner] = [process for process in find_processes(server.path) if "serve" in process.cmdline()]
+    variables = inner.environ()
+    assert (variables["CUDA_VISIBLE_DEVICES"], variables.get(leases.HELD_VARIABLE)) == ("0", None)
+    assert leases.holders() == {}  # Slurm has given it the GPU
+    servers.end(server)
+    assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%T") == ""
+    assert not server.path.exists()
+    wait_until(lambda: not find_processes(server.path))
 
 
 def test_a_chat_server_ends_when_it_is_idle_and_does_not_take_the_cpu_for_a_gpu(

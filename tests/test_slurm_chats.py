@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -58,9 +59,7 @@ class Commands:
 @pytest.fixture
 def commands(tmp_path: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Commands]:
     (workplace.saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
-    made = Commands(tmp_path, monkeypatch)
-    yield made
-    made.release()
+    yield Commands(tmp_path, monkeypatch)
     slurm.forget()
 
 
@@ -77,9 +76,10 @@ def chosen(chats: Workplace, name: str) -> servers.Choice:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
+def pool(commands: Commands) -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as threads:
         yield threads
+        commands.release()  # also of a test that has failed
 
 
 def test_a_slow_sbatch_keeps_nobody_from_starting_finding_and_unloading_chats(
@@ -234,8 +234,10 @@ def test_what_no_studio_has_noted_the_accounting_may_know(
     write_json(server.folder.slurm, read_object(server.folder.slurm) | {"submitted": 1.0})
     commands.write(squeue="", sacct=sacct)
     server.folder.heartbeat.touch()
-    servers.note_ends(chats.saves)
-    assert server.alive  # a controller that has lost the job
+    for age in (0.0, 60.0):  # a controller that has lost the job; a file system that shows late that it still beats
+        os.utime(server.folder.heartbeat, (time.time() - age,) * 2)
+        servers.note_ends(chats.saves)
+        assert not (server.path / slurm_jobs.ENDED_FILE).exists()
     os.utime(server.folder.heartbeat, (1, 1))
     for _ in range(2):
         servers.note_ends(chats.saves)

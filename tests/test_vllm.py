@@ -212,6 +212,16 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     assert "vLLM, which served demo_model, has exited: ValueError: No available memory" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_machine_that_lacks_the_program_of_another_says_so(trained: Workplace, program: None, tmp_path: Path) -> None:
+    settings = servers.serve_settings(trained, servers.choose(trained, "", [ONE], "vllm"), "")
+    server = servers.Server(tmp_path / "elsewhere")
+    missing = {"vllm": settings["vllm"] | {"command": ["/opt/elsewhere/bin/vllm"]}}
+    server_process.begin(server, settings | missing, "key")
+    wait_until(lambda: not server.alive)
+    assert "no program /opt/elsewhere/bin/vllm" in server.problems[0].text()
+
+
 def _inner(folder: Path) -> psutil.Process:
     """vLLM's own process, the parent of its engine."""
     return next(one for one in find_processes(folder) if "serve" in one.cmdline())

@@ -34,6 +34,7 @@ from engine.core import leases
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir
 from engine.core.sockets import listen
+from engine.launch.command import PRECISION_VARIABLE
 from engine.serving import vllm
 from engine.spec.run_spec import RunSpec
 from engine.worker.generation.answer import Answer, TokenLogprob
@@ -68,7 +69,8 @@ class VllmGenerator:
             settings["base"],
             port,
             options["rank"],
-            precision(spec),
+            # As the driver says: vLLM has a PyTorch of its own, and this one may not use the GPU.
+            os.environ.get(PRECISION_VARIABLE) or precision(spec),
             spec.model.trust_remote_code,
         )
         with log.open("ab") as file:
