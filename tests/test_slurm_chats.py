@@ -163,6 +163,21 @@ def test_a_job_that_begins_before_the_late_answer_of_sbatch_is_kept(
     assert (server.alive, read_object(server.folder.slurm)["job"]) == (True, "7")
 
 
+def test_a_chat_that_is_being_removed_cannot_be_claimed_and_does_not_stay(
+    commands: Commands, chats: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.release()
+    removed = servers.start(chats, chosen(chats, "tiny"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if whoever removes it were killed now
+        servers.end(removed)
+    with pytest.raises(FileNotFoundError):
+        slurm_queue.claim(removed.folder, "9")
+    assert servers.servers(chats.saves) == []
+    again = servers.start(chats, chosen(chats, "tiny"))
+    assert {path.name for path in again.path.parent.iterdir()} == {again.id, ".lock"}
+
+
 def test_a_program_that_is_killed_before_it_has_submitted_a_job_blocks_nobody(
     commands: Commands, chats: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +224,9 @@ def test_a_studio_notes_how_a_chat_job_has_ended_before_squeue_forgets_it(comman
     commands.write(squeue="echo '7|RUNNING|None|x'")
     servers.note_ends(chats.saves)
     assert not noted.exists()
+    problems = [{"code": "vllm-died", "field": "", "values": {"name": "tiny"}}]
+    write_json(server.folder.error, {"type": "Refusal", "message": "", "problems": problems})
+    assert "vLLM, which served tiny, has exited" in server.problems[0].text()  # Slurm ended it a moment earlier
     commands.write(squeue="echo '7|NODE_FAIL|None|x'")
     servers.note_ends(chats.saves)
     commands.write(squeue="exit 1")
