@@ -256,10 +256,11 @@ def test_a_stopped_answer_keeps_what_it_has(server: servers.Server) -> None:
 def test_one_more_adapter_is_taken_in_while_it_serves(trained: Workplace, client: openai.OpenAI) -> None:
     base = servers.choose(trained, str(DEMO_MODEL))
     assert servers.find(trained.saves, base).state == "ready"  # the same server, whatever adapters are wanted
-    folder = trained.saves / ONE / "adapter"
+    folder = shutil.copytree(trained.saves / ONE / "adapter", trained.saves / "again" / "adapter")
     before = text_of(ask(client, TWO, QUESTIONS[0]))
     added = {"name": "again", "folder": str(folder)}
-    client.post("/adapters", body=added, cast_to=object)
+    with ThreadPoolExecutor(4) as threads:  # whoever asks it first, at the same moment
+        list(threads.map(lambda _: client.post("/adapters", body=added, cast_to=object), range(4)))
     assert text_of(ask(client, "again", QUESTIONS[0])) == text_of(ask(client, ONE, QUESTIONS[0]))
     assert text_of(ask(client, TWO, QUESTIONS[0])) == before
 

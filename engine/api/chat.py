@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
@@ -12,8 +11,6 @@ from engine.api.models import Model
 from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
 from engine.serving import chat_client, servers
-
-_adding = threading.Lock()  # two requests at once must not load the same adapter twice
 
 
 class Relay:
@@ -33,8 +30,7 @@ class Relay:
         server = servers.start(self.workplace, choice, self.by)
         servers.wait(server)
         if choice.adapters:
-            with _adding:
-                chat_client.add(server, choice.adapters)
+            chat_client.add(server, choice.adapters)
         self.served = self.model.served_name if choice.adapters else server.name
         self.connection = chat_client.connect(server)
         try:
