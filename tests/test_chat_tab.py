@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,9 @@ from engine.runs import runs
 from engine.serving import chat_client, conversation_tree, server_process, servers
 from engine.serving.attachments import attached_images
 from engine.serving.conversation_tree import Conversation, Reply, Turn
+from engine.serving.server import Server
 from engine.spec.run_spec import RunSpec
+from tests.conftest import wait_until
 from tests.past_runs import past_run
 from tests.slurm_commands import stand_in_commands
 from tests.stand_in_server import StandInServer
@@ -549,6 +553,24 @@ def test_stop_ends_the_answers_of_this_reader(tab: Tab, server: StandInServer) -
     tab.model.load_model(ADA, tab.plain, [], "transformers")
     tab.answers.stop(BOB)
     assert server.posted("/v1/cancel") == [{"request_id": "session of bob"}]
+
+
+def test_stop_does_not_wait_for_another_server_that_does_not_respond(
+    place: Workplace, tab: Tab, server: StandInServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab.model.load_model(ADA, tab.plain, [], "transformers")
+    silent = Server(place.saves / servers.SERVERS_FOLDER / "silent")
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        server.begin(silent, {"name": "silent", "adapters": {}, "started": 1.0}, "")  # looked at first
+        write_json(silent.path / "address.json", {"host": "127.0.0.1", "port": listening.getsockname()[1]})
+        monkeypatch.setattr(chat_client, "CONNECT_SECONDS", 600.0)
+        stopped = pool.submit(tab.answers.stop, ADA)
+        wait_until(lambda: server.posted("/v1/cancel") == [{"request_id": "session of ada"}])
+        assert not stopped.done()
+        listening.accept()[0].close()
+        stopped.result(300)
+        monkeypatch.setattr(chat_client, "CONNECT_SECONDS", 0.5)
+        pool.submit(tab.answers.stop, ADA).result(300)  # and not until an answer would have to be there
 
 
 def test_who_is_asked_and_what() -> None:

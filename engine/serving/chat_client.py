@@ -9,7 +9,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,17 @@ def score(
 
 
 def cancel(server: Server, request_id: str) -> None:
-    """End the answers requested under that id; what has been generated is kept."""
+    """End the answers requested under that id; what has been generated is kept. The server is waited for no longer than
+    for a connection."""
     with contextlib.suppress(Refusal):  # it has ended, and its answers with it
-        _call(server, "POST", "/v1/cancel", {"request_id": request_id})
+        _call(server, "POST", "/v1/cancel", {"request_id": request_id}, CONNECT_SECONDS)
+
+
+def cancel_everywhere(servers: Iterable[Server], request_id: str) -> None:
+    """`cancel` at all servers that have loaded, at once: one that does not respond delays no other."""
+    ready = [server for server in servers if server.state == "ready"]
+    with ThreadPoolExecutor(len(ready) or 1, thread_name_prefix="cancel") as pool:
+        list(pool.map(lambda server: cancel(server, request_id), ready))
 
 
 def connect(server: Server) -> http.client.HTTPConnection:
@@ -209,14 +218,14 @@ class _Connection(http.client.HTTPConnection):
         self.opened = self.sock
 
 
-def _connection(server: Server) -> http.client.HTTPConnection:
+def _connection(server: Server, limit_s: float = ANSWER_SECONDS) -> http.client.HTTPConnection:
     address = read_json(server.path / "address.json")
     if not address:
         raise Refusal(why_broken(server))
     connection = _Connection(address["host"], address["port"], timeout=CONNECT_SECONDS)
     try:
         connection.connect()
-        connection.sock.settimeout(ANSWER_SECONDS)
+        connection.sock.settimeout(limit_s)
     except OSError as error:
         raise Refusal(why_broken(server, error, **address)) from None
     return connection
@@ -253,9 +262,10 @@ def _send(
     return response
 
 
-def _call(server: Server, method: str, path: str, body: Any = None) -> Any:
-    """The server's response to one request. Raises Refusal with its error, or if it has ended."""
-    connection = _connection(server)
+def _call(server: Server, method: str, path: str, body: Any = None, limit_s: float = ANSWER_SECONDS) -> Any:
+    """The server's response to one request. Raises Refusal with its error, if it has ended, or if it does not respond
+    within `limit_s`."""
+    connection = _connection(server, limit_s)
     try:
         return json.loads(_send(server, connection, method, path, body).read())
     except (OSError, ValueError, http.client.HTTPException):

@@ -134,9 +134,7 @@ class AnswersPanel(Panel):
 
     def stop(self, request: gr.Request) -> None:
         self.waiting.discard(request.session_hash or "")
-        for server in servers.servers(self.workplace.saves):
-            if server.state == "ready":
-                chat_client.cancel(server, request.session_hash or "")
+        chat_client.cancel_everywhere(servers.servers(self.workplace.saves), request.session_hash or "")
 
     # ---- answering
 
