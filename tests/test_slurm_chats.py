@@ -265,12 +265,16 @@ def test_what_no_studio_has_noted_the_accounting_may_know(
 
 def test_a_chat_job_gets_what_the_operator_chose_and_no_weights_that_cannot_fit(tmp_path: Path, tiny: Path) -> None:
     choice = EngineChoice(
-        engine="slurm", gpus_per_machine=8, sbatch=["--qos=high"], chat_sbatch=["--partition=chat", "--time=1:00:00"]
+        engine="slurm",
+        gpus_per_machine=8,
+        cores=64,
+        sbatch=["--qos=high"],
+        chat_sbatch=["--partition=chat", "--time=1:00:00"],
     )
     folder = RunDir(tmp_path / "a%b")
     submitted = slurm_jobs.options(folder, {"slurm": slurm_jobs.slurm_settings(choice, str(tiny), {})}, choice)
     assert submitted[-3:] == ["--qos=high", "--partition=chat", "--time=1:00:00"]
-    assert {"--gres=gpu:1", "--no-requeue", f"--output={tmp_path}/a%%b/log.txt"} <= {*submitted}
+    assert {"--gres=gpu:1", "--cpus-per-gpu=8", "--no-requeue", f"--output={tmp_path}/a%%b/log.txt"} <= {*submitted}
     quantized = {"quantization": {"kind": "4bit"}}
     with pytest.raises(Refusal, match=r"weights of tiny take at least .* GB"):
         slurm_jobs.slurm_settings(choice.model_copy(update={"gpu_memory_gb": 1e-6}), str(tiny), quantized)

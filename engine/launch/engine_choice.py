@@ -5,6 +5,7 @@ The file is part of the saves folder, so that every studio and every shell comma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -137,3 +138,11 @@ def sbatch_options(choice: EngineChoice) -> list[str]:
     """What the operator wants every job to be submitted with."""
     named = {"partition": choice.partition, "account": choice.account}
     return [*(f"--{name}={value}" for name, value in named.items() if value), *choice.sbatch]
+
+
+def cores_of_gpus(choice: EngineChoice, options: Iterable[str]) -> list[str]:
+    """The share of a machine's cores that comes with each GPU of a job; nothing if it is unknown, or the operator's
+    `options` ask for cores in another way. Where the cluster has no default, a job would get one core."""
+    own = any(option.startswith("--cpus-per-") for option in options)
+    share = choice.cores // choice.gpus_per_machine if choice.gpus_per_machine else 0
+    return [f"--cpus-per-gpu={share}"] if share and not own else []

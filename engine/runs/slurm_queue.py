@@ -21,7 +21,7 @@ from engine.core.locks import wait_for_lock
 from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.core.run_errors import write_error
 from engine.core.rundir import RunDir, read_object, write_json
-from engine.launch.engine_choice import EngineChoice, read_choice, sbatch_options
+from engine.launch.engine_choice import EngineChoice, cores_of_gpus, read_choice, sbatch_options
 from engine.launch.workspace import PROJECT
 from engine.preflight.checks import engine_problems
 from engine.runs import index, queue, slurm
@@ -140,7 +140,7 @@ def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
         f"--job-name={job_name(run)}",
         f"--nodes={machines}",
         "--ntasks-per-node=1",
-        *([f"--cpus-per-task={each}"] if on_cpu else [f"--gres=gpu:{each}", *_cores_of_gpus(choice)]),
+        *([f"--cpus-per-task={each}"] if on_cpu else [f"--gres=gpu:{each}", *cores_of_gpus(choice, choice.sbatch)]),
         f"--chdir={PROJECT}",
         f"--output={str(run.dir.log).replace('%', '%%')}",
         "--open-mode=append",
@@ -149,14 +149,6 @@ def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
         f"--signal=B:USR1@{choice.warning_seconds}",
         *sbatch_options(choice),
     ]
-
-
-def _cores_of_gpus(choice: EngineChoice) -> list[str]:
-    """The share of a machine's cores that comes with each of its GPUs; nothing if it is unknown, or the operator asks
-    for cores in another way. Where the cluster has no default, a job would get one core for all processes."""
-    own = any(option.startswith("--cpus-per-") for option in choice.sbatch)
-    share = choice.cores // choice.gpus_per_machine if choice.gpus_per_machine else 0
-    return [f"--cpus-per-gpu={share}"] if share and not own else []
 
 
 def job_name(run: Run) -> str:

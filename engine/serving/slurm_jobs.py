@@ -18,7 +18,7 @@ from typing import Any, Literal
 from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.core.run_errors import write_error
 from engine.core.rundir import HEARTBEAT_LOST_SECONDS, RunDir, end_of, heartbeat_age, read_object, write_json
-from engine.launch.engine_choice import EngineChoice, sbatch_options
+from engine.launch.engine_choice import EngineChoice, cores_of_gpus, sbatch_options
 from engine.launch.workspace import PROJECT
 from engine.models.facts import inspect_model
 from engine.preflight.memory import size_text
@@ -76,11 +76,12 @@ def script(folder: RunDir) -> str:
 def options(folder: RunDir, settings: Mapping[str, Any], choice: EngineChoice) -> list[str]:
     """The options of sbatch. The operator's come last, and so override ours."""
     gpus = settings["slurm"]["gpus"]
+    cores = cores_of_gpus(choice, [*choice.sbatch, *choice.chat_sbatch])
     return [
         f"--job-name=athanor-chat-{folder.path.name}",
         "--nodes=1",
         "--ntasks-per-node=1",
-        f"--gres=gpu:{gpus}" if gpus else "--cpus-per-task=1",
+        *([f"--gres=gpu:{gpus}", *cores] if gpus else ["--cpus-per-task=1"]),
         f"--chdir={PROJECT}",
         f"--output={str(folder.log).replace('%', '%%')}",
         "--open-mode=append",
