@@ -104,6 +104,26 @@ def test_a_slow_sbatch_keeps_nobody_from_starting_finding_and_unloading_chats(
     assert len(commands.calls("sbatch")) == 2
 
 
+def test_a_slow_scancel_of_a_chat_that_has_ended_delays_only_the_next_of_its_base(
+    commands: Commands, chats: Workplace, pool: ThreadPoolExecutor
+) -> None:
+    commands.release()
+    ended = servers.start(chats, chosen(chats, "tiny"))
+    write_json(ended.folder.error, {"type": "RuntimeError", "message": "broken"})  # its job has not ended yet
+    called, released = commands.folder / "called", commands.folder / "cancel"
+    waiting = f"touch {called}\nwhile test ! -e {released}; do sleep 0.05; done"
+    commands.write(scancel=f"{waiting}\ntouch {commands.folder}/cancelled-$1")
+    again = pool.submit(servers.start, chats, chosen(chats, "tiny"))
+    try:
+        wait_until(called.exists, every=0.02)
+        assert servers.start(chats, chosen(chats, "second")).state == "waiting"
+        assert not again.done()
+    finally:
+        released.touch()
+    assert again.result(300).state == "waiting"
+    assert not ended.path.exists()
+
+
 def test_of_many_who_ask_for_a_model_at_once_one_submits_its_job(
     commands: Commands, chats: Workplace, pool: ThreadPoolExecutor
 ) -> None:
