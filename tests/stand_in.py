@@ -1,4 +1,4 @@
-"""A keeper whose training is another program, given as Python source: `python -m tests.stand_in FOLDER SOURCE`.
+"""A keeper whose run is another program, given as Python source: `python -m tests.stand_in FOLDER SOURCE`.
 
 Everything else about it is real: the detached keeper, the lock, the log, the marker, the end of it. So what a
 program can do to its keeper is tested in a second instead of a training's twenty.
@@ -24,18 +24,19 @@ def finish():
 
 
 def supervisor_command(folder: Path, source: str) -> list[str]:
-    """In place of `queue.supervisor_command`: a supervisor with `source` for its training."""
+    """In place of `queue.supervisor_command`: a supervisor with `source` for its program."""
     return [sys.executable, "-m", "tests.stand_in", str(folder), source]
 
 
 def stand_in(source: str) -> None:
-    """In this process, runs are started with `source` as their training from now on."""
+    """In this process, runs are started with `source` as their program from now on."""
     program = [sys.executable, "-c", FINISH + source]
 
-    def steps(_spec: Spec, folder: Path, _port: int, _cards: int) -> list[Step]:
-        return [Step([*program, str(folder)], saves=True)]
+    def steps(spec: Spec, folder: Path, _port: int, _cards: int) -> list[Step]:
+        return [Step([*program, str(folder)], saves=spec.kind == "training")]
 
-    kinds.KINDS["training"] = dataclasses.replace(kinds.KINDS["training"], steps=steps)
+    for name, kind in kinds.KINDS.items():
+        kinds.KINDS[name] = dataclasses.replace(kind, steps=steps)
     queue.supervisor_command = lambda folder: supervisor_command(folder, source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,17 +17,21 @@ import yaml
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import ALIVE_BYTE, write_json
+from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, write_json
 from engine.data import owners
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
 from engine.runs import queue, quota_use, runs
 from engine.runs.quota_watch import QuotaWatch
 from engine.runs.quotas import QUOTAS_FILE, Limits, Quotas, change_limits, read_quotas
 from engine.runs.run import Run
 from engine.runs.schedule import Demand, Machine, decide
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import RunSpec, Spec
+from tests import stand_in
 from tests.conftest import wait_until
 from tests.past_runs import run_maker
+from tests.train_many import lay_out
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 
@@ -195,7 +200,7 @@ def test_a_training_is_warned_near_the_end_of_the_hours_and_stopped_where_that_i
     def after(hours: float) -> list[str]:
         nonlocal now
         now = 1e9 + hours * HOUR
-        watch.look()
+        watch.look(True)
         return [warning.problem.code for warning in read_warnings(run.dir)]
 
     def stops() -> list[bool]:
@@ -206,7 +211,7 @@ def test_a_training_is_warned_near_the_end_of_the_hours_and_stopped_where_that_i
     assert after(4.4) == []  # two runs on two GPUs each: 17.6 hours
     now += 29  # 17.63, and no new look
     quotas.write_text("default: {gpu_hours: 0}")
-    watch.look()
+    watch.look(True)
     quotas.write_text("default: {gpu_hours: 20}")
     assert after(4.6) == after(4.7) == ["quota-hours-near"]
     assert len(run.dir.warnings.read_text().splitlines()) == 1
@@ -220,27 +225,59 @@ def test_a_training_is_warned_near_the_end_of_the_hours_and_stopped_where_that_i
     assert after(5.3)[-1] == "quota-hours-stopped"
     assert stops() == [True, False]  # each is stopped by its own supervisor
     assert "has used 21.2 of 20 GPU hours" in read_warnings(run.dir)[-1].problem.text()
+    QuotaWatch(other, lambda: now).look(False)  # it still prepares its rows
+    assert (stops(), read_warnings(other.dir)[-1].problem.code) == ([True, True], "quota-hours-ended")
     for lock in filter(None, locks):
         os.close(lock)
+
+
+USED_UP = "users: {ada: {gpu_hours: 2.0e-7}}\nwhen_used_up: stop\n"  # a thousandth of a second
+LOOKS_OFTEN = """
+import sys
+from engine.runs import quota_watch, supervisor
+quota_watch.LOOK_SECONDS = 0.5
+sys.exit(supervisor.main())
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_real_training_saves_a_checkpoint_and_stops_at_the_end_of_the_hours(
-    workplace: Workplace, make_spec: Callable[..., RunSpec]
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would need a day for its steps, and its owner has a thousandth of a second."""
-    (workplace.saves / QUOTAS_FILE).write_text("users: {ada: {gpu_hours: 2.0e-7}}\nwhen_used_up: stop\n")
-    spec = make_spec(training__max_steps=10_000_000)
-    run = runs.submit(spec, workplace, by="ada")
+    """It would need a day for its steps."""
+    program = [sys.executable, "-c", LOOKS_OFTEN, "keep"]
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: [*program, str(folder)])
+    run = runs.submit(make_spec(training__max_steps=10_000_000), workplace, by="ada")
+    wait_until(run.dir.metrics.exists)
+    (workplace.saves / QUOTAS_FILE).write_text(USED_UP)
     wait_until(lambda: runs.read(run.path, workplace.saves).final, 300)
     run = runs.read(run.path, workplace.saves)
     assert run.state == "stopped"
     assert [warning.problem.code for warning in read_warnings(run.dir)] == ["quota-hours-stopped"]
+    assert run.dir.checkpoints()
     with pytest.raises(Refusal, match="GPU hours"):
         runs.resume(run, "ada")
     assert quota_use.hours_left(workplace.saves, "ada") == (0.0, 2e-7)
     assert quota_use.hours_left(workplace.saves, "bob") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type_", [EvaluationSpec, ExportSpec])
+def test_evaluations_and_exports_are_ended_with_the_hours_of_their_owner(
+    workplace: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch, type_: type[Spec]
+) -> None:
+    """A stand-in that would take a day."""
+    forever = "import time; time.sleep(100_000)"
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, forever))
+    spec = type_.read({"model": {"model_name_or_path": str(tiny)}, "hardware": {"device": "cpu"}})
+    run = lay_out(RunDir(workplace.saves / "tiny" / spec.shelf / "run"), spec)
+    write_json(run.request, read_json(run.request) | {"by": "ada"})
+    (workplace.saves / QUOTAS_FILE).write_text(USED_UP)
+    queue.advance(workplace.saves)
+    wait_until(run.exit.exists)
+    assert runs.state(run) == "stopped"
+    assert [warning.problem.code for warning in read_warnings(run)] == ["quota-hours-ended"]
 
 
 # ---------------------------------------------------------------------------------------- changed by the page

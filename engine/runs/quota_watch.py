@@ -1,5 +1,5 @@
-"""What the supervisor of a training does about its owner's GPU hours: warn near their end, and at the end warn again
-or, if the operator has chosen that, let the training save a checkpoint and stop."""
+"""What the supervisor of a run does about its owner's GPU hours: warn near their end, and at the end warn again or, if
+the operator has chosen that, end the run: a training saves a checkpoint first."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class QuotaWatch:
         self.run, self.clock, self.due = run, clock, 0.0
         self.saves, self.noted = queue.saves_of(run.path), set[str]()
 
-    def look(self) -> None:
-        """Warn, or request a stop, if it is time for that. Does nothing between two looks. Raises nothing: the run goes
-        on."""
+    def look(self, saves: bool) -> None:
+        """Warn, or request a stop, if it is time for that; `saves`: whether what is stopped then saves a checkpoint.
+        Does nothing between two looks. Raises nothing: the run goes on."""
         if self.clock() < self.due:
             return
         self.due = self.clock() + LOOK_SECONDS
         try:
-            self._look()
+            self._look(saves)
         except Refusal:  # the file is wrong, as whoever submits the next run is told
             return
         except Exception:  # whatever is in a file of another run
             traceback.print_exc()
 
-    def _look(self) -> None:
+    def _look(self, saves: bool) -> None:
         quotas, user = read_quotas(self.saves), self.run.by
         limit = quotas.of(user).gpu_hours
         if limit is None:
@@ -51,10 +51,11 @@ class QuotaWatch:
         if used < NEAR * limit:
             return
         if used < limit:
-            self._note(problem("quota-hours-stop-near" if quotas.stops else "quota-hours-near", **values))
+            ends = "quota-hours-stop-near" if self.run.kind == "training" else "quota-hours-end-near"
+            self._note(problem(ends if quotas.stops else "quota-hours-near", **values))
         elif quotas.stops:
             pause(self.run.dir, again=False)
-            self._note(problem("quota-hours-stopped", **values))
+            self._note(problem("quota-hours-stopped" if saves else "quota-hours-ended", **values))
         else:
             self._note(problem("quota-hours-over", **values))
 

@@ -1,10 +1,10 @@
 """Limits by user: how many runs at once, GPU hours in 30 days, disk space. They are in one file that an operator edits.
 
 `quotas.yaml` in the saves folder has `default` limits and those of single `users`; what a user's own entry leaves out
-is the default, and null means no limit. `when_used_up` says what becomes of a training in progress whose owner has used
-up their GPU hours. Without the file, there are no limits. The page changes single lines of it, and leaves the others as
+is the default, and null means no limit. `when_used_up` says what becomes of a run in progress whose owner has used up
+their GPU hours. Without the file, there are no limits. The page changes single lines of it, and leaves the others as
 they are. How much somebody uses is counted by `engine.runs.quota_use`; the limit of runs at once is kept by
-`engine.runs.schedule`, the end of a training by `engine.runs.quota_watch`.
+`engine.runs.schedule`, the end of a run in progress by `engine.runs.quota_watch`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Quotas:
 
     default: Limits = Limits()
     users: Mapping[str, Limits] = field(default_factory=dict)
-    stops: bool = False  # a training saves a checkpoint and stops when the GPU hours of its owner are used up
+    stops: bool = False  # a run is ended, a training with a checkpoint, when the GPU hours of its owner are used up
     # What each entry says; "" is the default's.
     own: Mapping[str, Entry] = field(default_factory=lambda: {"": {}}, compare=False)
 

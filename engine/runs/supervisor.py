@@ -46,7 +46,7 @@ from engine.runs.quota_watch import QuotaWatch
 from engine.runs.run import read
 from engine.runs.stall import StallWatch
 from engine.runs.standby_launcher import StandbyLauncher
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import RunSpec, Spec
 
 POLL_S = 0.3
 RESERVED_BYTES = 64 << 10  # for exit.json
@@ -76,14 +76,7 @@ def supervise(
         environment[command.PRECISION_VARIABLE] = precision
     own = {"port": port, "leases": list(leased.uuids), "command": steps[-1].arguments}
     _write_keeper(run, environment, own | dict(record or {}))
-    watches = [StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0).look]
-    if read_object(run.request).get("sweep"):
-        from engine.runs.sweep_watch import SweepWatch  # other runs need not wait for what it imports
-
-        watches.append(SweepWatch(read(run.path, queue.saves_of(run.path))).look)
-        watches[-1]()  # Slurm starts it even if the sweep has no budget left
-    if read_object(run.request).get("by"):
-        watches.append(QuotaWatch(read(run.path, queue.saves_of(run.path))).look)
+    watches = _watches(run, spec)
     if launcher and not (isinstance(spec, RunSpec) and launcher.fits(spec, gpus)):
         launcher.end()
         launcher = None
@@ -105,6 +98,22 @@ def supervise(
     end_processes(run.path)
     reserved.close()
     return code
+
+
+def _watches(run: RunDir, spec: Spec) -> list[Callable[[Step], None]]:
+    """What looks at the run every now and then, whatever its step is, and may request its end."""
+    stall = StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0)
+    watches: list[Callable[[Step], None]] = [lambda step: stall.look() if step.saves else None]  # others have no steps
+    if read_object(run.request).get("sweep"):
+        from engine.runs.sweep_watch import SweepWatch  # other runs need not wait for what it imports
+
+        sweep = SweepWatch(read(run.path, queue.saves_of(run.path)))
+        sweep.look()  # Slurm starts it even if the sweep has no budget left
+        watches.append(lambda _: sweep.look())
+    if read_object(run.request).get("by"):
+        quota = QuotaWatch(read(run.path, queue.saves_of(run.path)))
+        watches.append(lambda step: quota.look(step.saves))
+    return watches
 
 
 def _write_keeper(run: RunDir, environment: Mapping[str, str], record: Mapping[str, Any]) -> None:
@@ -172,7 +181,7 @@ def _wait_for_child(
     child: subprocess.Popen[bytes],
     later: Sequence[subprocess.Popen[bytes]],
     run: RunDir,
-    watches: Sequence[Callable[[], None]],
+    watches: Sequence[Callable[[Step], None]],
 ) -> int:
     """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it); or, as
     soon as one whose turn comes `later` has failed, that of this one: then the child is ended.
@@ -195,9 +204,8 @@ def _wait_for_child(
                 end_processes(run.path)
                 child.wait()
                 return failed
-            if step.saves:  # it has steps; preparation has none
-                for look in watches:
-                    look()
+            for look in watches:
+                look(step)
 
 
 def _end_at_shutdown(folder: Path, *_: Any) -> NoReturn:
