@@ -22,7 +22,8 @@ import httpx
 import pytest
 
 import app
-from engine.core import permissions, users
+from engine.core import permissions, regular_files, users
+from engine.core.locks import try_lock, wait_for_lock
 from engine.core.problems import Refusal
 from engine.core.rundir import write_text
 from engine.launch.workspace import PROJECT, Workplace, from_arguments, make_data
@@ -53,11 +54,15 @@ def test_others_lose_their_rights_and_the_group_keeps_its_own(before: int, after
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
-def test_a_file_that_is_written_whole_has_the_mode_of_any_other(tmp_path: Path, umask: int, mode: int) -> None:
+def test_a_file_of_ours_has_the_mode_of_any_other(tmp_path: Path, umask: int, mode: int) -> None:
     inherited = os.umask(umask)
     try:
         write_text(tmp_path / "a", "b")
         (tmp_path / "other").touch()
+        os.close(regular_files.open_descriptor(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
+        for descriptor in (try_lock(tmp_path / "lock", 0, shared=False), wait_for_lock(tmp_path / "queue")):
+            assert descriptor is not None
+            os.close(descriptor)
     finally:
         os.umask(inherited)
     modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}

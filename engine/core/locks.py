@@ -11,6 +11,7 @@ import os
 import struct
 from pathlib import Path
 
+MODE = 0o666  # of the files: the umask decides whether the group, which works in the same folder, can lock them
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -44,7 +45,7 @@ def byte_is_locked(descriptor: int, byte: int) -> bool:
 def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
     """Lock one byte of `path` and return the open descriptor that holds it; None if someone else holds it. The file is
     created if necessary."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
     if lock_byte(descriptor, byte, shared=shared):
         return descriptor
     os.close(descriptor)
@@ -53,7 +54,7 @@ def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
 
 def wait_for_lock(path: Path, byte: int = 0) -> int:
     """Lock one byte of `path` exclusively, waiting as long as necessary. Close the descriptor to release it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
     return descriptor
 

@@ -53,7 +53,7 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
 
 def open_descriptor(path: str | os.PathLike[str], flags: int) -> int:
     """A descriptor of a regular file. Raises OSError, also if it is not one."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)  # has no effect on a regular file
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)  # has no effect on a regular file
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -191,7 +191,7 @@ def place(file: Path, data_dir: Path) -> Path:
     for name in _numbered_names(file.name):
         target = data_dir / name
         try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o644))
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
             continue
         sheet_rows.forget(target)  # of a file of that name that somebody has deleted
