@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from engine.core.hardware import Gpu
 from engine.runs.gpu_use import GpuUse, Process
 from webui.numbers import size
 from webui.words import Words
 
+UNKNOWN = "—"  # what the driver does not report
+
 
 def bars(uses: Sequence[GpuUse], words: Words) -> str:
-    """One line for each GPU: how full it is, and who uses it. Empty without GPUs."""
+    """Each GPU in two lines: how full it is and who uses it; what it is and does. Empty without GPUs."""
     return f'<ul class="gpus">{"".join(_bar(use, words) for use in uses)}</ul>' if uses else ""
 
 
@@ -21,8 +24,15 @@ def _bar(use: GpuUse, words: Words) -> str:
     return (
         f'<li class="{state}"><span>{escape(words("gpu-number", index=gpu.index))}</span>'
         f'<div class="bar"><i style="width:{full:.0f}%"></i></div>'
-        f'<span title="{escape(_memory(use, words))}">{escape(_user(use, words))}</span></li>'
+        f"<span>{escape(_user(use, words))}</span>"
+        f"<small>{escape(' · '.join([gpu.name, _memory(use, words), *_figures(gpu)]))}</small></li>"
     )
+
+
+def _figures(gpu: Gpu) -> list[str]:
+    """What the driver reports of load, temperature and power."""
+    figures = (_load(gpu), _temperature(gpu), _power(gpu))
+    return [figure for figure in figures if figure != UNKNOWN]
 
 
 def table(uses: Sequence[GpuUse], words: Words) -> str:
@@ -37,18 +47,25 @@ def table(uses: Sequence[GpuUse], words: Words) -> str:
 
 def _row(use: GpuUse, words: Words) -> str:
     gpu = use.gpu
-    power = "—" if gpu.power is None else f"{gpu.power:.0f} W"
-    power += f" / {gpu.power_limit:.0f} W" if gpu.power is not None and gpu.power_limit else ""
-    cells = (
-        _memory(use, words),
-        "—" if gpu.utilization is None else f"{gpu.utilization} %",
-        "—" if gpu.temperature is None else f"{gpu.temperature} °C",
-        power,
-    )
+    cells = (_memory(use, words), _load(gpu), _temperature(gpu), _power(gpu))
     processes = "".join(f"<small>{escape(_process(process, words))}</small>" for process in use.processes)
     name = f"{escape(words('gpu-number', index=gpu.index))}<small>{escape(gpu.name)}</small>"
     values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f"<tr><td>{name}</td>{values}<td>{escape(_user(use, words))}{processes}</td></tr>"
+
+
+def _load(gpu: Gpu) -> str:
+    return UNKNOWN if gpu.utilization is None else f"{gpu.utilization} %"
+
+
+def _temperature(gpu: Gpu) -> str:
+    return UNKNOWN if gpu.temperature is None else f"{gpu.temperature} °C"
+
+
+def _power(gpu: Gpu) -> str:
+    if gpu.power is None:
+        return UNKNOWN
+    return f"{gpu.power:.0f} W" + (f" / {gpu.power_limit:.0f} W" if gpu.power_limit else "")
 
 
 def _memory(use: GpuUse, words: Words) -> str:
@@ -65,6 +82,6 @@ def _user(use: GpuUse, words: Words) -> str:
 
 
 def _process(process: Process, words: Words) -> str:
-    memory = size(process.memory) if process.memory is not None else "—"
+    memory = size(process.memory) if process.memory is not None else UNKNOWN
     who = " ".join(filter(None, (process.user, process.command))) or words("gpus-process-unseen")
     return f"{process.pid} · {memory} · {who}"
