@@ -31,6 +31,7 @@ from engine.runs import engines, evaluations, failures, gpu_use, kinds, prune, r
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.runs.run import sweep_of
+from engine.runs.sweep_standing import best_among, summary, sweep_with
 from engine.serving import server_process, servers
 from engine.spec.run_spec import RunSpec
 
@@ -99,11 +100,13 @@ def sweep(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print one line per run, newest first."""
-    for run in runs.find(workplace.saves):
+    """Print one line per run, newest first; an asterisk marks the best finished run of a sweep."""
+    known = runs.find(workplace.saves)
+    best = best_among(known, known)
+    for run in known:
         value = run.facts.headline
         shown = "" if value is None else f"{headline_curve(run)} {value:.4f}"
-        print(f"{run.state:<12} {shown:>16}  {run.id}")
+        print(f"{run.state:<12} {shown:>16}{'*' if run.id in best else ' '} {run.id}")
     return 0
 
 
@@ -148,6 +151,8 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
         print(place.decision.text(shell_language()))
     elif doubt := engines.doubt(run):
         print(doubt.text(shell_language()))
+    if members := sweep_with(run, workplace.saves):
+        print(summary(workplace.saves, members, time.time(), shell_language()))
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
     if findings := evaluations.findings(run, shell_language()):

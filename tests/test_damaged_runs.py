@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RunDir
+from engine.core.rundir import RunDir, read_json, write_json
 from engine.runs import failures, progress, queue, results, runs
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
@@ -43,7 +43,7 @@ CONTENTS: dict[str, bytes | Callable[[Path], object]] = {
 }
 SHOWN: dict[str, Callable[[runs.Run, Words], Any]] = {
     "row": lambda run, words: table_html.table([run], words),
-    "head": head_html.head,
+    "head": lambda run, words: head_html.head(run, run.path.parents[2], words),
     "status": head_html.status,
     "findings": head_html.findings,
     "failure": head_html.failure,
@@ -66,6 +66,9 @@ def damage(path: Path, content: bytes | Callable[[Path], object]) -> None:
 def two_runs(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> tuple[Path, RunDir, RunDir]:
     saves = tmp_path / "saves"
     good, bad = (past_run(saves, make_spec(name=name), LINES, at=at) for name, at in (("good", 1e9), ("bad", 2e9)))
+    for run in (good, bad):
+        sweep = {"id": "both", "budget_hours": 1, "values": {}}
+        write_json(run.dir.request, read_json(run.dir.request) | {"sweep": sweep})
     return saves, RunDir(good.path), RunDir(bad.path)
 
 

@@ -444,5 +444,5 @@ def test_trainings_of_another_program_are_offered_only_from_named_folders_and_to
     assert (run.by, run.state, run.title) == ("ada", "finished", "train_1")
     assert panel.look()[panel.chosen]["choices"] == []
     assert [*panel.bring(None)][-1][panel.go]["visible"] is False
-    assert f"LLaMA-Factory, {good}" in head_html.head(run, ENGLISH)
+    assert f"LLaMA-Factory, {good}" in head_html.head(run, run.path.parents[2], ENGLISH)
     assert "settings were put together" in head_html.findings(run, ENGLISH)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,12 +15,13 @@ import pytest
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import ALIVE_BYTE, read_object, write_json
+from engine.core.rundir import ALIVE_BYTE, read_json, write_json
 from engine.launch.workspace import Workplace
-from engine.runs import queue, runs, sweep_watch, sweeps
+from engine.runs import queue, runs, sweep_standing, sweep_watch, sweeps
 from engine.runs.outcome import ends_for_good, requested_stop
 from engine.runs.run import Run, sweep_of
 from engine.runs.slurm_queue import claim
+from engine.runs.sweep_standing import Budget, budget
 from engine.runs.sweep_watch import SweepWatch
 from engine.runs.sweeps import Objective
 from engine.spec.run_spec import RunSpec
@@ -79,9 +80,9 @@ def test_all_runs_are_submitted_or_none(
         sweeps.submit(sweeps.variants(base, {"hardware.num_processes": ["1", "999"]}, "grid"), workplace)
     assert "当 hardware.num_processes = 999 时" in refused.value.problems[0].text("zh")
     variants = sweeps.variants(base, {RANK: ["4"]}, "grid")
-    for budget in (0, -1, float("nan"), float("inf")):
+    for hours in (0, -1, float("nan"), float("inf")):
         with pytest.raises(Refusal, match="positive number of hours"):
-            sweeps.submit(variants, workplace, budget_hours=budget)
+            sweeps.submit(variants, workplace, budget_hours=hours)
     with pytest.raises(Refusal, match="at least one run"):
         sweeps.variants(base, {RANK: ["4", "8"]}, "random", -5)
     assert runs.find(workplace.saves) == []
@@ -90,7 +91,7 @@ def test_all_runs_are_submitted_or_none(
     assert [run.spec.method.r for run in first] == [4, 8]
     assert sweep_of(first[1])["values"] == {RANK: "8"}
     id = sweep_of(first[0])["id"]
-    assert [run.path for run in sweeps.members(workplace.saves, id)] == [run.path for run in first]
+    assert [run.path for run in sweep_standing.members(workplace.saves, id)] == [run.path for run in first]
     assert id != sweep_of(second[0])["id"]
     assert len(sweeps.stop(workplace.saves, id)) == 2
     states = {run.path: run.state for run in runs.find(workplace.saves)}
@@ -157,29 +158,85 @@ def test_a_watch_stops_what_is_hopeless_and_everything_once_the_budget_is_used(
     watch = SweepWatch(members[0], lambda: now)
     now += 415  # four runs on two GPUs each, for 525 s: 1.17 hours
     training = [runs.read(run.path, workplace.saves) for run in members]
-    assert sweeps.hours_used(training, now) == pytest.approx(4 * 2 * 525 / 3600)
+    assert budget(workplace.saves, training, now) == Budget(1, pytest.approx(4 * 2 * 525 / 3600))
+    change_request(members[2], beyond_budget=True, attempt=2)  # somebody has resumed it all the same
     watch.look()
-    assert stopping() == [True] * 5
-    assert "has used its 1 GPU hours" in read_warnings(members[0].dir)[0].problem.text()
+    assert stopping() == [True, True, False, True, True]
+    for run in (members[0], members[1], members[4]):  # each says why, those that have not begun, too
+        assert "has used its 1 GPU hours" in read_warnings(run.dir)[0].problem.text()
     before = runs.read(members[1].path, workplace.saves).request
     now += 60
     watch.look()  # it has done its work
     assert len(members[0].dir.warnings.read_text().splitlines()) == 1
     SweepWatch(members[1], lambda: now).look()  # and another supervisor finds nothing left to stop
     assert runs.read(members[1].path, workplace.saves).request == before
-    resumed = dataclasses.replace(members[2], request=members[2].request | {"attempt": 2})
-    SweepWatch(resumed, lambda: now).look()
-    assert read_warnings(resumed.dir) == []
-    # On Slurm, each supervisor stops its own run.
-    members[4].dir.request.write_text(json.dumps(read_object(members[4].dir.request) | {"stop": None}))
-    claim(members[4].dir, "7")
-    SweepWatch(members[4], lambda: now).look()
-    assert (read_object(members[4].dir.request)["stop"], ends_for_good(members[4].dir)) == (None, True)
+    for run in (members[2], members[4]):  # on Slurm, each supervisor stops its own run
+        change_request(run, stop=None)
+        claim(run.dir, "7")
+        SweepWatch(runs.read(run.path, workplace.saves), lambda: now).look()
+        assert read_json(run.dir.request)["stop"] is None
+        assert ends_for_good(run.dir) == (run == members[4])
     for lock in alive:
         os.close(lock)
     # Without a process, and without an end: interrupted. What counts is until when it reported progress.
     write_json(members[0].dir.progress, {"at": 1060.0})
-    assert sweeps.hours_used([runs.read(members[0].path, workplace.saves)], now) == pytest.approx(2 * 60 / 3600)
+    alone = [runs.read(members[0].path, workplace.saves)]
+    assert budget(workplace.saves, alone, now).used == pytest.approx(2 * 60 / 3600)
+
+
+def change_request(run: Run, **changes: Any) -> None:
+    write_json(run.dir.request, read_json(run.dir.request) | changes)
+
+
+def test_a_resumed_run_is_not_judged_but_keeps_the_budget_unless_that_was_used_up_before(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    """Runs as their folders show them; nothing trains."""
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    variants = sweeps.variants(make_spec(), {RANK: ["1", "2", "4", "8", "16"]}, "grid")
+    members = sweeps.submit(variants, workplace, budget_hours=1, early_stop=True)
+    began = time.time() - 9000
+    for run, values in zip(members, ([1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3], [9, 9, 9, 9]), strict=False):
+        write_metrics(run, *values)
+        write_json(run.dir.keeper, {"started": began, "leases": ["GPU-0"]})
+        write_json(run.dir.exit, {"outcome": "failed", "reason": "exit", "ended": began + 360, "attempt": 1})
+
+    def now(place: int) -> Run:
+        return runs.read(members[place].path, workplace.saves)
+
+    runs.resume(now(3))  # 0.4 hours are used
+    write_json(members[3].dir.keeper, {"started": began + 400, "leases": ["GPU-0"]})
+    alive = try_lock(members[3].dir.lock, ALIVE_BYTE, shared=True)
+    clock = began + 500.0
+    watch = SweepWatch(now(3), lambda: clock)
+    watch.look()
+    assert (now(3).request["beyond_budget"], now(3).request["stop"], read_warnings(members[3].dir)) == (False, None, [])
+    clock = began + 400 + 0.6 * 3600
+    watch.look()
+    assert [now(place).state for place in (3, 4)] == ["stopping", "stopped"]  # it was stopped, and has stopped another
+    os.close(alive)
+    write_json(members[3].dir.exit, {"outcome": "stopped", "reason": "stopped", "ended": clock, "attempt": 2})
+
+    runs.resume(now(0))
+    assert now(0).request["beyond_budget"]
+    assert "resumed all the same" in read_warnings(members[0].dir)[0].problem.text()
+    SweepWatch(now(0), lambda: clock).look()
+    assert (now(0).state, now(0).request["stop"]) == ("queued", None)
+
+
+def test_what_waits_does_not_begin_once_the_budget_is_used_up(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    """The first ends so soon that its watch may have seen nothing."""
+    monkeypatch.setenv("ATHANOR_CPU_RUNS", "1")
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, "finish()"))
+    variants = sweeps.variants(make_spec(), {RANK: ["2", "4", "8"]}, "grid")
+    members = sweeps.submit(variants, workplace, budget_hours=1e-9)
+    wait_until(lambda: all(run.dir.exit.exists() for run in members))
+    states = [runs.read(run.path, workplace.saves).state for run in members]
+    assert states == ["finished", "stopped", "stopped"]
+    assert [run.dir.keeper.exists() for run in members] == [True, False, False]
+    assert "GPU hours" in read_warnings(members[2].dir)[0].problem.text()
 
 
 def test_what_was_submitted_before_an_error_is_taken_back(

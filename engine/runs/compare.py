@@ -21,7 +21,7 @@ from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, distinct_titles, read_json
 from engine.core.stages import STAGES
 from engine.models.discovery import identity
-from engine.runs import progress, runs
+from engine.runs import progress, runs, sweep_standing
 from engine.runs.progress import Series
 from engine.runs.run import Run, sweep_of
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
@@ -52,16 +52,27 @@ def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
-    """The run, then the others of its sweep in order; without a sweep, the newest others of the same base and stage."""
+    """The run, then the others of its sweep in order, of too many the best ones; without a sweep, the newest others of
+    the same base and stage."""
     if sweep := sweep_of(run):
         others = [other for other in reversed(known) if sweep_of(other).get("id") == sweep["id"] and other.id != run.id]
-        return [run, *others][:MAX_RUNS_COMPARED]
+        kept = {other.id for other in sweep_standing.ranked(others)[: MAX_RUNS_COMPARED - 1]}
+        return [run, *(other for other in others if other.id in kept)]
     alike = [
         other
         for other in known
         if run.facts.stage and other.id != run.id and _base_and_stage(other) == _base_and_stage(run)
     ]
     return [run, *alike][:most]
+
+
+def runs_of_sweep(chosen: Sequence[Run], known: Sequence[Run]) -> int | None:
+    """How many runs the sweep has to which all chosen runs belong, if that is more than can be compared."""
+    ids = {sweep_of(run).get("id") for run in chosen}
+    if len(ids) != 1 or None in ids:
+        return None
+    count = sum(sweep_of(run).get("id") in ids for run in known)
+    return count if count > MAX_RUNS_COMPARED else None
 
 
 def _base_and_stage(run: Run) -> tuple[str, str]:
@@ -294,6 +305,12 @@ def group_runs(chosen: Sequence[Run], by: str) -> list[Group]:
     if all(type(group.value) in (int, float) for group in groups):
         groups.sort(key=lambda group: group.value)
     return groups
+
+
+def best_groups(figure: Figure, groups: Sequence[Group]) -> frozenset[int]:
+    """The places of the groups with the best mean of a figure; none if the best of the runs is not marked, either."""
+    means = tuple(mean_and_spread(figure.values, group)[0] for group in groups)
+    return _figure(figure.name, figure.of, means, mark=bool(figure.best)).best
 
 
 def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float, int]:

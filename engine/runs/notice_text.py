@@ -14,10 +14,11 @@ from engine.core.problems import NOTHING, say
 from engine.core.rundir import read_object
 from engine.notifications.notice import Level, Notice, iso
 from engine.notifications.policy import Policy
-from engine.runs import attempts, engines, facts, sweeps
+from engine.runs import attempts, engines, facts
 from engine.runs.failures import explain
 from engine.runs.occurrences import ENDS, Occurrence, newest_stall, waits_since
 from engine.runs.run import Run, sweep_of
+from engine.runs.sweep_standing import best_of
 
 LEVELS: dict[str, Level] = {
     "finished": "success",
@@ -126,13 +127,6 @@ def _notice_of_sweep(occurrence: Occurrence, policy: Policy, language: str) -> N
         link=link,
         sweep={"id": sweep_of(shown)["id"], "runs": len(sweep), **totals, "best": best.id if best else None},
     )
-
-
-def best_of(sweep: Sequence[Run]) -> Run | None:
-    """The finished run of a sweep with the best newest value of its objective; None if none has one."""
-    measured = [(run, sweeps.objective(run)) for run in sweep if run.state == "finished"]
-    values = [(own.sign * float(own.value[-1]), run) for run, own in measured if own and len(own.value)]
-    return min(values, key=lambda pair: pair[0])[1] if values else None
 
 
 def _common_name(sweep: Sequence[Run]) -> str:

@@ -7,6 +7,7 @@ DeepSpeed, which has a part for each process. Random states belong to processes,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,8 +22,8 @@ from engine.launch.accelerate_config import is_deepspeed, is_fsdp, with_processe
 from engine.launch.command import on_cpu
 from engine.launch.engine_choice import is_local
 from engine.preflight.checks import device_problems, engine_problems
-from engine.runs import attempts, kinds, queue
-from engine.runs.run import Run
+from engine.runs import attempts, kinds, queue, sweep_standing
+from engine.runs.run import Run, sweep_of
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec, Spec
 from engine.spec.steps import examples_per_step
@@ -138,9 +139,13 @@ def _counts(spec: RunSpec, machines: int) -> list[int]:
 def request_fields(run: Run, spec: Spec) -> Mapping[str, Any]:
     """What request.json says of a run that continues with `spec`, its own or another. Its devices are those that there
     are now: since it was submitted, the studio may have been given others. `processes`: those for which the order of
-    its rows was made, which stays; recorded from the first time on that it continues with others."""
+    its rows was made, which stays; recorded from the first time on that it continues with others. `beyond_budget`: that
+    of its sweep is used up."""
     kind = kinds.KINDS[spec.kind]
     fields: dict[str, Any] = {"devices": queue.demand_fields(spec, kind.memory(spec), kind.capability(spec))}
+    saves = queue.saves_of(run.path)
+    if sweep := sweep_standing.sweep_with(run, saves):
+        fields["beyond_budget"] = sweep_standing.budget(saves, sweep, time.time()).is_used_up
     count = spec.hardware.num_processes
     before = run.request.get("processes", run.spec.hardware.num_processes)
     if "processes" in run.request or count != before:
@@ -158,12 +163,20 @@ def with_precision(run: Run, request: Mapping[str, Any]) -> dict[str, Any]:
     return {**request, "devices": devices | {"capability": BF16_CAPABILITY}}
 
 
-def change_of_device(run: Run, request: Mapping[str, Any]) -> Problem | None:
-    """What the page of a run is to say if it continues on GPUs and was on the CPU before, or the other way round."""
+def notices(run: Run, request: Mapping[str, Any]) -> list[Problem]:
+    """What the page of a run that continues with this request is to say."""
+    notices = _change_of_device(run, request)
+    if request.get("beyond_budget"):
+        notices.append(problem("sweep-beyond", hours=f"{sweep_of(run)['budget_hours']:g}"))
+    return notices
+
+
+def _change_of_device(run: Run, request: Mapping[str, Any]) -> list[Problem]:
+    """That it continues on GPUs and was on the CPU before, or the other way round."""
     before, now = (queue.counted_gpus(fields.get("devices")) for fields in (run.request, request))
     if before is None or now is None or bool(before) == bool(now):
-        return None
-    return problem("resumed-on-gpus" if now else "resumed-on-cpu", "hardware.device")
+        return []
+    return [problem("resumed-on-gpus" if now else "resumed-on-cpu", "hardware.device")]
 
 
 def change_spec(run: RunDir, before: RunSpec, spec: RunSpec) -> Problem | None:

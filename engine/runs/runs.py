@@ -197,10 +197,8 @@ def resume(run: Run, by: str = "", spec: RunSpec | None = None, data: Path | Non
             **resumption.request_fields(run, continued),
         }
         write_json(run.dir.request, resumption.with_precision(run, request))
-        notices = [resumption.change_of_device(run, request)]
-        if isinstance(continued, RunSpec):
-            notices.append(resumption.change_spec(run.dir, run.spec, continued))
-        for notice in filter(None, notices):
+        changed = resumption.change_spec(run.dir, run.spec, continued) if isinstance(continued, RunSpec) else None
+        for notice in filter(None, [*resumption.notices(run, request), changed]):
             write_warning(run.dir, notice, request["resumed_from"])
         # exit.json is removed last: until then the state of the run does not change.
         attempts.put_aside(run.dir, number, run.dir.slurm, run.dir.exit)

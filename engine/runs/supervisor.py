@@ -295,9 +295,19 @@ def _supervise_to_end(
         os.close(lock)
     if run.exit.exists():  # otherwise the disk is full: no run can start, and a studio's tick will try again
         with contextlib.suppress(OSError, Refusal):
+            _stop_sweep_without_budget(run)
             engines.advance(queue.saves_of(run.path))
         read_long_curves(run)
     os._exit(0)
+
+
+def _stop_sweep_without_budget(run: RunDir) -> None:
+    """If the run has used up the budget of its sweep, let none of those that wait begin."""
+    sweep = read_object(run.request).get("sweep")
+    if isinstance(sweep, dict) and sweep.get("budget_hours"):
+        from engine.runs.sweep_watch import stop_without_budget  # as in `_watches`
+
+        stop_without_budget(queue.saves_of(run.path), str(sweep.get("id")), time.time())
 
 
 def _holder(run: RunDir) -> leases.Holder:

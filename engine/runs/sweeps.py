@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,10 +18,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
-from engine.runs import attempts, engines, progress, runs, standby
-from engine.runs.run import Run, sweep_of
+from engine.runs import engines, progress, runs, standby
+from engine.runs.run import Run
+from engine.runs.sweep_standing import curves_to_compare, members, sign
 from engine.spec.run_spec import MAX_NAME_LENGTH, RunSpec, fields
 
 Order = Literal["grid", "random", "list"]
@@ -145,15 +145,10 @@ def _in_run(variant: Variant, obstacle: Problem) -> Problem:
     return problem("sweep-run", obstacle.field, values=values, why=why)
 
 
-def members(saves: Path, id: str) -> list[Run]:
-    """The runs of a sweep, in the order in which they were submitted."""
-    return [run for run in reversed(runs.find(saves, RunSpec.kind)) if sweep_of(run).get("id") == id]
-
-
-def stop(saves: Path, id: str, by: str = "") -> list[Run]:
-    """Stop all runs of a sweep that have not ended: those that wait, and then, with a checkpoint, those that train.
-    Returns them."""
-    left = [run for run in members(saves, id) if not run.final and not run.request.get("stop")]
+def stop(saves: Path, id: str, by: str = "", spared: Callable[[Run], bool] = lambda _: False) -> list[Run]:
+    """Stop all runs of a sweep that have not ended: those that wait, and then, with a checkpoint, those that train; not
+    those that are `spared`. Returns those that are stopped."""
+    left = [run for run in members(saves, id) if not (run.final or run.request.get("stop") or spared(run))]
     for run in sorted(left, key=lambda run: run.state != "queued"):  # otherwise a waiting one starts in the meantime
         with contextlib.suppress(Refusal):  # it has just ended
             runs.stop(run, "kill" if run.state == "queued" else "save", by)
@@ -161,11 +156,6 @@ def stop(saves: Path, id: str, by: str = "") -> list[Run]:
 
 
 # ------------------------------------------------------------------------------------------ judging
-
-
-def hours_used(sweep: Sequence[Run], now: float) -> float:
-    """The GPU hours of all runs until `now`, in seconds since 1970; on the CPU, a process counts as a GPU."""
-    return sum(attempts.gpu_hours(run, now) for run in sweep)
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,7 @@ class Objective:
     @property
     def sign(self) -> int:
         """1 if lower is better, -1 if higher is."""
-        return 1 if self.name.endswith("loss") else -1
+        return sign(self.name)
 
     def until(self, step: float) -> np.ndarray:
         """The values up to a step, with the sign that makes lower ones better."""
@@ -187,10 +177,9 @@ class Objective:
 
 
 def objective(run: Run) -> Objective | None:
-    """The validation metric that identifies the best checkpoint; without validation, the stage's main curve."""
-    curves, stage = progress.curves(run), STAGES.get(run.facts.stage)
-    names = [f"eval_{stage.best}", stage.tells] if stage else []
-    for name in names:
+    """The first of `curves_to_compare` that the run has logged."""
+    curves = progress.curves(run)
+    for name in curves_to_compare(run.facts.stage):
         if name in curves:
             finite = np.isfinite(curves[name].value)
             return Objective(name, curves[name].step[finite], curves[name].value[finite])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.core.stages import STAGES
@@ -28,6 +28,7 @@ class Comparison:
     view: View
     groups: Sequence[Group]  # empty if the view has no grouping
     figures: Sequence[Figure]
+    best: Collection[str]  # the ids of those that are the best of their sweeps
 
     @property
     def classes(self) -> list[str]:
@@ -49,7 +50,7 @@ class Comparison:
         return [title for title, spec in zip(self.titles, self.specs, strict=True) if spec is None]
 
 
-def compared(runs: Sequence[Run], view: View) -> Comparison:
+def compared(runs: Sequence[Run], view: View, best: Collection[str] = ()) -> Comparison:
     """Compare runs, with `view` adjusted to what these runs have."""
     curves, specs = compare.curves(runs), [compare.spec_of(run) for run in runs]
     differences, metrics = compare.differences(specs), metrics_of(specs, curves)
@@ -64,6 +65,7 @@ def compared(runs: Sequence[Run], view: View) -> Comparison:
         view,
         groups=compare.group_runs(runs, view.by) if view.by else [],
         figures=compare.figures(runs, curves),
+        best=best,
     )
 
 

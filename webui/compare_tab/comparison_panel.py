@@ -11,7 +11,9 @@ from gradio.blocks import Block
 
 from engine.launch.workspace import Workplace
 from engine.runs import compare
+from engine.runs.run import sweep_of
 from engine.runs.runs import Run
+from engine.runs.sweep_standing import best_among
 from webui.compare_tab import figure_html, tables_html
 from webui.compare_tab.comparison import compared
 from webui.compare_tab.runs_panel import RunsPanel
@@ -69,7 +71,10 @@ class ComparisonPanel(Panel):
         runs, gone = compare.select_runs(self.saves, ids or ())
         if not runs:
             return self._nothing(gone)
-        comparison = compared(runs, View.of_controls(*controls))
+        known = compare.training_runs(self.saves) if any(map(sweep_of, runs)) else []
+        comparison = compared(runs, View.of_controls(*controls), best_among(known, runs))
+        count = compare.runs_of_sweep(runs, known)
+        more = figure_html.note(self.words("compare-sweep-more", count=count, most=compare.MAX_RUNS_COMPARED))
         notes = {
             "compare-gone": gone,
             "compare-unread": comparison.titles_without_spec,
@@ -78,7 +83,7 @@ class ComparisonPanel(Panel):
         return {
             self.stamp: compare.stamp(runs),
             self.timer: gr.Timer(active=any(not run.final for run in runs)),
-            self.runs.note: figure_html.notes(notes, self.words),
+            self.runs.note: figure_html.notes(notes, self.words) + (more if count else ""),
             self.chart: figure_html.figure(comparison, self.root, self.words),
             self.tables: tables_html.tables(comparison, self.words),
             **self.view.for_comparison(comparison),

@@ -18,11 +18,11 @@ def empty(words: Words) -> str:
 
 def notes(names_by_code: Mapping[str, Sequence[str]], words: Words) -> str:
     """What cannot be shown, and for which runs: a sentence for each code in page.yaml that has run names."""
-    return "".join(
-        f'<p class="quiet">{escape(words(code, names=", ".join(names)))}</p>'
-        for code, names in names_by_code.items()
-        if names
-    )
+    return "".join(note(words(code, names=", ".join(names))) for code, names in names_by_code.items() if names)
+
+
+def note(text: str) -> str:
+    return f'<p class="quiet">{escape(text)}</p>'
 
 
 def figure(comparison: Comparison, root: str, words: Words) -> str:

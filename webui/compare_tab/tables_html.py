@@ -13,7 +13,7 @@ from engine.core.csvtext import as_csv
 from engine.runs import compare
 from engine.runs.compare import ABSENT, Difference, Figure
 from engine.runs.runs import Run
-from webui import charts
+from webui import charts, stars
 from webui.compare_tab.comparison import Comparison
 from webui.numbers import duration, human, short, size
 from webui.words import Words
@@ -27,6 +27,7 @@ def tables(comparison: Comparison, words: Words) -> str:
     """All tables, followed by a hidden element with figures and settings as CSV for the download button."""
     heads = [
         f'<a class="key {classes}" href="?run={quote(run.id)}">{escape(title)}</a>'
+        + (f" {stars.star(words)}" if run.id in comparison.best else "")
         for run, classes, title in zip(comparison.runs, comparison.classes, comparison.titles, strict=True)
     ]
     figures = _table(heads, _figure_rows(comparison, words))
@@ -121,13 +122,13 @@ def _groups_section(comparison: Comparison, words: Words) -> str:
     ]
     rows: list[Row] = [(words("compare-count"), [(str(len(group.places)), "") for group in groups])]
     for figure in comparison.figures:
-        cells = []
-        for group in groups:
+        cells, best = [], compare.best_groups(figure, groups)
+        for place, group in enumerate(groups):
             mean, deviation, _ = compare.mean_and_spread(figure.values, group)
             text = _number(figure, mean, words)
             if deviation > 0:
                 text += f" ± {_number(figure, deviation, words)}"
-            cells.append((escape(text), ""))
+            cells.append((escape(text), "best" if place in best else ""))
         rows.append((_figure_title(figure, words), cells))
     return _section("compare-groups", _table(heads, rows), words, help=True)
 

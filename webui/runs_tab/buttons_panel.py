@@ -123,7 +123,7 @@ class ButtonsPanel(Panel):
     def opened(self, run: Run) -> Updates:
         rights = notices.denied(hindrance("stop", run.by), ".one-run .owned", self.words)
         return self.without_questions() | {
-            self.compare: gr.update(visible=True),
+            self.compare: gr.update(visible=True, value=self.words("sweep-compare" if sweep_of(run) else "compare")),
             self.rights: gr.update(value=rights, visible=bool(rights)),
         }
 

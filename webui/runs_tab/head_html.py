@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 from engine.core.problems import say
 from engine.core.run_warnings import read_warnings
@@ -17,6 +18,7 @@ from engine.runs.progress import Progress
 from engine.runs.runs import Run
 from webui import notices, probes, queue_html, reports
 from webui.numbers import duration, human, moment, short, size
+from webui.runs_tab import sweep_html
 from webui.runs_tab.run_facts import kind_of, run_facts, state_html
 from webui.text_html import lines
 from webui.words import Words
@@ -27,7 +29,7 @@ def status(run: Run, words: Words) -> tuple[str, str, str]:
     return progress_bar(run, progress.progress(run), words), state_html(run, words), failure(run, words)
 
 
-def head(run: Run, words: Words) -> str:
+def head(run: Run, saves: Path, words: Words) -> str:
     facts, now = run_facts(run), progress.progress(run)
     fields = {
         "fact-model": facts["model"],
@@ -45,6 +47,7 @@ def head(run: Run, words: Words) -> str:
         f'<div class="run-title"><h1>{escape(facts["title"])}</h1>'
         f'<span class="badge">{state_html(run, words)}</span></div>'
         f"{progress_bar(run, now, words)}"
+        f"{sweep_html.line(run, saves, words)}"
         f'<dl class="facts-row">{rows}</dl>'
     )
 

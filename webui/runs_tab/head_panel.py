@@ -36,7 +36,7 @@ class HeadPanel(Panel):
 
     def now(self, run: Run, view: CurveView) -> Updates:
         return {
-            self.head: head_html.head(run, self.words),
+            self.head: head_html.head(run, self.saves, self.words),
             self.failure: head_html.failure(run, self.words),
             self.cautions: head_html.cautions(run, self.words),
             self.findings: head_html.findings(run, self.words),

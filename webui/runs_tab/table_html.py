@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from urllib.parse import quote
 
 from engine.runs import progress
 from engine.runs.runs import Run
-from webui import charts
+from webui import charts, stars
 from webui.numbers import ago, moment, short
 from webui.runs_tab.run_facts import kind_of, run_facts, state_html
 from webui.words import Words
 
 
-def table(runs: Sequence[Run], words: Words, text: str = "") -> str:
-    """The runs, one per row; without any, the reason: `text` is the search text."""
+def table(runs: Sequence[Run], words: Words, text: str = "", best: Collection[str] = ()) -> str:
+    """The runs, one per row; without any, the reason: `text` is the search text. `best`: the ids of those that are the
+    best of their sweeps."""
     if not runs:
         if text.strip():
             return f'<p class="empty">{escape(words("runs-no-match", text=text.strip()))}</p>'
@@ -23,15 +24,16 @@ def table(runs: Sequence[Run], words: Words, text: str = "") -> str:
     owners = any(run.by for run in runs)
     columns = ["state", "run", "stage", "data", *(["owner"] if owners else []), "when", "last", "curve"]
     head = "".join(f'<th class="c-{column}">{escape(words(f"column-{column}"))}</th>' for column in columns)
-    body = "".join(_row(run, columns, words) for run in runs)
+    body = "".join(_row(run, columns, words, run.id in best) for run in runs)
     return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _row(run: Run, columns: Sequence[str], words: Words) -> str:
-    facts = run_facts(run)
+def _row(run: Run, columns: Sequence[str], words: Words, is_best: bool) -> str:
+    facts, star = run_facts(run), f" {stars.star(words)}" if is_best else ""
+    link = f'<a href="?run={quote(run.id)}">{escape(facts["title"])}</a>'
     cells = {
         "state": state_html(run, words),
-        "run": f'<a href="?run={quote(run.id)}">{escape(facts["title"])}</a><small>{escape(facts["model"])}</small>',
+        "run": f"{link}{star}<small>{escape(facts['model'])}</small>",
         "stage": escape(kind_of(run, facts, words)),
         "data": escape(facts["data"]),
         "owner": escape(run.by),

@@ -8,6 +8,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.runs import runs
+from engine.runs.sweep_standing import best_among
 from webui import clicks
 from webui.events import LATEST, QUIET
 from webui.panels import Updates, hidden_value
@@ -70,9 +71,10 @@ class TablePanel(Panel):
     def list_runs(self, text: str | None, limit: str) -> Updates:
         """The runs that match, and whether there are more of them."""
         text = text or ""  # an untouched box has no value at all
-        matching = [run for run in runs.find(self.saves) if matches(run, text)]
-        count = row_limit(limit)
-        html = table_html.table(matching[:count], self.words, text)
+        known, count = runs.find(self.saves), row_limit(limit)
+        matching = [run for run in known if matches(run, text)]
+        best = best_among(known, matching[:count])
+        html = table_html.table(matching[:count], self.words, text, best)
         older = max(len(matching) - count, 0)
         return {
             self.stamp: hashlib.sha1(html.encode()).hexdigest(),
