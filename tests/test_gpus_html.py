@@ -54,8 +54,8 @@ def test_who_uses_each_gpu_and_nothing_of_theirs_is_html(gpus: Any) -> None:
     assert f"{os.getpid()} · 70 GB · {gpu_use.psutil.Process().username()} " in table
     assert f"{2**30} · — · process that cannot be seen from here" in table
     assert bars.count("<li") == 4
-    assert "20 GB / 80 GB · 97 % · 71 °C · 312 W / 700 W</small>" in bars
-    assert "<small>&lt;GB10&gt; · 与主机共享</small>" in bars  # and no dashes for what is not reported
+    assert "20 GB / 80 GB</span> <span>97 %</span> <span>71 °C</span> <span>312 W / 700 W</span></small>" in bars
+    assert "<small><span>&lt;GB10&gt;</span> <span>与主机共享</span></small>" in bars  # no dashes for what is unknown
     assert 'class="leased"' in bars
     assert 'width:25%"' in bars
     assert "被其他程序占用" in bars

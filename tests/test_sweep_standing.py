@@ -84,8 +84,9 @@ def test_page_and_command_line_say_how_a_sweep_stands(member: Make, tmp_path: Pa
     best, other = member("<best>", loss=1.25), member("other", ended="failed", loss=1.5)
     line = head_html.head(other, tmp_path, ENGLISH)
     assert "<b>Sweep</b></span> · <span>2 runs, 2 ended</span> · <span>2 of 5 GPU hours used</span>" in line
-    assert '<a href="?run=base/lora/%3Cbest%3E" data-run="base/lora/&lt;best&gt;">&lt;best&gt;</a> (' in line
-    assert "目前最佳的就是本次运行" in head_html.head(best, tmp_path, CHINESE)
+    link = '<a href="?run=base/lora/%3Cbest%3E" data-run="base/lora/&lt;best&gt;">&lt;best&gt;</a>'
+    assert f"<span>best: {link}</span> · <span>Loss 1.25</span>" in line
+    assert "本次运行最佳" in head_html.head(best, tmp_path, CHINESE)
     assert "sweep" not in head_html.head(runs.get(tmp_path, "lonely"), tmp_path, ENGLISH)
     known = runs.find(tmp_path)
     table = table_html.table(known, ENGLISH, best=sweep_standing.best_among(known, known))
@@ -93,7 +94,7 @@ def test_page_and_command_line_say_how_a_sweep_stands(member: Make, tmp_path: Pa
     here = Workplace(models=workplace.models, data=workplace.data, saves=tmp_path)
     assert re.search(r"loss 1\.2500\* base/lora/<best>\n", engine(here, "list").stdout)
     shown = engine(here, "show", "other").stdout
-    assert f"Sweep: 2 runs, 2 ended; 2 of 5 GPU hours used; best so far: {best.id} (loss 1.25)\n" in shown
+    assert f"Sweep: 2 runs, 2 ended; 2 of 5 GPU hours used; best: {best.id} (loss 1.25)\n" in shown
 
 
 def test_of_a_large_sweep_the_best_runs_are_compared_and_marked_in_its_groups(member: Make, tmp_path: Path) -> None:

@@ -25,8 +25,12 @@ def _bar(use: GpuUse, words: Words) -> str:
         f'<li class="{state}"><span>{escape(words("gpu-number", index=gpu.index))}</span>'
         f'<div class="bar"><i style="width:{full:.0f}%"></i></div>'
         f"<span>{escape(_user(use, words))}</span>"
-        f"<small>{escape(' · '.join([gpu.name, _memory(use, words), *_figures(gpu)]))}</small></li>"
+        f"<small>{' '.join(map(_part, [gpu.name, _memory(use, words), *_figures(gpu)]))}</small></li>"
     )
+
+
+def _part(text: str) -> str:
+    return f"<span>{escape(text)}</span>"
 
 
 def _figures(gpu: Gpu) -> list[str]:

@@ -75,6 +75,11 @@ def budget(saves: Path, sweep: Sequence[Run], now: float) -> Budget:
     return Budget(hours if isinstance(hours, (int, float)) else None, used)
 
 
+def hours_text(hours: float) -> str:
+    """GPU hours that were used, to three digits."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
 def summary(saves: Path, sweep: Sequence[Run], now: float, language: str) -> str:
     """How the sweep with these runs stands, in one sentence; `now` as for `budget`."""
     used, best = budget(saves, sweep, now), best_of(sweep)
@@ -82,7 +87,7 @@ def summary(saves: Path, sweep: Sequence[Run], now: float, language: str) -> str
     values = {
         "count": len(sweep),
         "ended": sum(run.final for run in sweep),
-        "used": f"{used.used:.3g}",
+        "used": hours_text(used.used),
         "hours": NOTHING if used.hours is None else f"{used.hours:g}",
         "best": f"{best.id} ({reached.curve} {reached.value:.4g})" if best and reached else NOTHING,
     }

@@ -26,8 +26,9 @@ Row = tuple[str, Sequence[tuple[str, str]]]  # label, and (HTML, CSS class) of e
 def tables(comparison: Comparison, words: Words) -> str:
     """All tables, followed by a hidden element with figures and settings as CSV for the download button."""
     heads = [
-        f'<a class="key {classes}" href="?run={quote(run.id)}">{escape(title)}</a>'
-        + (f" {stars.star(words)}" if run.id in comparison.best else "")
+        f'<a class="key {classes}" href="?run={quote(run.id)}">'
+        + (f"<span>{escape(title)} {stars.star(words)}</span>" if run.id in comparison.best else escape(title))
+        + "</a>"
         for run, classes, title in zip(comparison.runs, comparison.classes, comparison.titles, strict=True)
     ]
     figures = _table(heads, _figure_rows(comparison, words))

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from engine.runs import sweep_standing
 from engine.runs.run import Run
-from engine.runs.sweep_standing import Budget, Measure
+from engine.runs.sweep_standing import Budget
 from webui import charts, stars
 from webui.numbers import short
 from webui.words import Words
@@ -25,29 +25,26 @@ def line(run: Run, saves: Path, words: Words) -> str:
         f"<b>{escape(words('sweep-of-run'))}</b>",
         escape(words("sweep-runs", count=len(sweep), ended=ended)),
         escape(_hours(sweep_standing.budget(saves, sweep, time.time()), words)),
-        _best(run, sweep, words),
+        *_best(run, sweep, words),
     ]
-    return f'<p class="told sweep">{" · ".join(f"<span>{part}</span>" for part in parts if part)}</p>'
+    return f'<p class="told sweep">{" · ".join(f"<span>{part}</span>" for part in parts)}</p>'
 
 
 def _hours(budget: Budget, words: Words) -> str:
-    used = short(round(budget.used, 3))
+    used = sweep_standing.hours_text(budget.used)
     if budget.hours is None:
         return words("sweep-hours", used=used)
     return words("sweep-hours-of", used=used, hours=f"{budget.hours:g}")
 
 
-def _best(run: Run, sweep: list[Run], words: Words) -> str:
+def _best(run: Run, sweep: list[Run], words: Words) -> list[str]:
+    """The best run and its measure, if there is one among several."""
     best = sweep_standing.best_of(sweep) if len(sweep) > 1 else None
     reached = sweep_standing.measure(best) if best else None
     if best is None or reached is None:
-        return ""
-    value = escape(_value(reached, words))
+        return []
+    value = escape(f"{charts.title(reached.curve, words)} {short(reached.value)}")
     if best.id == run.id:
-        return f"{stars.star(words)} {escape(words('sweep-best-is-this'))} ({value})"
+        return [f"{stars.star(words)} {escape(words('sweep-best-is-this'))}", value]
     link = f'<a href="?run={quote(best.id)}" data-run="{escape(best.id)}">{escape(best.title)}</a>'
-    return f"{escape(words('sweep-best-is'))} {link} ({value})"
-
-
-def _value(reached: Measure, words: Words) -> str:
-    return f"{charts.title(reached.curve, words)} {short(reached.value)}"
+    return [f"{escape(words('sweep-best-is'))} {link}", value]
