@@ -224,14 +224,23 @@ def test_a_resumed_run_is_not_judged_but_keeps_the_budget_unless_that_was_used_u
     assert (now(0).state, now(0).request["stop"]) == ("queued", None)
 
 
+TWO_HOURS_LATER = """
+keeper = json.loads((folder / "keeper.json").read_text())
+(folder / "keeper.json").write_text(json.dumps(keeper | {"started": keeper["started"] - 7200}))
+finish()
+"""
+
+
 def test_what_waits_does_not_begin_once_the_budget_is_used_up(
     monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
     """The first ends so soon that its watch may have seen nothing."""
     monkeypatch.setenv("ATHANOR_CPU_RUNS", "1")
-    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, "finish()"))
+    monkeypatch.setattr(
+        queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, TWO_HOURS_LATER)
+    )
     variants = sweeps.variants(make_spec(), {RANK: ["2", "4", "8"]}, "grid")
-    members = sweeps.submit(variants, workplace, budget_hours=1e-9)
+    members = sweeps.submit(variants, workplace, budget_hours=1)
     wait_until(lambda: all(run.dir.exit.exists() for run in members))
     states = [runs.read(run.path, workplace.saves).state for run in members]
     assert states == ["finished", "stopped", "stopped"]
@@ -264,7 +273,7 @@ for step in range(1, 100_000 if rank == 16 else 200):  # what is to be stopped d
         file.write(json.dumps({"step": step, "epoch": 0, "time": step, "loss": rank / step ** 0.5}) + "\\n")
     if step < 6 or rank < 16:
         continue
-    if (json.loads((folder / "request.json").read_text())["stop"] or {}).get("how"):
+    if (folder / "pause.json").exists():
         break
     time.sleep(0.1)
 finish()
@@ -281,5 +290,5 @@ def test_the_supervisor_of_a_hopeless_run_stops_it(
     last: Any = wait_until(lambda: (run := runs.read(members[-1].path, workplace.saves)).final and run)
     assert [runs.read(run.path, workplace.saves).state for run in members[:3]] == ["finished"] * 3
     assert "median rule" in read_warnings(last.dir)[0].problem.text()
-    assert last.request["stop"]["how"] == "save"
+    assert (last.request["stop"], requested_stop(last.dir)) == (None, "save")
     assert len(last.dir.metrics.read_text().splitlines()) < 99_999
