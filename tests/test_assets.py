@@ -1,4 +1,4 @@
-"""The scripts and styles of the page: compressed once, kept by browsers, gradio's own but for an index."""
+"""The scripts and styles of the page: compressed once, kept by browsers, gradio's own but for two of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from engine.launch.workspace import Workplace
 from webui.studio.application import application
-from webui.studio.assets import NODE_INDEX, SCRIPT_WITH_TREE, with_node_index
+from webui.studio.assets import REPLACEMENTS, replaced
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 SCRIPT = max(FOLDER.glob("index-*.js"), key=lambda path: path.stat().st_size)
@@ -61,20 +61,20 @@ def test_a_changed_file_has_another_name() -> None:
 
 
 @pytest.mark.parametrize("encodings", ["br", "identity"])
-def test_one_script_finds_components_by_an_index_and_is_gradios_own_otherwise(
-    client: TestClient, encodings: str
-) -> None:
-    [script] = FOLDER.glob(SCRIPT_WITH_TREE)
+@pytest.mark.parametrize("pattern", REPLACEMENTS)
+def test_two_scripts_are_gradios_own_but_for_what_is_replaced(client: TestClient, pattern: str, encodings: str) -> None:
+    [script] = FOLDER.glob(pattern)
     text = client.get(f"/assets/{script.name}", headers={"Accept-Encoding": encodings}).text
-    assert "nodesOf" in text
-    for search, indexed in NODE_INDEX.items():
-        assert text.count(indexed) == 1
-        text = text.replace(indexed, search)
+    for search, replacement in REPLACEMENTS[pattern].items():
+        assert text.count(replacement) == 1
+        text = text.replace(replacement, search)
     assert text == script.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("pattern", REPLACEMENTS)
 @pytest.mark.parametrize("change", [str.upper, lambda text: text * 2, lambda _: ""])
-def test_a_script_that_reads_otherwise_stays_as_it_is(change: Callable[[str], str]) -> None:
-    for search in NODE_INDEX:
-        script = "".join(change(part) if part == search else part for part in NODE_INDEX).encode()
-        assert with_node_index(script) == script
+def test_a_script_that_reads_otherwise_stays_as_it_is(change: Callable[[str], str], pattern: str) -> None:
+    replacements = REPLACEMENTS[pattern]
+    for search in replacements:
+        script = "".join(change(part) if part == search else part for part in replacements).encode()
+        assert replaced(script, replacements) == script

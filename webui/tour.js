@@ -37,6 +37,8 @@
   };
 
   const ring = Object.assign(document.createElement('div'), { className: 'tour-ring', hidden: true });
+  // Beside gradio's container, which the style sheet's rule about motion does not reach out of.
+  ring.classList.toggle('still', matchMedia('(prefers-reduced-motion: reduce)').matches);
   const point = (selector) => {
     const box = selector && shown(selector)?.getBoundingClientRect();
     ring.hidden = !box;

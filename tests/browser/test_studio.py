@@ -36,6 +36,24 @@ def assert_stages_stand_in_one_row(page: Page) -> None:
     assert len(set(tops)) == 1, page.viewport_size
 
 
+# How often scripts ask for a frame of the screen during ten frames, and what moves by the style sheet.
+MOVES = """async () => {
+  const ask = window.requestAnimationFrame.bind(window);
+  let asked = 0;
+  window.requestAnimationFrame = (callback) => { asked += 1; return ask(callback); };
+  for (let frame = 0; frame < 10; frame += 1) await new Promise(ask);
+  window.requestAnimationFrame = ask;
+  const running = document.getAnimations().filter((animation) => animation.playState === 'running');
+  return asked + running.length;
+}"""
+
+
+def assert_nothing_moves(page: Page) -> None:
+    """Sixty pictures a second of a page that waits for its reader keep a third of a core busy."""
+    expect(page.locator(".tour-ring")).to_be_visible()
+    wait_until(lambda: page.evaluate(MOVES) == 0)
+
+
 def place_of(path: str) -> str:
     return f"#f-{path.replace('.', '-')}"
 
@@ -52,6 +70,7 @@ def test_the_page_is_complete_without_a_network_and_all_chinese_in_a_chinese_bro
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(untouched[0])
     ready(page)
+    assert_nothing_moves(page)
     assert_stages_stand_in_one_row(page)
     for fold in page.locator("button.label-wrap").all():
         if fold.is_visible():  # some are only for models that also see

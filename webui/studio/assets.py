@@ -1,4 +1,4 @@
-"""The scripts and styles of gradio's page, compressed once and kept by browsers; one finds components by an index.
+"""The scripts and styles of gradio's page, compressed once and kept by browsers; two of them spend less time.
 
 Gradio reads and compresses each of them again for each visitor, some eighty per page.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -23,17 +24,22 @@ COMPRESSED_SUFFIXES = (".js", ".css")
 QUALITY = 6  # of brotli, up to 11: a few ms for most of the files; 9 would save 1 %
 # A new version of gradio has new names: each contains a hash of the file's content.
 CACHE_CONTROL = "public, max-age=31536000, immutable"
-# For each input and output of each event, gradio searches the tree of all components, through Svelte's proxies. Here
-# the nodes of a tree are indexed by id when it is first searched, and again after a part of it has been drawn anew.
-# Gradio is pinned, and `tests/test_assets.py` fails if its script no longer reads like this.
-SCRIPT_WITH_TREE = "core-*.js"
-SEARCH = "(e,t){if(e.id===t)return e;if(e.children)for(let n of e.children){let e=Z(n,t);if(e)return e}return null}"
-NODE_INDEX = {
-    f"function Z{SEARCH}": f"function searchNode{SEARCH.replace('Z(', 'searchNode(')}"
-    "var nodesOf=new WeakMap;function Z(e,t){let n=nodesOf.get(e);if(!n){nodesOf.set(e,n=new Map);"
-    "let r=e=>{n.set(e.id,e);e.children&&e.children.forEach(r)};r(e)}"
-    "let i=n.get(t)??searchNode(e,t);i&&n.set(t,i);return i}",
-    "a.children=i.children,": "nodesOf.delete(this.root),a.children=i.children,",
+# Gradio is pinned, and `tests/test_assets.py` fails if one of these scripts no longer reads like this.
+_SEARCH = "(e,t){if(e.id===t)return e;if(e.children)for(let n of e.children){let e=Z(n,t);if(e)return e}return null}"
+REPLACEMENTS: dict[str, dict[str, str]] = {
+    # For each input and output of each event, gradio searches the tree of all components, through Svelte's proxies.
+    # Here the nodes of a tree are indexed by id when it is first searched, and again after a part of it has been drawn
+    # anew.
+    "core-*.js": {
+        f"function Z{_SEARCH}": f"function searchNode{_SEARCH.replace('Z(', 'searchNode(')}"
+        "var nodesOf=new WeakMap;function Z(e,t){let n=nodesOf.get(e);if(!n){nodesOf.set(e,n=new Map);"
+        "let r=e=>{n.set(e.id,e);e.children&&e.children.forEach(r)};r(e)}"
+        "let i=n.get(t)??searchNode(e,t);i&&n.set(t,i);return i}",
+        "a.children=i.children,": "nodesOf.delete(this.root),a.children=i.children,",
+    },
+    # A component counts the seconds of an event at each frame of the screen. One that the answer takes off the page
+    # would do so for as long as the page is open, which keeps a sixth of a core busy. `U` is its element.
+    "statustracker-*.js": {"W&&ze()": "W&&U?.isConnected&&ze()"},
 }
 
 
@@ -78,14 +84,17 @@ def _compressed(name: str) -> bytes:
 
 def _content(name: str) -> bytes:
     content = (FOLDER / name).read_bytes()
-    return with_node_index(content) if fnmatchcase(name, SCRIPT_WITH_TREE) else content
+    for pattern, replacements in REPLACEMENTS.items():
+        if fnmatchcase(name, pattern):
+            content = replaced(content, replacements)
+    return content
 
 
-def with_node_index(script: bytes) -> bytes:
-    """Gradio's script with NODE_INDEX; as it is, if it is not the one that this was written for."""
+def replaced(script: bytes, replacements: Mapping[str, str]) -> bytes:
+    """Gradio's script with its replacements; as it is, if it is not the one that they were written for."""
     text = script.decode("utf-8")
-    if any(text.count(search) != 1 for search in NODE_INDEX):
+    if any(text.count(search) != 1 for search in replacements):
         return script
-    for search, indexed in NODE_INDEX.items():
-        text = text.replace(search, indexed)
+    for search, replacement in replacements.items():
+        text = text.replace(search, replacement)
     return text.encode()
