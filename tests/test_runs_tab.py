@@ -25,7 +25,7 @@ from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
 from tests.slurm_commands import stand_in_commands
-from webui import charts
+from webui import charts, queue_html
 from webui.panels import Updates
 from webui.people import note_person
 from webui.runs_tab import head_html
@@ -397,6 +397,11 @@ def test_a_waiting_run_shows_why_and_its_turn_can_be_changed(
     done = tab.actions.act("reorder", queue_order.hold, "told-queue-hold", second.id, VIEW)
     assert done[panel.reason] == "<p>On hold. It stays in the queue until somebody releases it.</p>"
     assert (done[panel.buttons["hold"]]["visible"], done[panel.buttons["release"]]["visible"]) == (False, True)
+    write_json(second.dir.slurm, {"job": "7", "user": "0"})
+    monkeypatch.setattr(queue_html, "reason", lambda *_: "")
+    there = panel.now(replace(second, state="queued"), VIEW)
+    buttons = {name for name, button in panel.buttons.items() if there[button]["visible"]}
+    assert buttons == {"hold", "first"}  # what Slurm does for a run that it has
     runs.stop(first, "kill")
     refused = tab.actions.act("reorder", queue_order.hold, "told-queue-hold", first.id, VIEW)
     assert "Only a run that is queued has a turn" in refused[tab.context.message]

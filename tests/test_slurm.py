@@ -173,6 +173,20 @@ def test_a_chat_whose_time_is_over_says_so(on_slurm: Workplace, timed_chat: Serv
     assert "达到时间限制" in chinese
 
 
+def change_turn(cluster: Cluster, workplace: Workplace, run: Run) -> None:
+    """Everything that Slurm can do about the turn of a run that waits for resources."""
+    engine(workplace, "queue", run.id, "--hold")
+    wait_until(lambda: "JobHeldUser" in reason(run))
+    queue_order.release(run)
+    wait_until(lambda: "Resources" in reason(run))
+    queue_order.set_priority(run, "low")
+    job = read_object(run.dir.slurm)["job"]
+    assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%y") == "10000"
+    queue_order.move(run, "first")
+    with pytest.raises(Refusal, match="Slurm decides the rest"):
+        queue_order.start_now(run)
+
+
 def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
     cluster: Cluster, on_slurm: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
@@ -187,9 +201,7 @@ def test_a_run_waits_stops_resumes_outlives_slurmctld_and_a_node_and_is_killed(
     shown = engine(on_slurm, "show", run.id).stdout
     assert "queued" in shown
     assert "Resources" in shown
-    assert not engines.can_be_ordered(run)
-    with pytest.raises(Refusal, match="Slurm decides"):
-        queue_order.hold(run)
+    change_turn(cluster, on_slurm, run)
     other = runs.submit(make_spec(), on_slurm)
     runs.stop(other, "kill")
     assert runs.read(other.path, on_slurm.saves).state == "stopped"

@@ -455,12 +455,34 @@ def test_quotas_and_holds_keep_runs_back_from_slurm(
     now = [runs.read(run.path, workplace.saves) for run in (first, second, held)]
     assert [run.dir.on_slurm() for run in now] == [True, False, False]
     assert [engines.place(run).decision.reason.code for run in now] == ["slurm-waits", "waits-quota", "waits-held"]
-    assert engines.can_be_ordered(now[2])
+    assert queue_order.possible(now[2]) == queue_order.CHANGES
     queue_order.release(now[2])
     assert held.dir.on_slurm()
     runs.stop(now[0], "kill")
     engines.advance(workplace.saves)
     assert second.dir.on_slurm()
+
+
+def test_the_turn_of_a_run_that_slurm_has_is_changed_there_or_not_at_all(
+    answering: Callable[..., None], workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    answering(squeue="echo '7|PENDING|Resources|x'", scontrol="")
+    low = runs.submit(make_spec(), workplace, start=False)
+    queue_order.set_priority(low, "low")  # also submits it
+    assert calls(tmp_path) == ["sbatch --parsable", "scontrol update"]
+    assert (tmp_path / "calls").read_text(encoding="utf-8").endswith("scontrol update JobId=7 Nice=10000\n")
+    held = runs.submit(make_spec(), workplace, start=False)
+    # Somebody holds it while it is being submitted.
+    answering(sbatch=f'sed -i \'s/"attempt"/"held": true, "attempt"/\' {held.dir.request}; echo 7')
+    engines.advance(workplace.saves)
+    assert calls(tmp_path)[2:] == ["sbatch --parsable", "scontrol uhold"]
+    answering(squeue="echo '7|PENDING|Resources|x'", scontrol="echo 'Access/permission denied' >&2; exit 1")
+    before = read_object(low.dir.request)
+    with pytest.raises(Refusal, match="job 7: Access/permission denied"):
+        queue_order.set_priority(low, "high")
+    assert read_object(low.dir.request) == before
+    with pytest.raises(Refusal, match="in Slurm's queue"):
+        queue_order.move(low, "up")
 
 
 def test_gpus_by_index_and_a_broken_engine_file_are_refused_before_anything_is_written(

@@ -30,15 +30,15 @@ from engine.runs.schedule import Decision
 class Engine:
     """`advance` starts the waiting runs of a saves folder that can start; `place` tells why one waits; `end` carries
     out a stop request: (run, "save" or "kill", whether the run was waiting); `withdraw` forgets a waiting run; `left`
-    is the problem that an attempt that has ended still has processes. `is_ordered`: whether the turn of waiting runs
-    can be changed here."""
+    is the problem that an attempt that has ended still has processes; `reorder` carries out a change of a waiting run's
+    turn that is in its request (`queue_order`)."""
 
     advance: Callable[[Path, HandOver], None]
     place: Callable[[Run], Place | None]
     end: Callable[[Run, str, bool], None]
     withdraw: Callable[[RunDir], None]
     left: Callable[[RunDir], Problem | None]
-    is_ordered: bool
+    reorder: Callable[[RunDir, str], None]
 
 
 def _advance_here(saves: Path, hand_over: HandOver) -> None:
@@ -69,14 +69,14 @@ def _left_here(run: RunDir) -> Problem | None:
 
 
 ENGINES = {
-    "local": Engine(_advance_here, queue.place, _end_here, lambda _run: None, _left_here, is_ordered=True),
+    "local": Engine(_advance_here, queue.place, _end_here, lambda _run: None, _left_here, lambda _run, _change: None),
     "slurm": Engine(
         slurm_queue.advance,
         slurm_queue.place,
         slurm_queue.end,
         slurm_queue.withdraw,
         slurm_queue.left,
-        is_ordered=False,
+        slurm_queue.reorder,
     ),
 }
 
@@ -114,14 +114,6 @@ def waiting(saves: Path) -> list[tuple[Run, Place]]:
     others = {run.path for run, _ in ordered}
     unordered = (run for run in index.open_runs(saves) if run.path not in others)
     return ordered + [(run, where) for run in unordered if (where := place(run))]
-
-
-def can_be_ordered(run: Run) -> bool:
-    """Whether the turn of a waiting run can be changed here; of one on hold, that is always possible."""
-    try:
-        return engine_of(run.dir).is_ordered or bool(run.request.get("held"))
-    except Refusal:
-        return False
 
 
 def doubt(run: Run) -> Problem | None:

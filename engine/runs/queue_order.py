@@ -1,5 +1,6 @@
 """Changes of the order in which waiting runs start: on hold, at once, earlier, later, more important.
 
+Of a run that waits in Slurm's queue, some of them are possible there.
 The request of a run records the last change and who (`by`) made it.
 """
 
@@ -17,7 +18,14 @@ from engine.runs.run import Run
 Move = Literal["first", "up", "down", "last"]
 MOVES = get_args(Move)
 PRIORITIES = {"high": 1, "normal": 0, "low": -1}
+CHANGES = ("start-now", "hold", "release", "priority", *MOVES)
+CHANGES_BY_SLURM = ("hold", "release", "priority", "first")
 SECOND_NS = 1_000_000_000
+
+
+def possible(run: Run) -> tuple[str, ...]:
+    """Which of `CHANGES` a waiting run can have."""
+    return CHANGES_BY_SLURM if run.dir.on_slurm() else CHANGES
 
 
 def hold(run: Run, by: str = "") -> None:
@@ -48,7 +56,7 @@ def move(run: Run, where: str, by: str = "") -> None:
     stay in front. Raises Refusal if it does not wait."""
     if where not in MOVES:
         raise Refusal(problem("spec-choice", "move", given=where, choices=", ".join(MOVES)))
-    _change(run, "move", by, lambda order: _moved(run, order, where))
+    _change(run, where, by, lambda order: _moved(run, order, where))
 
 
 def _moved(run: Run, order: list[Run], where: str) -> dict[str, Any]:
@@ -78,15 +86,21 @@ def _queued(run: Run) -> int:
 
 
 def _change(run: Run, action: str, by: str, changes: Callable[[list[Run]], dict[str, Any]]) -> None:
-    """Change the request of a waiting run: the runs in their order → what is changed."""
+    """Change the request of a waiting run: the runs in their order → what is changed. Raises Refusal, also if Slurm,
+    which has the run, does not change its turn."""
     saves = queue.saves_of(run.path)
     with runs.refusing_write_errors(saves), queue.locked(saves):
         run = runs.read(run.path, saves)
         if run.state != "queued":
             raise Refusal(problem("run-cannot-reorder", state=run.state))
-        if action != "release" and not engines.engine_of(run.dir).is_ordered:
+        if action not in possible(run):
             raise Refusal(problem("slurm-orders"))
-        change = {"action": action, "by": by, "at": time.time()}
+        change = {"action": "move" if action in MOVES else action, "by": by, "at": time.time()}
         request = read_object(run.dir.request)
         write_json(run.dir.request, request | changes(queue.waiting(saves)) | {"queue_change": change})
+        try:
+            engines.engine_of(run.dir).reorder(run.dir, action)  # last: it may just have been handed to Slurm
+        except Refusal:
+            write_json(run.dir.request, request)
+            raise
     engines.advance(saves)

@@ -138,7 +138,12 @@ def cancel(id: str) -> str:
 
 def requeue(id: str) -> str:
     """Let Slurm start a job again, which ends its processes → why that failed, "" if it did not."""
-    return run(["scontrol", "requeue", id], COMMAND_LIMIT_SECONDS)[1]
+    return change(["requeue", id])
+
+
+def change(words: Sequence[str]) -> str:
+    """Let scontrol do something → why that failed, "" if it did not."""
+    return run(["scontrol", *words], COMMAND_LIMIT_SECONDS)[1]
 
 
 def accounted_state(id: str) -> str:

@@ -33,6 +33,7 @@ from engine.runs.schedule import Decision, kept_back
 from engine.spec.run_spec import Spec
 
 RETRY_SECONDS = 15.0  # after sbatch has failed
+NICE = 10_000  # by which a low priority is below, and a high above, that of other jobs of the same age and kind
 
 
 def advance(saves: Path, _hand_over: queue.HandOver | None = None) -> None:
@@ -123,6 +124,11 @@ def _note(run: RunDir, job: str) -> None:
             slurm.cancel(job)
         slurm.forget()
     run.slurm_refused.unlink(missing_ok=True)
+    request = read_object(run.request)  # as it is now: somebody may have changed it while sbatch took its time
+    for change in ("hold", "priority"):
+        if request.get({"hold": "held"}.get(change, change)):
+            with contextlib.suppress(Refusal):  # it waits like others; the page says what Slurm says
+                reorder(run, change)
 
 
 def script(folder: Path, choice: EngineChoice) -> str:
@@ -153,7 +159,7 @@ def options(run: Run, spec: Spec, choice: EngineChoice) -> list[str]:
 
 def job_name(run: Run) -> str:
     """The name of the job, which no other attempt of any run has."""
-    key = f"{run.path}\n{run.request.get('queued')}"  # which each resume changes
+    key = f"{run.path}\n{run.request.get('attempt')}"  # which each resume changes
     return f"athanor-{run.path.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
@@ -213,6 +219,25 @@ def withdraw(run: RunDir) -> None:
         slurm.forget()
         if failure and "Invalid job id" not in failure:  # it has ended long ago
             raise Refusal(problem("slurm-failed", job=job, why=failure))
+
+
+def reorder(run: RunDir, change: str) -> None:
+    """Carry out a change of a run's turn, of those that Slurm has (`queue_order.CHANGES_BY_SLURM`); nothing if it has
+    not been handed over. Raises Refusal if Slurm does not obey: a high priority takes its permission."""
+    job = read_object(run.slurm).get("job")
+    if job is None:
+        return
+    nice = -NICE * read_object(run.request).get("priority", 0)
+    words = {
+        "hold": ("uhold", str(job)),  # which the owner of the job may release, whoever holds it
+        "release": ("release", str(job)),
+        "first": ("top", str(job)),
+        "priority": ("update", f"JobId={job}", f"Nice={nice}"),
+    }
+    failure = slurm.change(words[change])
+    slurm.forget()
+    if failure:
+        raise Refusal(problem("slurm-turn", job=job, why=failure))
 
 
 def left(run: RunDir) -> Problem | None:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.runs import engines, queue_order
+from engine.runs import queue_order
 from engine.runs.runs import Run
 from webui import queue_html
 from webui.events import on_chosen
@@ -29,7 +29,7 @@ class QueuePanel(Panel):
         words, button = self.words, partial(gr.Button, size="sm", scale=0)
         with gr.Column(visible=False, elem_classes="queue") as self.column:
             self.reason = gr.HTML(elem_id="queue-reason")
-            with gr.Row(elem_classes="buttons") as self.row:
+            with gr.Row(elem_classes="buttons"):
                 for action in ("start-now", "hold", "release", *queue_order.MOVES):
                     self.buttons[action] = button(
                         words(f"queue-{action}"), elem_id=f"queue-{action}", elem_classes="owned"
@@ -68,19 +68,19 @@ class QueuePanel(Panel):
 
     @property
     def moving(self) -> list[Block]:
-        return [self.column, self.reason, self.row, self.buttons["hold"], self.buttons["release"], self.priority]
+        return [self.column, self.reason, *self.buttons.values(), self.priority]
 
     def gone(self, run_id: str) -> Updates:
         return {self.column: gr.update(visible=False)}
 
     def now(self, run: Run, view: CurveView) -> Updates:
-        waits = run.state == "queued"
+        waits, possible = run.state == "queued", queue_order.possible(run)
         held, priority = bool(run.request.get("held")), run.request.get("priority", 0)
         names = {number: name for name, number in queue_order.PRIORITIES.items()}
         return {
             self.column: gr.update(visible=waits),
             self.reason: queue_html.reason(run, self.words) if waits else "",
-            self.row: gr.update(visible=waits and engines.can_be_ordered(run)),
+            **{button: gr.update(visible=action in possible) for action, button in self.buttons.items()},
             self.buttons["hold"]: gr.update(visible=not held),
             self.buttons["release"]: gr.update(visible=held),
             self.priority: gr.update(value=names.get(priority, "normal")),
