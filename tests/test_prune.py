@@ -65,6 +65,13 @@ def test_what_can_go_is_listed_with_what_it_frees(saves: Path) -> None:
     assert prune.removable(saves, older_than_days=31) == []
 
 
+def test_rows_that_a_node_of_a_cluster_may_be_preparing_are_not_listed(saves: Path) -> None:
+    write(saves / ".prepared" / ".partial-x" / "lock", 0)
+    assert len(prune.removable(saves, ["cache"])) == 2  # here, the lock says that nobody does
+    (saves / "engine.yaml").write_text("engine: slurm\n", encoding="utf-8")
+    assert [item.path.name for item in prune.removable(saves, ["cache"])] == ["abc"]
+
+
 def test_rows_that_a_run_and_the_cache_share_are_counted_once(saves: Path) -> None:
     rows = saves / "tiny" / "lora" / "done" / "prepared" / "train.arrow"
     rows.unlink()

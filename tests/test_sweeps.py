@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from engine.core.problems import Refusal
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import ALIVE_BYTE, read_json, write_json
 from engine.launch.workspace import Workplace
-from engine.runs import queue, runs, sweep_standing, sweep_watch, sweeps
+from engine.runs import queue, runs, supervisor, sweep_standing, sweep_watch, sweeps
 from engine.runs.outcome import ends_for_good, requested_stop
 from engine.runs.run import Run, sweep_of
 from engine.runs.slurm_queue import claim
@@ -27,6 +28,7 @@ from engine.runs.sweeps import Objective
 from engine.spec.run_spec import RunSpec
 from tests import stand_in
 from tests.conftest import wait_until
+from tests.slurm_commands import stand_in_commands
 
 LR, RANK = "training.learning_rate", "method.r"
 
@@ -246,6 +248,24 @@ def test_what_waits_does_not_begin_once_the_budget_is_used_up(
     assert states == ["finished", "stopped", "stopped"]
     assert [run.dir.keeper.exists() for run in members] == [True, False, False]
     assert "GPU hours" in read_warnings(members[2].dir)[0].problem.text()
+
+
+def test_on_slurm_each_supervisor_stops_its_own_run_and_does_not_begin_beyond_the_budget(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    first, second = sweeps.submit(sweeps.variants(make_spec(), {RANK: ["1", "2"]}, "grid"), workplace, budget_hours=1)
+    stand_in_commands(tmp_path, monkeypatch)(squeue="echo '7|RUNNING|None|x'")
+    for run in (first, second):
+        claim(run.dir, "7")
+    write_json(first.dir.keeper, {"started": 1000.0, "leases": ["GPU-0"]})
+    SweepWatch(first, lambda: 5000.0).look()
+    assert [ends_for_good(run.dir) for run in (first, second)] == [True, False]
+    assert read_json(first.dir.request)["stop"] is None  # which only the studio writes
+    second.dir.log.touch()
+    monkeypatch.setattr(supervisor, "_start", lambda *_: pytest.fail("it has begun"))
+    assert supervisor.supervise(second.dir) == -signal.SIGTERM
+    assert ends_for_good(second.dir)
 
 
 def test_what_was_submitted_before_an_error_is_taken_back(

@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.core.locks import is_locked
 from engine.core.problems import Refusal
 from engine.core.rundir import ALIVE_BYTE
+from engine.launch.engine_choice import is_local
 from engine.runs import queue, runs
 from engine.runs.run import Run, read
 
@@ -111,8 +112,18 @@ def _rows(saves: Path) -> Iterator[Removable]:
 
 def _cache(saves: Path) -> Iterator[Removable]:
     for folder in (saves / PREPARED_FOLDER).glob("*/"):
-        if not is_locked(folder / "lock", ALIVE_BYTE):
+        if not _may_be_in_use(folder, saves):
             yield _item("cache", folder, links=1)
+
+
+def _may_be_in_use(folder: Path, saves: Path) -> bool:
+    """Whether somebody may be preparing rows there. If runs are on other machines, no lock says so: what they have
+    abandoned is removed by a later run that prepares rows."""
+    lock = folder / "lock"
+    try:
+        return lock.exists() and (not is_local(saves) or is_locked(lock, ALIVE_BYTE))
+    except OSError:  # no permission, or a file system without locks
+        return True
 
 
 def _deleted(saves: Path) -> Iterator[Removable]:
