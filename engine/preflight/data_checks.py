@@ -20,7 +20,7 @@ from engine.data.soundness import sound_names
 from engine.data.validation import ValidationReport, check
 from engine.models.processor_files import has_image_processor, pixel_limits
 from engine.spec.run_spec import RunSpec
-from engine.spec.strategies import NAMES
+from engine.spec.strategies import LIMITS, NAMES
 from engine.spec.vision_settings import Vision
 
 ROWS_CHECKED = 20_000  # rows of a data set checked before the start; preparation checks all
@@ -74,8 +74,8 @@ def _image_problems(spec: RunSpec) -> list[Problem]:
         problems.append(problem("reward-model-images", "stage.rewards"))
     if spec.extra.get("use_vllm"):
         problems.append(problem("images-with-vllm", "extra.use_vllm"))
-    if name := NAMES.get(spec.hardware.strategy.kind):
-        problems.append(problem("strategy-images", "hardware.strategy", strategy=name))
+    if (strategy := spec.hardware.strategy.kind) in LIMITS:
+        problems.append(problem("strategy-images", "hardware.strategy", strategy=NAMES[strategy]))
     if model.is_dir() and not has_image_processor(model):
         problems.append(problem("model-without-images", "model.model_name_or_path"))
     elif model.is_dir() and (least or most):

@@ -6,7 +6,7 @@ from engine.core import hardware
 from engine.core.gpu_choice import BF16_CAPABILITY, eligible, emptiest, lacks
 from engine.core.hardware import Gpu
 from engine.spec.run_spec import RunSpec, Spec
-from engine.spec.strategies import NAMES
+from engine.spec.strategies import LIMITS
 
 
 def needed_capability(spec: Spec) -> float:
@@ -14,7 +14,7 @@ def needed_capability(spec: Spec) -> float:
     if not isinstance(spec, RunSpec):
         return 0.0
     # With "auto", older GPUs train in fp16, which is not offered where a model is divided.
-    in_bf16 = ("bf16", "auto") if spec.hardware.strategy.kind in NAMES else ("bf16",)
+    in_bf16 = ("bf16", "auto") if spec.hardware.strategy.kind in LIMITS else ("bf16",)
     return BF16_CAPABILITY if spec.training.precision in in_bf16 else 0.0
 
 
