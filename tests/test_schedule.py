@@ -36,24 +36,73 @@ def test_ten_runs_on_eight_gpus_beside_a_chat_server_and_a_process_of_others() -
         Demand("g", 1, beside_others=True), Demand("h", 1, held=True), Demand("i", 0), Demand("j", 0),
     ]  # fmt: skip
     now = started(demands, gpus, GPU7="chat")
-    # c keeps GPU 5, and 6 as soon as it is free: so neither d nor e nor f passes it, and nothing is left for g.
-    first = {"a": [0, 1, 2, 3], "b": [4], "i": [], "c": None, "d": None, "e": None, "f": None, "g": None, "h": None}
+    # c keeps GPU 5 until three more have ended: so neither d nor e nor f passes it. Nobody keeps GPU 6: g starts there.
+    first = {"a": [0, 1, 2, 3], "b": [4], "g": [6], "i": [], "c": None, "d": None, "e": None, "f": None, "h": None}
     assert now == first | {"j": None}
 
-    # a has ended: c has its four, and what is left is for d, and for g beside the others.
-    left = [demand for demand in demands if demand.name not in "abi"]
-    now = started(left, gpus, GPU7="chat", GPU4="b")
-    assert now == {"c": [0, 1, 2, 3], "d": [5], "e": None, "f": None, "g": None, "h": None, "j": []}
-    # f keeps GPU 6, on which others compute, so g waits. Released, h waits behind f as well.
-    left = [demand for demand in left if demand.name in "efgh"]
-    now = started(left, gpus, GPU7="chat", GPU4="b", GPU5="d", **{f"GPU{number}": "c" for number in range(4)})
-    assert now == {"e": None, "f": None, "g": None, "h": None}
+    # a has ended: c has its four, and what is left is for d.
+    left = [demand for demand in demands if demand.name not in "abgi"]
+    now = started(left, gpus, GPU7="chat", GPU4="b", GPU6="g")
+    assert now == {"c": [0, 1, 2, 3], "d": [5], "e": None, "f": None, "h": None, "j": []}
+    # Nothing is left. Released, h waits behind f as well.
+    left = [demand for demand in left if demand.name in "efh"]
+    now = started(left, gpus, GPU7="chat", GPU4="b", GPU5="d", GPU6="g", **{f"GPU{number}": "c" for number in range(4)})
+    assert now == {"e": None, "f": None, "h": None}
     # d and c have ended. e gets the GPU that it asked for, f two others, and h stays on hold.
-    now = started(left, gpus, GPU7="chat", GPU4="b")
-    assert now == {"e": [5], "f": [0, 1], "g": [2], "h": None}
+    now = started(left, gpus, GPU7="chat", GPU4="b", GPU6="g")
+    assert now == {"e": [5], "f": [0, 1], "h": None}
     # With everything else in use, g is the only one to start beside the others.
-    now = started([left[2]], gpus, GPU7="chat", **{f"GPU{number}": "x" for number in range(6)})
-    assert now == {"g": [6]}
+    now = started([demands[3], demands[6]], gpus, GPU7="chat", **{f"GPU{number}": "x" for number in range(6)})
+    assert now == {"d": None, "g": [6]}
+
+
+def test_a_process_of_others_on_one_gpu_does_not_idle_the_other_seven() -> None:
+    """By hand. Nobody knows when the process on GPU 7 ends, so nothing is kept for a run that needs this GPU, too."""
+    busy = [*EIGHT[:7], gpu(7, 40, processes=(GpuProcess(99, 30 * GB),))]
+    eight, three, two, last = Demand("eight", 8), Demand("three", 3), Demand("two", 2), Demand("last", 3)
+    assert started([eight, three, two, last], busy) == {"eight": None, "three": [0, 1, 2], "two": [3, 4], "last": None}
+    [reason, *_] = decide([eight], Machine(busy, {}))
+    assert reason.text() == (
+        "Needs 8 GPUs; 7 are free. GPU 7: 32.2 GB used by other programs (process 99); "
+        "the free GPUs are not kept for this run, since nobody knows when other programs end"
+    )
+    assert reason.text("zh").endswith("；其他程序何时结束无法预知，因此空闲的 7 张显卡不为本任务预留")
+    # Behind eight, last keeps the two that are left until three or two has ended: nothing foreign is in its way.
+    running = {f"GPU{number}": "three" if number < 3 else "two" for number in range(5)}
+    assert started([eight, last, Demand("small")], busy, **running) == {"eight": None, "last": None, "small": None}
+    # The process has ended: eight keeps GPUs 5 to 7, and gets the others as they become free.
+    assert started([eight, last], EIGHT, **running) == {"eight": None, "last": None}
+    assert started([eight, last], EIGHT) == {"eight": [0, 1, 2, 3, 4, 5, 6, 7], "last": None}
+    # A run that can do without GPU 7 keeps the free ones, whoever computes there.
+    running = dict.fromkeys(("GPU0", "GPU1", "GPU2"), "x")
+    assert started([Demand("six", 6), Demand("small")], busy, **running) == {"six": None, "small": None}
+    assert started([Demand("chosen", 2, (0, 7)), Demand("small")], busy, **running) == {"chosen": None, "small": [3]}
+
+
+def test_a_gpu_with_too_little_free_memory_is_waited_for() -> None:
+    """Less is used than shows that somebody computes there: 2 GB, of which no process is seen."""
+    large = Demand("large", memory=79 * GB)
+    [waits] = decide([large], Machine([gpu(0, 78)], {}))
+    assert waits.text() == (
+        "Needs 1 GPU with about 84.8 GB of memory; 0 are free. GPU 0: only 83.8 GB of 85.9 GB is free"
+    )
+    assert started([large], [gpu(0, 78), gpu(1, 79)]) == {"large": [1]}
+    # It may be told to start; and what no GPU could ever hold, its owner wants to try.
+    assert started([Demand("now", memory=79 * GB, beside_others=True)], [gpu(0, 78)]) == {"now": [0]}
+    assert started([Demand("huge", memory=81 * GB)], [gpu(0, 78)]) == {"huge": [0]}
+    # Nobody knows when the memory is freed, so nothing else is kept meanwhile.
+    two = Demand("two", 2, memory=79 * GB)
+    assert started([two, Demand("small")], [gpu(0, 78), gpu(1, 79)]) == {"two": None, "small": [1]}
+
+
+def test_a_gpu_that_does_not_respond_for_a_moment_sends_nobody_to_a_smaller_one() -> None:
+    mixed = [gpu(0), gpu(1, 23, memory=24), gpu(2, 23, memory=24)]  # a second one with 80 GB has fallen off the bus
+    fitted = Demand("fitted", 2, memory=60 * GB, fits=True)
+    assert started([fitted, Demand("small")], mixed) == {"fitted": None, "small": [0]}
+    [reason] = decide([fitted], Machine(mixed, {}))
+    assert reason.text().startswith("Needs 2 GPUs that it could use; there is only 1 now. Check nvidia-smi")
+    assert started([fitted], [*mixed, gpu(3)]) == {"fitted": [0, 3]}
+    assert started([Demand("tries", 2, memory=60 * GB)], mixed) == {"tries": [0, 1]}  # there never were two
 
 
 def test_a_small_run_passes_a_large_one_only_where_it_does_not_delay_it() -> None:
@@ -105,19 +154,20 @@ def test_processes_of_others_are_seen_by_what_they_use() -> None:
 def test_a_run_that_waits_says_what_for_in_both_languages() -> None:
     gpus = [gpu(0), gpu(1, 49, processes=(GpuProcess(812, 30 * GB),)), gpu(2), gpu(3)]
     machine = Machine(gpus, {"GPU-0": "tiny/lora/a (ada)"})
-    first, second = decide([Demand("b", 4, memory=20 * GB), Demand("c", 1)], machine)
+    first, second = decide([Demand("b", 3, memory=20 * GB), Demand("c", 1)], machine)
     assert first.text() == (
-        "Needs 4 GPUs with about 21.5 GB of memory; 2 are free. "
+        "Needs 3 GPUs with about 21.5 GB of memory; 2 are free. "
         "GPU 0: tiny/lora/a (ada); GPU 1: 32.2 GB used by other programs (process 812)"
     )
     assert first.text("zh").endswith("显卡 0：tiny/lora/a (ada)；显卡 1：其他程序占用 32.2 GB（进程 812）")
-    assert second.text().startswith("Needs 1 GPU; 0 are free. GPU 0: tiny/lora/a (ada); GPU 1: kept for b")
+    assert second.text().startswith("Needs 1 GPU; 0 are free. GPU 0: tiny/lora/a (ada); GPU 1: 32.2 GB used by")
+    assert second.text().endswith("(process 812); GPU 2: kept for b; GPU 3: kept for b")
     [on_cpu] = decide([Demand("d", 0)], Machine([], {}, on_cpu=list("efgh")))
     assert on_cpu.text() == "Waits for the CPU. Before it: e, f, g, …."
     two = [Demand("d", 0, memory=9 * 10**9)] * 2
     assert [decision.starts for decision in decide(two, Machine([], {}, lanes=2, free_memory=10**10))] == [True, False]
     [narrow] = decide(two[:1], Machine([], {}, lanes=2, on_cpu=["e"], free_memory=10**9))
-    assert narrow.text() == "Needs about 9.0 GB of memory; 1.0 GB is free."
+    assert narrow.text() == "Needs about 9.0 GB of memory; the runs in progress leave 1.0 GB."
 
 
 def test_no_gpu_is_given_twice_and_nobody_is_delayed_by_a_later_run() -> None:

@@ -21,12 +21,13 @@ def eligible(
     memory: int = 0,
     capability: float = 0.0,
     allowed: Collection[str] | None = None,
+    must_fit: bool = False,
 ) -> list[Gpu]:
     """The GPUs that a run of `count` processes can use: those with these `indices`, otherwise all with at least this
     compute capability and `memory` (bytes of each process). `allowed`: the UUIDs that it is restricted to; None: all.
 
-    If too few have the memory, it does not matter: the user wants to try it all the same. Several processes cannot
-    share slices: each would see only the first.
+    If too few have the memory, it does not matter, unless they `must_fit`: the user wants to try it all the same.
+    Several processes cannot share slices: each would see only the first.
     """
     usable = [
         gpu
@@ -36,7 +37,7 @@ def eligible(
         and not (gpu.is_slice and count > 1)
     ]
     large = [gpu for gpu in usable if not gpu.memory or gpu.memory >= memory]
-    return usable if indices or len(large) < count else large
+    return usable if indices or (len(large) < count and not must_fit) else large
 
 
 def lacks(gpu: Gpu, capability: float) -> bool:

@@ -32,6 +32,17 @@ def find_processes(folder: Path) -> list[psutil.Process]:
     return processes
 
 
+def memory_in_use(folder: Path) -> int:
+    """The bytes of main memory that the processes of a run have to themselves, without the files that they have mapped,
+    whose memory counts as free."""
+    total = 0
+    for process in find_processes(folder):
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += memory.rss - memory.shared
+    return total
+
+
 def wake_supervisor(run: RunDir) -> None:
     """Continue a supervisor that was suspended (SIGSTOP, or a debugger) and could obey no request.
 

@@ -18,7 +18,7 @@ def needed_capability(spec: Spec) -> float:
     return BF16_CAPABILITY if spec.training.precision in in_bf16 else 0.0
 
 
-def usable_gpus(spec: Spec, memory: int = 0) -> list[Gpu]:
+def usable_gpus(spec: Spec, memory: int = 0, *, must_fit: bool = False) -> list[Gpu]:
     """The GPUs that the schedule chooses from for a run whose processes need this many bytes (0: unknown)."""
     chosen = spec.hardware
     return eligible(
@@ -27,7 +27,13 @@ def usable_gpus(spec: Spec, memory: int = 0) -> list[Gpu]:
         indices=chosen.devices,
         memory=memory,
         capability=needed_capability(spec),
+        must_fit=must_fit,
     )
+
+
+def enough_fit(spec: Spec, memory: int) -> bool:
+    """Whether there are as many GPUs with this memory as the run has processes."""
+    return len(usable_gpus(spec, memory, must_fit=True)) >= spec.hardware.processes_per_machine
 
 
 def likely_gpus(spec: Spec, memory: int = 0) -> list[Gpu]:

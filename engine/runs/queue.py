@@ -26,8 +26,8 @@ from engine.core.problems import Problem, Refusal
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
-from engine.preflight.suitable_gpus import likely_gpus, needed_capability
-from engine.runs import index
+from engine.preflight.suitable_gpus import enough_fit, likely_gpus, needed_capability
+from engine.runs import index, memory_use
 from engine.runs.quotas import read_quotas
 from engine.runs.run import Run, read
 from engine.runs.schedule import Decision, Demand, Machine, decide
@@ -115,6 +115,11 @@ def decisions(saves: Path) -> list[tuple[Run, Decision]]:
     return list(zip(queued, _decide(queued, open_runs), strict=True))
 
 
+def kept_gpus(saves: Path) -> dict[str, str]:
+    """The free GPUs that are kept for waiting runs, or on which they are about to start, by UUID, and for which."""
+    return {gpu.uuid: run.title for run, decision in decisions(saves) for gpu in (*decision.gpus, *decision.kept)}
+
+
 # ------------------------------------------------------------------------------------------ who starts, and where
 
 
@@ -129,6 +134,7 @@ def demand_fields(spec: Spec, memory: int, capability: float = 0.0) -> dict[str,
         "allowed": [gpu.uuid for gpu in gpus] if limited else None,
         "memory": memory,
         "capability": capability,
+        "fits": enough_fit(spec, memory),
     }
 
 
@@ -153,7 +159,8 @@ def demand(run: Run) -> Demand:
         count=fields["count"],
         indices=() if on_cpu else tuple(fields["indices"]),
         memory=fields["memory"],
-        capability=fields.get("capability", 0.0),  # absent from requests of older versions
+        capability=fields.get("capability", 0.0),  # absent from requests of older versions, as is the next
+        fits=bool(fields.get("fits")),
         beside_others=bool(request.get("now")),
         held=bool(request.get("held")),
         allowed=None if allowed is None else frozenset(allowed),
@@ -188,8 +195,12 @@ def _decide(queued: Sequence[Run], open_runs: Sequence[Run]) -> list[Decision]:
     saves, owners = saves_of(queued[0].path), {needed.owner for needed in demands}
     limits, wrong = limits_at_once(saves, owners)
     alive = [run for run in open_runs if run.dir.alive()]
+    on_cpu = [(run.path, need.memory) for run in alive if (need := demand(run)).on_cpu and not run.dir.on_slurm()]
+    to_come = memory_use.still_to_take(on_cpu) if any(needed.on_cpu for needed in demands) else 0
+    machine = _machine(alive)
     machine = replace(
-        _machine(alive),
+        machine,
+        free_memory=machine.free_memory - to_come,
         running=Counter(run.by for run in alive),
         limits=limits,
         used_up=without_hours(saves, owners),
@@ -297,20 +308,22 @@ def not_handed_over(_run: RunDir, _lock: int, _gpus: Sequence[Gpu]) -> bool:
 def advance(saves: Path, hand_over: HandOver = not_handed_over) -> None:
     """Start every waiting run that can start. `hand_over` may give it to a supervisor that exists already: (run,
     descriptor of the queue's lock, GPUs) → whether the run has a supervisor."""
+    failed: list[tuple[Run, tuple[Gpu, ...]]] = []
     with locked(saves) as lock:
         for _ in range(MAX_ROUNDS):
             open_runs = index.open_runs(saves)
             queued = waiting_among(open_runs)
             decisions = _decide(queued, open_runs)
             _note_waiting(queued, decisions)
-            starts = [
-                (run.dir, decision.gpus) for run, decision in zip(queued, decisions, strict=True) if decision.starts
-            ]
-            results = [hand_over(run, lock, gpus) or _start(run, lock, gpus) for run, gpus in starts]
+            starts = [(run, decision.gpus) for run, decision in zip(queued, decisions, strict=True) if decision.starts]
+            for run, gpus in starts:
+                memory_use.warn_if_short(run.dir, demand(run), gpus)
+            results = [hand_over(run.dir, lock, gpus) or _start(run.dir, lock, gpus) for run, gpus in starts]
             # If a run cannot get a supervisor it is put aside, and if another has taken its GPUs in the meantime it
-            # waits on: either way, the others are looked at again.
-            if all(results):
+            # waits on: either way, the others are looked at again, unless that would only do the same again.
+            if all(results) or starts == failed:
                 return
+            failed = starts
 
 
 def _note_waiting(queued: Sequence[Run], decisions: Sequence[Decision]) -> None:

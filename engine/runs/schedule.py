@@ -2,7 +2,8 @@
 
 The runs are considered in the order of the queue. One that cannot start reserves the GPUs that it could use as far as
 they are free, so that a later run starts before it only on GPUs that it does not need (backfilling with reservations;
-no run's duration is assumed to be known).
+no run's duration is assumed to be known). What it waits for has to end by itself: while programs without a lease are in
+its way, of which nobody knows when they end, it reserves nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.core.gpu_choice import ALIKE_BYTES, eligible, emptiest, others_bytes
+from engine.core.gpu_choice import eligible, emptiest, others_bytes
 from engine.core.hardware import Gpu
 from engine.core.problems import NOTHING, Problem, problem
 
@@ -22,14 +23,16 @@ MAX_NAMED = 3  # runs in a sentence
 @dataclass(frozen=True)
 class Demand:
     """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes each (0 if unknown) and this
-    compute `capability`. Without GPUs, `memory` is that of the machine. `beside_others`: even on GPUs on which
-    processes of others compute, or on a CPU that other runs use."""
+    compute `capability`. Without GPUs, `memory` is that of the machine. `fits`: there were enough GPUs with this memory
+    when it was submitted, so no smaller ones are tried. `beside_others`: even on GPUs on which processes of others
+    compute or that have too little free memory, or on a CPU that other runs use."""
 
     name: str
     count: int = 1
     indices: tuple[int, ...] = ()
     memory: int = 0
     capability: float = 0.0
+    fits: bool = False
     beside_others: bool = False
     held: bool = False
     allowed: frozenset[str] | None = None  # the UUIDs of the GPUs that it may use; None: all
@@ -43,9 +46,9 @@ class Demand:
 @dataclass(frozen=True)
 class Machine:
     """The devices as they are now. `taken`: who uses a GPU, by its UUID, among runs and servers; `lanes`: how many runs
-    may use the CPU at once, `on_cpu` those that do, and `free_memory` the bytes left for another. `running`: how many
-    runs each owner has in progress, and `limits` how many at once they may have, if there is a limit. `used_up`: the
-    owners who have no GPU hours left for which a run would be stopped again."""
+    may use the CPU at once, `on_cpu` those that do, and `free_memory` the bytes that they leave for another.
+    `running`: how many runs each owner has in progress, and `limits` how many at once they may have, if there is a
+    limit. `used_up`: the owners who have no GPU hours left for which a run would be stopped again."""
 
     gpus: Sequence[Gpu]
     taken: Mapping[str, str]
@@ -59,9 +62,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a run starts now, on which GPUs; otherwise why not: a sentence, and what keeps it from single GPUs."""
+    """Whether a run starts now, on which GPUs; otherwise why not: a sentence, what keeps it from single GPUs, and which
+    free ones are kept for it."""
 
     gpus: tuple[Gpu, ...] = ()
+    kept: tuple[Gpu, ...] = ()
     reason: Problem | None = None
     details: tuple[Problem, ...] = ()
 
@@ -90,8 +95,8 @@ def decide(demands: Sequence[Demand], machine: Machine) -> list[Decision]:
             on_cpu.append(demand)  # it starts, or its place is kept
         else:
             decision = _on_gpus(demand, machine.gpus, taken, reserved)
-            claimed = decision.gpus if decision.starts else _reserved(demand, machine.gpus, taken, reserved)
-            (taken if decision.starts else reserved).update({gpu.uuid: demand.name for gpu in claimed})
+            taken |= {gpu.uuid: demand.name for gpu in decision.gpus}
+            reserved |= {gpu.uuid: demand.name for gpu in decision.kept}
         running[demand.owner] += decision.starts
         decisions.append(decision)
     return decisions
@@ -131,14 +136,22 @@ def _on_gpus(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], rese
     if len(ready) >= demand.count:
         order = demand.indices or [gpu.index for gpu in gpus]
         return Decision(tuple(sorted(emptiest(ready, demand.count), key=lambda gpu: order.index(gpu.index))))
-    values = {"count": demand.count, "free": len(ready)}
+    details = list(filter(None, obstacles.values()))
+    expected = [gpu for gpu in eligible if gpu in ready or gpu.uuid in taken or gpu.uuid in reserved]
+    kept = emptiest(ready, demand.count) if len(expected) >= demand.count else []
+    if ready and not kept:
+        details.append(problem("waits-keeps-none", free=len(ready)))
+    return Decision(reason=_too_few_free(demand, len(ready)), details=tuple(details), kept=tuple(kept))
+
+
+def _too_few_free(demand: Demand, free: int) -> Problem:
+    """That a run waits until more GPUs are free."""
+    values = {"count": demand.count, "free": free}
     if demand.indices:
-        reason = problem("waits-these-gpus", gpus=", ".join(map(str, demand.indices)), **values)
-    elif demand.memory:
-        reason = problem("waits-gpus-memory", needed=_size(demand.memory), **values)
-    else:
-        reason = problem("waits-gpus", **values)
-    return Decision(reason=reason, details=tuple(filter(None, obstacles.values())))
+        return problem("waits-these-gpus", gpus=", ".join(map(str, demand.indices)), **values)
+    if demand.memory:
+        return problem("waits-gpus-memory", needed=_size(demand.memory), **values)
+    return problem("waits-gpus", **values)
 
 
 def _never(demand: Demand, eligible: Sequence[Gpu]) -> Problem:
@@ -158,6 +171,7 @@ def _eligible(demand: Demand, gpus: Sequence[Gpu]) -> list[Gpu]:
         memory=demand.memory,
         capability=demand.capability,
         allowed=demand.allowed,
+        must_fit=demand.fits,
     )
 
 
@@ -167,23 +181,17 @@ def _obstacle(gpu: Gpu, demand: Demand, taken: Mapping[str, str], reserved: Mapp
         return problem("waits-taken", gpu=gpu.index, who=taken[gpu.uuid])
     if gpu.uuid in reserved:
         return problem("waits-reserved", gpu=gpu.index, run=reserved[gpu.uuid])
-    if demand.beside_others:
-        return None
+    return None if demand.beside_others else _foreign_use(gpu, demand.memory)
+
+
+def _foreign_use(gpu: Gpu, memory: int) -> Problem | None:
+    """What programs without a lease use of a GPU, so that a run that needs so many bytes of it cannot start."""
     if (others := others_bytes(gpu)) is not None:
         pids = ", ".join(str(process.pid) for process in gpu.processes) or NOTHING
         return problem("waits-others", gpu=gpu.index, size=_size(others), pids=pids)
+    if gpu.free < memory <= gpu.memory:
+        return problem("waits-free-memory", gpu=gpu.index, free=_size(gpu.free), whole=_size(gpu.memory))
     return None
-
-
-def _reserved(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], reserved: Mapping[str, str]) -> list[Gpu]:
-    """The free GPUs that are kept for a run until it has enough; of more than it needs, those that it could use now.
-    None if it can never have enough."""
-    eligible = _eligible(demand, gpus)
-    free = [gpu for gpu in eligible if gpu.uuid not in taken and gpu.uuid not in reserved]
-    if len(eligible) < demand.count:
-        return []
-    unfit = {gpu.uuid: _obstacle(gpu, demand, {}, {}) is not None for gpu in free}
-    return sorted(free, key=lambda gpu: (unfit[gpu.uuid], -(gpu.free // ALIKE_BYTES)))[: demand.count]
 
 
 def _size(count: int) -> str:
