@@ -16,17 +16,20 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.core import leases
+from engine.core import hardware, leases
 from engine.core.leases import Holder
-from engine.core.locks import lock_byte
+from engine.core.locks import lock_byte, try_lock
 from engine.core.problems import Refusal
-from engine.core.rundir import read_object, write_json
-from engine.launch.processes import find_processes
+from engine.core.run_warnings import read_warnings
+from engine.core.rundir import ALIVE_BYTE, read_object, write_json
+from engine.launch import command
+from engine.launch.processes import find_processes, memory_in_use
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
 from engine.runs import queue, queue_order, runs
 from engine.runs.run import Run
-from engine.serving import server_process, servers
+from engine.serving import server_gpu, server_process, servers
+from engine.serving.server import Server
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, end_runs, gone, wait_until
 from tests.nvml import Nvml
@@ -124,6 +127,48 @@ def test_a_lock_file_that_was_deleted_meanwhile_is_not_taken(folder: Path, monke
     assert leases.take(["GPU-a"], Holder("y", "training")) is None
 
 
+def test_a_lease_that_is_being_taken_is_no_free_gpu(folder: Path) -> None:
+    close(leases.take(["GPU-a"], Holder("x", "training")))  # its text stays in the file
+    setup = os.open(folder / "GPU-a", os.O_RDWR)
+    assert lock_byte(setup, leases.SETUP_BYTE, shared=False)  # and so it stays if its process is suspended
+    assert leases.holders()["GPU-a"].text == str(folder / "GPU-a")
+    os.close(setup)
+    assert leases.holders() == {}
+
+
+JOINS = "from engine.core import leases; print(len(leases.join()), flush=True); input()"
+
+
+def test_a_process_that_comes_too_late_does_not_join_the_lease_of_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor and the launcher of a run have been killed while a rank of it was being started."""
+    owners = ["/saves/m/lora/a", "/saves/m/lora/b"]
+    close(leases.take(["GPU-a"], Holder("a", "training", owner=owners[0])))
+    held = leases.take(["GPU-a"], Holder("b", "training", by="ada", owner=owners[1]))
+    for name, value in leases.environment(["GPU-a"], owners[0]).items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([sys.executable, "-c", JOINS], cwd=PROJECT, input="", capture_output=True, text=True)
+    assert "GPU GPU-a has been leased by b (ada) since the other processes of this run ended" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    monkeypatch.setenv(leases.OWNER_VARIABLE, owners[1])
+    joins = subprocess.Popen([sys.executable, "-c", JOINS], cwd=PROJECT, stdin=-1, stdout=-1)
+    assert joins.stdout.readline() == b"1\n"
+    close(held)
+    assert leases.holders()["GPU-a"].what == "b"
+    joins.kill()
+    joins.communicate()
+    assert leases.holders() == {}
+
+
+def test_what_deletes_old_files_lets_leases_be(folder: Path) -> None:
+    held = leases.take(["GPU-a"], Holder("x", "training"))
+    os.utime(folder / "GPU-a", (0, 0))
+    leases.keep_touched(["GPU-a", "GPU-gone"])
+    wait_until(lambda: (folder / "GPU-a").stat().st_mtime > 0)
+    close(held)
+
+
 def test_servers_share_a_gpu_with_their_kind_until_the_last_has_ended(folder: Path) -> None:
     first = leases.take(["GPU-a"], Holder("m", "chat"))
     assert leases.take_beside("GPU-a", Holder("x", "training")) is None
@@ -210,14 +255,14 @@ def test_a_shared_server_used_to_the_full_through_kill_nine(
     two, single = submit("two", 2), submit("single")
     assert (gpus_of(two), gpus_of(single)) == ("0,1", "2")
     assert leased() == {"0": "two", "1": "two", "2": "single"}
-    # The next waits for two; the one behind it may not take the GPU that is kept for it, but one that it does not need.
+    # The next waits for two, and the one behind it for any. Nobody keeps the GPU on which somebody else computes.
     large, small = submit("large", 2), submit("small")
     needed = large.request["devices"]["memory"]
     assert reason(large) == (
         f"Needs 2 GPUs with about {needed / 1e9:.1f} GB of memory; 0 are free. GPU 0: two (ada); "
         f"GPU 1: two (ada); GPU 2: single (ada); GPU 3: 41.9 GB used by other programs (process 1)"
     )
-    assert "GPU 3: kept for large" in reason(small)
+    assert reason(small).endswith("GPU 2: single (ada); GPU 3: 41.9 GB used by other programs (process 1)")
     # Somebody with a saves folder of his own sees the same leases, and so does a chat.
     other = replace(workplace, saves=tmp_path / "other")
     other.saves.mkdir()
@@ -228,7 +273,7 @@ def test_a_shared_server_used_to_the_full_through_kill_nine(
     # Its owner decides to start the small one beside the others: it comes first, and large keeps waiting.
     queue_order.start_now(small)
     assert gpus_of(small) == "3"
-    with pytest.raises(Refusal, match=r"In use: GPU 0: two \(ada\); .*GPU 3: small \(ada\)"):
+    with pytest.raises(Refusal, match=r"a run that waits: GPU 0: two \(ada\); .*GPU 3: small \(ada\)"):
         servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
 
     # kill -9 of the supervisor alone frees nothing; of its last process, exactly what it had.
@@ -285,6 +330,106 @@ def test_a_supervisor_that_was_told_no_gpus_finds_them_or_waits(
     done = subprocess.run(queue.supervisor_command(run.path), cwd=PROJECT, env=queue.supervisor_environment())
     assert done.returncode == queue.GPUS_TAKEN
     assert runs.read(run.path, workplace.saves).state == "queued"
+    close(held)
+
+
+def test_a_start_that_fails_is_tried_again_only_if_something_has_changed(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace, folder: Path
+) -> None:
+    begun = []
+    monkeypatch.setattr(queue, "_start", lambda _run, _lock, gpus: bool(begun.append([gpu.index for gpu in gpus])))
+    close(leases.take([f"GPU-{number}" for number in range(4)], Holder("x", "training")))
+    setup = os.open(folder / "GPU-0", os.O_RDWR)
+    assert lock_byte(setup, leases.SETUP_BYTE, shared=False)
+    run = submit("run", 2)
+    assert begun == [[1, 2]] * 2  # not the one that a suspended process is taking
+    assert reason(run) == ""
+    os.close(setup)
+
+
+def test_a_run_on_the_cpu_leaves_memory_to_one_that_has_not_taken_its_own_yet(
+    monkeypatch: pytest.MonkeyPatch, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    monkeypatch.setenv("ATHANOR_CPU_RUNS", "2")
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    first, second = submit("first"), submit("second")
+
+    def needs(run: Run, memory: int) -> None:
+        devices = run.request["devices"] | {"count": 0, "memory": memory}
+        write_json(run.dir.request, run.request | {"devices": devices})
+
+    half = int(0.6 * hardware.memory()[0])
+    needs(first, half)
+    needs(second, half)
+    lock = try_lock(first.dir.lock, ALIVE_BYTE, shared=True)
+    write_json(first.dir.keeper, {})
+    assert reason(second).startswith(f"Needs about {half / 1e9:.1f} GB of memory; ")
+    # What it has taken is missing from the free memory already.
+    code = "taken = bytearray(b'x') * (200 << 20); print(flush=True); input()"
+    environment = os.environ | {command.RUN_VARIABLE: str(first.path)}
+    takes = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=-1, stdout=-1)
+    assert takes.stdout.readline() == b"\n"
+    assert 200 << 20 <= memory_in_use(first.path) < 300 << 20
+    needs(first, 200 << 20)
+    assert reason(second) == ""
+    takes.kill()
+    takes.communicate()
+    os.close(lock)
+
+
+def test_who_starts_a_run_where_too_little_memory_is_free_is_warned(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    begun = []
+    monkeypatch.setattr(queue, "_start", lambda _run, _lock, gpus: not begun.append([gpu.index for gpu in gpus]))
+    held = leases.take(["GPU-0", "GPU-1", "GPU-2"], Holder("x", "training"))
+    run = submit("run")
+    write_json(run.dir.request, run.request | {"devices": run.request["devices"] | {"memory": 60 * GB}})
+    assert reason(run).endswith("GPU 3: 41.9 GB used by other programs (process 1)")
+    assert read_warnings(run.dir) == []
+    queue_order.start_now(run)
+    assert begun[-1] == [3]
+    [warning] = read_warnings(run.dir)
+    assert "Started where less memory is free than it needs, about 64.4 GB (GPU 3: 42.9 GB)" in warning.problem.text()
+    close(held)
+
+
+def test_a_run_that_fitted_waits_for_a_gpu_that_does_not_respond(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, submit: Callable[..., Run], workplace: Workplace
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    small = {"uuid": "GPU-9", "memory": 1 << 20, "free": 1 << 20}
+    four_gpus.report(gpus=[{"uuid": "GPU-0", "memory": 80 * GB, "free": 79 * GB}, small])
+    fitted = submit("fitted")
+    assert queue.demand(fitted).fits
+    four_gpus.report(gpus=[small])
+    assert reason(fitted).startswith("Needs 1 GPU that it could use; there are only 0 now.")
+    runs.delete(fitted)
+    assert not queue.demand(submit("tries")).fits  # it never fitted: its owner wants to try it
+
+
+def test_a_server_gets_another_gpu_if_its_own_was_taken_and_none_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, submit: Callable[..., Run], workplace: Workplace, tiny: Path
+) -> None:
+    """Its settings are made before its lease is taken: a run may have been faster."""
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    settings = servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
+    assert settings["card"] == 0
+    server = Server(workplace.saves / servers.SERVERS_FOLDER / "x")
+    held = leases.take(["GPU-0"], Holder("fast", "training"))
+    another, descriptors = server_process._leased(server, settings)
+    assert (another["card"], another["gpu"], leased()) == (1, "GPU-1", {"0": "fast", "1": settings["name"]})
+    close(descriptors)
+    # A run that waits for three GPUs keeps the two that are free. A chat beside a program of somebody else is no worse.
+    submit("large", 3)
+    assert queue.kept_gpus(workplace.saves) == {"GPU-1": "large", "GPU-2": "large"}
+    assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 3
+    monkeypatch.setattr(server_gpu, "weight_bytes", lambda *_: 60e9)
+    with pytest.raises(Refusal, match=r"at least 60\.0 GB, but .*: GPU 3: 42\.9 GB\. Unload"):
+        servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
+    held += leases.take(["GPU-3"], Holder("y", "training"))
+    with pytest.raises(Refusal, match=r"GPU 0: fast \(.*; GPU 1: large; GPU 2: large; GPU 3: y \("):
+        server_process._leased(server, settings)
     close(held)
 
 

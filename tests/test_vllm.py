@@ -247,7 +247,7 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
     assert placed("training", "transformers") == placed("training", "vllm") == 1
     cards = cards[:1]
     for pair in (("chat", "vllm"), ("vllm", "transformers"), ("training", "transformers")):
-        with pytest.raises(Refusal, match=r"In use: GPU 0: big \(ada\)\. Wait until"):
+        with pytest.raises(Refusal, match=r"a run that waits: GPU 0: big \(ada\)\. Wait until"):
             placed(*pair)
     assert servers.serve_settings(workplace, choice, "")["card"] == 0  # all of them have ended
 

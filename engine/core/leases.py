@@ -9,22 +9,27 @@ they share the folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import json
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.core.locks import byte_is_locked, lock_byte, unlock_byte
-from engine.core.problems import Problem, problem
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.repetition import repeat
 
 FOLDER_VARIABLE = "ATHANOR_LEASES"
 HELD_VARIABLE = "ATHANOR_HELD_LEASES"  # of the processes of a holder: the UUIDs, separated by commas
+OWNER_VARIABLE = "ATHANOR_LEASE_OWNER"  # of the same: `Holder.owner`
+SETUP_SECONDS = 5.0  # taking a lease lasts microseconds, but a process may be suspended in the midst of it
+TOUCH_SECONDS = 3600.0  # what deletes old files in /tmp goes by their age
 MAX_HOLDER_BYTES = 4096
 WAITING_PREFIX, WAITING_SECONDS = ".waiting-", 15.0  # a studio's tick, every two seconds, renews it
 # Three bytes of a lock file. The first is locked by the one who takes the lease, and stays so in processes that inherit
@@ -43,6 +48,7 @@ class Holder:
     by: str = ""  # of the studio
     saves: str = ""  # the saves folder
     since: float = 0.0  # seconds since 1970
+    owner: str = ""  # whose processes may join: the folder of a run, or the kind of those that share a GPU
 
     @property
     def is_server(self) -> bool:
@@ -134,15 +140,48 @@ def _write(descriptor: int, holder: Holder) -> None:
         os.pwrite(descriptor, content[:MAX_HOLDER_BYTES], 0)
 
 
+def environment(uuids: Iterable[str], owner: str) -> dict[str, str]:
+    """The variables with which the processes of a holder can `join` its leases."""
+    return {HELD_VARIABLE: ",".join(uuids), OWNER_VARIABLE: owner}
+
+
 def join() -> list[int]:
     """Hold the leases of the run that this process belongs to, as its environment names them, until it ends, even if
-    all others of the run end before. Returns the descriptors, for passing on to a child."""
+    all others of the run end before. Returns the descriptors, for passing on to a child. Raises Refusal if all others
+    have ended before this one has begun, and somebody else has the lease."""
     descriptors = []
     for uuid in filter(None, os.environ.get(HELD_VARIABLE, "").split(",")):
         with contextlib.suppress(OSError):
             descriptors.append(_open(uuid))
             lock_byte(descriptors[-1], MEMBER_BYTE, shared=True)
+            holder = _settled_holder(descriptors[-1])
+            if holder.owner not in ("", plain(os.environ.get(OWNER_VARIABLE, holder.owner))):
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise Refusal(problem("lease-of-another", "hardware.device", uuid=uuid, who=holder.text))
     return descriptors
+
+
+def _settled_holder(descriptor: int) -> Holder:
+    """What is written in a lease of which a byte is locked here. Nobody begins to take it any more, but somebody may
+    have begun before."""
+    deadline = time.monotonic() + SETUP_SECONDS
+    while byte_is_locked(descriptor, SETUP_BYTE) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0))
+
+
+def touch(uuids: Iterable[str]) -> None:
+    """Make the lock files of leases look used: whoever finds one deleted takes the lease, though another holds it."""
+    for uuid in uuids:
+        with contextlib.suppress(OSError):
+            os.utime(folder() / uuid)
+
+
+def keep_touched(uuids: Sequence[str]) -> None:
+    """`touch` them again and again for as long as this process lives."""
+    if uuids:
+        repeat(functools.partial(touch, uuids), TOUCH_SECONDS)
 
 
 def holders() -> dict[str, Holder]:
@@ -188,9 +227,10 @@ def _holder(uuid: str) -> Holder | None:
     except OSError as error:
         return Holder(f"{folder() / uuid}: {error.strerror or error}", "")
     try:
-        if not (byte_is_locked(descriptor, HOLDER_BYTE) or byte_is_locked(descriptor, MEMBER_BYTE)):
-            return None
-        return _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0))
+        if byte_is_locked(descriptor, HOLDER_BYTE) or byte_is_locked(descriptor, MEMBER_BYTE):
+            return _read(os.pread(descriptor, MAX_HOLDER_BYTES, 0))
+        # Somebody is taking it, and nobody else can; what is written there is of the last holder.
+        return Holder(str(folder() / uuid), "") if byte_is_locked(descriptor, SETUP_BYTE) else None
     except OSError as error:
         return Holder(f"{folder() / uuid}: {error.strerror or error}", "")
     finally:
@@ -203,7 +243,7 @@ def _read(content: bytes) -> Holder:
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(content)
         fields = value if isinstance(value, dict) else {}
-    texts = {name: plain(str(fields.get(name, ""))) for name in ("what", "kind", "user", "by", "saves")}
+    texts = {name: plain(str(fields.get(name, ""))) for name in ("what", "kind", "user", "by", "saves", "owner")}
     since = fields.get("since")
     return Holder(**texts, since=since if isinstance(since, (int, float)) else 0.0)
 

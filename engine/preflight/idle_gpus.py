@@ -45,7 +45,7 @@ def leased(gpus: Sequence[Gpu], what: str) -> Iterator[IdleGpus]:
     with contextlib.ExitStack() as closing:
         for gpu in gpus:
             others = others_bytes(gpu)
-            held = leases.take([gpu.uuid], Holder(what, CHECK)) if others is None else None
+            held = leases.take([gpu.uuid], Holder(what, CHECK, owner=CHECK)) if others is None else None
             if held is None:
                 in_use.append(use_of(gpu) or Use(gpu, Holder("?", "")))
                 continue

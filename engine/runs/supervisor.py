@@ -71,7 +71,7 @@ def supervise(
         steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpus))
     steps = [leased.adapted(step, spec) for step in steps]
     environment = command.inherited_environment() | command.environment(spec, run.path, gpus, hardware.threads())
-    environment[leases.HELD_VARIABLE] = ",".join(leased.uuids)
+    environment |= leases.environment(leased.uuids, str(run.path))
     if precision := attempts.decided_precision(run):
         environment[command.PRECISION_VARIABLE] = precision
     own = {"port": port, "leases": list(leased.uuids), "command": steps[-1].arguments}
@@ -285,6 +285,7 @@ def _supervise_to_end(
     # If the machine shuts down, the run is interrupted, not judged: no exit.json, and it can be resumed.
     signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, run.path))
     try:
+        leases.keep_touched(chosen)
         if reserve_space(run):
             _supervise_or_refuse(run, Leased(chosen, descriptors), launcher)
         else:  # it keeps waiting, as its page says
@@ -313,7 +314,7 @@ def _stop_sweep_without_budget(run: RunDir) -> None:
 def _holder(run: RunDir) -> leases.Holder:
     saves = queue.saves_of(run.path)
     started = read(run.path, saves)
-    return leases.Holder(started.title, started.kind, by=started.by, saves=str(saves))
+    return leases.Holder(started.title, started.kind, by=started.by, saves=str(saves), owner=str(run.path))
 
 
 def _supervise_or_refuse(run: RunDir, leased: Leased, launcher: StandbyLauncher | None) -> None:

@@ -1,52 +1,70 @@
 """The GPU of a server: which one it gets, and its lease.
 
 Servers with transformers share a GPU with each other, but not with a run. vLLM takes up nearly all the memory of its
-GPU and has it alone.
+GPU and has it alone. A GPU that is kept for a run that waits is not for a server either.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 from engine.core import hardware, leases
 from engine.core.gpu_choice import others_bytes
 from engine.core.hardware import Gpu
 from engine.core.leases import Holder
-from engine.core.problems import Problem, Refusal, problem
+from engine.core.problems import Refusal, problem
+from engine.models.facts import inspect_model
+from engine.preflight.memory import size_text
+from engine.runs import queue
+from engine.spec.model_settings import Model
 
 KINDS = {"transformers": "chat", "vllm": "vllm"}  # inference engines → the kind of a lease
+BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": 0.5}  # at least, once it is loaded
 
 
-def free_gpu(engine: str) -> Gpu | None:
-    """The GPU for a server with this engine, preferably one that nobody uses, then the one with the most free memory;
-    None if the machine has none.
+def weight_bytes(base: str, loading: Mapping[str, Any]) -> float:
+    """The bytes that the weights of a model take in memory, at least; 0 if they are unknown. `loading` is the `model`
+    part of a spec."""
+    model, kind = inspect_model(base), Model(**loading).quantization.kind
+    return model.bytes if model.quantized else BYTES_PER_WEIGHT.get(kind, 0.5) * (model.parameters or 0)
 
-    Raises Refusal with their users if every GPU is leased, or if the driver cannot list them.
+
+def free_gpu(settings: Mapping[str, Any], saves: Path, without: Collection[str] = ()) -> Gpu | None:
+    """The GPU for a server with these settings (serve.json), preferably one that nobody uses, then the one with the
+    most free memory; None if the machine has none. `without`: the UUIDs of those that it cannot have.
+
+    Raises Refusal with their users if every GPU is in use or kept, with the free memory if the weights alone do not fit
+    into it, or if the driver cannot list them.
     """
     if failure := hardware.gpu_failure():
         raise Refusal(failure)
     gpus, holders = hardware.gpus(), leases.holders()
-    if gpus and (unusable := leases.obstacle()):
+    if not gpus:
+        return None
+    if unusable := leases.obstacle():
         raise Refusal(unusable)
-    left = [gpu for gpu in gpus if gpu.uuid not in holders or _shared(holders[gpu.uuid], engine)]
-    if gpus and not left:
-        raise Refusal(_taken({gpu.index: holders[gpu.uuid] for gpu in gpus}))
-    return max(left, key=lambda gpu: (others_bytes(gpu) is None, gpu.free)) if left else None
+    users = {uuid: holder.text for uuid, holder in holders.items() if not _admits(holder, settings["engine"])}
+    users = dict.fromkeys(without, "?") | queue.kept_gpus(saves) | users
+    left = [gpu for gpu in gpus if gpu.uuid not in users]
+    if not left:
+        who = "; ".join(f"GPU {gpu.index}: {users[gpu.uuid]}" for gpu in sorted(gpus, key=lambda gpu: gpu.index))
+        raise Refusal(problem("chat-card-taken", who=who))
+    needed = weight_bytes(settings["base"], settings["model"])
+    roomy = [gpu for gpu in left if not gpu.memory or gpu.free >= needed]
+    if not roomy:
+        free = "; ".join(f"GPU {gpu.index}: {size_text(gpu.free)}" for gpu in left)
+        raise Refusal(problem("chat-no-room", name=settings["name"], needed=size_text(needed), free=free))
+    return max(roomy, key=lambda gpu: (others_bytes(gpu) is None, gpu.free))
 
 
-def lease(uuid: str, engine: str, holder: Holder) -> list[int]:
-    """The descriptors that hold the lease. Raises Refusal if somebody has taken the GPU in the meantime."""
+def lease(uuid: str, engine: str, holder: Holder) -> list[int] | None:
+    """The descriptors that hold the lease; None if somebody has taken the GPU in the meantime."""
     descriptors = leases.take([uuid], holder)
-    if descriptors is None and engine == "transformers":
-        descriptors = leases.take_beside(uuid, holder)
-    if descriptors is None:
-        index = next((gpu.index for gpu in hardware.gpus() if gpu.uuid == uuid), 0)
-        raise Refusal(_taken({index: leases.holders().get(uuid, Holder("?", ""))}))
-    return descriptors
+    return leases.take_beside(uuid, holder) if descriptors is None and engine == "transformers" else descriptors
 
 
-def _shared(holder: Holder, engine: str) -> bool:
+def _admits(holder: Holder, engine: str) -> bool:
+    """Whether a server with this engine can share the GPU."""
     return engine == "transformers" and holder.kind == KINDS[engine]
-
-
-def _taken(holders: dict[int, Holder]) -> Problem:
-    who = "; ".join(f"GPU {index}: {holder.text}" for index, holder in sorted(holders.items()))
-    return problem("chat-card-taken", who=who)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core import hardware, leases
+from engine.core.hardware import Gpu
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, write_json
@@ -27,9 +28,10 @@ from engine.spec.run_spec import RunSpec
 
 def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False) -> subprocess.Popen[bytes]:
     """Start the process of a server with a new folder. In the `foreground` it prints to this terminal and ends with it;
-    otherwise it prints to its log and outlives the process that started it. Raises Refusal if its GPU is taken."""
+    otherwise it prints to its log and outlives the process that started it. Raises Refusal if its GPU is taken, and so
+    is every other."""
     with contextlib.ExitStack() as closing:
-        leased = _lease(server, settings)
+        settings, leased = _leased(server, settings)
         for descriptor in leased:
             closing.callback(os.close, descriptor)
         with new_folder(server):
@@ -70,14 +72,24 @@ def write_settings(server: Server, settings: Mapping[str, Any], key: str) -> Non
     write_json(server.path / "serve.json", settings, durable=False)
 
 
-def _lease(server: Server, settings: Mapping[str, Any]) -> list[int]:
-    """The descriptors that hold the lease of its GPU, if it has one."""
-    if not settings["gpu"]:
-        return []
-    saves = server.path.parents[1]
+def on_gpu(settings: Mapping[str, Any], gpu: Gpu | None) -> dict[str, Any]:
+    """The settings of a server on a GPU; None: on the CPU."""
+    return {**settings, "card": gpu.index if gpu else None, "gpu": gpu.uuid if gpu else None}
+
+
+def _leased(server: Server, settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[int]]:
+    """The settings of a server, and the descriptors that hold the lease of its GPU, if it has one. If somebody has
+    taken the GPU since it was chosen, it gets another. Raises Refusal if there is none."""
+    saves, tried = server.path.parents[1], list[str]()
     kind = server_gpu.KINDS[settings["engine"]]
-    holder = leases.Holder(settings["name"], kind, by=settings["by"], saves=str(saves))
-    return server_gpu.lease(settings["gpu"], settings["engine"], holder)
+    holder = leases.Holder(settings["name"], kind, by=settings["by"], saves=str(saves), owner=kind)
+    while settings["gpu"]:
+        descriptors = server_gpu.lease(settings["gpu"], settings["engine"], holder)
+        if descriptors is not None:
+            return settings, descriptors
+        tried.append(settings["gpu"])
+        settings = on_gpu(settings, server_gpu.free_gpu(settings, saves, tried))
+    return settings, []
 
 
 def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -90,5 +102,5 @@ def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
         command.inherited_environment()
         | command.environment(spec, folder, gpus, hardware.threads())
         | command.OFFLINE_VARIABLES
-        | {leases.HELD_VARIABLE: settings["gpu"] or ""}
+        | leases.environment(filter(None, [settings["gpu"]]), server_gpu.KINDS[settings["engine"]])
     )

@@ -219,7 +219,7 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
             server = Server(saves / SERVERS_FOLDER / f"{_id(choice)}-{secrets.token_hex(4)}")
             key, settings["started"] = secrets.token_urlsafe(24), time.time()
             if not where.chats_on_slurm:
-                server_process.begin(server, _placed_here(settings) | {"studios": str(_studios(saves))}, key)
+                server_process.begin(server, _placed_here(settings, saves) | {"studios": str(_studios(saves))}, key)
                 return Server(server.path)
             with server_process.new_folder(server):
                 server_process.write_settings(server, settings, key)
@@ -270,13 +270,11 @@ def _clear_away(saves: Path, choice: Choice) -> None:
 
 def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
     """The content of serve.json for a server on this machine. Raises Refusal if no GPU is left for it."""
-    return _placed_here(_common_settings(workplace, choice, by))
+    return _placed_here(_common_settings(workplace, choice, by), workplace.saves)
 
 
-def _placed_here(settings: Mapping[str, Any]) -> dict[str, Any]:
-    gpu = server_gpu.free_gpu(settings["engine"])
-    device = {"card": gpu.index, "gpu": gpu.uuid} if gpu else {}
-    return {**settings, "host": "127.0.0.1", **device}
+def _placed_here(settings: Mapping[str, Any], saves: Path) -> dict[str, Any]:
+    return server_process.on_gpu(settings, server_gpu.free_gpu(settings, saves)) | {"host": "127.0.0.1"}
 
 
 def _common_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from engine.models.facts import inspect_model
 from engine.preflight.memory import size_text
 from engine.runs import queue, slurm, slurm_queue
 from engine.runs.life import job_of, life
-from engine.spec.model_settings import Model
+from engine.serving.server_gpu import weight_bytes
 
 SUBMIT_SECONDS = slurm.COMMAND_LIMIT_SECONDS + 10.0  # until a folder without a job counts as left by its studio
 END_SECONDS = 30.0  # for Slurm to end a job
@@ -34,7 +34,6 @@ ENDED_FILE = "slurm_ended.json"  # how the job has ended, which squeue forgets a
 ENDED_BY_SLURM = ("CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 END_LINE = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?")
 STATE_OF_CAUSE = {"TIME LIMIT": "TIMEOUT", "PREEMPTION": "PREEMPTED", "NODE FAILURE": "NODE_FAIL"}
-BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": 0.5}  # at least, once it is loaded
 
 
 def submit(folder: RunDir, settings: Mapping[str, Any], choice: EngineChoice) -> None:
@@ -96,11 +95,10 @@ def slurm_settings(choice: EngineChoice, base: str, loading: Mapping[str, Any]) 
     """What serve.json says of the job: how many GPUs it gets. `loading` is the `model` part of a spec. Raises Refusal
     if the weights alone do not fit into a GPU."""
     gpus = min(choice.gpus_per_machine, 1)
-    model, kind = inspect_model(base), Model(**loading).quantization.kind
-    needed = model.bytes if model.quantized else BYTES_PER_WEIGHT.get(kind, 0.5) * (model.parameters or 0)
-    room = choice.gpu_memory_gb * 1e9
+    needed, room = weight_bytes(base, loading), choice.gpu_memory_gb * 1e9
     if gpus and room and needed > room:
-        raise Refusal(problem("chat-too-large", name=model.name, needed=size_text(needed), room=size_text(room)))
+        name = inspect_model(base).name
+        raise Refusal(problem("chat-too-large", name=name, needed=size_text(needed), room=size_text(room)))
     return {"gpus": gpus}
 
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 
+from engine.core import leases
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import read_json, read_object, write_json
 from engine.core.sockets import listen
@@ -26,6 +27,7 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, library_impo
 def main() -> None:
     with run_lifecycle(sys.argv[1]) as run:
         settings = read_json(run.path / "serve.json")
+        leases.keep_touched(list(filter(None, [settings["gpu"]])))
         place = read_object(run.keeper)  # of a Slurm job: where its machine can be reached
         key = run.path / "key"
         secret = key.read_text(encoding="utf-8").strip() if key.exists() else ""

@@ -59,11 +59,11 @@ def run_lifecycle(folder: str) -> Iterator[RunDir]:
     run = RunDir(Path(folder))
     with contextlib.suppress(OSError):  # a file system of a cluster may have no locks; there, Slurm's word counts
         try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, for whatever reason
-    leases.join()
     offer_stacks()
     # At the end the system takes back all memory at once; searching it for garbage first would take most of a second.
     atexit.register(gc.freeze)
     try:
+        leases.join()
         yield run
     except Exception as error:
         traceback.print_exc()
