@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.core import leases
 from engine.core.leases import Holder
-from engine.launch.workspace import Workplace
+from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor, idle_gpus, machine
+from tests.conftest import wait_until
 from tests.nvml import Nvml
 
 GB = 1 << 30
 TORCH = """
-import json, os, sys
+import json, os, time
 from types import SimpleNamespace
 from engine.core import leases
 
@@ -29,6 +33,11 @@ visible = os.environ["CUDA_VISIBLE_DEVICES"]
 held = {uuid: holder.kind for uuid, holder in leases.holders().items()}
 with open(os.environ["RECORD"], "a") as file:
     file.write(json.dumps([visible, held]) + "\\n")
+if "STAYS" in os.environ:
+    with open(os.environ["STAYS"] + ".part", "w") as file:
+        file.write(str(os.getpid()))
+    os.replace(os.environ["STAYS"] + ".part", os.environ["STAYS"])
+    time.sleep(6000)
 
 def capability(place):
     seen = visible.split(",")
@@ -126,3 +135,21 @@ def test_without_leases_no_gpu_is_touched(record: Path, workplace: Workplace, mo
     assert "leases-not-writable" in [finding.code for finding in machine._in_child(hub=False)]
     assert not doctor.trial_result("bitsandbytes", doctor.Device("0", "NVIDIA H100", "GPU-0"), wait=True).certain
     assert {visible for visible, _ in map(json.loads, record.read_text().splitlines())} == {""}
+
+
+def test_what_the_doctor_has_started_holds_its_gpus_though_the_doctor_was_killed(
+    record: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = record.with_name("stays")
+    monkeypatch.setenv("STAYS", str(stays))
+    arguments = ["--saves", str(workplace.saves), "--data", str(workplace.data)]
+    doctor = subprocess.Popen([sys.executable, "-m", "engine", "doctor", *arguments], cwd=PROJECT, stdout=-3)
+    wait_until(stays.exists)
+    child = psutil.Process(int(stays.read_text()))
+    try:
+        doctor.kill()
+        doctor.wait()
+        assert leases.holders()["GPU-0"].text == f"engine doctor ({leases.holders()['GPU-0'].user})"
+    finally:
+        child.kill()
+    wait_until(lambda: leases.holders() == {})
