@@ -71,7 +71,7 @@ def timed_chat(cluster: Cluster, tiny: Path, tmp_path_factory: pytest.TempPathFa
         use(cluster, patch)
         server = servers.start(place, servers.choose(place, str(tiny)))
         wait_until(server.folder.keeper.exists)
-        cluster.command("scontrol", "update", f"jobid={read_object(server.folder.slurm)['job']}", "EndTime=now+5")
+        cluster.command("scontrol", "update", f"jobid={read_object(server.folder.slurm)['job']}", "EndTime=now+10")
     return server
 
 
@@ -367,6 +367,7 @@ def test_a_chat_server_waits_answers_and_loses_its_machine(
     cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     assert noted_end(server) == "NODE_FAIL"
     assert "NODE_FAIL: its machine has failed. Press Restart" in texts_of(server)[0]
+    wait_until(lambda: not find_processes(server.path))  # which Slurm ends a moment later
     with pytest.raises(Refusal, match="its machine has failed"):
         chat_client.served_models(server)
     again = servers.start(chats, choice, by="ada")
