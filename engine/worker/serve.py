@@ -27,12 +27,12 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, library_impo
 def main() -> None:
     with run_lifecycle(sys.argv[1]) as run:
         settings = read_json(run.path / "serve.json")
-        leases.keep_touched(list(filter(None, [settings["gpu"]])))
         place = read_object(run.keeper)  # of a Slurm job: where its machine can be reached
         key = run.path / "key"
         secret = key.read_text(encoding="utf-8").strip() if key.exists() else ""
         if place and not secret:  # the network reaches its port
             raise Refusal(problem("chat-key-missing", file=key))
+        leases.keep_touched(list(filter(None, [settings["gpu"]])))
         # First: a port in use is reported before anything slow.
         sock = listen(place.get("listen") or settings["host"], settings["port"])
         ProgressReport(run)("loading")
