@@ -99,6 +99,24 @@ def of_gradio(blocks: gr.Blocks, event: BlockFunction, answer: Any, session: Ses
     return run(gr.Blocks.postprocess_data(blocks, event, answer, session))
 
 
+def test_events_wait_as_they_would_in_gradio_and_one_web_app_is_made_of_a_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[gr.Blocks] = []
+    create = gr.routes.App.create_app
+    monkeypatch.setattr(
+        gr.routes.App, "create_app", lambda page, **settings: made.append(page) or create(page, **settings)
+    )
+    with PageBlocks() as ours:
+        pass
+    assert made == [ours]
+    theirs = gr.Blocks()
+    plain = {name for name, value in vars(theirs._queue).items() if isinstance(value, (bool, int, float, type(None)))}
+    assert {"live_updates", "max_thread_count", "max_size", "default_concurrency_limit"} <= plain
+    for name in plain - {"sleep_when_free"}:  # which is EVENT_POLL_SECONDS here
+        assert getattr(ours._queue, name) == getattr(theirs._queue, name), name
+
+
 def test_browsers_are_sent_what_gradio_would_send(controls: Controls) -> None:
     gradios, ours = SessionState(controls.blocks), PageSession(controls.blocks)
     for answer, same in zip(answers(controls), answers(controls), strict=True):  # gradio takes answers apart

@@ -23,6 +23,7 @@ import gradio as gr
 from gradio.block_function import BlockFunction
 from gradio.blocks import Block, postprocess_update_dict
 from gradio.components import Component
+from gradio.queueing import Queue
 from gradio.state_holder import SessionState
 from gradio.utils import delete_none, is_prop_update
 
@@ -43,6 +44,12 @@ class PageBlocks(gr.Blocks):
         super().__init__(**settings)
         self.changed_components: WeakValueDictionary[tuple[int, str], Block] = WeakValueDictionary()
         self._queue.sleep_when_free = EVENT_POLL_SECONDS
+
+    def queue(self, *_: Any, **__: Any) -> PageBlocks:
+        """Let events wait by gradio's defaults, which it asks for while a page has nothing on it. Its own function also
+        makes a web app, which that of the complete page replaces."""
+        self._queue = Queue(True, self.max_threads, 1, None, self, "not_set")
+        return self
 
     def get_config_file(self) -> Any:
         """The description of the page for the browser. Gradio asks for it twice while the page is not yet complete, and
