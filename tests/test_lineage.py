@@ -11,6 +11,7 @@ import pytest
 from engine.core.rundir import write_text
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
+from engine.runs import runs
 from engine.runs.lineage import learned, trainings
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
@@ -55,6 +56,14 @@ def test_a_run_comes_after_what_it_continued_and_after_the_whole_model_it_began_
     assert names(second.path / "checkpoint-5") == ["first", "second"]
     data = os.path.realpath(second.spec.data.dataset_dir)
     assert learned([quantized]) == {(data, "first"), (data, "second"), (data, "beside")}
+
+
+def test_a_run_of_a_merged_model_is_beside_those_of_its_base(
+    workplace: Workplace, run: Callable[..., Run], tiny: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    merged = exported(workplace.saves, "merged", tiny, run("first").dir.adapter)
+    spec = make_spec(model__model_name_or_path=str(merged), name="next")
+    assert runs.new_folder(spec, workplace.saves).parent == workplace.saves / "tiny" / "lora"
 
 
 def test_a_line_ends_at_what_is_gone_or_is_no_run_and_a_circle_is_gone_round_once(

@@ -134,7 +134,7 @@ def refusing_write_errors(saves: Path) -> Iterator[None]:
 def new_folder(spec: Spec, saves: Path, at: float | None = None) -> Path:
     """Create the folder of a run, called after its model, its name, and when it was submitted (`at` in seconds since
     1970; None: now). Raises Refusal."""
-    model = _slug(Path(spec.model.model_name_or_path).name) or "model"
+    model = _slug(_model_name(Path(spec.model.model_name_or_path), saves)) or "model"
     stem = "-".join(filter(None, (time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(at)), _slug(spec.name))))
     for number in range(1, 1000):
         folder = saves / model / spec.shelf / (stem if number == 1 else f"{stem}-{number}")
@@ -144,6 +144,11 @@ def new_folder(spec: Spec, saves: Path, at: float | None = None) -> Path:
         except FileExistsError:
             continue
     raise Refusal(problem("too-many-runs", folder=folder.parent))
+
+
+def _model_name(model: Path, saves: Path) -> str:
+    """The name of a model's folder; for the result of a run in `saves`, that of the model which the run began with."""
+    return model.relative_to(saves).parts[0] if saves in model.parents else model.name
 
 
 def _slug(text: str) -> str:
