@@ -4,16 +4,13 @@ the trainings on them compute on the CPU."""
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from engine.core import hardware, leases
@@ -21,9 +18,9 @@ from engine.core.leases import Holder
 from engine.core.locks import lock_byte, try_lock
 from engine.core.problems import Refusal
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import ALIVE_BYTE, read_object, write_json
+from engine.core.rundir import ALIVE_BYTE, write_json
 from engine.launch import command
-from engine.launch.processes import find_processes, memory_in_use
+from engine.launch.processes import memory_in_use
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
 from engine.runs import queue, queue_order, runs
@@ -31,7 +28,7 @@ from engine.runs.run import Run
 from engine.serving import server_gpu, server_process, servers
 from engine.serving.server import Server
 from engine.spec.run_spec import RunSpec
-from tests.conftest import command_line, end_runs, gone, wait_until
+from tests.conftest import end_runs, wait_until
 from tests.nvml import Nvml
 from tests.preloaded import run_python
 
@@ -226,74 +223,12 @@ def submit(four_gpus: Nvml, workplace: Workplace, make_spec: Callable[..., RunSp
         end_runs(place.saves)
 
 
-def gpus_of(run: Run) -> str:
-    """The numbers of the GPUs that it was started on."""
-    return wait_until(lambda: read_object(run.dir.keeper))["devices"]
-
-
 def leased() -> dict[str, str]:
     return {uuid[4:]: holder.what for uuid, holder in leases.holders().items()}
 
 
 def reason(run: Run) -> str:
     return queue.place(runs.read(run.path, queue.saves_of(run.path))).decision.text()
-
-
-def ranks(run: Run) -> list[psutil.Process]:
-    return [process for process in find_processes(run.path) if "engine.worker.train" in command_line(process)]
-
-
-def kill(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGKILL)
-    wait_until(lambda: gone(process))
-
-
-@pytest.mark.slow
-def test_a_shared_server_used_to_the_full_through_kill_nine(
-    forked: None, submit: Callable[..., Run], workplace: Workplace, tiny: Path, tmp_path: Path
-) -> None:
-    two, single = submit("two", 2), submit("single")
-    assert (gpus_of(two), gpus_of(single)) == ("0,1", "2")
-    assert leased() == {"0": "two", "1": "two", "2": "single"}
-    # The next waits for two, and the one behind it for any. Nobody keeps the GPU on which somebody else computes.
-    large, small = submit("large", 2), submit("small")
-    needed = large.request["devices"]["memory"]
-    assert reason(large) == (
-        f"Needs 2 GPUs with about {needed / 1e9:.1f} GB of memory; 0 are free. GPU 0: two (ada); "
-        f"GPU 1: two (ada); GPU 2: single (ada); GPU 3: 41.9 GB used by other programs (process 1)"
-    )
-    assert reason(small).endswith("GPU 2: single (ada); GPU 3: 41.9 GB used by other programs (process 1)")
-    # Somebody with a saves folder of his own sees the same leases, and so does a chat.
-    other = replace(workplace, saves=tmp_path / "other")
-    other.saves.mkdir()
-    foreign = submit("foreign", place=other, hardware__devices=[2])
-    assert reason(foreign) == "Needs GPU 2; 0 are free. GPU 2: single (ada)"
-    assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 3
-
-    # Its owner decides to start the small one beside the others: it comes first, and large keeps waiting.
-    queue_order.start_now(small)
-    assert gpus_of(small) == "3"
-    with pytest.raises(Refusal, match=r"a run that waits: GPU 0: two \(ada\); .*GPU 3: small \(ada\)"):
-        servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
-
-    # kill -9 of the supervisor alone frees nothing; of its last process, exactly what it had.
-    [rank] = wait_until(lambda: len(alone := ranks(single)) == 1 and alone)
-    kill(psutil.Process(read_object(single.dir.keeper)["pid"]))
-    assert leased() == {"0": "two", "1": "two", "2": "single", "3": "small"}
-    kill(rank)
-    wait_until(lambda: leased() == {"0": "two", "1": "two", "3": "small"})
-    # The other folder's run had waited for just this GPU.
-    queue.advance(other.saves)
-    assert gpus_of(foreign) == "2"
-    assert queue.place(runs.read(large.path, workplace.saves)).number == 1
-
-    # A rank of two is killed: the run ends, large has its two GPUs, and nobody else lost anything.
-    kill(wait_until(lambda: len(ranks(two)) >= 2 and ranks(two))[-1])
-    wait_until(lambda: runs.read(two.path, workplace.saves).final)
-    assert gpus_of(large) == "0,1"
-    assert leased() == {"0": "large", "1": "large", "2": "foreign", "3": "small"}
-    runs.stop(large, "kill")
-    wait_until(lambda: leased() == {"2": "foreign", "3": "small"})
 
 
 def test_a_run_has_the_gpus_of_the_studio_that_submitted_it_whoever_starts_it(

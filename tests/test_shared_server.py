@@ -1,7 +1,7 @@
 """Ten runs, a chat server and a program of somebody else on one server of eight GPUs, while each of them is killed.
 
-The machine of the tests has no GPU: `tests.nvml` reports them, and the trainings compute on the CPU. All else is real: a
-studio, a chat server, and the supervisor, launcher and ranks of each run, which wait after their first step.
+The machine of the tests has no GPU: `tests.nvml` reports them, and the trainings compute on the CPU. All else is real:
+a studio, a chat server, and the supervisor, launcher and ranks of each run, which wait after their first step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from engine.core import leases
+from engine.core.problems import Refusal
 from engine.core.rundir import read_object
 from engine.launch.processes import end_processes, find_processes
 from engine.launch.workspace import PROJECT, Workplace
@@ -66,7 +67,7 @@ class Server:
         queue.advance(self.workplace.saves)
 
     def comes_to(self, **holders: str) -> None:
-        """Wait until these hold GPUs: what was killed has let go of its own a moment later, and the queue has looked."""
+        """Wait until these hold GPUs: what was killed lets go of its own a moment later, and then the queue looks."""
         wait_until(lambda: (self.advance(), on_gpus() == holders)[1])
 
 
@@ -163,6 +164,8 @@ def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kil
     # The other program ends. The first that waits takes the GPU, although a later one has asked for just this one.
     server.report(others=False)
     server.comes_to(four="1234", three="056", single="7")
+    with pytest.raises(Refusal, match=r"kept for a run that waits: GPU 0: three \(ada\); .*GPU 7: single \(ada\)"):
+        servers.serve_settings(server.workplace, servers.choose(server.workplace, str(tiny)), "bob")
     assert reason(run["chosen"]) == "Needs GPU 7; 0 are free. GPU 7: single (ada)"
 
     # The studio dies, then a supervisor, its launcher, and three of four ranks: no GPU is free until the last is gone.
