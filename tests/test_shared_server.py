@@ -104,12 +104,11 @@ def kill(*killed: psutil.Process) -> None:
 
 
 def supervisor(run: Run) -> psutil.Process:
-    return psutil.Process(read_object(run.dir.keeper)["pid"])
+    return psutil.Process(wait_until(lambda: read_object(run.dir.keeper))["pid"])
 
 
 def kill_all_of(run: Run) -> None:
-    """Kill the supervisor, so that it does not act, and then all others."""
-    ranks(run)
+    """Kill the supervisor, so that it does not act, and then all others, whatever they are doing."""
     kill(supervisor(run))
     while left := find_processes(run.path):
         kill(*left)
@@ -134,24 +133,23 @@ def server(
     end_runs(workplace.saves)
 
 
-def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kill_nine(
-    server: Server, tiny: Path, tmp_path: Path
-) -> None:
-    saves = server.workplace.saves
-    studio, _ = start_studio(server.workplace)
-    chat = servers.start(server.workplace, servers.choose(server.workplace, str(tiny)), by="bob")
-    servers.wait(chat)
+def submit_ten(server: Server) -> dict[str, Run]:
+    """Name → run, in their order."""
     counts = {"four": 4, "two": 2, "three": 3, "single": 1, "pair": 2}
-    run = {name: server.submit(name, count) for name, count in counts.items()}
-    run["chosen"] = server.submit("chosen", 1, (LAST,))
-    run |= {name: server.submit(name, count) for name, count in {"large": 4, "small": 1, "last": 2, "extra": 3}.items()}
+    submitted = {name: server.submit(name, count) for name, count in counts.items()}
+    submitted["chosen"] = server.submit("chosen", 1, (LAST,))
+    more = {"large": 4, "small": 1, "last": 2, "extra": 3}
+    return submitted | {name: server.submit(name, count) for name, count in more.items()}
+
+
+def kill_the_chat_and_a_rank(server: Server, chat: Path, run: dict[str, Run]) -> None:
     # The chat was first. Two runs fit beside it; the GPU of somebody else's program is left alone.
     assert on_gpus() == {"tiny": "0", "four": "1234", "two": "56"}
     assert "GPU 7: 41.9 GB used by other programs (process 1)" in reason(run["single"])
     assert "GPU 0: tiny (bob); GPU 1: four (ada)" in reason(run["three"])
 
     # The chat server dies: its GPU is kept for three, the first that waits, and the small run behind may not take it.
-    kill(*find_processes(chat.path))
+    kill(*find_processes(chat))
     server.comes_to(four="1234", two="56")
     assert "GPU 0: kept for three" in reason(run["single"])
     assert "GPU 0: kept for three" in reason(run["pair"])
@@ -159,17 +157,17 @@ def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kil
     # A rank of two dies, and with it the run: three has its GPUs. Nothing is free, so all others wait.
     kill(ranks(run["two"])[-1])
     server.comes_to(four="1234", three="056")
-    assert runs.read(run["two"].path, saves).state == "failed"
+    assert runs.read(run["two"].path, server.workplace.saves).state == "failed"
 
     # The other program ends. The first that waits takes the GPU, although a later one has asked for just this one.
     server.report(others=False)
     server.comes_to(four="1234", three="056", single="7")
-    with pytest.raises(Refusal, match=r"kept for a run that waits: GPU 0: three \(ada\); .*GPU 7: single \(ada\)"):
-        servers.serve_settings(server.workplace, servers.choose(server.workplace, str(tiny)), "bob")
     assert reason(run["chosen"]) == "Needs GPU 7; 0 are free. GPU 7: single (ada)"
 
+
+def kill_the_studio_and_a_run_part_by_part(server: Server, studio: int, base: str, run: dict[str, Run]) -> None:
     # The studio dies, then a supervisor, its launcher, and three of four ranks: no GPU is free until the last is gone.
-    kill(psutil.Process(studio.pid))
+    kill(psutil.Process(studio))
     *most, last = ranks(run["four"])
     kill(supervisor(run["four"]))
     kill(*processes(run["four"], "worker.launch"))
@@ -179,17 +177,25 @@ def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kil
     # pair has two of the four; the others are kept for large, which needs four: neither small nor last may have them.
     kill(last)
     server.comes_to(three="056", single="7", pair="12")
-    assert runs.read(run["four"].path, saves).state == "interrupted"
+    assert runs.read(run["four"].path, server.workplace.saves).state == "interrupted"
     for name in ("small", "last", "extra"):
         assert "GPU 3: kept for large; GPU 4: kept for large" in reason(run[name])
+    with pytest.raises(
+        Refusal, match=r"kept for a run that waits: .*GPU 3: large; GPU 4: large; .*GPU 7: single \(ada\)"
+    ):
+        servers.serve_settings(server.workplace, servers.choose(server.workplace, base), "bob")
 
+
+def look_from_elsewhere(server: Server, saves: Path) -> None:
     # Somebody with a saves folder of his own sees the same leases.
-    other = replace(server.workplace, saves=tmp_path / "other")
+    other = replace(server.workplace, saves=saves)
     other.saves.mkdir()
     foreign = server.submit("foreign", 1, (7,), other)
     assert reason(foreign) == "Needs GPU 7; 0 are free. GPU 7: single (ada)"
     runs.delete(foreign)
 
+
+def kill_the_rest(server: Server, run: dict[str, Run]) -> None:
     # All of single dies at once: chosen has the GPU that it asked for.
     kill_all_of(run["single"])
     server.comes_to(three="056", pair="12", chosen="7")
@@ -197,7 +203,7 @@ def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kil
     # A launcher dies, and its supervisor ends the run: large has its four, of five; the last is for small.
     kill(*processes(run["three"], "worker.launch"))
     server.comes_to(pair="12", chosen="7", large="0345", small="6")
-    assert runs.read(run["three"].path, saves).state == "failed"
+    assert runs.read(run["three"].path, server.workplace.saves).state == "failed"
     kill_all_of(run["chosen"])
     server.comes_to(pair="12", large="0345", small="6")
     assert "GPU 7: kept for last" in reason(run["extra"])
@@ -214,3 +220,16 @@ def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kil
     kill_all_of(run["extra"])
     server.comes_to()
     assert [read_object(each.dir.request)["attempt"] for each in run.values()] == [1] * 10
+
+
+def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kill_nine(
+    server: Server, tiny: Path, tmp_path: Path
+) -> None:
+    studio, _ = start_studio(server.workplace)
+    chat = servers.start(server.workplace, servers.choose(server.workplace, str(tiny)), by="bob")
+    servers.wait(chat)
+    run = submit_ten(server)
+    kill_the_chat_and_a_rank(server, chat.path, run)
+    kill_the_studio_and_a_run_part_by_part(server, studio.pid, str(tiny), run)
+    look_from_elsewhere(server, tmp_path / "other")
+    kill_the_rest(server, run)
