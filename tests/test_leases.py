@@ -18,8 +18,8 @@ from engine.core.leases import Holder
 from engine.core.locks import lock_byte, try_lock
 from engine.core.problems import Refusal
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import ALIVE_BYTE, write_json
-from engine.launch import command
+from engine.core.rundir import ALIVE_BYTE, read_object, write_json
+from engine.launch import command, engine_choice
 from engine.launch.processes import memory_in_use
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
@@ -322,9 +322,15 @@ def test_who_starts_a_run_where_too_little_memory_is_free_is_warned(
     write_json(run.dir.request, run.request | {"devices": run.request["devices"] | {"memory": 60 * GB}})
     assert reason(run).endswith("GPU 3: 41.9 GB used by other programs (process 1)")
     assert read_warnings(run.dir) == []
-    queue_order.start_now(run)
+    write_json(run.dir.request, read_object(run.dir.request) | {"resumed_from": 40})
+    with monkeypatch.context() as patch:  # another has taken its GPU in the meantime
+        patch.setattr(queue, "_start", lambda *_: False)
+        queue_order.start_now(run)
+    assert read_warnings(run.dir) == []
+    queue.advance(workplace.saves)
     assert begun[-1] == [3]
     [warning] = read_warnings(run.dir)
+    assert warning.step == 40
     assert "Started where less memory is free than it needs, about 64.4 GB (GPU 3: 42.9 GB)" in warning.problem.text()
     close(held)
 
@@ -338,7 +344,7 @@ def test_a_run_that_fitted_waits_for_a_gpu_that_does_not_respond(
     fitted = submit("fitted")
     assert queue.demand(fitted).fits
     four_gpus.report(gpus=[small])
-    assert reason(fitted).startswith("Needs 1 GPU that it could use; there are only 0 now.")
+    assert "GB of memory; there are only 0 of that size now. Check nvidia-smi" in reason(fitted)
     runs.delete(fitted)
     assert not queue.demand(submit("tries")).fits  # it never fitted: its owner wants to try it
 
@@ -357,6 +363,10 @@ def test_a_server_gets_another_gpu_if_its_own_was_taken_and_none_that_is_kept(
     close(descriptors)
     # A run that waits for three GPUs keeps the two that are free. A chat beside a program of somebody else is no worse.
     submit("large", 3)
+    engine = workplace.saves / engine_choice.FILE
+    engine.write_text("engine: slurm\nchats: local\n")
+    assert queue.kept_gpus(workplace.saves) == {}  # it waits for GPUs of other machines
+    engine.unlink()
     assert queue.kept_gpus(workplace.saves) == {"GPU-1": "large", "GPU-2": "large"}
     assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 3
     monkeypatch.setattr(server_gpu, "weight_bytes", lambda *_: 60e9)
@@ -366,6 +376,37 @@ def test_a_server_gets_another_gpu_if_its_own_was_taken_and_none_that_is_kept(
     with pytest.raises(Refusal, match=r"GPU 0: fast \(.*; GPU 1: large; GPU 2: large; GPU 3: y \("):
         server_process._leased(server, settings)
     close(held)
+
+
+def test_who_has_just_ended_does_not_pass_for_a_program_without_a_lease(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, submit: Callable[..., Run], workplace: Workplace, tiny: Path
+) -> None:
+    """The driver's answer of a moment before still has the process."""
+    monkeypatch.setattr(queue, "advance", lambda *_: None)
+    monkeypatch.setattr(hardware, "QUERY_HOLDS_SECONDS", 600.0)
+    monkeypatch.setattr(server_gpu, "weight_bytes", lambda *_: 60e9)
+    free, used = {"memory": 80 * GB, "free": 79 * GB}, {"memory": 80 * GB, "free": 40 * GB, "processes": [[4, 39 * GB]]}
+
+    def one_ends(*gpus: dict[str, Any]) -> None:
+        hardware.all_gpus()
+        answer = hardware._last_query
+        four_gpus.report(gpus=[{"uuid": f"GPU-{number}"} | gpu for number, gpu in enumerate(gpus)])
+        monkeypatch.setattr(hardware, "_last_query", answer)
+
+    # Two chats share GPU 1. The first ends: a third has room.
+    four_gpus.report(gpus=[{"uuid": "GPU-0"} | used, {"uuid": "GPU-1"} | used])
+    run, chat = leases.take(["GPU-0"], Holder("x", "training")), leases.take(["GPU-1"], Holder("m", "chat"))
+    one_ends(used, free)
+    assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 1
+    # GPU 0 is free, the chat ends, and the run that has waited for both gets them; none that came later does.
+    four_gpus.report(gpus=[{"uuid": "GPU-0"} | free, {"uuid": "GPU-1"} | used])
+    close(run)
+    submit("large", 2)
+    submit("small")
+    assert queue.kept_gpus(workplace.saves) == {"GPU-0": "large"}
+    one_ends(free, free)
+    close(chat)
+    assert queue.kept_gpus(workplace.saves) == {"GPU-0": "large", "GPU-1": "large"}
 
 
 def test_without_a_usable_folder_runs_wait_and_say_why(

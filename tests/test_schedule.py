@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from engine.core.hardware import Gpu, GpuProcess
 from engine.runs.schedule import Decision, Demand, Machine, decide
@@ -100,7 +101,8 @@ def test_a_gpu_that_does_not_respond_for_a_moment_sends_nobody_to_a_smaller_one(
     fitted = Demand("fitted", 2, memory=60 * GB, fits=True)
     assert started([fitted, Demand("small")], mixed) == {"fitted": None, "small": [0]}
     [reason] = decide([fitted], Machine(mixed, {}))
-    assert reason.text().startswith("Needs 2 GPUs that it could use; there is only 1 now. Check nvidia-smi")
+    assert reason.text().startswith("Needs 2 GPUs with about 64.4 GB of memory; there is only 1 of that size now.")
+    assert started([replace(fitted, beside_others=True)], mixed) == {"fitted": [0, 1]}  # as *Start now* asks for
     assert started([fitted], [*mixed, gpu(3)]) == {"fitted": [0, 3]}
     assert started([Demand("tries", 2, memory=60 * GB)], mixed) == {"tries": [0, 1]}  # there never were two
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from engine.core import leases
 from engine.core.problems import Problem, problem
 
 CGROUP = Path("/sys/fs/cgroup")  # cgroup v2, as seen inside a container
@@ -73,8 +74,12 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The usable GPUs, at most a few seconds old: those of CUDA_VISIBLE_DEVICES in its order, if it is set, otherwise
-    all. Empty if there are none or the driver fails (see `gpu_failure`)."""
+    """The usable GPUs: those of CUDA_VISIBLE_DEVICES in its order, if it is set, otherwise all. Empty if there are none
+    or the driver fails (see `gpu_failure`).
+
+    The answer is at most a few seconds old, and no older than the end of a lease. Who compares it with
+    `leases.holders()` reads those first: otherwise a lease that ends in between leaves processes of nobody.
+    """
     limited = _limited.get()
     return limited if limited is not None else _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
@@ -189,15 +194,18 @@ def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
 
 _turn = threading.Lock()
 _last_query: tuple[float, tuple[tuple[Gpu, ...], Problem | None]] | None = None  # when it expires, and the answer
+_leased: frozenset[str] = frozenset()  # the UUIDs of the GPUs that were leased when the driver answered
 
 
 def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
-    global _last_query
+    global _last_query, _leased
     with _turn:
-        if _last_query is None or time.monotonic() > _last_query[0]:
+        leased = frozenset(leases.holders())
+        # The processes of a lease that has ended would pass for programs without a lease.
+        if _last_query is None or time.monotonic() > _last_query[0] or not _leased <= leased:
             answer = _query_gpus()
             holds = FAILURE_HOLDS_SECONDS if answer[1] else QUERY_HOLDS_SECONDS
-            _last_query = (time.monotonic() + holds, answer)
+            _last_query, _leased = (time.monotonic() + holds, answer), leased.union(leases.holders())
         return _last_query[1]
 
 

@@ -25,6 +25,7 @@ from engine.core.locks import is_locked, wait_for_lock
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
+from engine.launch.engine_choice import is_local
 from engine.launch.workspace import PROJECT
 from engine.preflight.suitable_gpus import enough_fit, likely_gpus, needed_capability
 from engine.runs import index, memory_use
@@ -116,7 +117,10 @@ def decisions(saves: Path) -> list[tuple[Run, Decision]]:
 
 
 def kept_gpus(saves: Path) -> dict[str, str]:
-    """The free GPUs that are kept for waiting runs, or on which they are about to start, by UUID, and for which."""
+    """The free GPUs that are kept for waiting runs, or on which they are about to start, by UUID, and for which. None
+    if runs compute elsewhere."""
+    if not is_local(saves):
+        return {}
     return {gpu.uuid: run.title for run, decision in decisions(saves) for gpu in (*decision.gpus, *decision.kept)}
 
 
@@ -248,7 +252,7 @@ def without_hours(saves: Path, owners: Iterable[str]) -> set[str]:
 
 def _machine(alive: Sequence[Run]) -> Machine:
     """The devices as they are now, and which runs use them; not those that Slurm has on other machines."""
-    gpus, holders = hardware.all_gpus(), leases.holders()
+    holders, gpus = leases.holders(), hardware.all_gpus()
     taken = {uuid: holder.text for uuid, holder in holders.items()}
     on_cpu = []
     for run in alive:
@@ -272,7 +276,7 @@ def _machine(alive: Sequence[Run]) -> Machine:
 def gpus_for(spec: Spec, memory: int) -> tuple[Gpu, ...]:
     """The GPUs that a run of `spec` would have if it were started now; if it would have to wait, those that it would
     probably have. `memory`: the estimated bytes of each of its processes."""
-    gpus = hardware.planned_gpus()
+    holders, gpus = leases.holders(), hardware.planned_gpus()
     if command.on_cpu(spec, len(gpus)):
         return ()
     chosen = spec.hardware
@@ -283,7 +287,7 @@ def gpus_for(spec: Spec, memory: int) -> tuple[Gpu, ...]:
         memory=memory,
         capability=needed_capability(spec),
     )
-    [decision] = decide([needed], Machine(gpus, {uuid: "" for uuid in leases.holders()}))
+    [decision] = decide([needed], Machine(gpus, dict.fromkeys(holders, "")))
     return decision.gpus or tuple(likely_gpus(spec, memory))
 
 
@@ -316,9 +320,10 @@ def advance(saves: Path, hand_over: HandOver = not_handed_over) -> None:
             decisions = _decide(queued, open_runs)
             _note_waiting(queued, decisions)
             starts = [(run, decision.gpus) for run, decision in zip(queued, decisions, strict=True) if decision.starts]
-            for run, gpus in starts:
-                memory_use.warn_if_short(run.dir, demand(run), gpus)
             results = [hand_over(run.dir, lock, gpus) or _start(run.dir, lock, gpus) for run, gpus in starts]
+            for (run, gpus), started in zip(starts, results, strict=True):
+                if started:
+                    memory_use.warn_if_short(run, demand(run), gpus)
             # If a run cannot get a supervisor it is put aside, and if another has taken its GPUs in the meantime it
             # waits on: either way, the others are looked at again, unless that would only do the same again.
             if all(results) or starts == failed:

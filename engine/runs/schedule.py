@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.core.gpu_choice import eligible, emptiest, others_bytes
 from engine.core.hardware import Gpu
@@ -25,7 +25,7 @@ class Demand:
     """What a run needs: the GPUs with these `indices`, or any `count` with `memory` bytes each (0 if unknown) and this
     compute `capability`. Without GPUs, `memory` is that of the machine. `fits`: there were enough GPUs with this memory
     when it was submitted, so no smaller ones are tried. `beside_others`: even on GPUs on which processes of others
-    compute or that have too little free memory, or on a CPU that other runs use."""
+    compute or that have too little memory, or on a CPU that other runs use."""
 
     name: str
     count: int = 1
@@ -130,7 +130,7 @@ def _on_cpu(demand: Demand, machine: Machine, before: Sequence[Demand]) -> Decis
 def _on_gpus(demand: Demand, gpus: Sequence[Gpu], taken: Mapping[str, str], reserved: Mapping[str, str]) -> Decision:
     eligible = _eligible(demand, gpus)
     if len(eligible) < demand.count:
-        return Decision(reason=_never(demand, eligible))
+        return Decision(reason=_never(demand, eligible, gpus))
     obstacles = {gpu.uuid: _obstacle(gpu, demand, taken, reserved) for gpu in eligible}
     ready = [gpu for gpu in eligible if obstacles[gpu.uuid] is None]
     if len(ready) >= demand.count:
@@ -154,12 +154,15 @@ def _too_few_free(demand: Demand, free: int) -> Problem:
     return problem("waits-gpus", **values)
 
 
-def _never(demand: Demand, eligible: Sequence[Gpu]) -> Problem:
+def _never(demand: Demand, eligible: Sequence[Gpu], gpus: Sequence[Gpu]) -> Problem:
     """That there are not as many GPUs as the run needs, so that it cannot start until that changes."""
     if demand.indices:
         missing = sorted(set(demand.indices) - {gpu.index for gpu in eligible})
         return problem("waits-missing-gpus", gpus=", ".join(map(str, missing)), count=len(missing))
-    return problem("waits-too-few-gpus", count=demand.count, there=len(eligible))
+    values = {"count": demand.count, "there": len(eligible)}
+    if len(_eligible(replace(demand, fits=False), gpus)) >= demand.count:
+        return problem("waits-too-small-gpus", needed=_size(demand.memory), **values)
+    return problem("waits-too-few-gpus", **values)
 
 
 def _eligible(demand: Demand, gpus: Sequence[Gpu]) -> list[Gpu]:
@@ -171,7 +174,7 @@ def _eligible(demand: Demand, gpus: Sequence[Gpu]) -> list[Gpu]:
         memory=demand.memory,
         capability=demand.capability,
         allowed=demand.allowed,
-        must_fit=demand.fits,
+        must_fit=demand.fits and not demand.beside_others,
     )
 
 

@@ -6,7 +6,7 @@ GPU and has it alone. A GPU that is kept for a run that waits is not for a serve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def free_gpu(settings: Mapping[str, Any], saves: Path, without: Collection[str] 
     """
     if failure := hardware.gpu_failure():
         raise Refusal(failure)
-    gpus, holders = hardware.gpus(), leases.holders()
+    holders, gpus = leases.holders(), hardware.gpus()
     if not gpus:
         return None
     if unusable := leases.obstacle():
@@ -52,11 +52,20 @@ def free_gpu(settings: Mapping[str, Any], saves: Path, without: Collection[str] 
         who = "; ".join(f"GPU {gpu.index}: {users[gpu.uuid]}" for gpu in sorted(gpus, key=lambda gpu: gpu.index))
         raise Refusal(problem("chat-card-taken", who=who))
     needed = weight_bytes(settings["base"], settings["model"])
-    roomy = [gpu for gpu in left if not gpu.memory or gpu.free >= needed]
+    roomy = _roomy(left, needed)
+    if not roomy:
+        hardware.ask_driver_again()  # a server that shared a GPU with others may just have ended
+        left = [gpu for gpu in hardware.gpus() if gpu.uuid not in users]
+        roomy = _roomy(left, needed)
     if not roomy:
         free = "; ".join(f"GPU {gpu.index}: {size_text(gpu.free)}" for gpu in left)
         raise Refusal(problem("chat-no-room", name=settings["name"], needed=size_text(needed), free=free))
     return max(roomy, key=lambda gpu: (others_bytes(gpu) is None, gpu.free))
+
+
+def _roomy(gpus: Sequence[Gpu], needed: float) -> list[Gpu]:
+    """Those with so many bytes of free memory, or with an unknown amount."""
+    return [gpu for gpu in gpus if not gpu.memory or gpu.free >= needed]
 
 
 def lease(uuid: str, engine: str, holder: Holder) -> list[int] | None:
