@@ -250,6 +250,23 @@ def test_what_waits_does_not_begin_once_the_budget_is_used_up(
     assert "GPU hours" in read_warnings(members[2].dir)[0].problem.text()
 
 
+DAMAGED_KEEPER = """
+keeper = json.loads((folder / "keeper.json").read_text())
+(folder / "keeper.json").write_text(json.dumps(keeper | {"leases": 7}))
+finish()
+"""
+
+
+def test_the_next_run_begins_even_if_the_use_of_the_budget_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    monkeypatch.setenv("ATHANOR_CPU_RUNS", "1")
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, DAMAGED_KEEPER))
+    members = sweeps.submit(sweeps.variants(make_spec(), {RANK: ["2", "4"]}, "grid"), workplace, budget_hours=1)
+    wait_until(lambda: all(run.dir.exit.exists() for run in members))
+    assert "TypeError" in members[0].dir.log.read_text(encoding="utf-8")  # it was damaged indeed
+
+
 def test_on_slurm_each_supervisor_stops_its_own_run_and_does_not_begin_beyond_the_budget(
     monkeypatch: pytest.MonkeyPatch, workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:

@@ -295,8 +295,8 @@ def _supervise_to_end(
     for lock in (*descriptors, alive_lock, supervisor_lock):
         os.close(lock)
     if run.exit.exists():  # otherwise the disk is full: no run can start, and a studio's tick will try again
+        _stop_sweep_without_budget(run)
         with contextlib.suppress(OSError, Refusal):
-            _stop_sweep_without_budget(run)
             engines.advance(queue.saves_of(run.path))
         read_long_curves(run)
     os._exit(0)

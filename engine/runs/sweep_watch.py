@@ -75,10 +75,15 @@ class SweepWatch:
 
 def stop_without_budget(saves: Path, id: str, now: float) -> bool:
     """Stop all runs of a sweep if its budget is used up at `now`, in seconds since 1970, and let each say why; not
-    those that somebody has resumed beyond it. Whether there were any."""
-    budget = sweep_standing.budget_of(saves, id, now)
-    stopped = sweeps.stop(saves, id, spared=_is_beyond) if budget.is_used_up else []
-    _say(stopped, budget.warning)
+    those that somebody has resumed beyond it. Whether there were any. Raises nothing: other runs wait for the
+    caller."""
+    try:
+        budget = sweep_standing.budget_of(saves, id, now)
+        stopped = sweeps.stop(saves, id, spared=_is_beyond) if budget.is_used_up else []
+        _say(stopped, budget.warning)
+    except Exception:  # whatever is in a file of another run
+        traceback.print_exc()
+        return False
     return bool(stopped)
 
 
