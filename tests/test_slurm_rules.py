@@ -101,7 +101,7 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     run.path.mkdir(parents=True)
     run.request.write_text('{"submitted": 1, "attempt": 1, "kind": "training"}', encoding="utf-8")
     run.pause.write_text("{}", encoding="utf-8")
-    left = [3600.0, 100.0, 3600.0]
+    left = [3600.0, 100.0, None, 3600.0]
     monkeypatch.setattr(slurm, "seconds_left", lambda _job: left.pop(0))
     slurm_batch._conclude(run, "7", 0, 0, 120)  # preempted: the next attempt has the whole time again
     assert (run.exit.exists(), started) == (False, ["7"])
@@ -117,6 +117,9 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     (run.path / "checkpoint-4" / "complete.json").write_text("{}", encoding="utf-8")
     run.error.write_text('{"type": "ValueError", "message": "m"}', encoding="utf-8")
     slurm_batch._conclude(run, "7", 1, 0, 120)
+    slurm_batch._conclude(run, "7", 0, 0, 120)  # squeue does not tell: it may be preempted
+    assert (run.exit.exists(), started) == (False, ["7"])
+    started.clear()
     assert (read_object(run.exit)["outcome"], started) == ("failed", [])  # the next attempt would fail, too
     run.exit.unlink()
     run.error.unlink()
@@ -129,15 +132,20 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     run.request.write_text('{"submitted": 1, "attempt": 1}', encoding="utf-8")
     monkeypatch.setattr(slurm, "requeue", lambda _job: "slurmctld is gone")
     slurm_batch._conclude(run, "7", 0, 4, 120)
-    assert (read_object(run.exit)["outcome"], left) == ("failed", [])  # nothing was saved, and it cannot start again
+    assert read_object(run.exit)["reason"] == "slurm-not-again"  # nothing was saved, and it cannot start again
+    assert left == []
+    run.log.write_text("Slurm does not start the job again: slurmctld is gone\n", encoding="utf-8")  # as printed there
+    assert failures.explain(runs.read(run.path, tmp_path / "saves")).what().endswith("slurmctld is gone")
 
 
 def test_only_a_training_is_told_that_its_time_is_nearly_over(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    for kind, pauses in (("evaluation", False), ("export", False), ("training", True)):
-        write_json(run.request, {"submitted": 1, "attempt": 1, "kind": kind})
+    requests = {"evaluation": {"kind": "evaluation"}, "export": {"kind": "export"}, "training": {"kind": "training"}}
+    for kind, request in [*requests.items(), ("training", {})]:  # the last as versions without kinds have written it
+        write_json(run.request, {"submitted": 1, "attempt": 1, **request})
+        run.pause.unlink(missing_ok=True)
         slurm_batch._pause(run)
-        assert run.pause.exists() == pauses
+        assert run.pause.exists() == (kind == "training")
 
 
 def test_an_attempt_that_slurm_has_ended_is_put_aside_under_its_own_number(tmp_path: Path) -> None:
@@ -170,7 +178,7 @@ def test_the_answers_of_the_commands_are_parsed() -> None:
     assert [slurm.parse_submitted(text) for text in ("4\n", "warning\n5;cluster\n", "", "x")] == ["4", "5", None, None]
     assert slurm.complaint("sbatch: error: A\nsbatch: error: B\n") == "A; B"
     times = [slurm.parse_time_left(text) for text in ("1-02:00:05\n", "2:00:00", "4:05", "UNLIMITED", "INVALID", "")]
-    assert times == [93605, 7200, 245, math.inf, 0, 0]
+    assert times == [93605, 7200, 245, math.inf, None, None]
     assert slurm.parse_address("NodeName=n1 NodeAddr=10.0.0.7 NodeHostName=x") == "10.0.0.7"
     kept = slurm.environment({"SLURM_CONF": "f", "SLURM_JOB_ID": "1", "SBATCH_PARTITION": "p", "HOME": "h"})
     assert kept == {"SLURM_CONF": "f", "HOME": "h"}

@@ -158,18 +158,20 @@ def parse_state(text: str) -> str:
     return next(iter(text.strip().rpartition("\n")[2].split()), "")
 
 
-def seconds_left(id: str) -> float:
-    """For how long a job may still run by its time limit, whoever wants to end it sooner; infinite without a limit, 0
-    if Slurm does not tell."""
+def seconds_left(id: str) -> float | None:
+    """For how long a job may still run by its time limit, whoever wants to end it sooner; infinite without a limit,
+    None if Slurm does not tell."""
     return parse_time_left(run(["squeue", f"--jobs={id}", "--noheader", "--format=%L"], COMMAND_LIMIT_SECONDS)[0])
 
 
-def parse_time_left(text: str) -> float:
-    """Seconds from squeue's days-hours:minutes:seconds."""
+def parse_time_left(text: str) -> float | None:
+    """Seconds from squeue's days-hours:minutes:seconds; None if the text is something else."""
     if text.strip() in ("UNLIMITED", "NOT_SET"):
         return math.inf
     parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
-    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0, 0)
+    if parts is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 

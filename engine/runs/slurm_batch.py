@@ -127,12 +127,14 @@ def _conclude(run: RunDir, job: str, code: int, before: int, warning_s: float) -
     if not run.pause.exists() or run.error.exists() or ends_for_good(run) or _is_complete(run):
         supervisor.write_exit(run, code)
         return
-    unsaved = {"outcome": "failed", "reason": "slurm-time"} if newest_step(run) <= before else {}
-    if unsaved and slurm.seconds_left(job) <= warning_s + EARLY_SECONDS:
-        supervisor.write_exit(run, code, **unsaved)
+    is_saved = newest_step(run) > before
+    left = None if is_saved else slurm.seconds_left(job)
+    if left is not None and left <= warning_s + EARLY_SECONDS:
+        supervisor.write_exit(run, code, outcome="failed", reason="slurm-time")
     elif failure := slurm.requeue(job):
         print(f"Slurm does not start the job again: {failure}", flush=True)
-        supervisor.write_exit(run, code, **unsaved)  # with a checkpoint, it is stopped: it can be resumed
+        failed = {} if is_saved else {"outcome": "failed", "reason": "slurm-not-again"}
+        supervisor.write_exit(run, code, **failed)  # with a checkpoint, it is stopped: it can be resumed
     else:
         time.sleep(REQUEUE_SECONDS)  # Slurm ends this process
 
@@ -146,7 +148,7 @@ def _is_complete(run: RunDir) -> bool:
 
 def _pause(run: RunDir, *_: Any) -> None:
     """The time is nearly over."""
-    if read_object(run.request).get("kind") == RunSpec.kind:
+    if read_object(run.request).get("kind", RunSpec.kind) == RunSpec.kind:
         with contextlib.suppress(OSError):
             pause(run, again=True)
 
