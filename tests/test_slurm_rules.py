@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 
 from engine import following
 from engine.core import hardware
+from engine.core.locks import try_lock
 from engine.core.problems import Refusal
+from engine.core.run_warnings import read_warnings
 from engine.core.rundir import RunDir, read_object, write_json
 from engine.launch import command
 from engine.launch.engine_choice import EngineChoice, read_choice, settle_choice
@@ -42,6 +45,7 @@ from engine.runs.plan import summary
 from engine.runs.run import Run
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
+from tests.conftest import wait_until
 from tests.preloaded import run_python
 from tests.slurm_commands import stand_in_commands
 from webui.train_tab import plan_html
@@ -113,13 +117,13 @@ def test_an_attempt_that_saved_nothing_before_its_time_was_over_is_not_started_a
     assert "before a checkpoint could be saved" in why.what()
     assert "--time" in why.advice("zh")
     run.exit.unlink()
+    slurm_batch._conclude(run, "7", 0, 0, 120)  # squeue does not tell: it may be preempted
+    assert (run.exit.exists(), started) == (False, ["7"])
+    started.clear()
     (run.path / "checkpoint-4").mkdir()
     (run.path / "checkpoint-4" / "complete.json").write_text("{}", encoding="utf-8")
     run.error.write_text('{"type": "ValueError", "message": "m"}', encoding="utf-8")
     slurm_batch._conclude(run, "7", 1, 0, 120)
-    slurm_batch._conclude(run, "7", 0, 0, 120)  # squeue does not tell: it may be preempted
-    assert (run.exit.exists(), started) == (False, ["7"])
-    started.clear()
     assert (read_object(run.exit)["outcome"], started) == ("failed", [])  # the next attempt would fail, too
     run.exit.unlink()
     run.error.unlink()
@@ -491,6 +495,72 @@ def test_the_turn_of_a_run_that_slurm_has_is_changed_there_or_not_at_all(
     assert read_object(low.dir.request) == before
     with pytest.raises(Refusal, match="in Slurm's queue"):
         queue_order.move(low, "up")
+
+
+def test_what_slurm_refuses_when_a_run_is_handed_over_is_said_and_taken_back(
+    answering: Callable[..., None], workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    refusing = {"squeue": "echo '7|PENDING|Resources|x'", "scontrol": "echo 'Access denied' >&2; exit 1"}
+    answering(**refusing)
+    high, held = (runs.submit(make_spec(), workplace, start=False) for _ in range(2))
+    answering(sbatch=f'sed -i \'s/"attempt"/"held": true, "attempt"/\' {held.dir.request}; echo 7', **refusing)
+    queue_order.set_priority(high, "high")  # also submits both
+    for run, field in ((high, "priority"), (held, "held")):
+        assert run.dir.on_slurm()
+        assert not read_object(run.dir.request)[field]
+        assert [warning.problem.text() for warning in read_warnings(run.dir)] == [
+            "Slurm does not change the turn of job 7: Access denied."
+        ]
+
+
+def test_a_run_that_is_handed_over_during_a_change_that_slurm_does_not_know_keeps_its_request(
+    answering: Callable[..., None],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, run = (runs.submit(make_spec(), workplace, start=False) for _ in range(2))
+    waiting, before = queue.waiting, read_object(run.dir.request)
+
+    def wait_and_hand_over(saves: Path) -> list[Run]:
+        order = waiting(saves)
+        assert slurm_queue.claim(run.dir, "7")
+        return order
+
+    monkeypatch.setattr(queue, "waiting", wait_and_hand_over)
+    with pytest.raises(Refusal, match="in Slurm's queue"):
+        queue_order.move(run, "up")
+    assert read_object(run.dir.request) == before
+
+
+def test_while_scontrol_takes_its_time_runs_can_be_stopped(
+    answering: Callable[..., None],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slurm, "COMMAND_LIMIT_SECONDS", 600.0)
+    answering(squeue="echo '7|PENDING|Resources|x'")
+    run = runs.submit(make_spec(), workplace)
+    before, called, go_on = read_object(run.dir.request), tmp_path / "called", tmp_path / "go on"
+    answering(
+        squeue="echo '7|PENDING|Resources|x'",
+        scontrol=f"touch '{called}'; until [ -e '{go_on}' ]; do sleep 0.05; done; echo 'Access denied' >&2; exit 1",
+    )
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            change = pool.submit(queue_order.set_priority, run, "high")
+            wait_until(called.exists)
+            lock = try_lock(workplace.saves / ".queue.lock", 0, shared=False)
+            assert lock is not None
+            os.close(lock)
+            runs.stop(run, "kill", "ada")
+        finally:
+            go_on.touch()
+        assert isinstance(change.exception(), Refusal)
+    after = read_object(run.dir.request)
+    assert (after["stop"]["by"], after | {"stop": None}) == ("ada", before)  # only the change is taken back
 
 
 def test_gpus_by_index_and_a_broken_engine_file_are_refused_before_anything_is_written(

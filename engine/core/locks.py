@@ -6,9 +6,11 @@ can be mistaken; and F_OFD_GETLK queries without locking, so a query has no effe
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 MODE = 0o666  # of the files: the umask decides whether the group, which works in the same folder, can lock them
@@ -57,6 +59,16 @@ def wait_for_lock(path: Path, byte: int = 0) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
     return descriptor
+
+
+@contextlib.contextmanager
+def holding(path: Path, byte: int = 0) -> Iterator[int]:
+    """`wait_for_lock`, and its descriptor, for a `with` statement."""
+    lock = wait_for_lock(path, byte)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def is_locked(path: Path, byte: int) -> bool:

@@ -24,9 +24,10 @@ from engine.core.problems import Refusal, problem
 from engine.core.regular_files import list_folders, open_regular, read_bytes
 
 MAX_LINES_BYTES = 1 << 30  # of a JSON Lines file that is read as a whole
-# Two bytes of the lock file, locked independently. ALIVE_BYTE is shared by the supervisor and all worker ranks: if
-# anyone holds it, the run is alive. SUPERVISED_BYTE is held by the one supervisor, so that no run gets two.
-ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
+# Three bytes of the lock file, locked independently. ALIVE_BYTE is shared by the supervisor and all worker ranks: if
+# anyone holds it, the run is alive. SUPERVISED_BYTE is held by the one supervisor, so that no run gets two. Whoever
+# changes the turn of a waiting run holds TURN_BYTE: Slurm is told of changes in the order in which they were written.
+ALIVE_BYTE, SUPERVISED_BYTE, TURN_BYTE = 0, 1, 2
 
 
 T = TypeVar("T")

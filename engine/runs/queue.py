@@ -21,7 +21,7 @@ from typing import Any
 
 from engine.core import hardware, leases, regular_files
 from engine.core.hardware import Gpu
-from engine.core.locks import is_locked, wait_for_lock
+from engine.core.locks import holding, is_locked
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, read_object, write_json
 from engine.launch import command
@@ -47,11 +47,8 @@ def saves_of(folder: Path) -> Path:
 def locked(saves: Path) -> Iterator[int]:
     """Lock the queue: nobody else starts, resumes or deletes a run meanwhile, nor while a child has the descriptor of
     the lock."""
-    lock = wait_for_lock(saves / ".queue.lock")
-    try:
+    with holding(saves / ".queue.lock") as lock:
         yield lock
-    finally:
-        os.close(lock)
 
 
 def waiting(saves: Path) -> list[Run]:

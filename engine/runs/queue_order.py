@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+from engine.core.locks import holding
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import read_object, write_json
+from engine.core.rundir import TURN_BYTE, RunDir, read_object, write_json
 from engine.runs import engines, queue, runs
 from engine.runs.run import Run
 
@@ -89,18 +90,30 @@ def _change(run: Run, action: str, by: str, changes: Callable[[list[Run]], dict[
     """Change the request of a waiting run: the runs in their order → what is changed. Raises Refusal, also if Slurm,
     which has the run, does not change its turn."""
     saves = queue.saves_of(run.path)
-    with runs.refusing_write_errors(saves), queue.locked(saves):
-        run = runs.read(run.path, saves)
-        if run.state != "queued":
-            raise Refusal(problem("run-cannot-reorder", state=run.state))
-        if action not in possible(run):
-            raise Refusal(problem("slurm-orders"))
-        change = {"action": "move" if action in MOVES else action, "by": by, "at": time.time()}
-        request = read_object(run.dir.request)
-        write_json(run.dir.request, request | changes(queue.waiting(saves)) | {"queue_change": change})
-        try:
-            engines.engine_of(run.dir).reorder(run.dir, action)  # last: it may just have been handed to Slurm
+    with runs.refusing_write_errors(saves), holding(run.dir.lock, TURN_BYTE):
+        with queue.locked(saves):
+            run = runs.read(run.path, saves)
+            if run.state != "queued":
+                raise Refusal(problem("run-cannot-reorder", state=run.state))
+            if action not in possible(run):
+                raise Refusal(problem("slurm-orders"))
+            change = {"action": "move" if action in MOVES else action, "by": by, "at": time.time()}
+            before = read_object(run.dir.request)
+            after = before | changes(queue.waiting(saves)) | {"queue_change": change}
+            write_json(run.dir.request, after)
+        try:  # after that, since it may just have been handed to Slurm; and Slurm may take its time
+            engines.engine_of(run.dir).reorder(run.dir, action)
         except Refusal:
-            write_json(run.dir.request, request)
+            with queue.locked(saves):
+                _take_back(run.dir, before, after)
             raise
     engines.advance(saves)
+
+
+def _take_back(run: RunDir, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Undo what the change from `before` to `after` has left in the request; what others have written since stays."""
+    now = read_object(run.request)
+    changed = {name for name, value in after.items() if before.get(name) != value and now.get(name) == value}
+    if changed:
+        kept = {name: value for name, value in now.items() if name not in changed}
+        write_json(run.request, kept | {name: before[name] for name in changed if name in before})

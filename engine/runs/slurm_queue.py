@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.core.locks import wait_for_lock
+from engine.core.locks import holding
 from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.core.run_errors import write_error
-from engine.core.rundir import RunDir, read_object, write_json
+from engine.core.run_warnings import write_warning
+from engine.core.rundir import TURN_BYTE, RunDir, read_object, write_json
 from engine.launch.engine_choice import EngineChoice, cores_of_gpus, read_choice, sbatch_options
 from engine.launch.workspace import PROJECT
 from engine.preflight.checks import engine_problems
@@ -38,8 +39,7 @@ NICE = 10_000  # by which a low priority is below, and a high above, that of oth
 
 def advance(saves: Path, _hand_over: queue.HandOver | None = None) -> None:
     """Hand every waiting run to Slurm, and record the end of those that were killed before they could do so."""
-    lock = wait_for_lock(saves / ".slurm.lock")  # not that of the queue: sbatch may take its time
-    try:
+    with holding(saves / ".slurm.lock"):  # not that of the queue: sbatch may take its time
         open_runs = index.open_runs(saves)
         for run in open_runs:
             if run.state == "interrupted" and run.dir.on_slurm() and requested_stop(run.dir) == "kill":
@@ -49,8 +49,6 @@ def advance(saves: Path, _hand_over: queue.HandOver | None = None) -> None:
             with contextlib.suppress(OSError):
                 if reason is None and not _hand_to_slurm(run, read_choice(saves)):
                     break  # the others would hardly fare better; a later call tries again
-    finally:
-        os.close(lock)
 
 
 def _decisions(saves: Path, open_runs: Sequence[Run]) -> list[tuple[Run, Problem | None]]:
@@ -124,11 +122,24 @@ def _note(run: RunDir, job: str) -> None:
             slurm.cancel(job)
         slurm.forget()
     run.slurm_refused.unlink(missing_ok=True)
+    if is_claimed:
+        with holding(run.lock, TURN_BYTE):
+            _pass_turn_on(run)
+
+
+def _pass_turn_on(run: RunDir) -> None:
+    """Let Slurm hold a run that is to be held, and give it its priority; if Slurm refuses, the run waits like others,
+    and says so. Raises OSError."""
     request = read_object(run.request)  # as it is now: somebody may have changed it while sbatch took its time
-    for change in ("hold", "priority"):
-        if request.get({"hold": "held"}.get(change, change)):
-            with contextlib.suppress(Refusal):  # it waits like others; the page says what Slurm says
-                reorder(run, change)
+    for field, change, usual in (("held", "hold", False), ("priority", "priority", 0)):
+        if not request.get(field):
+            continue
+        try:
+            reorder(run, change)
+        except Refusal as refusal:
+            with queue.locked(queue.saves_of(run.path)):
+                write_json(run.request, read_object(run.request) | {field: usual})
+            write_warning(run, refusal.problems[0], 0)
 
 
 def script(folder: Path, choice: EngineChoice) -> str:
@@ -222,8 +233,8 @@ def withdraw(run: RunDir) -> None:
 
 
 def reorder(run: RunDir, change: str) -> None:
-    """Carry out a change of a run's turn, of those that Slurm has (`queue_order.CHANGES_BY_SLURM`); nothing if it has
-    not been handed over. Raises Refusal if Slurm does not obey: a high priority takes its permission."""
+    """Carry out a change of a run's turn; nothing if it has not been handed over. The caller holds its TURN_BYTE.
+    Raises Refusal if Slurm does not know the change, or does not obey: a high priority takes its permission."""
     job = read_object(run.slurm).get("job")
     if job is None:
         return
@@ -234,6 +245,8 @@ def reorder(run: RunDir, change: str) -> None:
         "first": ("top", str(job)),
         "priority": ("update", f"JobId={job}", f"Nice={nice}"),
     }
+    if change not in words:  # it was possible until the run was handed over, a moment ago
+        raise Refusal(problem("slurm-orders"))
     failure = slurm.change(words[change])
     slurm.forget()
     if failure:
