@@ -71,6 +71,8 @@
     if (step > Number(read()) && step <= LAST) write(step);
     const drawing = `${step} ${Boolean(ended)}`;
     if (drawing !== drawn || !document.getElementById('tour')) { drawn = drawing; draw(step, ended); }
+    // It pulses a few times at each new place: without end, it would keep a part of a core busy.
+    if (pointed !== target) ring.getAnimations().forEach((pulse) => { pulse.currentTime = 0; pulse.play(); });
     target = pointed; point(target);
     if (step > LAST) { write('done'); tell(true); clearInterval(timer); timer = 0; }
   };
