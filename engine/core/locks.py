@@ -46,18 +46,24 @@ def byte_is_locked(descriptor: int, byte: int) -> bool:
 
 def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
     """Lock one byte of `path` and return the open descriptor that holds it; None if someone else holds it. The file is
-    created if necessary."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
-    if lock_byte(descriptor, byte, shared=shared):
-        return descriptor
-    os.close(descriptor)
-    return None
+    created if necessary. Raises OSError where the file system has no locks."""
+    descriptor, locked = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE), False
+    try:
+        locked = lock_byte(descriptor, byte, shared=shared)
+    finally:
+        if not locked:
+            os.close(descriptor)
+    return descriptor if locked else None
 
 
 def wait_for_lock(path: Path, byte: int = 0) -> int:
     """Lock one byte of `path` exclusively, waiting as long as necessary. Close the descriptor to release it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
+    except BaseException:  # no locks there, or a signal's exception
+        os.close(descriptor)
+        raise
     return descriptor
 
 

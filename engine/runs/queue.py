@@ -233,7 +233,7 @@ def limits_at_once(saves: Path, owners: Iterable[str]) -> tuple[dict[str, float]
 
 
 def without_hours(saves: Path, owners: Iterable[str]) -> set[str]:
-    """Those of `owners` whose GPU hours are used up, if the operator has trainings stopped then: a run that starts
+    """Those of `owners` whose GPU hours are used up, if the operator has runs stopped then: one that starts
     would be stopped at once."""
     try:
         quotas = read_quotas(saves)

@@ -149,10 +149,12 @@ def stop(saves: Path, id: str, by: str = "", spared: Callable[[Run], bool] = lam
     """Stop all runs of a sweep that have not ended: those that wait, and then, with a checkpoint, those that train; not
     those that are `spared`. Returns those that are stopped."""
     left = [run for run in members(saves, id) if not (run.final or run.request.get("stop") or spared(run))]
+    stopped = []
     for run in sorted(left, key=lambda run: run.state != "queued"):  # otherwise a waiting one starts in the meantime
         with contextlib.suppress(Refusal):  # it has just ended
             runs.stop(run, "kill" if run.state == "queued" else "save", by)
-    return left
+            stopped.append(run)
+    return stopped
 
 
 # ------------------------------------------------------------------------------------------ judging

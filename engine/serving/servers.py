@@ -315,14 +315,19 @@ def _submitted(server: Server, where: EngineChoice) -> Server:
 
 def end(server: Server, waits: bool = True) -> None:
     """End the process of a server, and wait until it has completely ended; then delete its folder. A job of Slurm is
-    not waited for unless it `waits`. Raises Refusal if Slurm does not end it."""
+    not waited for unless it `waits`. Raises Refusal if Slurm does not end it, or the folder cannot be deleted."""
     if server.on_slurm:
         slurm_jobs.cancel(server.folder, server.name, waits)
     else:
         end_processes(server.path, kill_timeout_s=3)
     removed = server.path.with_name(f".{server.path.name}")
-    with contextlib.suppress(OSError):  # unloaded by somebody else, too
+    shutil.rmtree(removed, ignore_errors=True)  # left by an end that was killed
+    try:
         server.path.rename(removed)  # all at once: nobody can claim half a folder
+    except FileNotFoundError:  # unloaded by somebody else, too
+        return
+    except OSError as error:
+        raise Refusal(problem("cannot-write", folder=server.path.parent, why=error.strerror or error)) from error
     shutil.rmtree(removed, ignore_errors=True)
 
 
