@@ -17,7 +17,7 @@ from engine.core import hardware
 from engine.launch import command
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
-from engine.preflight import checks, doctor, memory, memory_savers, package_checks
+from engine.preflight import checks, doctor, machine, memory, memory_savers, package_checks
 from engine.preflight.doctor import Device, TrialResult
 from engine.runs import failures, runs
 from engine.runs.plan import summary
@@ -116,6 +116,17 @@ def test_a_trial_without_an_answer_keeps_nobody_from_starting_and_is_not_written
     assert package_checks.bitsandbytes_problems(CARD, wait=False) == {}  # and not repeated at every key press
     assert len(tries) == 1
     assert not list(doctor._folder().glob("*.json"))
+
+
+def test_a_trial_that_cannot_be_started_says_why_and_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
+    seen = TrialResult("bitsandbytes", {"start": "No such file or directory"}, certain=False)
+    assert doctor.trial_result("bitsandbytes", Device(), wait=True) == seen
+    assert doctor.trial_result("bitsandbytes", Device(), wait=False) == seen
+    [finding] = machine._bitsandbytes()
+    assert finding.text().endswith(": the test ended without a result (CPU: there is no such file or folder)")
 
 
 def test_a_trial_has_its_time_and_a_process_that_dies_is_an_answer(

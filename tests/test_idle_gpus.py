@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from engine.core import leases
 from engine.core.leases import Holder
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor, idle_gpus, machine
+from engine.preflight.package_checks import package_doubts
+from engine.runs.kinds import training_doubts
+from engine.runs.plan import summary
+from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from tests.nvml import Nvml
 
@@ -94,8 +99,10 @@ def test_the_doctor_leaves_gpus_alone_that_somebody_uses(record: Path, workplace
     [ranks] = [finding for finding in report if finding.code.startswith("machine-ranks")]
     assert (ranks.values["count"], ranks.values["backend"]) == (2, "nccl")
     assert not [finding for finding in report if finding.code == "machine-child-silent"]
-    unknown = [finding for finding in report if finding.code == "machine-bitsandbytes-unknown"]
-    assert len(unknown) == 3
+    untested = [finding.text() for finding in report if finding.code == "machine-bitsandbytes-busy"]
+    assert [text.partition("): ")[2] for text in untested] == [
+        "the GPU is in use by x (ada)", "the GPU is in use", "the GPU is in use by m (bob)",
+    ]  # fmt: skip
     # All of them held the leases of what they were given, and nothing is left of that.
     lines = record.read_text().splitlines()
     during = {visible: leased for visible, leased in map(json.loads, lines) if len(leased) > 3}
@@ -105,24 +112,31 @@ def test_the_doctor_leaves_gpus_alone_that_somebody_uses(record: Path, workplace
     assert package == {
         name: {uuid: "check"} | others for name, uuid in (("0", "GPU-0"), ("3", "GPU-3"), ("MIG-a", "MIG-a"))
     }
-    assert len(lines) == len([*during, *package]) + 2  # the two processes that communicate
+    # Each trial once. Of the processes that communicate, all on "0,3", some are ended before they have written a line.
+    assert sorted(visible for visible, _ in map(json.loads, lines) if visible != "0,3") == ["0", "3", "MIG-a", "MIG-a"]
     assert {uuid: holder.kind for uuid, holder in leases.holders().items()} == others
     for descriptor in held:
         os.close(descriptor)
 
 
-def test_a_trial_waits_for_its_gpu_and_not_its_caller(record: Path) -> None:
+def test_a_trial_waits_for_its_gpu_and_not_its_caller(
+    record: Path, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
     device = doctor.Device("1", "NVIDIA H100", "GPU-1")
     [held] = leases.take(["GPU-1"], Holder("x", "training"))
     for wait in (False, True):
-        assert doctor.trial_result("bitsandbytes", device, wait=wait) == doctor.TrialResult(
-            "bitsandbytes", certain=False
-        )
+        left_alone = doctor.trial_result("bitsandbytes", device, wait=wait)
+        assert left_alone == doctor.TrialResult("bitsandbytes", {"busy": leases.holders()["GPU-1"].text}, certain=False)
     assert not record.exists()
+    spec = make_spec(hardware__device="auto", hardware__devices=[1], model__quantization="4bit")
+    for doubts in (summary(spec, workplace).doubts, training_doubts(spec, [])):
+        [doubt] = [doubt for doubt in doubts if doubt.code == "package-untested"]
+        assert (doubt.field, "the GPU is in use by x (" in doubt.text()) == ("model.quantization", True)
     os.close(held)
     seen = doctor.trial_result("bitsandbytes", device, wait=True)  # its answer was not kept
     assert (seen.certain, bool(seen.failed)) == (True, True)
     assert json.loads(record.read_text()) == ["1", {"GPU-1": idle_gpus.CHECK}]
+    assert package_doubts(spec) == []
     foreign = doctor.Device("2", "NVIDIA H100", "GPU-2")
     assert not doctor.trial_result("bitsandbytes", foreign, wait=True).certain
     assert len(record.read_text().splitlines()) == 1

@@ -23,6 +23,7 @@ from engine.launch import command, engine_choice
 from engine.launch.processes import memory_in_use
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import doctor
+from engine.preflight.idle_gpus import CHECK
 from engine.runs import queue, queue_order, runs
 from engine.runs.run import Run
 from engine.serving import server_gpu, server_process, servers
@@ -407,6 +408,20 @@ def test_who_has_just_ended_does_not_pass_for_a_program_without_a_lease(
     one_ends(free, free)
     close(chat)
     assert queue.kept_gpus(workplace.saves) == {"GPU-0": "large", "GPU-1": "large"}
+
+
+def test_a_server_waits_for_a_gpu_on_which_a_package_is_tried(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Nvml, workplace: Workplace, tiny: Path
+) -> None:
+    every = [f"GPU-{number}" for number in range(4)]
+    held = leases.take(every[1:], Holder("x", "training")), leases.take(every[:1], Holder("bitsandbytes", CHECK))
+    with monkeypatch.context() as patch:
+        patch.setattr(server_gpu, "CHECK_SECONDS", -1.0)
+        with pytest.raises(Refusal, match=r"GPU 0: bitsandbytes \(.*; GPU 1: x"):
+            servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
+    monkeypatch.setattr(server_gpu, "sleep", lambda _: close(held[1]))  # the check ends meanwhile
+    assert servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")["card"] == 0
+    close(held[0])
 
 
 def test_without_a_usable_folder_runs_wait_and_say_why(

@@ -48,12 +48,16 @@ REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
 class TrialResult:
     """The result of a package's trial. `failed` has a reason for each failed check ("import", "library", "4bit",
     "8bit", "optimizer"); `facts` are versions, PyTorch's CUDA and the shipped libraries. A trial that is not `certain`
-    ended without a result, and does not prevent a start."""
+    ended without a result, and does not prevent a start. In `failed` is then why: "start", the system's reason why it
+    could not be started, or BUSY, who uses the GPU, so that it was left alone ("": programs without a lease)."""
 
     module: str
     failed: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     certain: bool = True
+
+
+BUSY = "busy"
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,15 @@ _uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and the u
 def trial_result(module: str, device: Device, *, wait: bool) -> TrialResult | None:
     """The result of trying `module` on `device`: from the cache if the environment is the same, otherwise from a new
     trial. Without `wait`, a new trial runs in the background, and None is returned until it has ended. None, too, for a
-    device of another machine. On a GPU that somebody uses nothing is tried: the result is uncertain."""
+    device of another machine. On a GPU that somebody uses nothing is tried: the result is uncertain (BUSY)."""
     if device.elsewhere:
         return None
     file = _folder() / f"{_key(module, device)}.json"
     if known := _saved_result(file):
         return known
-    if any((use := idle_gpus.use_of(gpu)) and not _is_check(use) for gpu in _gpus(device)):
-        return TrialResult(module, certain=False)
+    for use in filter(None, map(idle_gpus.use_of, _gpus(device))):
+        if not _is_check(use):
+            return _not_tried(module, use)
     if wait:
         return _try_once(module, device, file)
     with _lock:
@@ -125,20 +130,29 @@ def _try_once(module: str, device: Device, file: Path) -> TrialResult:
     try:
         if known := _saved_result(file):
             return known
-        with idle_gpus.leased(_gpus(device), "engine doctor") as idle:
-            if idle.in_use:
+        with contextlib.ExitStack() as leasing:
+            try:
+                idle = leasing.enter_context(idle_gpus.leased(_gpus(device), module))
+            except OSError:  # no lease can be taken: the queue and the report say why
                 return TrialResult(module, certain=False)
-            seen = _try_in_child(module, device, idle.descriptors)
+            if idle.in_use:
+                return _not_tried(module, idle.in_use[0])
+            try:
+                seen = _try_in_child(module, device, idle.descriptors)
+            except OSError as error:  # no room for temporary files, or no process
+                seen = TrialResult(module, {"start": error.strerror or str(error)}, certain=False)
         if seen.certain:
             with contextlib.suppress(OSError):  # on a full disk it is tried again next time
                 write_json(file, vars(seen), durable=False)
         else:
             _uncertain[file.name] = (time.monotonic(), seen)
         return seen
-    except OSError:  # no lease can be taken: the queue and the report say why
-        return TrialResult(module, certain=False)
     finally:
         os.close(turn)
+
+
+def _not_tried(module: str, use: idle_gpus.Use) -> TrialResult:
+    return TrialResult(module, {BUSY: use.holder.text if use.holder else ""}, certain=False)
 
 
 def _gpus(device: Device) -> list[Gpu]:

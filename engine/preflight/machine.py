@@ -286,7 +286,7 @@ def _bitsandbytes() -> Iterator[Finding]:
         problems = bitsandbytes_problems(device, wait=True) or {}
         trial = doctor.trial_result("bitsandbytes", device, wait=True)
         if trial and not trial.certain:
-            yield Finding("doubtful", "machine-bitsandbytes-unknown", {"device": device.name})
+            yield _untested(trial, device)
         elif not problems:
             yield Finding("good", "machine-bitsandbytes", {"device": device.name})
         reasons: dict[str, list[Problem]] = {}
@@ -298,6 +298,15 @@ def _bitsandbytes() -> Iterator[Finding]:
             names = ", ".join(str(problem.values.get("what", "")) for problem in alike)
             first = replace(alike[0], values={**alike[0].values, "what": names})
             yield Finding("broken", first.code, problem=first)
+
+
+def _untested(trial: doctor.TrialResult, device: doctor.Device) -> Finding:
+    """That bitsandbytes may work or not."""
+    if doctor.BUSY in trial.failed:
+        values = {"device": device.name, "who": trial.failed[doctor.BUSY] or NOTHING}
+        return Finding("doubtful", "machine-bitsandbytes-busy", values)
+    values = {"device": device.name, "why": trial.failed.get("start", NOTHING)}
+    return Finding("doubtful", "machine-bitsandbytes-unknown", values)
 
 
 def _size(count: int) -> str:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from dataclasses import replace
 
-from engine.core.problems import Problem, problem
+from engine.core.problems import NOTHING, Problem, problem
 from engine.models.facts import inspect_model, may_need_bitsandbytes
 from engine.models.quantized_weights import READERS
 from engine.preflight import doctor
@@ -102,6 +102,20 @@ def package_problems(spec: RunSpec, wait: bool) -> list[Problem]:
         elif (finding := doctor.trial_result(module, device, wait=wait)) and finding.certain and finding.failed:
             problems.append(doctor.import_problem(finding, field, what, PACKAGE_NAMES.get(module, module)))
     return problems
+
+
+def package_doubts(spec: RunSpec) -> list[Problem]:
+    """Packages of which nobody knows whether they work on the device of the run, because it is in use. Never waits."""
+    device, doubts = doctor.device_of(spec), []
+    for what, module, field in required_packages(spec):
+        if module == DEEPSPEED or importlib.util.find_spec(module) is None:
+            continue
+        finding = doctor.trial_result(module, device, wait=False)
+        if finding and doctor.BUSY in finding.failed:
+            values = {"package": PACKAGE_NAMES.get(module, module), "device": device.name}
+            who = finding.failed[doctor.BUSY] or NOTHING
+            doubts.append(problem("package-untested", field, what=what, who=who, **values))
+    return doubts
 
 
 def bitsandbytes_problems(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:

@@ -19,6 +19,7 @@ from engine.launch.command import Step, training_steps, worker_step
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
 from engine.preflight import checks, limits, memory
+from engine.preflight.package_checks import package_doubts
 from engine.preflight.remarks import remarks
 from engine.preflight.strategy import write_configuration
 from engine.preflight.suitable_gpus import needed_capability
@@ -51,9 +52,10 @@ def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
 
 
 def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
-    """Warnings about a training's numbers and its data, in addition to the problems."""
+    """Warnings about a training's numbers, packages and data, in addition to the problems."""
     outside = any(obstacle.field == "data.dataset_dir" for obstacle in obstacles)  # a folder that cannot be accessed
-    return limits.limit_warnings(spec, obstacles) + ([] if outside else remarks(spec))
+    doubts = limits.limit_warnings(spec, obstacles) + package_doubts(spec)
+    return doubts + ([] if outside else remarks(spec))
 
 
 def _training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> list[Step]:

@@ -18,7 +18,7 @@ from engine.models.facts import inspect_model
 from engine.preflight import doctor, limits, memory, memory_savers
 from engine.preflight.checks import preflight_problems
 from engine.preflight.model_checks import adapted_modules, model_is_readable, trained_parameters
-from engine.preflight.package_checks import bitsandbytes_problems
+from engine.preflight.package_checks import bitsandbytes_problems, package_doubts
 from engine.preflight.remarks import remarks
 from engine.preflight.strategy import strategy_reason
 from engine.runs import recent
@@ -148,6 +148,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     room, data = memory.available_memory(spec), spec.data
     all_problems = spec_problems(spec) + all_problems
     all_problems += limits.limit_problems(spec, workplace, all_problems)
+    warnings = limits.limit_warnings(spec, all_problems) + package_doubts(spec)
     return Summary(
         rows=rows,
         steps=optimizer_steps(spec, rows) if rows else None,
@@ -159,7 +160,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         shell=command.shell_command(training, command.environment(spec, folder, gpus, hardware.threads())),
         yaml=spec.to_yaml(brief=True),
         problems=all_problems,
-        doubts=[doubt for doubt in limits.limit_warnings(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES],
+        doubts=[doubt for doubt in warnings if doubt.code not in MEMORY_WARNING_CODES],
         needed=need,
         room=room,
         fits=memory_savers.fit_to_memory(measured, model, gpu_count, room.bytes, without=broken or ())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from engine.core import hardware, leases
@@ -16,12 +17,14 @@ from engine.core.hardware import Gpu
 from engine.core.leases import Holder
 from engine.core.problems import Refusal, problem
 from engine.models.facts import inspect_model
+from engine.preflight.idle_gpus import CHECK
 from engine.preflight.memory import size_text
 from engine.runs import queue
 from engine.spec.model_settings import Model
 
 KINDS = {"transformers": "chat", "vllm": "vllm"}  # inference engines → the kind of a lease
 BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": 0.5}  # at least, once it is loaded
+CHECK_SECONDS, LOOK_SECONDS = 20.0, 0.2  # most checks of a package take less
 
 
 def weight_bytes(base: str, loading: Mapping[str, Any]) -> float:
@@ -40,17 +43,11 @@ def free_gpu(settings: Mapping[str, Any], saves: Path, without: Collection[str] 
     """
     if failure := hardware.gpu_failure():
         raise Refusal(failure)
-    holders, gpus = leases.holders(), hardware.gpus()
-    if not gpus:
+    if not hardware.gpus():
         return None
     if unusable := leases.obstacle():
         raise Refusal(unusable)
-    users = {uuid: holder.text for uuid, holder in holders.items() if not _admits(holder, settings["engine"])}
-    users = dict.fromkeys(without, "?") | queue.kept_gpus(saves) | users
-    left = [gpu for gpu in gpus if gpu.uuid not in users]
-    if not left:
-        who = "; ".join(f"GPU {gpu.index}: {users[gpu.uuid]}" for gpu in sorted(gpus, key=lambda gpu: gpu.index))
-        raise Refusal(problem("chat-card-taken", who=who))
+    left, users = _admitting(settings["engine"], saves, without)
     needed = weight_bytes(settings["base"], settings["model"])
     roomy = _roomy(left, needed)
     if not roomy:
@@ -61,6 +58,23 @@ def free_gpu(settings: Mapping[str, Any], saves: Path, without: Collection[str] 
         free = "; ".join(f"GPU {gpu.index}: {size_text(gpu.free)}" for gpu in left)
         raise Refusal(problem("chat-no-room", name=settings["name"], needed=size_text(needed), free=free))
     return max(roomy, key=lambda gpu: (others_bytes(gpu) is None, gpu.free))
+
+
+def _admitting(engine: str, saves: Path, without: Collection[str]) -> tuple[list[Gpu], dict[str, str]]:
+    """The GPUs that a server with this engine can have, and the users of the others by UUID. Raises Refusal with them
+    if there is none; before, it waits for one on which a package is being tried, since nobody has asked for that."""
+    deadline = monotonic() + CHECK_SECONDS
+    while True:
+        holders, gpus = leases.holders(), hardware.gpus()
+        users = {uuid: holder.text for uuid, holder in holders.items() if not _admits(holder, engine)}
+        users = dict.fromkeys(without, "?") | queue.kept_gpus(saves) | users
+        if left := [gpu for gpu in gpus if gpu.uuid not in users]:
+            return left, users
+        tried = {uuid for uuid, holder in holders.items() if holder.kind == CHECK}.difference(without)
+        if tried.isdisjoint(gpu.uuid for gpu in gpus) or monotonic() > deadline:
+            who = "; ".join(f"GPU {gpu.index}: {users[gpu.uuid]}" for gpu in sorted(gpus, key=lambda gpu: gpu.index))
+            raise Refusal(problem("chat-card-taken", who=who))
+        sleep(LOOK_SECONDS)
 
 
 def _roomy(gpus: Sequence[Gpu], needed: float) -> list[Gpu]:
