@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -101,16 +102,17 @@ def add_sweep_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _positive_count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise ValueError
-    return count
+    with contextlib.suppress(ValueError):
+        if (count := int(text)) >= 1:
+            return count
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
 
 
 def _positive_number(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError
-    return number
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
 
 
 def add_queue_options(verb: argparse.ArgumentParser) -> None:

@@ -162,7 +162,7 @@ def kill_the_chat_and_a_rank(server: Server, chat: Path, run: dict[str, Run]) ->
     # The other program ends. The first that waits takes the GPU, although a later one has asked for just this one.
     server.report(others=False)
     server.comes_to(four="1234", three="056", single="7")
-    assert reason(run["chosen"]) == "Needs GPU 7; 0 are free. GPU 7: single (ada)"
+    assert reason(run["chosen"]) == "Needs GPU 7; 0 of 1 are free. GPU 7: single (ada)"
 
 
 def kill_the_studio_and_a_run_part_by_part(server: Server, studio: int, base: str, run: dict[str, Run]) -> None:
@@ -191,7 +191,7 @@ def look_from_elsewhere(server: Server, saves: Path) -> None:
     other = replace(server.workplace, saves=saves)
     other.saves.mkdir()
     foreign = server.submit("foreign", 1, (7,), other)
-    assert reason(foreign) == "Needs GPU 7; 0 are free. GPU 7: single (ada)"
+    assert reason(foreign) == "Needs GPU 7; 0 of 1 are free. GPU 7: single (ada)"
     runs.delete(foreign)
 
 

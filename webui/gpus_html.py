@@ -14,18 +14,24 @@ UNKNOWN = "—"  # what the driver does not report
 
 
 def bars(uses: Sequence[GpuUse], words: Words) -> str:
-    """Each GPU in two lines: how full it is and who uses it; what it is and does. Empty without GPUs."""
-    return f'<ul class="gpus">{"".join(_bar(use, words) for use in uses)}</ul>' if uses else ""
+    """Each GPU in two lines: how full it is and who uses it; what it is and does. The name of several equal ones is
+    above them. Empty without GPUs."""
+    if not uses:
+        return ""
+    names = {use.gpu.name for use in uses}
+    shared = len(uses) > 1 and len(names) == 1
+    title = f'<p class="gpu-names">{len(uses)} × {escape(names.pop())}</p>' if shared else ""
+    return f'{title}<ul class="gpus">{"".join(_bar(use, words, not shared) for use in uses)}</ul>'
 
 
-def _bar(use: GpuUse, words: Words) -> str:
+def _bar(use: GpuUse, words: Words, with_name: bool) -> str:
     gpu, state = use.gpu, "leased" if use.holder else "others" if use.others else "free"
     full = 100 * (gpu.memory - gpu.free) / gpu.memory if gpu.memory else 0
     return (
         f'<li class="{state}"><span>{escape(words("gpu-number", index=gpu.index))}</span>'
         f'<div class="bar"><i style="width:{full:.0f}%"></i></div>'
         f"<span>{escape(_user(use, words))}</span>"
-        f"<small>{' '.join(map(_part, [gpu.name, _memory(use, words), *_figures(gpu)]))}</small></li>"
+        f"<small>{' '.join(map(_part, [*[gpu.name] * with_name, _memory(use, words), *_figures(gpu)]))}</small></li>"
     )
 
 
@@ -35,7 +41,7 @@ def _part(text: str) -> str:
 
 def _figures(gpu: Gpu) -> list[str]:
     """What the driver reports of load, temperature and power."""
-    figures = (_load(gpu), _temperature(gpu), _power(gpu))
+    figures = (_load(gpu), _temperature(gpu), _power(gpu).partition(" / ")[0])  # the limit is in the table
     return [figure for figure in figures if figure != UNKNOWN]
 
 

@@ -131,7 +131,7 @@ def _pass_turn_on(run: RunDir) -> None:
     """Let Slurm hold a run that is to be held, and give it its priority; if Slurm refuses, the run waits like others,
     and says so. Raises OSError."""
     request = read_object(run.request)  # as it is now: somebody may have changed it while sbatch took its time
-    for field, change, usual in (("held", "hold", False), ("priority", "priority", 0)):
+    for field, change, usual in (("priority", "priority", 0), ("held", "hold", False)):
         if not request.get(field):
             continue
         try:
@@ -238,16 +238,19 @@ def reorder(run: RunDir, change: str) -> None:
     job = read_object(run.slurm).get("job")
     if job is None:
         return
-    nice = -NICE * read_object(run.request).get("priority", 0)
+    request = read_object(run.request)
+    hold = ("uhold", str(job))  # which the owner of the job may release, whoever holds it
     words = {
-        "hold": ("uhold", str(job)),  # which the owner of the job may release, whoever holds it
+        "hold": hold,
         "release": ("release", str(job)),
         "first": ("top", str(job)),
-        "priority": ("update", f"JobId={job}", f"Nice={nice}"),
+        "priority": ("update", f"JobId={job}", f"Nice={-NICE * request.get('priority', 0)}"),
     }
     if change not in words:  # it was possible until the run was handed over, a moment ago
         raise Refusal(problem("slurm-orders"))
     failure = slurm.change(words[change])
+    if request.get("held") and change in ("first", "priority"):
+        failure = slurm.change(hold) or failure  # Slurm releases a job whose priority is changed
     slurm.forget()
     if failure:
         raise Refusal(problem("slurm-turn", job=job, why=failure))

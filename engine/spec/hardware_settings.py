@@ -96,7 +96,7 @@ class Hardware(Part):
         le=1024,
     )
     devices: list[Annotated[int, Field(ge=0, le=1023)]] = setting(
-        [], "GPUs", "Indices of the GPUs to use, such as 0, 1, 2, 3. Leave empty for the first ones."
+        [], "GPUs", "Indices of the GPUs to use, such as 0, 1, 2, 3. Leave empty for the emptiest ones."
     )
 
     @property
