@@ -177,10 +177,14 @@ def change_turn(cluster: Cluster, workplace: Workplace, run: Run) -> None:
     """Everything that Slurm can do about the turn of a run that waits for resources."""
     engine(workplace, "queue", run.id, "--hold")
     wait_until(lambda: "JobHeldUser" in reason(run))
+    job = read_object(run.dir.slurm)["job"]
+    queue_order.set_priority(run, "high")
+    with pytest.raises(Refusal, match="held state"):
+        queue_order.move(run, "first")
+    assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%r %y") == "JobHeldUser -10000"
     queue_order.release(run)
     wait_until(lambda: "Resources" in reason(run))
     queue_order.set_priority(run, "low")
-    job = read_object(run.dir.slurm)["job"]
     assert cluster.command("squeue", "--noheader", "--jobs", job, "--format=%y") == "10000"
     queue_order.move(run, "first")
     with pytest.raises(Refusal, match="Slurm decides the rest"):

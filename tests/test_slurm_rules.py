@@ -488,6 +488,8 @@ def test_the_turn_of_a_run_that_slurm_has_is_changed_there_or_not_at_all(
     answering(sbatch=f'sed -i \'s/"attempt"/"held": true, "attempt"/\' {held.dir.request}; echo 7')
     engines.advance(workplace.saves)
     assert calls(tmp_path)[2:] == ["sbatch --parsable", "scontrol uhold"]
+    queue_order.set_priority(runs.read(held.path, workplace.saves), "low")
+    assert calls(tmp_path)[4:] == ["scontrol update", "scontrol uhold"]  # or Slurm would release it
     answering(squeue="echo '7|PENDING|Resources|x'", scontrol="echo 'Access/permission denied' >&2; exit 1")
     before = read_object(low.dir.request)
     with pytest.raises(Refusal, match="job 7: Access/permission denied"):

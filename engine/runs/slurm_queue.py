@@ -249,8 +249,8 @@ def reorder(run: RunDir, change: str) -> None:
     if change not in words:  # it was possible until the run was handed over, a moment ago
         raise Refusal(problem("slurm-orders"))
     failure = slurm.change(words[change])
-    if request.get("held") and change in ("first", "priority"):
-        failure = slurm.change(hold) or failure  # Slurm releases a job whose priority is changed
+    if request.get("held") and change == "priority":
+        failure = slurm.change(hold) or failure  # Slurm releases a job whose nice value changes
     slurm.forget()
     if failure:
         raise Refusal(problem("slurm-turn", job=job, why=failure))

@@ -36,6 +36,7 @@ def assert_stages_stand_in_one_row(page: Page) -> None:
     assert len(set(tops)) == 1, page.viewport_size
 
 
+TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # How often scripts ask for a frame of the screen during ten frames, and what moves by the style sheet.
 MOVES = """async () => {
   const ask = window.requestAnimationFrame.bind(window);
@@ -175,6 +176,7 @@ def test_any_setting_is_found_by_its_words_and_the_keyboard_is_enough(
         expect(first.locator("code")).to_have_text(path)
     page.keyboard.press("Enter")
     expect(page.locator("#f-training-neftune_noise_alpha input")).to_be_focused()  # in a part that was closed
+    page.evaluate(TWO_FRAMES)  # nobody types sooner into a field that has just been built, and it might be lost
     page.keyboard.type("/")  # text, where text is typed
     expect(page.locator("#summary .problems a")).to_have_count(1)
     box.fill("simpo_gamma")
