@@ -133,6 +133,15 @@ def server(
     end_runs(workplace.saves)
 
 
+@pytest.fixture
+def studio(server: Server) -> Iterator[int]:
+    """The pid of a studio for the runs of the server."""
+    process, _ = start_studio(server.workplace)
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
 def submit_ten(server: Server) -> dict[str, Run]:
     """Name → run, in their order."""
     counts = {"four": 4, "two": 2, "three": 3, "single": 1, "pair": 2}
@@ -223,13 +232,12 @@ def kill_the_rest(server: Server, run: dict[str, Run]) -> None:
 
 
 def test_ten_runs_on_eight_gpus_have_the_schedule_worked_out_by_hand_through_kill_nine(
-    server: Server, tiny: Path, tmp_path: Path
+    server: Server, studio: int, tiny: Path, tmp_path: Path
 ) -> None:
-    studio, _ = start_studio(server.workplace)
     chat = servers.start(server.workplace, servers.choose(server.workplace, str(tiny)), by="bob")
     servers.wait(chat)
     run = submit_ten(server)
     kill_the_chat_and_a_rank(server, chat.path, run)
-    kill_the_studio_and_a_run_part_by_part(server, studio.pid, str(tiny), run)
+    kill_the_studio_and_a_run_part_by_part(server, studio, str(tiny), run)
     look_from_elsewhere(server, tmp_path / "other")
     kill_the_rest(server, run)
