@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import signal
 import sys
@@ -107,8 +108,10 @@ def sentence(issue: Problem) -> str:
 
 
 def user_name() -> str:
-    """The user of the command line."""
-    return os.environ.get("USER") or os.environ.get("LOGNAME") or ""
+    """The user of the command line, also where no variable names them, as in a container; "" if nothing does."""
+    with contextlib.suppress(KeyError, OSError):
+        return os.environ.get("USER") or getpass.getuser()
+    return ""
 
 
 def text_of(file: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from engine import following
 from engine.__main__ import main, parser
 from engine.core.locks import try_lock
 from engine.core.problems import Refusal, reasons
@@ -286,3 +288,13 @@ def test_what_is_wrong_with_yaml_is_told_in_the_readers_language(text: str) -> N
 
 def test_every_reason_has_both_languages() -> None:
     assert all(set(told) == {"en", "zh"} for told in reasons().values())
+
+
+def test_who_works_in_a_shell_has_the_name_of_the_account_if_no_variable_says_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert following.user_name() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setenv("USER", "ada")
+    assert following.user_name() == "ada"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import itertools
 import json
@@ -196,6 +197,11 @@ def test_tokens_are_listed_in_the_shell_and_need_a_users_file(
     listed = capsys.readouterr().out
     assert "ada  laptop  fine-tune,chat,read" in listed
     assert text not in listed
+
+    def has_no_name() -> str:
+        raise KeyError
+
+    monkeypatch.setattr(getpass, "getuser", has_no_name)
     for user in ("", "zoe"):
         monkeypatch.setenv("USER", user)
         monkeypatch.setenv("LOGNAME", user)
