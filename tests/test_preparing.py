@@ -424,7 +424,8 @@ def test_a_preparation_that_is_ended_leaves_no_process_and_soon_no_file(
     if ended_by == signal.SIGKILL:  # nobody was left to tidy up: the next one does
         for folder in store.glob(".partial-*"):
             os.utime(folder, (0, 0))
-        cache.prune(store)
+        # The lock of a killed process is released a moment after its end.
+        wait_until(lambda: (cache.prune(store), not [*store.glob(".partial-*")])[1])
     assert [path for path in store.iterdir() if path.is_dir()] == []
 
 
