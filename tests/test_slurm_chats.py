@@ -160,9 +160,9 @@ def test_everybody_who_waits_for_a_job_that_slurm_does_not_accept_learns_why(
     second = servers.start(chats, chosen(chats, "tiny"))
     waiting = pool.submit(servers.wait, second)
     commands.release()
-    for asked in (first, waiting):
+    for answer in (first, waiting):
         with pytest.raises(Refusal, match="does not accept the job that would serve tiny: invalid partition"):
-            asked.result(300)
+            answer.result(300)
     assert slurm_batch.serve(second, "7") == 0  # sbatch may have submitted it all the same
     again = servers.start(chats, chosen(chats, "tiny"))
     assert again.state == "waiting"
@@ -250,10 +250,10 @@ def test_a_studio_notes_how_a_chat_job_has_ended_before_squeue_forgets_it(comman
     commands.write(squeue="echo '7|NODE_FAIL|None|x'")
     servers.note_ends(chats.saves)
     commands.write(squeue="exit 1")
-    asked = len(commands.calls("squeue"))
+    queries = len(commands.calls("squeue"))
     assert "NODE_FAIL: its machine has failed" in server.problems[0].text()
     servers.note_ends(chats.saves)
-    assert len(commands.calls("squeue")) == asked  # nobody has to ask again
+    assert len(commands.calls("squeue")) == queries  # nobody has to ask again
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,11 @@ def main(gpus: list[int], hub: bool) -> None:
 
 
 def try_slice(index: int) -> None:
-    """Try a slice of a GPU, the only one that this process sees. `main` has told of PyTorch itself."""
+    """Try a slice of a GPU, the only one that this process sees."""
     silence_warnings()
     try:
         import torch
-    except Exception:
+    except Exception:  # `main`, in a process of its own, has reported why
         return
     if torch.cuda.is_available():
         try_gpu(0, index)
