@@ -17,6 +17,7 @@ from engine.core import hardware
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import RunDir
 from engine.launch.accelerate_config import configuration, is_fsdp, is_hybrid, with_processes
+from engine.launch.engine_choice import EngineChoice
 from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.preflight import checks, memory, memory_savers, package_checks
@@ -222,6 +223,18 @@ def test_auto_divides_only_what_does_not_fit_and_says_why(
     reason = strategy_reason(run_spec, model, 8)
     assert reason.code == code
     assert reason.text() != reason.text("zh")
+
+
+def test_what_only_the_machines_of_a_cluster_can_decide_is_not_said_before(seven: Path) -> None:
+    model, run_spec = inspect_model(seven), full(seven, 16).change("hardware.num_machines", 2)
+    hardware.plan_for(EngineChoice(engine="slurm", gpus_per_machine=8).node)
+    try:
+        assert strategy_reason(run_spec, model, 8).code == "strategy-decided-there"
+        chosen = strategy_reason(on_machines(run_spec, 2, 16, "auto"), model, 8)
+        assert (chosen.code, "is decided when the run starts there" in chosen.text()) == ("strategy-as-set", True)
+        assert "由所在机器决定" in chosen.text("zh")
+    finally:
+        hardware.plan_for(None)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def strategy_reason(spec: RunSpec, model: ModelFacts | None, gpu_count: int) -> 
     room = memory.available_memory(spec)
     plain = chosen.change(FIELD, {"kind": "ddp"})
     needed = memory.memory_needed(plain, model, gpu_count) if model else None
+    if room is None and hardware.plans_elsewhere():
+        return problem("strategy-decided-there", FIELD)
     if needed is None or room is None:
         return problem("strategy-without-estimate", FIELD)
     values = {"needed": memory.size_text(needed.total), "there": memory.size_text(room.bytes)}
@@ -64,6 +66,8 @@ def _sharding_reason(spec: RunSpec, chosen: RunSpec, model: ModelFacts | None, g
     room = memory.available_memory(spec)
     hybrid = chosen.change(f"{FIELD}.sharding", "hybrid")
     needed = memory.memory_needed(hybrid, model, gpu_count) if model else None
+    if room is None and hardware.plans_elsewhere():
+        return _in_each_language(problem("sharding-decided-there", FIELD))
     if needed is None or room is None:
         return _in_each_language(problem("sharding-without-estimate", FIELD))
     values = {"needed": memory.size_text(needed.total), "there": memory.size_text(room.bytes)}
